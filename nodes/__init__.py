@@ -1,0 +1,17 @@
+"""The nodes, and the extension that hands them to ComfyUI."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+
+class SubjectBoothExtension(ComfyExtension):
+    """Lists the pack's nodes; ComfyUI calls it once at start-up."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        return []
+
+
+async def comfy_entrypoint() -> SubjectBoothExtension:
+    """What ComfyUI's loader looks for in a V3 pack."""
+    return SubjectBoothExtension()

@@ -1,0 +1,11 @@
+"""The pack's own edge types, declared once."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+SubjectType = io.Custom("SUBJECT")
+ClassPriorsType = io.Custom("CLASS_PRIORS")
+SubjectLoraType = io.Custom("SUBJECT_LORA")
+
+CATEGORY = "SubjectBooth"

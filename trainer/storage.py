@@ -1,0 +1,90 @@
+"""Writing so that nothing half-written is ever seen, and hashing what was written."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+def write_atomic(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
+    """Write ``path`` in one step: beside it, flushed to the disk, then renamed over it.
+
+    Args:
+        path: the final name; its folder is made when it is missing.
+        content: bytes, text (written as UTF-8), or a function that writes the file it is given (safetensors, PIL).
+
+    Raises:
+        OSError: the folder cannot be written; the old file, if any, is untouched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix is kept because PIL chooses the format by it.
+    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent)
+    os.close(handle)
+    beside = Path(name)
+    try:
+        if callable(content):
+            content(beside)
+        else:
+            beside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        with beside.open("rb+") as file:
+            os.fsync(file.fileno())
+        _give_default_mode(beside)
+        os.replace(beside, path)
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            beside.unlink()
+
+
+def _give_default_mode(path: Path) -> None:
+    """mkstemp makes files only the owner may read; a LoRA is read by whoever may read the folder's other files."""
+    if os.name == "posix":
+        mask = os.umask(0)
+        os.umask(mask)
+        path.chmod(0o666 & ~mask)
+
+
+def canonical_json(value: Any) -> str:
+    """The one spelling of ``value`` that hashes are taken of: sorted keys, no spaces, no NaN.
+
+    Raises:
+        ValueError: a float is NaN or infinite.
+    """
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, allow_nan=False)
+
+
+def sha256_of(*parts: bytes | str | torch.Tensor | Path) -> str:
+    """Hex SHA-256 over ``parts``, each preceded by its kind and length so that no two lists of parts meet.
+
+    A tensor counts with dtype, shape and bytes (moved to the CPU); a Path counts by the file's content, not its name.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        if isinstance(part, torch.Tensor):
+            tensor = part.detach().to("cpu").contiguous()
+            digest.update(f"tensor {tensor.dtype} {tuple(tensor.shape)};".encode())
+            # numpy has no bfloat16 and no float8: hash the bytes themselves.
+            digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
+        elif isinstance(part, Path):
+            digest.update(f"file {part.stat().st_size};".encode())
+            with part.open("rb") as file:
+                while block := file.read(1 << 20):
+                    digest.update(block)
+        else:
+            data = part.encode("utf-8") if isinstance(part, str) else part
+            digest.update(f"bytes {len(data)};".encode())
+            digest.update(data)
+    return digest.hexdigest()
+
+
+def sha256_of_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
+    """Hex SHA-256 over named tensors, independent of their order."""
+    lines = sorted(f"{name} {sha256_of(tensor)}" for name, tensor in tensors)
+    return sha256_of("\n".join(lines))
