@@ -1,0 +1,116 @@
+"""What a run tells while it goes on: small frozen values that a node, a shell or a test reads."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+@dataclass(frozen=True)
+class Started:
+    """The model is built and the first step is about to run.
+
+    Attributes:
+        step: steps already done (above 0 when the run goes on from a checkpoint).
+        steps: steps in all.
+        chosen: what every ``auto`` setting became, and on which device.
+        trainable_parameters: weights that are trained.
+        notes: sentences for the user, such as an option that fell back.
+    """
+
+    step: int
+    steps: int
+    chosen: dict[str, str]
+    trainable_parameters: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class StepDone:
+    """One optimizer update.
+
+    Attributes:
+        step: steps done so far, this one included.
+        steps: steps in all.
+        loss: ``instance_loss + prior_loss_weight * prior_loss``, the mean over the step's batches.
+        instance_loss: the mean squared error on the photos.
+        prior_loss: the mean squared error on the class images, None without class priors.
+        learning_rate: the rate this update used.
+        grad_norm: the gradient's norm before clipping.
+        seconds: how long this step took.
+        eta_seconds: an estimate of what is left, validation pictures included; None for the first steps.
+    """
+
+    step: int
+    steps: int
+    loss: float
+    instance_loss: float
+    prior_loss: float | None
+    learning_rate: float
+    grad_norm: float
+    seconds: float
+    eta_seconds: float | None
+
+
+@dataclass(frozen=True)
+class ValidationStep:
+    """One denoising step of the validation pictures, so that a cancel need not wait for the whole picture."""
+
+    step: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
+class Validation:
+    """Validation pictures.
+
+    Attributes:
+        step: training steps done when they were drawn.
+        prompts: one a picture.
+        images: float32 [n, h, w, 3] in 0..1, on the CPU.
+    """
+
+    step: int
+    prompts: tuple[str, ...]
+    images: torch.Tensor
+
+
+@dataclass(frozen=True)
+class CheckpointSaved:
+    """Everything a resume needs is on the disk."""
+
+    step: int
+    path: Path
+
+
+@dataclass(frozen=True)
+class Finished:
+    """The adapter is written.
+
+    Attributes:
+        step: steps done.
+        path: the LoRA file in the run's folder.
+        trained: False when the run was finished before and nothing was trained now.
+    """
+
+    step: int
+    path: Path
+    trained: bool
+
+
+Event = Started | StepDone | ValidationStep | Validation | CheckpointSaved | Finished
+
+
+def to_json(event: Event) -> dict[str, Any]:
+    """The event as a JSON object with its kind under ``"event"``; pictures and absolute paths stay out."""
+    if isinstance(event, Validation):
+        values: dict[str, Any] = {"step": event.step, "prompts": list(event.prompts)}
+    else:
+        values = asdict(event)
+    if "path" in values:
+        values["path"] = Path(values["path"]).name
+    return {"event": type(event).__name__, **values}
