@@ -1,0 +1,111 @@
+"""LoRA in, kohya file out (LoRA: arXiv 2106.09685).
+
+The file is written with kohya's key names, because ComfyUI, A1111 and Forge all read those; files with diffusers' or
+PEFT's names load in ComfyUI as nothing at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+
+from .config import TrainConfig
+from .errors import SubjectBoothError, require
+
+if TYPE_CHECKING:
+    from torch import nn
+
+ADAPTER_NAME = "subject"
+ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+"""The projections of every attention block, as in the LoRA paper and diffusers' DreamBooth script."""
+
+
+def inject(module: nn.Module, config: TrainConfig, targets: Iterable[str] = ATTENTION_TARGETS) -> list[nn.Parameter]:
+    """Put a LoRA beside every target layer, in place, and return what trains.
+
+    The first weights depend on ``config.seed`` alone; the global random state is left as it was. The adapter's weights
+    are fp32 whatever the base is kept in: in half, steps of 1e-4 are rounded away.
+
+    Args:
+        module: a UNet (or text encoder) whose weights are frozen.
+        config: rank, network_alpha and seed count.
+        targets: endings of the names of the layers that get one.
+
+    Returns:
+        The trainable parameters, in a fixed order: up and down weights, float32.
+
+    Raises:
+        SubjectBoothError: the rank is larger than a layer allows, or no layer has such a name.
+    """
+    require("peft")
+    from peft import LoraConfig, inject_adapter_in_model
+
+    endings = tuple(targets)
+    layers = {name: layer for name, layer in module.named_modules()
+              if name.endswith(tuple(f".{ending}" for ending in endings))}
+    if not layers:
+        raise SubjectBoothError(f"a model without layers named {', '.join(endings)}", "a UNet with attention",
+                                "wire a Stable Diffusion checkpoint", "MODEL")
+    widest = min(min(layer.weight.shape[:2]) for layer in layers.values())
+    if config.rank > widest:
+        raise SubjectBoothError(
+            f"rank {config.rank}", f"{widest} or less, the width of this model's smallest trained layer",
+            f"set rank to {widest} or lower", "rank")
+    lora = LoraConfig(r=config.rank, lora_alpha=config.network_alpha, target_modules=sorted(layers),  # type: ignore[arg-type]
+                      init_lora_weights=True)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed % 2**63)
+        inject_adapter_in_model(lora, module, adapter_name=ADAPTER_NAME)
+    parameters = [parameter for name, parameter in module.named_parameters() if _is_ours(name)]
+    for parameter in parameters:
+        parameter.data = parameter.data.float()
+        parameter.requires_grad_(True)
+    return parameters
+
+
+def adapter_state(module: nn.Module) -> dict[str, torch.Tensor]:
+    """The adapter's weights by module path: ``{"<layer>.lora_A.weight": [rank, in], "<layer>.lora_B.weight": ...}``."""
+    return {name.replace(f".{ADAPTER_NAME}.", "."): parameter.detach().cpu().clone()
+            for name, parameter in module.named_parameters() if _is_ours(name)}
+
+
+def load_adapter_state(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
+    """Set the weights that :func:`adapter_state` gave.
+
+    Raises:
+        SubjectBoothError: the state is of another adapter.
+    """
+    parameters = {name.replace(f".{ADAPTER_NAME}.", "."): parameter
+                  for name, parameter in module.named_parameters() if _is_ours(name)}
+    if set(parameters) != set(state) or any(parameters[name].shape != state[name].shape for name in state):
+        raise SubjectBoothError("a checkpoint of another adapter", "the adapter this run started with",
+                                "train anew with force_retrain", "checkpoint")
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(state[name])
+
+
+def to_kohya(state: dict[str, torch.Tensor], prefix: str, network_alpha: float) -> dict[str, torch.Tensor]:
+    """Rename an adapter's weights to what every other LoRA loader reads.
+
+    Args:
+        state: from :func:`adapter_state`.
+        prefix: ``lora_unet``, or a family's text encoder prefix.
+        network_alpha: written as ``.alpha`` for every layer; a missing alpha would mean a scale of 1 to ComfyUI.
+
+    Returns:
+        ``{"<prefix>_<layer>.lora_down.weight": [rank, in], ".lora_up.weight": [out, rank], ".alpha": []}``, float32.
+    """
+    kohya: dict[str, torch.Tensor] = {}
+    for name, tensor in state.items():
+        layer, kind, _ = name.rsplit(".", 2)
+        key = f"{prefix}_{layer.replace('.', '_')}"
+        kohya[f"{key}.{'lora_down' if kind == 'lora_A' else 'lora_up'}.weight"] = tensor.float().contiguous()
+        kohya[f"{key}.alpha"] = torch.tensor(float(network_alpha))
+    return kohya
+
+
+def _is_ours(name: str) -> bool:
+    return f".lora_A.{ADAPTER_NAME}." in name or f".lora_B.{ADAPTER_NAME}." in name

@@ -1,0 +1,144 @@
+"""The frozen base that an adapter is trained on: UNet, noise schedule, prompt encoder and latent codec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .conditioning import Conditioning, LatentCodec, PromptEncoder
+from .errors import SubjectBoothError, require
+from .families import Family, family_of
+from .ldm_unet import diffusers_config, diffusers_names, unet_shape
+
+if TYPE_CHECKING:
+    from diffusers import DDPMScheduler, UNet2DConditionModel
+
+PREDICTION_TYPES = ("epsilon", "v_prediction")
+
+
+@dataclass
+class BaseModel:
+    """A base model in pieces that diffusers understands.
+
+    Attributes:
+        family: which family it is of.
+        noise_scheduler: the model's own noise schedule and prediction type.
+        prompts: encodes prompts with the model's own text encoder(s).
+        codec: encodes and decodes pictures with the model's own VAE.
+        digest: SHA-256 over all of the above, part of a run's key.
+        build_unet: makes the UNet, frozen, on the CPU, in the dtype it is given. Called once, when training starts:
+            before that the memory is the host's.
+        name: what the user calls the base; written into the LoRA's metadata. Never a path.
+        clip_skip: kohya's count (1 = last layer).
+    """
+
+    family: Family
+    noise_scheduler: DDPMScheduler
+    prompts: PromptEncoder
+    codec: LatentCodec
+    digest: str
+    build_unet: Callable[[torch.dtype], UNet2DConditionModel]
+    name: str = ""
+    clip_skip: int = 1
+
+
+def make_noise_scheduler(alphas_cumprod: torch.Tensor, prediction_type: str) -> DDPMScheduler:
+    """A diffusers scheduler with exactly this schedule.
+
+    Args:
+        alphas_cumprod: float32 [timesteps], the cumulative product of 1 - beta, as in DDPM (arXiv 2006.11239).
+        prediction_type: ``epsilon`` or ``v_prediction``.
+
+    Raises:
+        SubjectBoothError: another prediction type (flow matching, EDM, x0).
+    """
+    require("diffusers")
+    from diffusers import DDPMScheduler
+
+    if prediction_type not in PREDICTION_TYPES:
+        raise SubjectBoothError(
+            f"a model that predicts {prediction_type!r}", "epsilon or v_prediction",
+            "wire a Stable Diffusion checkpoint, or set ModelSamplingDiscrete to eps or v_prediction", "MODEL")
+    scheduler = DDPMScheduler(
+        num_train_timesteps=len(alphas_cumprod), prediction_type=prediction_type, clip_sample=False)
+    alphas = alphas_cumprod.detach().to("cpu", torch.float32).clone()
+    # The product is the truth here (a zero-terminal-SNR schedule is defined on it); betas and alphas follow from it.
+    scheduler.alphas_cumprod = alphas
+    previous = torch.cat([torch.ones(1), alphas[:-1]])
+    scheduler.alphas = alphas / previous
+    scheduler.betas = 1.0 - scheduler.alphas
+    return scheduler
+
+
+def build_unet(
+    shapes: Mapping[str, torch.Size], weights: Callable[[], Mapping[str, torch.Tensor]], family: Family,
+    dtype: torch.dtype, where: str,
+) -> UNet2DConditionModel:
+    """A frozen diffusers UNet from weights in the LDM layout.
+
+    Args:
+        shapes: name -> shape of every weight, without the ``model.diffusion_model.`` in front.
+        weights: gives the weights when called; they are copied, never kept.
+        family: as :func:`trainer.families.family_of` found it.
+        dtype: what the weights are kept in.
+        where: what the weights came from, for messages.
+
+    Returns:
+        The UNet on the CPU, in eval mode, with ``requires_grad`` off everywhere.
+
+    Raises:
+        SubjectBoothError: weights are missing or left over, or have other shapes than the layout says.
+    """
+    require("diffusers")
+    from diffusers import UNet2DConditionModel
+
+    # Inside ComfyUI everything runs in inference mode, and tensors made there can never take part in training.
+    with torch.inference_mode(False), torch.no_grad():
+        with torch.device("meta"):
+            unet = UNet2DConditionModel(**diffusers_config(shapes, family, where))
+        names = diffusers_names(shapes)
+        expected = unet.state_dict()
+        missing = sorted(set(expected) - set(names.values()))
+        left_over = sorted(set(names.values()) - set(expected))
+        if missing or left_over:
+            raise SubjectBoothError(
+                f"a UNet with {len(missing)} weights missing and {len(left_over)} unknown "
+                f"(such as {(missing or left_over)[0]!r})",
+                f"the layout of {family.name}", "wire an unmodified checkpoint", where)
+        unet = unet.to_empty(device="cpu").to(dtype)
+        parameters = dict(unet.named_parameters()) | dict(unet.named_buffers())
+        for name, weight in weights().items():
+            target = parameters[names[name]]
+            if target.shape != weight.shape:
+                raise SubjectBoothError(
+                    f"the weight {name!r} of shape {tuple(weight.shape)}", f"shape {tuple(target.shape)}",
+                    "wire an unmodified checkpoint", where)
+            target.copy_(weight)
+        return unet.requires_grad_(False).eval()
+
+
+def inspect_unet(shapes: Mapping[str, torch.Size], where: str) -> Family:
+    """The family of a UNet in the LDM layout; see :func:`trainer.families.family_of` for what it raises."""
+    return family_of(unet_shape(shapes, where), where)
+
+
+def predict(
+    unet: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning,
+) -> torch.Tensor:
+    """The UNet's raw output (epsilon or v), float32 [b, 4, h/8, w/8].
+
+    Args:
+        unet: a ``UNet2DConditionModel``, perhaps wrapped by accelerate.
+        noisy_latents: [b, 4, h/8, w/8], in the training space.
+        timesteps: int64 [b].
+        conditioning: batch of b prompts.
+    """
+    dtype = next(unet.parameters()).dtype
+    output = unet(
+        noisy_latents.to(dtype), timesteps, encoder_hidden_states=conditioning.hidden_states.to(dtype),
+        return_dict=False,
+    )[0]
+    return output.float()

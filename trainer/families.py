@@ -1,0 +1,73 @@
+"""All that differs between families of base models. A new family is a new entry of ``FAMILIES`` and nothing else."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from .errors import SubjectBoothError
+
+
+@dataclass(frozen=True)
+class Family:
+    """What one family's UNet looks like, and how its LoRA files name things.
+
+    Attributes:
+        name: the name users know ("SD 1.x").
+        context_dim: width of the text encoder's output(s) as the UNet sees it.
+        linear_projection: proj_in/proj_out of the attention blocks are Linear instead of 1x1 Conv.
+        adm_channels: width of the extra vector input (pooled text and sizes), None without one.
+        heads: number of attention heads where it is fixed; None where the width of a head (64) is.
+        text_encoder_prefixes: kohya's key prefix of each text encoder, in the order of the prompt encoder's.
+        latent_scale: what the VAE's latents are multiplied by for the UNet.
+        default_resolution: pixels.
+        kohya_base_model_version: ``ss_base_model_version``, which other tools tell the family by.
+        kohya_v2: ``ss_v2``.
+        modelspec_architecture: ``modelspec.architecture`` without the ``/lora``.
+    """
+
+    name: str
+    context_dim: int
+    linear_projection: bool
+    adm_channels: int | None
+    heads: int | None
+    text_encoder_prefixes: tuple[str, ...]
+    latent_scale: float
+    default_resolution: int
+    kohya_base_model_version: str
+    kohya_v2: bool
+    modelspec_architecture: str
+
+
+SD1 = Family(
+    name="SD 1.x", context_dim=768, linear_projection=False, adm_channels=None, heads=8,
+    text_encoder_prefixes=("lora_te",), latent_scale=0.18215, default_resolution=512,
+    kohya_base_model_version="sd_v1", kohya_v2=False, modelspec_architecture="stable-diffusion-v1",
+)
+
+FAMILIES: tuple[Family, ...] = (SD1,)
+
+
+def family_of(unet_shape: dict[str, Any], where: str) -> Family:
+    """The family whose UNet has this shape.
+
+    Args:
+        unet_shape: ``context_dim``, ``linear_projection``, ``adm_channels`` and ``in_channels`` as read from the
+            weights by :func:`trainer.ldm_unet.unet_shape`.
+        where: what the weights came from, for the message.
+
+    Raises:
+        SubjectBoothError: no family has it: an inpainting or edit model, SD 3, Flux and the like.
+    """
+    supported = ", ".join(family.name for family in FAMILIES)
+    if unet_shape["in_channels"] != 4:
+        raise SubjectBoothError(
+            f"a UNet with {unet_shape['in_channels']} input channels (an inpainting or edit model)",
+            "a text-to-image model with 4", "load the model it was made from", where)
+    for family in FAMILIES:
+        if all(getattr(family, name) == unet_shape[name]
+               for name in ("context_dim", "linear_projection", "adm_channels")):
+            return family
+    raise SubjectBoothError(
+        f"a UNet with a text width of {unet_shape['context_dim']}", f"a model of one of: {supported}",
+        "wire a checkpoint of such a family", where)
