@@ -1,0 +1,104 @@
+"""What each step sees: latents and prompts, and which of them with which noise.
+
+Everything random is a function of the seed and the step, so there is no random state to save: a resumed run draws
+what an uninterrupted one would have drawn.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+
+from .conditioning import Conditioning, concatenate
+from .config import TrainConfig
+from .errors import SubjectBoothError
+from .loss import Batch
+
+
+@dataclass(frozen=True)
+class TrainingData:
+    """Everything that is encoded once, before the first step, on the CPU.
+
+    Attributes:
+        latents: float32 [n, 4, h/8, w/8], the photos in the training space.
+        conditioning: n prompts of batch size 1, one a photo.
+        prior_latents: float32 [m, 4, h/8, w/8], the class images; None without them.
+        prior_conditioning: the class prompt, batch size 1; None without class images.
+    """
+
+    latents: torch.Tensor
+    conditioning: tuple[Conditioning, ...]
+    prior_latents: torch.Tensor | None = None
+    prior_conditioning: Conditioning | None = None
+
+    def __post_init__(self) -> None:
+        if self.prior_latents is None:
+            return
+        if len(self.prior_latents) == 0:
+            raise SubjectBoothError("class priors without a single picture", "one or more",
+                                    "make more class images, or exclude fewer", "CLASS_PRIORS")
+        if self.prior_latents.shape[1:] != self.latents.shape[1:]:
+            height, width = (8 * side for side in self.prior_latents.shape[2:])
+            wanted = 8 * self.latents.shape[2]
+            raise SubjectBoothError(
+                f"class images of {width}x{height} pixels", f"the training resolution, {wanted}x{wanted}",
+                f"make the class images at {wanted} pixels, or set resolution to {width}", "CLASS_PRIORS")
+
+
+def derived_seed(seed: int, purpose: str, number: int) -> int:
+    """A seed for one purpose and one step: 63 bits of SHA-256, so that no two of them are related."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()[:8], "big") >> 1
+
+
+def generator_for(seed: int, purpose: str, number: int) -> torch.Generator:
+    """A CPU generator for one purpose and one step. The CPU's, so that every device sees the same noise."""
+    return torch.Generator("cpu").manual_seed(derived_seed(seed, purpose, number))
+
+
+def order(first: int, count: int, size: int, seed: int, purpose: str) -> list[int]:
+    """Items ``first .. first+count`` of an endless sequence of shuffles of ``range(size)``: each is seen as often."""
+    shuffles: dict[int, list[int]] = {}
+    picked = []
+    for position in range(first, first + count):
+        epoch, place = divmod(position, size)
+        if epoch not in shuffles:
+            shuffles[epoch] = torch.randperm(size, generator=generator_for(seed, purpose, epoch)).tolist()
+        picked.append(shuffles[epoch][place])
+    return picked
+
+
+def make_batch(
+    data: TrainingData, config: TrainConfig, timesteps: int, micro_step: int, device: torch.device,
+    process: int = 0, processes: int = 1,
+) -> Batch:
+    """The batch of one forward pass.
+
+    Args:
+        data: on the CPU.
+        config: batch size and seed count.
+        timesteps: length of the noise schedule.
+        micro_step: forward passes done before, over the whole run.
+        device: where the batch goes.
+        process, processes: under ``accelerate launch`` each process takes its own part of one common draw.
+
+    Returns:
+        ``train_batch_size`` photos and, with class priors, as many class images behind them.
+    """
+    per_process = config.train_batch_size
+    whole = per_process * processes
+    own = slice(process * per_process, (process + 1) * per_process)
+    parts = 1 if data.prior_latents is None else 2
+    random = generator_for(config.seed, "noise", micro_step)
+    noise = torch.randn((parts, whole, *data.latents.shape[1:]), generator=random)[:, own].flatten(0, 1)
+    drawn = torch.randint(0, timesteps, (parts, whole), generator=random)[:, own].flatten(0, 1)
+
+    photos = order(micro_step * whole, whole, len(data.latents), config.seed, "photos")[own]
+    latents = data.latents[photos]
+    prompts = [data.conditioning[index] for index in photos]
+    if data.prior_latents is not None and data.prior_conditioning is not None:
+        classes = order(micro_step * whole, whole, len(data.prior_latents), config.seed, "class images")[own]
+        latents = torch.cat([latents, data.prior_latents[classes]])
+        prompts += [data.prior_conditioning] * per_process
+    return Batch(latents.to(device), noise.to(device), drawn.to(device), concatenate(prompts).to(device), per_process)

@@ -1,0 +1,76 @@
+"""Is the trigger token a good name for a subject? One CLIP token that means nothing yet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from .errors import SubjectBoothError
+
+DEFAULT_TOKEN = "ohwx"
+GOOD_TOKENS = ("ohwx", "hta", "olis", "shs")
+"""Single tokens of CLIP's vocabulary that name nothing a picture could show."""
+
+# CLIP's BPE merges are numbered in the order of how often their letters were seen together, so a low number is a
+# frequent word ("red" 736, "dog" 1929, "teapot" 40749). From 40,000 on, short tokens are mostly letters that mean nothing
+# ("ohwx" 47993, "hta" 49384); longer ones still are names and words.
+RARE_FROM = 40_000
+RARE_MAX_LETTERS = 4
+
+KNOWN_MEANINGS = {
+    "sks": "a rifle, and the base model draws weapons with it",
+    "dvr": "a video recorder", "glock": "a pistol", "ssd": "a disk", "lsd": "a drug", "ufos": "flying saucers",
+    "bmi": "a body measure", "hgtv": "a television channel", "wiiu": "a game console", "imac": "a computer",
+}
+# Words among the short rare tokens: read through the vocabulary's 1,500 of them, and these are what a picture can show.
+_WORDS = frozenset(
+    "foal fawn mink ibis mako elk ewe eels hen hog doge axes kiln kilt hula gilt plum buda blob kats fret loft boat sewn "
+    "tubs rubs bite dyne mace puli purr lard leed fuzz inka gown yawn stix hobo pawn oily glas huff hoof tups eyre fiji "
+    "tint lice lint alco hock kant grom shep bung peds slum thaw milf sume pany batt gnome drip lido lox cod cub jig "
+    "soi mist mew mod hep hew hag gnu fez rat rye sod sow yak zed elf orc gum gag opal dial worx".split())
+
+
+def check_token(token: str, class_word: str, tokenize: Callable[[str], list[int]] | None) -> list[str]:
+    """Warnings about the token, each a sentence; empty when it is a good one.
+
+    Args:
+        token: the word that is to name the subject.
+        class_word: what the subject is one of.
+        tokenize: CLIP's BPE token ids of a text, without start and end. None skips what needs it.
+    """
+    word = token.casefold()
+    better = f'use "{DEFAULT_TOKEN}"' if word != DEFAULT_TOKEN else f'use "{GOOD_TOKENS[1]}"'
+    if word in class_word.casefold().split():
+        return [f'The token "{token}" is part of the class word "{class_word}", so the class itself would become the '
+                f"subject: {better}."]
+    if word in KNOWN_MEANINGS:
+        return [f'The token "{token}" already means {KNOWN_MEANINGS[word]}: {better}.']
+    if tokenize is None or word in GOOD_TOKENS:
+        return []
+    ids = tokenize(token)
+    if len(ids) != 1:
+        return [f'The token "{token}" is {len(ids)} CLIP tokens, so its parts bring their own meanings: {better}.']
+    if ids[0] < RARE_FROM or len(word) > RARE_MAX_LETTERS or word in _WORDS:
+        return [f'The token "{token}" is a word that CLIP already knows (number {ids[0]:,} of its vocabulary, '
+                f"frequent words first), so what it means gets mixed into the subject: {better}."]
+    return []
+
+
+def check_word(value: str, name: str, example: str) -> str:
+    """A token or class word, tidied.
+
+    Raises:
+        SubjectBoothError: empty, longer than a few words, or with characters that prompts give another meaning.
+    """
+    tidy = " ".join(value.split())
+    if not tidy:
+        raise SubjectBoothError(f"{name} is empty", f'a word such as "{example}"', f"fill in {name}", name)
+    # ( ) and \ set weights in a ComfyUI prompt, { } are placeholders, and "embedding:" loads a file.
+    strange = sorted({c for c in tidy if c in "(){}\\:" or not c.isprintable()})
+    if strange:
+        raise SubjectBoothError(
+            f"{name} {tidy[:60]!r} has {strange[0]!r} in it", "plain words: prompts give that character another meaning",
+            "remove it", name)
+    if len(tidy) > 60:
+        raise SubjectBoothError(
+            f"{name} is {len(tidy)} characters long", "a word or a few, at most 60 characters", "shorten it", name)
+    return tidy
