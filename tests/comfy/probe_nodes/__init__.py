@@ -1,0 +1,148 @@
+"""Test-only nodes that report what goes on inside ComfyUI's process. Never shipped.
+
+Each is an output node whose `ui` answer is {"report": [{...}]}, which the history hands to the test as JSON. Heavy or
+special probes live in modules beside this one and are added to NODE_CLASS_MAPPINGS here.
+"""
+
+from __future__ import annotations
+
+import gc
+import sys
+from typing import Any
+
+import comfy.model_management
+import psutil
+import torch
+
+
+class AnyType(str):
+    """A socket type that connects to every other: ComfyUI compares types with `!=`."""
+
+    def __ne__(self, other: object) -> bool:
+        return False
+
+    __hash__ = str.__hash__
+
+
+ANY = AnyType("*")
+
+
+def live_parameters() -> dict[str, int]:
+    """Count of all torch parameters that are alive, and of those that want gradients."""
+    gc.collect()
+    seen: set[int] = set()
+    total = trainable = 0
+    for thing in gc.get_objects():
+        try:
+            if not isinstance(thing, torch.nn.Parameter) or id(thing) in seen:
+                continue
+        except ReferenceError:  # a weak proxy whose object is gone
+            continue
+        seen.add(id(thing))
+        total += thing.numel()
+        trainable += thing.numel() if thing.requires_grad else 0
+    return {"parameters": total, "trainable_parameters": trainable}
+
+
+class ProbeState:
+    """Models ComfyUI holds, live parameters, memory of the process, which heavy libraries are imported.
+
+    `after` takes anything: it makes the probe run after the node it comes from. `nonce` forces a new look.
+    """
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {}, "optional": {"after": (ANY,), "nonce": ("INT", {"default": 0, "max": 2**31})}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    @classmethod
+    def IS_CHANGED(cls, **_inputs: Any) -> float:
+        return float("nan")
+
+    def probe(self, after: Any = None, nonce: int = 0) -> dict[str, Any]:
+        loaded = comfy.model_management.current_loaded_models
+        heavy = ("diffusers", "peft", "transformers", "accelerate")
+        report = {
+            "loaded_models": len(loaded),
+            "loaded_model_types": [type(m.model.model).__name__ for m in loaded if m.model is not None],
+            **live_parameters(),
+            "rss_mb": psutil.Process().memory_info().rss / 2**20,
+            "inference_mode": torch.is_inference_mode_enabled(),
+            "imported": [name for name in heavy if name in sys.modules],
+        }
+        return {"ui": {"report": [report]}}
+
+
+class ProbeImage:
+    """Exact numbers of an IMAGE, LATENT or MASK: shape, mean, std, extremes and a hash of the bytes."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": (ANY,)}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    def probe(self, value: Any) -> dict[str, Any]:
+        import hashlib
+
+        tensor = value["samples"] if isinstance(value, dict) else value
+        tensor = tensor.detach().cpu().contiguous()
+        report = {
+            "shape": list(tensor.shape),
+            "dtype": str(tensor.dtype),
+            "finite": bool(torch.isfinite(tensor).all()),
+            "mean": tensor.float().mean().item(),
+            "std": tensor.float().std().item(),
+            "min": tensor.min().item(),
+            "max": tensor.max().item(),
+            "sha256": hashlib.sha256(tensor.numpy().tobytes()).hexdigest(),
+        }
+        return {"ui": {"report": [report]}}
+
+
+class ProbeValue:
+    """What a STRING, INT, FLOAT or any JSON-able value is; other things as their type's name."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"value": (ANY,)}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    def probe(self, value: Any) -> dict[str, Any]:
+        plain = isinstance(value, str | int | float | bool | list | dict | None)
+        return {"ui": {"report": [{"type": type(value).__name__, "value": value if plain else None}]}}
+
+
+class ProbeFail:
+    """Raises, so that the harness can show how it reports a failing node."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"message": ("STRING", {"default": ""})}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    def probe(self, message: str) -> dict[str, Any]:
+        raise ValueError(message)
+
+
+NODE_CLASS_MAPPINGS = {
+    "ProbeState": ProbeState,
+    "ProbeImage": ProbeImage,
+    "ProbeValue": ProbeValue,
+    "ProbeFail": ProbeFail,
+}

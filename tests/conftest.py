@@ -1,0 +1,151 @@
+"""Test set-up: the package alias, the real ComfyUI, the tiny models.
+
+The repo root is never put on sys.path (ComfyUI has a `nodes.py` of its own). The package is imported under the alias
+`subjectbooth`, whose `__path__` is the root: `from subjectbooth.trainer.config import TrainConfig`.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import types
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
+
+# Tests never ask a hub; set before any Hugging Face library can be imported.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+
+if "subjectbooth" not in sys.modules:
+    _package = types.ModuleType("subjectbooth")
+    _package.__path__ = [str(ROOT)]
+    sys.modules["subjectbooth"] = _package
+
+from subjectbooth.scripts.comfy_server import (  # noqa: E402
+    FP32_FLAGS,
+    ComfyClient,
+    ComfyServer,
+    copy_file,
+    find_comfyui,
+)
+from subjectbooth.tests import tiny  # noqa: E402
+
+PACKS = {"SubjectBooth": ROOT, "probe_nodes": ROOT / "tests" / "comfy" / "probe_nodes"}
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    no_gpu = _no_gpu() if any("gpu" in item.keywords for item in items) else None
+    no_comfy = None if find_comfyui(ROOT) else "no ComfyUI here: run scripts/get_comfyui.py or set COMFYUI_PATH"
+    for item in items:
+        if {"comfy", "comfy_factory"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(pytest.mark.comfy)
+        if no_gpu and "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason=no_gpu))
+        if no_comfy and "comfy" in item.keywords and not os.environ.get("CI"):
+            item.add_marker(pytest.mark.skip(reason=no_comfy))
+
+
+def _no_gpu() -> str | None:
+    import torch
+
+    return None if torch.cuda.is_available() else "no CUDA GPU on this machine"
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint() -> Path:
+    """A random SD 1.5-layout checkpoint with one level (25.8 M UNet parameters)."""
+    return tiny.tiny_checkpoint(CACHE / "tiny")
+
+
+@pytest.fixture(scope="session")
+def tiny_checkpoint_two_levels() -> Path:
+    """The same with two levels (107 M UNet parameters); slower, for what needs a down- and an up-sampling."""
+    return tiny.tiny_checkpoint(CACHE / "tiny", levels=2)
+
+
+@pytest.fixture(scope="session")
+def tiny_style_lora() -> Path:
+    return tiny.tiny_style_lora(CACHE / "tiny")
+
+
+@pytest.fixture(scope="session")
+def comfy_factory(
+    tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_style_lora: Path
+) -> Iterator[Callable[..., ComfyServer]]:
+    """Makes (does not start) servers of their own, each on new folders with the tiny models in place.
+
+    `comfy_factory(args=[...], env={...}, packs={...}, base_dir=...)`; use the result in a `with`, or start() it.
+    All are stopped at the end of the session.
+    """
+    made: list[ComfyServer] = []
+    comfyui = find_comfyui(ROOT)
+    if comfyui is None:
+        pytest.fail("No ComfyUI here: run scripts/get_comfyui.py or set COMFYUI_PATH.")
+
+    def make(
+        *,
+        args: tuple[str, ...] | list[str] = FP32_FLAGS,
+        env: dict[str, str | None] | None = None,
+        packs: dict[str, Path] | None = None,
+        base_dir: Path | None = None,
+    ) -> ComfyServer:
+        base = base_dir or tmp_path_factory.mktemp("comfy")
+        copy_file(tiny_checkpoint, base / "models" / "checkpoints" / "tiny15.safetensors")
+        copy_file(tiny_style_lora, base / "models" / "loras" / "tiny_style.safetensors")
+        # What was put first on the path for the tests (the oldest allowed libraries) holds for the server too.
+        inherited = {"PYTHONPATH": os.environ.get("SUBJECTBOOTH_OVERLAY")}
+        server = ComfyServer(
+            comfyui,
+            base,
+            packs=PACKS if packs is None else packs,
+            args=[*args, "--disable-api-nodes"],
+            env={**inherited, **(env or {})},
+        )
+        made.append(server)
+        return server
+
+    yield make
+    for server in made:
+        server.stop()
+
+
+@pytest.fixture(scope="session")
+def comfy_server(comfy_factory: Callable[..., ComfyServer]) -> Iterator[ComfyServer]:
+    """One ComfyUI for the whole session, everything in fp32. It caches between tests: choose seeds of your own."""
+    with comfy_factory() as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
+def _comfy_client(comfy_server: ComfyServer) -> Iterator[ComfyClient]:
+    with ComfyClient(comfy_server.url, comfy_server) as client:
+        yield client
+
+
+@pytest.fixture
+def comfy(_comfy_client: ComfyClient) -> ComfyClient:
+    """A client of the session's ComfyUI (`comfy.server` has its folders). Restarts it when a test has killed it."""
+    assert _comfy_client.server is not None
+    if not _comfy_client.server.alive():
+        _comfy_client.server.restart()
+    return _comfy_client
+
+
+@pytest.hookimpl(hookwrapper=True)
+def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
+    """On a failure, show what the test's ComfyUI has logged."""
+    outcome = yield
+    report = outcome.get_result()  # type: ignore[attr-defined]
+    if report.when != "call" or not report.failed:
+        return
+    for name in ("comfy", "comfy_server"):
+        used = getattr(item, "funcargs", {}).get(name)
+        server = used.server if isinstance(used, ComfyClient) else used
+        if isinstance(server, ComfyServer):
+            report.sections.append(("ComfyUI log", server.log_tail(80)))
+            return
