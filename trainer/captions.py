@@ -16,7 +16,9 @@ MAX_CAPTION_BYTES = 64 * 1024
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _ARTICLE = re.compile(r"\b(a|an)(\s+)(?=\{class\})", re.IGNORECASE)
 # Written with a vowel, spoken with a consonant, and the other way round.
-_CONSONANT_SOUND = re.compile(r"(?:uni(?!n|m)|us[aeu]|eu|one\b|once\b|ur[aeiou]|ut[aeiou]|u\b|ukulele|ubiqu)", re.IGNORECASE)
+_CONSONANT_SOUND = re.compile(
+    r"(?:uni(?!n|m)|us[abeu]|eu|one\b|once\b|ur[aeiou]|ut[aeiou]|u\b|ukulele|ubiqu)", re.IGNORECASE
+)
 _VOWEL_SOUND = re.compile(r"(?:hour|honest|honou?r|heir)", re.IGNORECASE)
 
 
@@ -40,29 +42,43 @@ def check_template(template: str, *, needs_token: bool, name: str = "prompt_temp
     tidy = " ".join(template.split())
     if not tidy:
         raise SubjectBoothError(
-            f"{name} is empty", "a sentence with placeholders",
-            f'write "{DEFAULT_TEMPLATE if needs_token else DEFAULT_CLASS_TEMPLATE}"', name)
+            f"{name} is empty",
+            "a sentence with placeholders",
+            f'write "{DEFAULT_TEMPLATE if needs_token else DEFAULT_CLASS_TEMPLATE}"',
+            name,
+        )
     for found in _PLACEHOLDER.findall(tidy):
         if found not in PLACEHOLDERS:
             raise SubjectBoothError(
-                f"{name} has the placeholder {{{found}}}", "one of {token}, {class}, {subject}",
-                "correct the placeholder or remove the braces", name)
+                f"{name} has the placeholder {{{found}}}",
+                "one of {token}, {class}, {subject}",
+                "correct the placeholder or remove the braces",
+                name,
+            )
     if "{" in _PLACEHOLDER.sub("", tidy) or "}" in _PLACEHOLDER.sub("", tidy):
-        raise SubjectBoothError(f"{name} has an unpaired brace: {tidy!r}", "braces in pairs", "remove it", name)
+        raise SubjectBoothError(
+            f"{name} has an unpaired brace: {tidy!r}", "braces in pairs", "remove it", name
+        )
     has_token = "{token}" in tidy or "{subject}" in tidy
     if needs_token and not has_token:
         raise SubjectBoothError(
-            f"{name} {tidy!r} names no token", "{token} or {subject} in it, or nothing would call the subject",
-            f'write "{DEFAULT_TEMPLATE}"', name)
+            f"{name} {tidy!r} names no token",
+            "{token} or {subject} in it, or nothing would call the subject",
+            f'write "{DEFAULT_TEMPLATE}"',
+            name,
+        )
     if not needs_token and has_token:
         raise SubjectBoothError(
-            f"{name} {tidy!r} names the token", "the class alone: class images show what the subject is one of",
-            f'write "{DEFAULT_CLASS_TEMPLATE}"', name)
+            f"{name} {tidy!r} names the token",
+            "the class alone: class images show what the subject is one of",
+            f'write "{DEFAULT_CLASS_TEMPLATE}"',
+            name,
+        )
     return tidy
 
 
 def fill(template: str, token: str, class_word: str) -> str:
-    """Put the words in. ``a {class}`` becomes ``an owl`` where English wants it; braces of anything else stay."""
+    """Put the words in. ``a {class}`` becomes ``an owl`` where English wants it; other braces stay."""
     values = {"token": token, "class": class_word, "subject": f"{token} {class_word}"}
 
     def right_article(match: re.Match[str]) -> str:
@@ -81,8 +97,8 @@ def caption_file_of(photo: Path) -> Path:
 def read_caption(path: Path) -> str:
     """A caption file's text on one line.
 
-    UTF-8 (with or without mark), UTF-16 and UTF-32 are recognised for certain; older 8-bit Cyrillic and Western
-    European files by their letters. What fits none is refused rather than learned as garbage.
+    UTF-8 (with or without mark), UTF-16 and UTF-32 are recognised for certain; older 8-bit Cyrillic and
+    Western European files by their letters. What fits none is refused rather than learned as garbage.
 
     Raises:
         SubjectBoothError: missing, empty, far too long, or in an encoding that cannot be told.
@@ -92,28 +108,41 @@ def read_caption(path: Path) -> str:
         data = path.read_bytes() if size <= MAX_CAPTION_BYTES else b""
     except OSError as error:
         raise SubjectBoothError(
-            f"there is no caption file {path.name}", "one .txt file beside each photo, of the same name",
-            'write it, or set captions to "template"') from error
+            f"there is no caption file {path.name}",
+            "one .txt file beside each photo, of the same name",
+            'write it, or set captions to "template"',
+        ) from error
     if size > MAX_CAPTION_BYTES:
         raise SubjectBoothError(
-            f"{path.name} holds {size // 1024} KB", f"a caption, at most {MAX_CAPTION_BYTES // 1024} KB",
-            "shorten it, or move it away from beside the photo")
+            f"{path.name} holds {size // 1024} KB",
+            f"a caption, at most {MAX_CAPTION_BYTES // 1024} KB",
+            "shorten it, or move it away from beside the photo",
+        )
     text = _decode(data)
     if text is None or any(ord(c) < 32 and c not in "\t\r\n\f\v" for c in text):
         raise SubjectBoothError(
-            f"{path.name} is in an encoding that cannot be told", "UTF-8",
-            "open it in a text editor and save it as UTF-8")
+            f"{path.name} is in an encoding that cannot be told",
+            "UTF-8",
+            "open it in a text editor and save it as UTF-8",
+        )
     text = " ".join(text.split())
     if not text:
         raise SubjectBoothError(
-            f"the caption file {path.name} is empty", "a sentence about the photo",
-            'write it, or set captions to "template"')
+            f"the caption file {path.name} is empty",
+            "a sentence about the photo",
+            'write it, or set captions to "template"',
+        )
     return text
 
 
 def _decode(data: bytes) -> str | None:
-    marks = ((codecs.BOM_UTF8, "utf-8-sig"), (codecs.BOM_UTF32_LE, "utf-32"), (codecs.BOM_UTF32_BE, "utf-32"),
-             (codecs.BOM_UTF16_LE, "utf-16"), (codecs.BOM_UTF16_BE, "utf-16"))
+    marks = (
+        (codecs.BOM_UTF8, "utf-8-sig"),
+        (codecs.BOM_UTF32_LE, "utf-32"),
+        (codecs.BOM_UTF32_BE, "utf-32"),
+        (codecs.BOM_UTF16_LE, "utf-16"),
+        (codecs.BOM_UTF16_BE, "utf-16"),
+    )
     for mark, encoding in marks:
         if data.startswith(mark):
             return _try(data, encoding)
@@ -132,8 +161,8 @@ def _try(data: bytes, encoding: str) -> str | None:
 
 
 def _decode_legacy(data: bytes) -> str | None:
-    """8-bit text by its letters: Russian in one of its three encodings, else Western European, else None."""
-    # The ten most frequent Russian letters make up about two thirds of any text; in a wrong encoding they do not.
+    """8-bit text by its letters: Russian in one of three encodings, else Western European, else None."""
+    # The ten most frequent Russian letters make up two thirds of any text; in a wrong encoding they do not.
     best, best_share = None, 0.4
     for encoding in ("cp1251", "koi8-r", "cp866"):
         text = _try(data, encoding)

@@ -1,4 +1,4 @@
-"""One image file -> upright 8-bit RGB and, where it has transparency, a mask. Or one sentence saying why not."""
+"""One image file -> upright 8-bit RGB and, with transparency, a mask. Or one sentence saying why not."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from PIL import Image, ImageFile, ImageOps
 
 from .errors import SubjectBoothError
 
-# Every decoder is attack surface (Pillow's EPS one starts Ghostscript), so only what cameras, phones, browsers and
-# ComfyUI itself write is opened.
+# Every decoder is attack surface (Pillow's EPS one starts Ghostscript), so only what cameras, phones, browsers
+# and ComfyUI itself write is opened.
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"))
 # Listed so that a folder of phone photos says what to do with them instead of "no pictures here".
@@ -60,14 +60,20 @@ def list_photos(folder: Path) -> list[Path]:
         entries = [entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith(".")]
     except OSError as error:
         raise SubjectBoothError(
-            f"the folder {folder.name!r} cannot be read ({_reason(error)})", "a folder with pictures",
-            "check the folder's name and its permissions") from error
+            f"the folder {folder.name!r} cannot be read ({_reason(error)})",
+            "a folder with pictures",
+            "check the folder's name and its permissions",
+        ) from error
     wanted = SUFFIXES | UNREADABLE_SUFFIXES
-    photos = sorted((e for e in entries if e.suffix.lower() in wanted), key=lambda entry: natural_key(entry.name))
+    photos = sorted(
+        (e for e in entries if e.suffix.lower() in wanted), key=lambda entry: natural_key(entry.name)
+    )
     if not photos:
         raise SubjectBoothError(
             f"no picture in the folder {folder.name!r} ({len(entries)} other files)",
-            "3 to 5 photos as JPEG, PNG or WebP directly in it", "put the photos there, or choose another folder")
+            "3 to 5 photos as JPEG, PNG or WebP directly in it",
+            "put the photos there, or choose another folder",
+        )
     return photos
 
 
@@ -80,9 +86,9 @@ def natural_key(name: str) -> tuple[tuple[int, str], ...]:
 def read_photo(path: Path, name: str | None = None) -> DecodedPhoto:
     """Decode one picture file.
 
-    EXIF orientation is applied, colour profiles are converted to sRGB, 16-bit and floating-point values are scaled to
-    8 bits, transparency becomes the mask, the first frame of an animation is taken, and a short side above
-    :data:`KEEP_SHORT_SIDE` is scaled down to it.
+    EXIF orientation is applied, colour profiles are converted to sRGB, 16-bit and floating-point values are
+    scaled to 8 bits, transparency becomes the mask, the first frame of an animation is taken, and a short side
+    above :data:`KEEP_SHORT_SIDE` is scaled down to it.
 
     Args:
         path: the file.
@@ -101,14 +107,17 @@ def read_photo(path: Path, name: str | None = None) -> DecodedPhoto:
             decoded = _decode(image)
     except SubjectBoothError:
         raise
-    # Decoders raise nearly anything on a damaged file (SyntaxError, struct.error, zlib.error, KeyError, ...), and
-    # whatever it is, it means the same to the user.
+    # Decoders raise nearly anything on a damaged file (SyntaxError, struct.error, zlib.error, KeyError, ...),
+    # and whatever it is, it means the same to the user.
     except Exception as error:
         raise _unreadable(path, name, error) from error
     pixels, mask = decoded
     if mask is not None and not mask.any():
         raise SubjectBoothError(
-            f"{name} is fully transparent", "a picture in which the subject can be seen", "leave this file out")
+            f"{name} is fully transparent",
+            "a picture in which the subject can be seen",
+            "leave this file out",
+        )
     return DecodedPhoto(pixels, mask, tuple(notes))
 
 
@@ -120,10 +129,12 @@ def _check_file(path: Path, name: str) -> None:
         size = path.stat().st_size
     except (OSError, ValueError) as error:
         raise SubjectBoothError(
-            f"{name[:200]} cannot be opened ({_reason(error)})", "a picture file", "choose the picture again") from error
+            f"{name[:200]} cannot be opened ({_reason(error)})", "a picture file", "choose the picture again"
+        ) from error
     if size == 0:
         raise SubjectBoothError(
-            f"{name} is empty (0 bytes)", "a picture", "copy or download the file again, or leave it out")
+            f"{name} is empty (0 bytes)", "a picture", "copy or download the file again, or leave it out"
+        )
 
 
 def _check_size(size: tuple[int, int], name: str) -> None:
@@ -132,18 +143,23 @@ def _check_size(size: tuple[int, int], name: str) -> None:
     given = f"{name} is {width}x{height} pixels"
     if width * height > MAX_PIXELS:
         raise SubjectBoothError(
-            given, f"at most {MAX_PIXELS // 1_000_000} million pixels", "scale the picture down first")
+            given, f"at most {MAX_PIXELS // 1_000_000} million pixels", "scale the picture down first"
+        )
     if min(width, height) < MIN_SIDE:
         raise SubjectBoothError(
-            given, f"at least {MIN_SIDE} pixels on each side", "use a larger picture, or leave this one out")
+            given, f"at least {MIN_SIDE} pixels on each side", "use a larger picture, or leave this one out"
+        )
     if max(width, height) > MAX_ASPECT * min(width, height):
         raise SubjectBoothError(
-            given, f"a long side at most {MAX_ASPECT:.0f} times the short one", "crop it around the subject")
+            given, f"a long side at most {MAX_ASPECT:.0f} times the short one", "crop it around the subject"
+        )
 
 
 def _note_frames(image: Image.Image, name: str, notes: list[str]) -> None:
     frames = getattr(image, "n_frames", 1)
-    if frames <= 1 or image.format == "MPO":  # phones put a preview or a depth map behind a JPEG's first picture
+    if (
+        frames <= 1 or image.format == "MPO"
+    ):  # phones put a preview or a depth map behind a JPEG's first picture
         return
     kind = "pages" if image.format == "TIFF" else "frames"
     notes.append(f"{name} has {frames} {kind}: only the first is used.")
@@ -157,7 +173,6 @@ def _decode(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
         image.draft(None, (int(image.width * factor) + 1, int(image.height * factor) + 1))
     image.load()
     profile = image.info.get("icc_profile")
-    # Copies what follows needs before transposing, since exif_transpose drops nothing but the orientation.
     image = ImageOps.exif_transpose(image)
     image = _to_eight_bits(image)
     alpha = _alpha_of(image)
@@ -179,7 +194,7 @@ def _decode(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
 
 
 def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and floating-point greys -> "L" (or "LA"); Pillow's own convert would clip them to white."""
+    """16-bit, 32-bit and floating-point greys -> "L" (or "LA"); Pillow's own convert clips them to white."""
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image).astype(np.float64)
@@ -203,17 +218,15 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
 
 def _alpha_of(image: Image.Image) -> Image.Image | None:
     """The 8-bit alpha channel, from a band, a palette or a colour key; None when everything is opaque."""
-    if image.mode in ("LA", "La", "PA", "RGBA", "RGBa"):
-        alpha = image.convert("RGBA").getchannel("A")
-    elif "transparency" in image.info and image.mode in ("1", "L", "P", "RGB"):
-        alpha = image.convert("RGBA").getchannel("A")
-    else:
+    keyed = "transparency" in image.info and image.mode in ("1", "L", "P", "RGB")
+    if not keyed and image.mode not in ("LA", "La", "PA", "RGBA", "RGBa"):
         return None
+    alpha = image.convert("RGBA").getchannel("A")
     return alpha if alpha.getextrema() != (255, 255) else None
 
 
 def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert from the embedded colour profile (phones: Display P3; print: CMYK); a damaged one is ignored."""
+    """Convert from the embedded colour profile (phones: Display P3; print: CMYK); ignore a damaged one."""
     if not profile or image.mode not in ("RGB", "CMYK"):
         return image
     from PIL import ImageCms
@@ -224,7 +237,10 @@ def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             return image
         if "srgb" in ImageCms.getProfileDescription(source).casefold():
             return image  # a round trip through sRGB -> sRGB would only add rounding errors
-        return ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB") or image
+        return (
+            ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
+            or image
+        )
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return image
 
@@ -237,7 +253,7 @@ def _available_formats() -> list[str]:
 
 @contextlib.contextmanager
 def _strict_decoding() -> Iterator[None]:
-    """Some packs tell Pillow, for the whole process, to fill truncated pictures with grey. Not in a training set."""
+    """Some packs tell Pillow, process-wide, to fill truncated pictures with grey. Not in a training set."""
     before = ImageFile.LOAD_TRUNCATED_IMAGES
     ImageFile.LOAD_TRUNCATED_IMAGES = False
     try:
@@ -252,26 +268,38 @@ def _unreadable(path: Path, name: str, error: Exception) -> SubjectBoothError:
         head = file.read(32)
     if isinstance(error, Image.DecompressionBombError):
         return SubjectBoothError(
-            f"{name} claims a size far beyond any photo", f"at most {MAX_PIXELS // 1_000_000} million pixels",
-            "scale the picture down first, or leave it out")
+            f"{name} claims a size far beyond any photo",
+            f"at most {MAX_PIXELS // 1_000_000} million pixels",
+            "scale the picture down first, or leave it out",
+        )
     if isinstance(error, MemoryError):
         return SubjectBoothError(
-            f"{name} does not fit into memory", "a smaller picture", "scale the picture down first")
+            f"{name} does not fit into memory", "a smaller picture", "scale the picture down first"
+        )
     if head[4:8] == b"ftyp" and head[8:12] in (b"heic", b"heix", b"hevc", b"mif1", b"msf1"):
         return SubjectBoothError(
-            f"{name} is a HEIC picture", "JPEG, PNG or WebP", "export it as JPEG (on an iPhone: Settings, Camera, "
-            "Formats, Most Compatible)")
+            f"{name} is a HEIC picture",
+            "JPEG, PNG or WebP",
+            "export it as JPEG (on an iPhone: Settings, Camera, Formats, Most Compatible)",
+        )
     if _looks_like_picture(head):
         return SubjectBoothError(
-            f"{name} is damaged or cut off", "a picture that can be read to its end",
-            "copy or download the file again, or leave it out")
+            f"{name} is damaged or cut off",
+            "a picture that can be read to its end",
+            "copy or download the file again, or leave it out",
+        )
     return SubjectBoothError(
-        f"{name} is not a picture", "JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF", "convert it, or leave it out")
+        f"{name} is not a picture", "JPEG, PNG, WebP, AVIF, GIF, BMP or TIFF", "convert it, or leave it out"
+    )
 
 
 def _looks_like_picture(head: bytes) -> bool:
     signatures = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
-    return head.startswith(signatures) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:12] == b"ftypavif"
+    return (
+        head.startswith(signatures)
+        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
+        or head[4:12] == b"ftypavif"
+    )
 
 
 def _reason(error: Any) -> str:

@@ -1,0 +1,257 @@
+"""The subject: its photos, what they are called, and how they become square training images."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .captions import DEFAULT_CLASS_TEMPLATE, DEFAULT_TEMPLATE, check_template, fill
+from .errors import SubjectBoothError
+from .photo_checks import check_photos
+from .storage import sha256_of
+from .trigger import DEFAULT_TOKEN, check_token, check_word
+
+CROPS = ("center", "pad", "subject")
+MIN_RESOLUTION, MAX_RESOLUTION = 64, 4096
+_SUBJECT_MARGIN = 0.1
+"""Room left on each side of the mask's box by the crop "subject", as a part of the box."""
+
+
+@dataclass(frozen=True)
+class Photo:
+    """One photo as it was read.
+
+    Attributes:
+        pixels: uint8 [h, w, 3], sRGB.
+        mask: float32 [h, w] in 0..1, 1 = the subject; None when it has none.
+        caption: what the photo shows, token included.
+        name: a short label for messages; never written into a LoRA's metadata.
+    """
+
+    pixels: np.ndarray
+    mask: np.ndarray | None
+    caption: str
+    name: str
+
+
+@dataclass(frozen=True)
+class PreparedSubject:
+    """Square images ready for the latent codec.
+
+    The order is by content, not by file name, so that a renamed photo changes nothing about a run.
+
+    Attributes:
+        images: float32 [n, 3, r, r] in 0..1, on the CPU.
+        masks: float32 [n, 1, r, r] in 0..1, None when no photo has one (among others, one without is all 1).
+        captions: one an image.
+        digest: SHA-256 over pixels, masks and captions.
+        order: ``images[i]`` is made of the subject's ``photos[order[i]]``.
+    """
+
+    images: torch.Tensor
+    masks: torch.Tensor | None
+    captions: tuple[str, ...]
+    digest: str
+    order: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Subject:
+    """What is to be learned: photos, the words for it, and how the photos are cropped.
+
+    Attributes:
+        resolution: pixels, a multiple of 8.
+        crop: ``center`` (the largest square in the middle), ``pad`` (all of the picture, bars in its border's
+            mean colour), or ``subject`` (a square around the mask; ``center`` for photos without one).
+        prompt_template: with ``{token}``, ``{class}`` or ``{subject}`` (both) in it.
+        warnings: sentences about what may spoil a run.
+    """
+
+    photos: tuple[Photo, ...]
+    token: str
+    class_word: str
+    resolution: int
+    crop: str
+    prompt_template: str
+    warnings: tuple[str, ...] = ()
+
+    @property
+    def trigger(self) -> str:
+        """The trained words: ``"ohwx dog"``."""
+        return f"{self.token} {self.class_word}"
+
+    @property
+    def instance_prompt(self) -> str:
+        """``"a photo of ohwx dog"``."""
+        return fill(self.prompt_template, self.token, self.class_word)
+
+    @property
+    def class_prompt(self) -> str:
+        """``"a photo of a dog"``, with the article that fits."""
+        return fill(DEFAULT_CLASS_TEMPLATE, self.token, self.class_word)
+
+    def prepare(self, resolution: int | None = None) -> PreparedSubject:
+        """Crop and scale every photo.
+
+        Args:
+            resolution: side in pixels; the subject's own when None.
+
+        Raises:
+            SubjectBoothError: a resolution that is no multiple of 8 or out of range.
+        """
+        side = check_resolution(self.resolution if resolution is None else resolution)
+        squares = [_square(photo, side, self.crop) for photo in self.photos]
+        any_mask = any(mask is not None for _, mask in squares)
+        full = np.full((side, side), 255, dtype=np.uint8)
+        items = []
+        for index, (photo, (pixels, mask)) in enumerate(zip(self.photos, squares, strict=True)):
+            mask = (full if mask is None else mask) if any_mask else None
+            parts = (pixels.tobytes(), b"" if mask is None else mask.tobytes(), photo.caption)
+            items.append((sha256_of(*parts), index, pixels, mask))
+        items.sort(key=lambda item: item[0])
+        digest = hashlib.sha256(f"subject 1 {side} {any_mask};".encode())
+        for content, *_ in items:
+            digest.update(content.encode())
+        order = tuple(index for _, index, _, _ in items)
+        images = (
+            torch.from_numpy(np.stack([pixels for _, _, pixels, _ in items])).permute(0, 3, 1, 2).float()
+            / 255.0
+        )
+        masks = None
+        if any_mask:
+            masks = torch.from_numpy(np.stack([mask for *_, mask in items]))[:, None].float() / 255.0
+        captions = tuple(self.photos[index].caption for index in order)
+        return PreparedSubject(images.contiguous(), masks, captions, digest.hexdigest(), order)
+
+
+def make_subject(
+    photos: Sequence[Photo],
+    *,
+    class_word: str,
+    token: str = DEFAULT_TOKEN,
+    resolution: int = 512,
+    crop: str = "center",
+    prompt_template: str = DEFAULT_TEMPLATE,
+    tokenize: Callable[[str], list[int]] | None = None,
+    notes: Sequence[str] = (),
+) -> Subject:
+    """Check everything, collect the warnings, and put a subject together.
+
+    Args:
+        photos: at least one. Those with an empty caption get the filled-in template.
+        tokenize: CLIP token ids of a text, for the check of the token; None skips that check.
+        notes: further sentences to warn with, such as those of the reading.
+
+    Raises:
+        SubjectBoothError: no photo, or a setting that cannot be used.
+    """
+    token = check_word(token, "token", DEFAULT_TOKEN)
+    class_word = check_word(class_word, "class_word", "dog")
+    template = check_template(prompt_template, needs_token=True)
+    check_resolution(resolution)
+    if crop not in CROPS:
+        raise SubjectBoothError(f"crop {crop!r}", f"one of {', '.join(CROPS)}", "choose one of them", "crop")
+    if not photos:
+        raise SubjectBoothError("no photo was given", "3 to 5 photos of the subject", "add photos")
+    prompt = fill(template, token, class_word)
+    filled = tuple(
+        Photo(p.pixels, p.mask, fill(p.caption, token, class_word) if p.caption else prompt, p.name)
+        for p in photos
+    )
+    warnings = [*notes, *check_photos(filled, resolution), *check_token(token, class_word, tokenize)]
+    if "{class}" not in template and "{subject}" not in template:
+        warnings.append(
+            "prompt_template has no {class}: naming what the subject is one of helps more than any other "
+            "setting."
+        )
+    unnamed = [p.name for p in filled if token.casefold() not in p.caption.casefold()]
+    if unnamed:
+        warnings.append(
+            f"{len(unnamed)} of {len(filled)} captions (the first is that of {unnamed[0]}) do not have the "
+            f'token "{token}" in them, so those photos teach it nothing.'
+        )
+    return Subject(filled, token, class_word, resolution, crop, template, tuple(warnings))
+
+
+def check_resolution(resolution: int) -> int:
+    """``resolution`` when it is a usable training size.
+
+    Raises:
+        SubjectBoothError: not a whole number, not a multiple of 8, below 64 or above 4096.
+    """
+    if isinstance(resolution, bool) or not isinstance(resolution, int):
+        raise SubjectBoothError(
+            f"resolution {resolution!r}", "a whole number of pixels", "use 512", "resolution"
+        )
+    if not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
+        raise SubjectBoothError(
+            f"resolution {resolution}",
+            f"{MIN_RESOLUTION} to {MAX_RESOLUTION} pixels",
+            "use 512 for SD 1.5, 768 for SD 2.x, 1024 for SDXL",
+            "resolution",
+        )
+    if resolution % 8:
+        raise SubjectBoothError(
+            f"resolution {resolution}",
+            "a multiple of 8 (latents are 8 times smaller than pixels)",
+            f"use {resolution // 8 * 8}",
+            "resolution",
+        )
+    return resolution
+
+
+def _square(photo: Photo, side: int, crop: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """uint8 [side, side, 3] and uint8 [side, side] or None."""
+    image = Image.fromarray(photo.pixels)
+    # 8 bits of mask are plenty, and the same on every machine, which a hash over floats would not be.
+    mask = None if photo.mask is None else Image.fromarray(np.rint(photo.mask * 255.0).astype(np.uint8))
+    if crop == "pad":
+        image, mask = _padded(image, mask)
+    box = _crop_box(photo, image.size, side, crop)
+    # Cropped before scaling, so that nothing from outside the square bleeds in at its border.
+    pixels = image.crop(box).resize((side, side), Image.Resampling.LANCZOS)
+    # Lanczos overshoots at a mask's hard edge; a triangle filter does not.
+    scaled = (
+        None if mask is None else np.array(mask.crop(box).resize((side, side), Image.Resampling.BILINEAR))
+    )
+    return np.array(pixels), scaled
+
+
+def _crop_box(photo: Photo, size: tuple[int, int], side: int, crop: str) -> tuple[int, int, int, int]:
+    """The square (left, top, right, bottom) that is kept, inside ``size``."""
+    width, height = size
+    edge = min(width, height)
+    center_x, center_y = width / 2, height / 2
+    if crop == "subject" and photo.mask is not None and (photo.mask >= 0.5).any():
+        rows = np.flatnonzero((photo.mask >= 0.5).any(axis=1))
+        columns = np.flatnonzero((photo.mask >= 0.5).any(axis=0))
+        extent = max(int(rows[-1] - rows[0]), int(columns[-1] - columns[0])) + 1
+        # Never closer than the training size: enlarging a small subject adds blur and no detail.
+        edge = min(edge, max(round(extent * (1 + 2 * _SUBJECT_MARGIN)), side))
+        center_x, center_y = (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
+    left = min(max(int(center_x - edge / 2), 0), width - edge)
+    top = min(max(int(center_y - edge / 2), 0), height - edge)
+    return left, top, left + edge, top + edge
+
+
+def _padded(image: Image.Image, mask: Image.Image | None) -> tuple[Image.Image, Image.Image | None]:
+    """The picture in the middle of a square whose bars have the mean colour of the edges they touch."""
+    edge = max(image.size)
+    if image.width == image.height:
+        return image, mask
+    pixels = np.asarray(image, dtype=np.float64)
+    edges = pixels[[0, -1]] if image.width > image.height else pixels[:, [0, -1]]
+    colour = tuple(int(v) for v in np.rint(edges.reshape(-1, 3).mean(axis=0)))
+    corner = ((edge - image.width) // 2, (edge - image.height) // 2)
+    square = Image.new("RGB", (edge, edge), colour)
+    square.paste(image, corner)
+    if mask is not None:
+        square_mask = Image.new("L", (edge, edge), 0)
+        square_mask.paste(mask, corner)
+        mask = square_mask
+    return square, mask
