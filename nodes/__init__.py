@@ -9,7 +9,10 @@ class SubjectBoothExtension(ComfyExtension):
     """Lists the pack's nodes; ComfyUI calls it once at start-up."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return []
+        from .apply import ApplySubjectLoRA
+        from .train import DreamBoothLoRATrain
+
+        return [DreamBoothLoRATrain, ApplySubjectLoRA]
 
 
 async def comfy_entrypoint() -> SubjectBoothExtension:

@@ -103,6 +103,21 @@ class TrainConfig:
             return self.learning_rate * (1.0 - progress)
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
+    def validation_is_due(self, step: int) -> bool:
+        """Whether validation pictures follow the update after which ``step`` are done."""
+        if not self.validation_prompts:
+            return False
+        return step == self.steps or bool(self.validation_interval and step % self.validation_interval == 0)
+
+    def validations_after(self, step: int) -> int:
+        """How many times pictures are still due after ``step`` updates."""
+        if not self.validation_prompts or step >= self.steps:
+            return 0
+        if not self.validation_interval:
+            return 1
+        regular = self.steps // self.validation_interval - step // self.validation_interval
+        return regular + (self.steps % self.validation_interval != 0)
+
     def key_fields(self) -> dict[str, Any]:
         """The settings that change the weights. With a constant schedule ``steps`` is not one: more steps go on."""
         chosen = {s.name: getattr(self, s.name) for s in dataclasses.fields(self) if s.metadata["in_key"]}

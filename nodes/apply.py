@@ -1,0 +1,113 @@
+"""ApplySubjectLoRA: a trained subject onto MODEL and CLIP, and its words into a prompt."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import comfy.sd
+import folder_paths
+from comfy_api.latest import io
+
+from ..trainer.errors import SubjectBoothError
+from ..trainer.storage import sha256_of
+from .lora_file import SubjectLora, load_lora_file, match_keys
+from .types import CATEGORY, SubjectLoraType
+
+NO_FILE = "(from subject_lora)"
+
+
+class ApplySubjectLoRA(io.ComfyNode):
+    """Takes the LoRA from the trainer's edge or from a file, and reads its words from the file itself."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node as ComfyUI shows it."""
+        return io.Schema(
+            node_id="ApplySubjectLoRA",
+            display_name="Apply Subject LoRA",
+            category=CATEGORY,
+            description="Applies a trained subject to MODEL and CLIP and writes its words into your prompt.",
+            inputs=[
+                io.Model.Input("model", tooltip="The model to apply the subject to."),
+                io.Clip.Input("clip", tooltip="The text encoder to apply the subject to."),
+                io.Combo.Input("lora_name", options=[NO_FILE, *folder_paths.get_filename_list("loras")],
+                               default=NO_FILE, tooltip="A file from models/loras, when subject_lora is not wired."),
+                io.Float.Input("strength_model", default=1.0, min=-10.0, max=10.0, step=0.05, round=0.001,
+                               tooltip="How strongly the subject changes the model. 0: not at all."),
+                io.Float.Input("strength_clip", default=1.0, min=-10.0, max=10.0, step=0.05, round=0.001,
+                               tooltip="How strongly the subject changes the text encoder, if it was trained."),
+                io.String.Input("prompt", multiline=True, default="a photo of {subject}",
+                                tooltip="Your prompt. {subject} becomes the trained words, such as ohwx dog."),
+                SubjectLoraType.Input("subject_lora", optional=True, tooltip="From DreamBoothLoRATrain."),
+            ],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The model that knows the subject."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder that goes with it."),
+                io.String.Output(display_name="prompt", tooltip="The prompt with the trained words in it."),
+            ],
+        )
+
+    @classmethod
+    def validate_inputs(cls, lora_name: str | None = None) -> bool | str:
+        """Named here, so that ComfyUI does not check the file against a list from before the training."""
+        if lora_name in (None, NO_FILE):
+            return True
+        try:
+            _path_of(str(lora_name))
+        except SubjectBoothError as error:
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str | None = None, **_: Any) -> str:
+        """The file's content, so that a retrained file of the same name is never served from the cache."""
+        if lora_name in (None, NO_FILE):
+            return ""
+        try:
+            return sha256_of(_path_of(str(lora_name)))
+        except (SubjectBoothError, OSError) as error:
+            return str(error)
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, lora_name: str, strength_model: float, strength_clip: float, prompt: str,
+        subject_lora: SubjectLora | None = None,
+    ) -> io.NodeOutput:
+        """Apply, and fill the prompt."""
+        if subject_lora is not None and lora_name != NO_FILE:
+            raise SubjectBoothError(f"both subject_lora and the file {lora_name!r}", "one of the two",
+                                    f"set lora_name to {NO_FILE!r}, or remove the link", "ApplySubjectLoRA")
+        if subject_lora is None and lora_name == NO_FILE:
+            raise SubjectBoothError("no LoRA", "a link to subject_lora or a file in lora_name",
+                                    "wire DreamBoothLoRATrain, or choose a file", "ApplySubjectLoRA")
+        lora = subject_lora or load_lora_file(_path_of(lora_name))
+        filled = _fill(prompt, lora)
+        if strength_model == 0 and strength_clip == 0:
+            return io.NodeOutput(model, clip, filled)
+        matched, unmatched = match_keys(lora.tensors, model, clip)
+        if not matched:
+            raise SubjectBoothError(
+                f"a LoRA of which this model takes 0 of {len(unmatched)} layers",
+                "a LoRA for the wired model's family",
+                "choose another file, or wire the kind of checkpoint it was trained on", lora.path.name)
+        model, clip = comfy.sd.load_lora_for_models(model, clip, lora.tensors, strength_model, strength_clip)
+        return io.NodeOutput(model, clip, filled)
+
+
+def _fill(prompt: str, lora: SubjectLora) -> str:
+    if "{subject}" not in prompt:
+        return prompt
+    if not lora.trigger:
+        raise SubjectBoothError("a LoRA file that does not say its trigger words", "the words it was trained with",
+                                "write them into the prompt in place of {subject}", lora.path.name)
+    return prompt.replace("{subject}", lora.trigger)
+
+
+def _path_of(lora_name: str) -> Path:
+    # get_full_path cleans the name, but a link or a name with ".." deserves an answer rather than a silent repair.
+    known = folder_paths.get_filename_list("loras")
+    if lora_name not in known:
+        raise SubjectBoothError(f"lora_name {lora_name!r}", "a file in models/loras",
+                                "refresh the node list (R) and choose again", "ApplySubjectLoRA")
+    return Path(folder_paths.get_full_path_or_raise("loras", lora_name))

@@ -1,0 +1,153 @@
+"""A trainer's base model out of a wired MODEL, CLIP and VAE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import comfy.model_sampling
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+
+from ..trainer.base_model import BaseModel, build_unet, inspect_unet, make_noise_scheduler
+from ..trainer.conditioning import Conditioning
+from ..trainer.errors import SubjectBoothError
+from ..trainer.storage import canonical_json, sha256_of
+from .host import release_models
+from .weights import digest_of, effective_weights, shapes_of
+
+UNET_PREFIX = "diffusion_model."
+
+
+def base_from_graph(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
+    """The base that the graph would sample with: patches, noise schedule, prediction type and CLIP skip included.
+
+    Nothing is loaded or copied yet; the first call of ``build_unet`` takes ComfyUI's models off the device.
+
+    Raises:
+        SubjectBoothError: the model is of a kind that cannot be trained on, or carries patches that are not weights.
+    """
+    if clip is None or vae is None:
+        missing = "CLIP" if clip is None else "VAE"
+        raise SubjectBoothError(f"a checkpoint without a {missing}", f"a {missing}",
+                                f"wire a {missing} loader, or use a checkpoint that has one", missing)
+    refuse_unlearnable_patches(model, "MODEL")
+    refuse_unlearnable_patches(clip.patcher, "CLIP")
+    shapes = shapes_of(model, UNET_PREFIX)
+    family = inspect_unet(shapes, "MODEL")
+    alphas_cumprod, prediction_type = noise_schedule(model)
+
+    def build(dtype: torch.dtype) -> Any:
+        release_models()
+        return build_unet(shapes, lambda: effective_weights(model, UNET_PREFIX), family, dtype, "MODEL")
+
+    return BaseModel(
+        family=family, noise_scheduler=make_noise_scheduler(alphas_cumprod, prediction_type),
+        prompts=ComfyPromptEncoder(clip), codec=ComfyLatentCodec(model, vae), digest=base_digest(model, clip, vae),
+        build_unet=build, clip_skip=-clip.layer_idx if clip.layer_idx is not None else 1)
+
+
+def base_digest(model: ModelPatcher, clip: CLIP | None = None, vae: VAE | None = None) -> str:
+    """SHA-256 over everything of the wired base that training or sampling depends on."""
+    # The sampling object is hashed by itself: ComfyUI swaps it into the module while a patched clone is loaded.
+    parts = [digest_of(model, UNET_PREFIX), sha256_of(_sigmas(model).cpu()), type_name(model)]
+    parts += [digest_of(clip.patcher), canonical_json([clip.layer_idx, clip.tokenizer_options])] if clip else []
+    parts += [digest_of(vae.patcher)] if vae else []
+    return sha256_of(*parts)
+
+
+def noise_schedule(model: ModelPatcher) -> tuple[torch.Tensor, str]:
+    """``alphas_cumprod`` (float32 [timesteps]) and prediction type of the wired model, ModelSamplingDiscrete included.
+
+    Raises:
+        SubjectBoothError: the model predicts something else than epsilon or v, or has no discrete noise schedule.
+    """
+    sampling = model.get_model_object("model_sampling")
+    kinds = type(sampling).__mro__
+    is_discrete = comfy.model_sampling.ModelSamplingDiscrete in type(sampling).__bases__
+    known = {comfy.model_sampling.EPS: "epsilon", comfy.model_sampling.V_PREDICTION: "v_prediction"}
+    prediction = next((known[kind] for kind in type(sampling).__bases__ if kind in known), None)
+    if not is_discrete or prediction is None:
+        names = ", ".join(kind.__name__ for kind in kinds[1:3])
+        raise SubjectBoothError(
+            f"a model that samples by {names}", "one that predicts epsilon or v on a discrete noise schedule",
+            "wire a Stable Diffusion 1.x checkpoint, or set ModelSamplingDiscrete to eps or v_prediction", "MODEL")
+    sigmas = _sigmas(model)
+    return (1.0 / (1.0 + sigmas.double() ** 2)).float().clone(), prediction
+
+
+def refuse_unlearnable_patches(patcher: ModelPatcher, where: str) -> None:
+    """Training on a base that is not what the sampler will use would silently train the wrong thing.
+
+    Raises:
+        SubjectBoothError: the model carries something that changes its forward pass but is no weight (IP-Adapter,
+            FreeU, hooks, attention replacements).
+    """
+    options = patcher.model_options
+    inside = options.get("transformer_options", {})
+    found = [name for name in ("patches", "patches_replace") if inside.get(name)]
+    found += ["model_function_wrapper"] if options.get("model_function_wrapper") else []
+    found += [f"object patch {name}" for name in patcher.object_patches if name.startswith(UNET_PREFIX)]
+    found += ["injections"] if any(patcher.injections.values()) else []
+    found += ["hooks"] if patcher.hook_patches or patcher.forced_hooks is not None else []
+    found += ["wrappers"] if any(calls for kinds in patcher.wrappers.values() for calls in kinds.values()) else []
+    if found:
+        raise SubjectBoothError(
+            f"a {where} with patches that are not weights ({', '.join(found)}), as IP-Adapter, FreeU or hooks add",
+            f"a {where} that only LoRAs have changed",
+            f"wire the {where} from before that node to the trainer, and apply the node after ApplySubjectLoRA", where)
+
+
+class ComfyPromptEncoder:
+    """Encodes prompts with the wired CLIP: its weights, its patches, its CLIP skip, its prompt syntax."""
+
+    def __init__(self, clip: CLIP) -> None:
+        self._clip = clip
+
+    def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
+        """See :class:`trainer.conditioning.PromptEncoder`."""
+        return [self._encode(prompt) for prompt in prompts]
+
+    def _encode(self, prompt: str) -> Conditioning:
+        with torch.inference_mode():
+            hidden_states, pooled = self._clip.encode_from_tokens(self._clip.tokenize(prompt), return_pooled=True)
+        return Conditioning(normal(hidden_states), normal(pooled) if pooled is not None else None)
+
+
+class ComfyLatentCodec:
+    """Encodes and decodes with the wired VAE, in the latent space that the wired UNet works in."""
+
+    def __init__(self, model: ModelPatcher, vae: VAE) -> None:
+        self._latent_format = model.model.latent_format
+        self._vae = vae
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """See :class:`trainer.conditioning.LatentCodec`. ComfyUI gives the posterior's mean, not a sample of it: the
+        same latents every time, which is also what they are cached as."""
+        with torch.inference_mode():
+            latents = self._latent_format.process_in(self._vae.encode(images.movedim(1, -1)))
+        return normal(latents)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """See :class:`trainer.conditioning.LatentCodec`."""
+        with torch.inference_mode():
+            images = self._vae.decode(self._latent_format.process_out(latents))
+        return normal(images.movedim(-1, 1)).clamp(0, 1)
+
+
+def normal(tensor: torch.Tensor) -> torch.Tensor:
+    """A float32 copy on the CPU that may take part in training: tensors made in inference mode may not."""
+    with torch.inference_mode(False):
+        return tensor.detach().to("cpu", torch.float32, copy=True).clone()
+
+
+def type_name(model: ModelPatcher) -> str:
+    """Names of the classes behind the model's sampling, which say its prediction type."""
+    return ",".join(kind.__name__ for kind in type(model.get_model_object("model_sampling")).__bases__)
+
+
+def _sigmas(model: ModelPatcher) -> torch.Tensor:
+    sampling = model.get_model_object("model_sampling")
+    sigmas = getattr(sampling, "sigmas", None)
+    return sigmas if isinstance(sigmas, torch.Tensor) else torch.zeros(0)

@@ -1,0 +1,104 @@
+"""What the nodes need of ComfyUI besides models: folders, memory, progress and cancelling."""
+
+from __future__ import annotations
+
+import gc
+import time
+from pathlib import Path
+
+import comfy.model_management
+import comfy.utils
+import folder_paths
+import torch
+from PIL import Image
+from server import PromptServer
+
+TEXT_INTERVAL = 0.3
+"""Seconds between two status lines; more often than a few a second nobody can read, and each costs the server time."""
+
+
+def pack_output_dir() -> Path:
+    """The pack's folder in ComfyUI's output folder, where ``/view`` can show what is in it."""
+    return Path(folder_paths.get_output_directory()) / "subjectbooth"
+
+
+def loras_dir() -> Path:
+    """The first of ComfyUI's LoRA folders: the one in which it looks first and users look too."""
+    return Path(folder_paths.get_folder_paths("loras")[0])
+
+
+def view_entry(path: Path) -> dict[str, str]:
+    """How a node's ``ui`` names a picture that lies in the output folder."""
+    relative = path.relative_to(folder_paths.get_output_directory())
+    return {"filename": relative.name, "subfolder": relative.parent.as_posix(), "type": "output"}
+
+
+def release_models() -> None:
+    """Have ComfyUI take all its models off the device, so that training has it for itself."""
+    # Un-patching writes to weights that were made in inference mode, and that is only allowed in inference mode.
+    with torch.inference_mode():
+        comfy.model_management.unload_all_models()
+    clean_up()
+
+
+def clean_up() -> None:
+    """Give memory back that nothing refers to any more."""
+    gc.collect()
+    comfy.model_management.soft_empty_cache()
+
+
+def stop_if_cancelled() -> None:
+    """Raise ComfyUI's own exception if the user pressed cancel."""
+    comfy.model_management.throw_exception_if_processing_interrupted()
+
+
+class Progress:
+    """The node's progress bar, its status line and its preview.
+
+    Args:
+        node_id: from ``cls.hidden.unique_id``.
+        total: of the bar.
+    """
+
+    def __init__(self, node_id: str | None, total: int) -> None:
+        self._node_id = node_id
+        self._bar = comfy.utils.ProgressBar(total, node_id=node_id)
+        self._last_text = float("-inf")
+
+    def update(self, value: int, text: str = "", preview: Image.Image | None = None) -> None:
+        """Move the bar, which also raises ComfyUI's interrupt if the user pressed cancel.
+
+        Args:
+            value: 0..total.
+            text: a status line; shown a few times a second at most.
+            preview: a picture to show on the node.
+        """
+        self._bar.update_absolute(value, preview=("JPEG", preview, 512) if preview is not None else None)
+        if text and time.monotonic() - self._last_text >= TEXT_INTERVAL:
+            self.say(text)
+
+    def say(self, text: str) -> None:
+        """Show a status line at once."""
+        if self._node_id is not None:
+            PromptServer.instance.send_progress_text(text, self._node_id)
+        self._last_text = time.monotonic()
+
+
+def readable_seconds(seconds: float | None) -> str:
+    """``"1:05"`` or ``"2:01:05"``; ``"-"`` while nothing is known."""
+    if seconds is None:
+        return "-"
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def grid(images: torch.Tensor) -> Image.Image:
+    """Pictures float32 [n, h, w, 3] in 0..1, side by side in a near-square."""
+    count, height, width, _ = images.shape
+    columns = int(count**0.5 + 0.999)
+    rows = -(-count // columns)
+    sheet = Image.new("RGB", (columns * width, rows * height))
+    for number, image in enumerate((images.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()):
+        sheet.paste(Image.fromarray(image), (number % columns * width, number // columns * height))
+    return sheet

@@ -1,0 +1,204 @@
+"""DreamBoothLoRATrain: photos and class images in, a LoRA out, in the same run."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy_api.latest import io
+from comfy_execution.graph_utils import ExecutionBlocker
+
+from ..trainer.config import TrainConfig
+from ..trainer.events import Event, Finished, Started, StepDone, Validation, ValidationStep
+from ..trainer.priors import ClassPriors
+from ..trainer.publish import checked_name, publish
+from ..trainer.run import Run
+from ..trainer.subject import Subject
+from .bridge import base_from_graph
+from .host import Progress, clean_up, grid, loras_dir, pack_output_dir, readable_seconds, view_entry
+from .lora_file import SubjectLora, load_lora_file, require_all_keys
+from .types import CATEGORY, ClassPriorsType, SubjectLoraType, SubjectType
+
+_SETTINGS = {setting.name: setting for setting in dataclasses.fields(TrainConfig)}
+
+
+class DreamBoothLoRATrain(io.ComfyNode):
+    """Trains on the wired MODEL, or finds the same training again in its folder."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node as ComfyUI shows it. Inputs are appended, never inserted: workflows store values by position."""
+        return io.Schema(
+            node_id="DreamBoothLoRATrain",
+            display_name="DreamBooth LoRA Train",
+            category=CATEGORY,
+            description="Teaches the wired model your subject and hands the LoRA on to the sampler in the same run. "
+                        "The same inputs never train twice; a cancelled run goes on where it stopped.",
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model to train on, just as it is wired: LoRAs on it are part of "
+                                                "the base. It is not changed."),
+                io.Clip.Input("clip", tooltip="The text encoder that the model is sampled with. Frozen."),
+                io.Vae.Input("vae", tooltip="Encodes the photos, decodes the validation pictures."),
+                SubjectType.Input("subject", tooltip="Photos and words, from LoadSubjectImages."),
+                _number("steps"), _number("learning_rate", step=1e-6, round=1e-8), _number("rank"),
+                _number("network_alpha", step=0.5, round=0.01), _number("train_batch_size"),
+                _number("gradient_accumulation_steps"), _number("prior_loss_weight", step=0.05, round=0.001),
+                _number("seed"),
+                io.Int.Input("resolution", default=0, min=0, max=4096, step=8,
+                             tooltip="Side of the training images in pixels. 0: as LoadSubjectImages says."),
+                _choice("lr_scheduler"), _number("lr_warmup_steps"), _choice("gradient_checkpointing"),
+                _choice("precision"),
+                io.String.Input("output_name", default="my_subject",
+                                tooltip="Name of the LoRA in models/loras; sub-folders are allowed (pets/rex). "
+                                        "A file of another training is never overwritten: _2, _3 ... is added."),
+                io.String.Input("validation_prompts", multiline=True, default="a photo of {subject}",
+                                tooltip="One prompt a line, drawn while training. {subject} becomes the trained words. "
+                                        "Empty: no pictures."),
+                _number("validation_interval"),
+                io.Boolean.Input("force_retrain", default=False,
+                                 tooltip="Train again from step 0, even when this very training was done before."),
+                ClassPriorsType.Input("class_priors", optional=True,
+                                      tooltip="Class images from GenerateClassPriors. They keep the model from turning "
+                                              "every dog into yours. Without them, only the subject is trained."),
+            ],
+            outputs=[
+                SubjectLoraType.Output(display_name="subject_lora", tooltip="For ApplySubjectLoRA."),
+                io.String.Output(display_name="path", tooltip="Where the LoRA file lies."),
+                io.Image.Output(display_name="validation", tooltip="All validation pictures, by step. "
+                                                                   "Blocked when there are none."),
+                io.LoraModel.Output(display_name="lora_model",
+                                    tooltip="For ComfyUI's own Load LoRA Model and Save LoRA Weights."),
+                io.LossMap.Output(display_name="loss_map",
+                                  tooltip="For ComfyUI's own Plot Loss Graph. Blocked when there is nothing to plot."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def validate_inputs(cls, **values: Any) -> bool | str:
+        """Say before anything runs what cannot work. Linked values are None or absent here."""
+        constants = {name: value for name, value in values.items() if value is not None}
+        try:
+            if "output_name" in constants:
+                checked_name(str(constants["output_name"]))
+            _config(constants, resolution=int(constants.get("resolution") or 512))
+        except Exception as error:  # anything at all can be in a JSON from an API client
+            return str(error)
+        return True
+
+    @classmethod
+    def fingerprint_inputs(cls, force_retrain: bool | None = False, **_: Any) -> float | str:
+        """NaN is never equal to itself, so ComfyUI's own cache does not stand in the way of a forced training."""
+        return math.nan if force_retrain else ""
+
+    @classmethod
+    def execute(
+        cls, model: Any, clip: Any, vae: Any, subject: Subject, output_name: str, resolution: int,
+        force_retrain: bool = False, class_priors: ClassPriors | None = None, **settings: Any,
+    ) -> io.NodeOutput:
+        """Train (or find the training) and hand on what came of it."""
+        config = _config(settings, resolution or subject.resolution)
+        progress = Progress(cls.hidden.unique_id, config.steps)
+        progress.say("reading the base model")
+        with _training_mode():
+            base = base_from_graph(model, clip, vae)
+            device = comfy.model_management.get_torch_device()
+            run = Run(base, subject, class_priors, config, pack_output_dir(), device)
+            finished = _follow(run.events(force_retrain), progress)
+            path = publish(finished.path, loras_dir(), output_name)
+            lora = load_lora_file(path)
+        matched = require_all_keys(lora.tensors, model, clip)
+        summary = _summary(finished, lora, matched)
+        progress.say(summary)
+        return cls._output(run, lora, config.steps, summary)
+
+    @classmethod
+    def _output(cls, run: Run, lora: SubjectLora, steps: int, summary: str) -> io.NodeOutput:
+        validations = run.folder.validations(steps)
+        pictures = [view_entry(path) for step, prompts, _ in validations
+                    for path in run.folder.pictures(step, len(prompts))]
+        images = torch.cat([images for _, _, images in validations]) if validations else ExecutionBlocker(None)
+        losses = run.folder.losses(steps)
+        # Plot Loss Graph divides by the spread of the losses.
+        loss_map = {"loss": losses} if len(set(losses)) > 1 else ExecutionBlocker(None)
+        return io.NodeOutput(lora, str(lora.path), images, lora.tensors, loss_map,
+                             ui={"images": pictures, "text": [summary]})
+
+
+def _follow(events: Iterator[Event], progress: Progress) -> Finished:
+    """Turn the run's events into the node's progress; closing them on a cancel is what keeps the work."""
+    finished: Finished | None = None
+    steps = 0
+    preview = None
+    try:
+        for event in events:
+            if isinstance(event, Started):
+                steps = event.steps
+                notes = "; ".join(event.notes)
+                progress.say(f"training on {event.chosen['device']} in {event.chosen['precision']}"
+                             + (f"; {notes}" if notes else ""))
+                progress.update(event.step)
+            elif isinstance(event, StepDone):
+                prior = f" (subject {event.instance_loss:.4f}, class {event.prior_loss:.4f})" \
+                    if event.prior_loss is not None else ""
+                progress.update(event.step, f"step {event.step}/{event.steps}  loss {event.loss:.4f}{prior}  "
+                                            f"{event.seconds:.2f} s/step  ETA {readable_seconds(event.eta_seconds)}")
+            elif isinstance(event, ValidationStep):
+                progress.update(event.step, f"step {event.step}/{steps}  drawing {event.done}/{event.total}")
+            elif isinstance(event, Validation):
+                preview = grid(event.images)
+                progress.update(event.step, preview=preview)
+            elif isinstance(event, Finished):
+                finished = event
+    finally:
+        events.close()  # type: ignore[attr-defined]
+    assert finished is not None
+    return finished
+
+
+def _summary(finished: Finished, lora: SubjectLora, matched: int) -> str:
+    verb = "trained" if finished.trained else "found again (trained before)"
+    size = lora.path.stat().st_size / 2**20
+    return (f"{verb}: {lora.path.name}, {size:.1f} MB, step {finished.step}, matched {matched}/{matched}, "
+            f"write “{lora.trigger}” in prompts")
+
+
+@contextmanager
+def _training_mode() -> Iterator[None]:
+    """Leave ComfyUI's inference mode, in which nothing can be trained, and give all memory back afterwards."""
+    try:
+        with torch.inference_mode(False):
+            yield
+    finally:
+        clean_up()
+
+
+def _config(values: dict[str, Any], resolution: int) -> TrainConfig:
+    chosen = {name: value for name, value in values.items() if name in _SETTINGS}
+    prompts = [line.strip() for line in str(chosen.get("validation_prompts", "")).splitlines()]
+    chosen["validation_prompts"] = tuple(prompt for prompt in prompts if prompt)
+    chosen["resolution"] = resolution
+    return TrainConfig(**chosen)
+
+
+def _number(name: str, step: float = 1, round: float | None = None) -> Any:
+    """An input for a setting of the trainer, with its range and its words."""
+    setting = _SETTINGS[name]
+    low, high = setting.metadata["low"], setting.metadata["high"]
+    if isinstance(setting.default, int):
+        return io.Int.Input(name, default=setting.default, min=int(low), max=int(high), step=int(step),
+                            tooltip=setting.metadata["help"])
+    return io.Float.Input(name, default=setting.default, min=low, max=high, step=step, round=round,
+                          tooltip=setting.metadata["help"])
+
+
+def _choice(name: str) -> Any:
+    setting = _SETTINGS[name]
+    return io.Combo.Input(name, options=list(setting.metadata["choices"]), default=setting.default,
+                          tooltip=setting.metadata["help"])

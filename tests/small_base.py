@@ -1,0 +1,78 @@
+"""A base model of a few thousand weights for tests of the trainer's arithmetic.
+
+The UNet is a real diffusers one; prompts and pictures are encoded by plain functions instead of a text encoder and a
+VAE, which such a test has no use for. The real ones are tested inside ComfyUI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from subjectbooth.trainer.base_model import BaseModel, make_noise_scheduler
+from subjectbooth.trainer.conditioning import Conditioning
+from subjectbooth.trainer.families import SD1
+from subjectbooth.trainer.priors import ClassPriors
+from subjectbooth.trainer.subject import Photo, Subject
+
+
+def alphas_cumprod() -> torch.Tensor:
+    """Stable Diffusion's schedule, from its definition: betas linear in their square root."""
+    return torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, dim=0)
+
+
+def small_unet(seed: int = 0) -> torch.nn.Module:
+    from diffusers import UNet2DConditionModel
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        unet = UNet2DConditionModel(
+            block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=16, attention_head_dim=4,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), norm_num_groups=8)
+    return unet.requires_grad_(False).eval()
+
+
+class HashedPrompts:
+    def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
+        made = []
+        for prompt in prompts:
+            generator = torch.Generator().manual_seed(sum(prompt.encode()))
+            made.append(Conditioning(torch.randn(1, 77, 16, generator=generator)))
+        return made
+
+
+class PoolingCodec:
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        pooled = torch.nn.functional.avg_pool2d(images * 2 - 1, 8)
+        return torch.cat([pooled, pooled.mean(1, keepdim=True)], dim=1)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.interpolate(latents[:, :3] / 2 + 0.5, scale_factor=8).clamp(0, 1)
+
+
+def small_base(prediction_type: str = "epsilon", seed: int = 0) -> BaseModel:
+    return BaseModel(
+        family=SD1, noise_scheduler=make_noise_scheduler(alphas_cumprod(), prediction_type), prompts=HashedPrompts(),
+        codec=PoolingCodec(), digest=f"small {prediction_type} {seed}",
+        build_unet=lambda dtype: small_unet(seed).to(dtype))
+
+
+def small_subject(count: int = 3, resolution: int = 64) -> Subject:
+    random = np.random.default_rng(0)
+    photos = tuple(
+        Photo(random.integers(0, 255, (80, 80, 3), dtype=np.uint8), None, "a photo of ohwx dog", f"{number}.png")
+        for number in range(count))
+    return Subject(photos, "ohwx", "dog", resolution, "center", "a photo of {token} {class}")
+
+
+def small_priors(count: int = 4) -> ClassPriors:
+    latents = torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(5))
+    return ClassPriors(latents, "a photo of a dog", tuple(f"{number:064d}" for number in range(count)), "priors")
+
+
+def folder_bytes(path: Path) -> dict[str, bytes]:
+    """Every file below ``path`` by relative name."""
+    return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}

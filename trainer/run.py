@@ -1,0 +1,131 @@
+"""A whole run: find it again or train it, keep it safe meanwhile, and leave the adapter in its folder."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from .base_model import BaseModel
+from .conditioning import Conditioning
+from .config import TrainConfig, run_key
+from .data import TrainingData
+from .events import CheckpointSaved, Event, Finished, StepDone, ValidationStep
+from .loop import Training
+from .metadata import lora_metadata
+from .run_folder import RunFolder
+from .subject import Subject
+
+if TYPE_CHECKING:
+    from .priors import ClassPriors
+
+logger = logging.getLogger("subjectbooth")
+
+
+class Run:
+    """One subject, one base, one set of settings.
+
+    Args:
+        base: what to train on.
+        subject: photos and words.
+        priors: class images; None trains without keeping the class.
+        config: the requested settings.
+        root: the folder that holds all runs.
+        device: where to train; None lets accelerate choose.
+
+    Raises:
+        SubjectBoothError: photos and settings do not fit.
+    """
+
+    def __init__(
+        self, base: BaseModel, subject: Subject, priors: ClassPriors | None, config: TrainConfig, root: Path,
+        device: torch.device | None = None,
+    ) -> None:
+        self._base, self._subject, self._priors, self._config = base, subject, priors, config
+        self._device = device
+        self._prepared = subject.prepare(config.resolution)
+        key = run_key(config, self._prepared.digest, base.digest, priors.digest if priors else None)
+        self.folder = RunFolder(root, key, subject.trigger)
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the adapter is already there, so that reading :meth:`events` trains nothing."""
+        return self.folder.finished_lora(self._config.steps) is not None
+
+    def events(self, force_retrain: bool = False) -> Iterator[Event]:
+        """Train, or say that it was done before.
+
+        Whatever ends the reading (a cancel closes the generator, an error passes through it, memory runs out), the
+        steps so far are saved as a checkpoint and as an adapter, and the same run goes on from there.
+
+        Args:
+            force_retrain: start from step 0 even when the run is finished or has a checkpoint.
+
+        Yields:
+            The events of :meth:`trainer.loop.Training.events`, :class:`CheckpointSaved`, and :class:`Finished` last.
+        """
+        steps = self._config.steps
+        if force_retrain:
+            self.folder.forget()
+        else:
+            finished = self.folder.finished_lora(steps)
+            if finished is not None:
+                yield Finished(steps, finished, trained=False)
+                return
+        started = self.folder.open({"config": self._config.to_json(), "trigger": self._subject.trigger})
+        resume = self.folder.load_checkpoint(steps)
+        self.folder.truncate_events(resume.step if resume else 0)
+        data, validation, negative = self._encode()
+        training = Training(self._base, data, self._config, validation=validation, negative=negative, resume=resume,
+                            device=self._device)
+        with training:
+            yield from self._train(training, started)
+        yield Finished(steps, self.folder.lora_path(steps), trained=True)
+
+    def _train(self, training: Training, started: float) -> Iterator[Event]:
+        saved_step, saved_at = training.step, time.monotonic()
+        try:
+            for event in training.events():
+                if not isinstance(event, ValidationStep):
+                    self.folder.log(event)
+                yield event
+                if not isinstance(event, StepDone):
+                    continue
+                shown = event.step == event.steps or self._config.validation_is_due(event.step)
+                if shown or time.monotonic() - saved_at >= self._config.checkpoint_seconds:
+                    path = self._save(training, started, with_lora=shown)
+                    saved_step, saved_at = training.step, time.monotonic()
+                    yield CheckpointSaved(training.step, path)
+        finally:
+            if training.is_built and training.step > saved_step:
+                self._save(training, started, with_lora=True)
+                logger.info("kept %d of %d steps in %s", training.step, self._config.steps, self.folder.path)
+
+    def _save(self, training: Training, started: float, with_lora: bool) -> Path:
+        """Checkpoint, and the adapter too where somebody will want to use it: at pictures, and wherever a run ends."""
+        if with_lora:
+            tensors = training.lora()
+            metadata = lora_metadata(
+                tensors, self._subject, self._base, self._config, step=training.step, run_key=self.folder.key,
+                started=started, class_images=len(self._priors.latents) if self._priors else 0)
+            self.folder.write_lora(training.step, tensors, metadata)
+        return self.folder.save_checkpoint(training.snapshot())
+
+    def _encode(self) -> tuple[TrainingData, tuple[tuple[str, Conditioning], ...], Conditioning]:
+        """Everything the text encoder and the VAE have to say, once, while they still are in memory."""
+        base, prepared = self._base, self._prepared
+        shown = tuple(prompt.replace("{subject}", self._subject.trigger) for prompt in self._config.validation_prompts)
+        class_prompts = [self._priors.prompt] if self._priors else []
+        prompts = [*prepared.captions, *class_prompts, *shown, ""]
+        unique = list(dict.fromkeys(prompts))
+        encoded = dict(zip(unique, base.prompts.encode(unique), strict=True))
+        data = TrainingData(
+            latents=base.codec.encode(prepared.images),
+            conditioning=tuple(encoded[caption] for caption in prepared.captions),
+            prior_latents=self._priors.latents if self._priors else None,
+            prior_conditioning=encoded[self._priors.prompt] if self._priors else None)
+        return data, tuple((prompt, encoded[prompt]) for prompt in shown), encoded[""]
