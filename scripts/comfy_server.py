@@ -62,7 +62,9 @@ class PromptRejected(ComfyError):
 class NodeFailed(ComfyError):
     """A node raised while it ran. `node_message` is its own error text."""
 
-    def __init__(self, message: str, node_id: str, node_type: str, node_message: str, exception_type: str) -> None:
+    def __init__(
+        self, message: str, node_id: str, node_type: str, node_message: str, exception_type: str
+    ) -> None:
         super().__init__(message)
         self.node_id = node_id
         self.node_type = node_type
@@ -108,7 +110,9 @@ class RunResult:
 
     def executed(self) -> list[str]:
         """Node ids in the order they began to run."""
-        return [e.data["node"] for e in self.events if e.type == "executing" and e.data.get("node") is not None]
+        return [
+            e.data["node"] for e in self.events if e.type == "executing" and e.data.get("node") is not None
+        ]
 
     def of_type(self, type: str) -> list[Event]:
         return [e for e in self.events if e.type == type]
@@ -211,7 +215,9 @@ class ComfyServer:
             ServerFailed: it ended or did not answer within `timeout` seconds; with the end of its log.
         """
         if not (self.comfyui / "main.py").is_file():
-            raise ServerFailed(f"No ComfyUI at {self.comfyui}: main.py is missing. Set COMFYUI_PATH to a ComfyUI folder.")
+            raise ServerFailed(
+                f"No ComfyUI at {self.comfyui}: main.py is missing. Set COMFYUI_PATH to a ComfyUI folder."
+            )
         if self.process is not None:
             raise ServerFailed("This ComfyUI is already running.")
         for name in ("input", "output", "temp", "user", "custom_nodes", "models/checkpoints", "models/loras"):
@@ -326,7 +332,9 @@ class ComfyClient:
         """
         data = None if body is None else json.dumps(body).encode("utf-8")
         headers = {"Content-Type": "application/json"} if data is not None else {}
-        return self._send(urllib.request.Request(self.url + path, data=data, headers=headers, method=method), timeout)
+        return self._send(
+            urllib.request.Request(self.url + path, data=data, headers=headers, method=method), timeout
+        )
 
     def _send(self, request: urllib.request.Request, timeout: float) -> Any:
         try:
@@ -350,7 +358,9 @@ class ComfyClient:
             return dict(self.request("GET", "/object_info"))
         return dict(self.request("GET", f"/object_info/{urllib.parse.quote(node)}").get(node, {}))
 
-    def queue(self, prompt: Prompt, *, extra_data: Mapping[str, Any] | None = None, targets: Sequence[str] = ()) -> str:
+    def queue(
+        self, prompt: Prompt, *, extra_data: Mapping[str, Any] | None = None, targets: Sequence[str] = ()
+    ) -> str:
         """Queue a prompt; its id. `targets`: run only what these output nodes need.
 
         Raises:
@@ -423,7 +433,9 @@ class ComfyClient:
         entry = self.wait(prompt_id, timeout)
         seconds = time.monotonic() - started
         # The history is written before the last messages are out.
-        self.wait_event(lambda e: e.type == "execution_success" and e.prompt_id == prompt_id, timeout=5, missing_ok=True)
+        self.wait_event(
+            lambda e: e.type == "execution_success" and e.prompt_id == prompt_id, timeout=5, missing_ok=True
+        )
         events = self.events_of(prompt_id)
         cached = {str(n) for e in events if e.type == "execution_cached" for n in e.data.get("nodes", [])}
         return RunResult(prompt_id, dict(entry.get("outputs", {})), frozenset(cached), entry, events, seconds)
@@ -484,7 +496,12 @@ class ComfyClient:
         return [e for e in between if e.prompt_id in (None, prompt_id)]
 
     def wait_event(
-        self, wanted: Callable[[Event], bool], timeout: float = 60.0, *, missing_ok: bool = False, since: int = 0
+        self,
+        wanted: Callable[[Event], bool],
+        timeout: float = 60.0,
+        *,
+        missing_ok: bool = False,
+        since: int = 0,
     ) -> Event | None:
         """Wait for the first event (from index `since` on) for which `wanted` is true.
 
@@ -529,7 +546,9 @@ class ComfyClient:
             while not self._stop.is_set():
                 try:
                     async with session.ws_connect(address, max_msg_size=0) as socket_:
-                        await socket_.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
+                        await socket_.send_json(
+                            {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
+                        )
                         self._connected.set()
                         while not self._stop.is_set():
                             try:
@@ -591,7 +610,8 @@ def _rejection(reason: Mapping[str, Any]) -> str:
     lines = [f"ComfyUI refused the prompt. {said}"]
     for node_id, report in (reason.get("node_errors") or {}).items():
         for problem in report.get("errors", []):
-            lines.append(f"  {report.get('class_type')} (node {node_id}): {problem.get('message')}: {problem.get('details')}")
+            where = f"{report.get('class_type')} (node {node_id})"
+            lines.append(f"  {where}: {problem.get('message')}: {problem.get('details')}")
     return "\n".join(lines)
 
 

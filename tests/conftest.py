@@ -20,6 +20,8 @@ CACHE = ROOT / ".cache"
 # Tests never ask a hub; set before any Hugging Face library can be imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+# Two processes that share few cores must not wait for each other's threads in busy loops (10 times slower).
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if "subjectbooth" not in sys.modules:
     _package = types.ModuleType("subjectbooth")
@@ -40,7 +42,9 @@ PACKS = {"SubjectBooth": ROOT, "probe_nodes": ROOT / "tests" / "comfy" / "probe_
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     no_gpu = _no_gpu() if any("gpu" in item.keywords for item in items) else None
-    no_comfy = None if find_comfyui(ROOT) else "no ComfyUI here: run scripts/get_comfyui.py or set COMFYUI_PATH"
+    no_comfy = (
+        None if find_comfyui(ROOT) else "no ComfyUI here: run scripts/get_comfyui.py or set COMFYUI_PATH"
+    )
     for item in items:
         if {"comfy", "comfy_factory"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.comfy)

@@ -32,7 +32,7 @@ MINIMUM_VERSIONS: dict[str, str] = {
     "peft": "0.13.0",
     "accelerate": "1.0.0",
     "transformers": "4.50.3",
-    "safetensors": "0.4.2",
+    "safetensors": "0.4.3",
 }
 
 

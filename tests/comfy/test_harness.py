@@ -8,7 +8,14 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 from PIL import Image
-from subjectbooth.scripts.comfy_server import ComfyClient, ComfyServer, Interrupted, NodeFailed, PromptRejected
+
+from subjectbooth.scripts.comfy_server import (
+    ComfyClient,
+    ComfyServer,
+    Interrupted,
+    NodeFailed,
+    PromptRejected,
+)
 from subjectbooth.tests.comfy.graphs import node, text_to_image
 
 

@@ -1,0 +1,35 @@
+# Thin over scripts/*.py, which are the same on every system: on Windows run `python scripts\demo.py` and so on.
+# COMFYUI_PATH=... uses an existing ComfyUI; SUBJECTBOOTH_PYTHON=... an existing Python instead of .venv.
+PYTHON ?= python3
+
+.PHONY: help setup demo ui test test-oldest lint clean
+
+help:
+	@echo "make demo         train and sample in a real ComfyUI; the results go to demo_output/"
+	@echo "make ui           the same ComfyUI, left running for a browser"
+	@echo "make test         all tests, those in the real ComfyUI included"
+	@echo "make test-oldest  the tests that also run with the oldest allowed libraries"
+	@echo "make lint         style and types"
+	@echo "make setup        only set up what the others need (.venv, .cache)"
+	@echo "make clean        remove .venv, .cache and demo_output"
+
+setup:
+	@$(PYTHON) scripts/setup_env.py
+
+demo:
+	@$(PYTHON) scripts/demo.py
+
+ui:
+	@$(PYTHON) scripts/demo.py --ui
+
+test:
+	@$(PYTHON) scripts/run_tests.py
+
+test-oldest:
+	@$(PYTHON) scripts/run_tests.py --oldest
+
+lint:
+	@$(PYTHON) scripts/lint.py
+
+clean:
+	@$(PYTHON) scripts/clean.py

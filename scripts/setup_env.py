@@ -1,0 +1,146 @@
+"""Make what the demo and the tests run on: .venv with torch, the pack's and ComfyUI's requirements, and a ComfyUI.
+
+    python scripts/setup_env.py
+
+Quick the second time: a stamp in .venv holds a hash of every list of requirements. Settings, as environment variables:
+
+    COMFYUI_PATH          use this ComfyUI instead of downloading one
+    SUBJECTBOOTH_PYTHON   use this Python, as it is, instead of making .venv (that of your ComfyUI, say)
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+import time
+import venv
+from dataclasses import dataclass
+from pathlib import Path
+
+from get_comfyui import get_comfyui
+
+ROOT = Path(__file__).resolve().parent.parent
+CACHE = ROOT / ".cache"
+VENV = ROOT / ".venv"
+OLDEST = CACHE / "oldest"
+
+# ComfyUI's requirements that neither the demo nor the tests need: sound, and two large packages of pictures and pages
+# for the editor's menus. ComfyUI runs without them and says so in its log.
+NOT_NEEDED = {"torchaudio", "comfyui-workflow-templates", "comfyui-embedded-docs"}
+FROM_TORCH_FILE = {"torch", "torchvision"}
+
+
+@dataclass(frozen=True)
+class Environment:
+    """An interpreter with everything installed, and the ComfyUI tree."""
+
+    python: Path
+    comfyui: Path
+
+
+def requirements(path: Path) -> list[str]:
+    """The lines of a requirements file without comments."""
+    lines = (line.split("#")[0].strip() for line in path.read_text(encoding="utf-8").splitlines())
+    return [line for line in lines if line]
+
+
+def requirement_name(line: str) -> str:
+    """ "torch==2.1" -> "torch"."""
+    for i, character in enumerate(line):
+        if not (character.isalnum() or character in "-_."):
+            return line[:i].lower().replace("_", "-")
+    return line.lower().replace("_", "-")
+
+
+def ensure_environment() -> Environment:
+    """Set up what is missing and say where it is."""
+    if sys.version_info < (3, 10):  # noqa: UP036 - the one place that may meet an older one
+        raise SystemExit(f"This needs Python 3.10 or newer; this one is {sys.version.split()[0]}.")
+    own_comfyui = os.environ.get("COMFYUI_PATH")
+    own_python = os.environ.get("SUBJECTBOOTH_PYTHON")
+    if own_comfyui and not (Path(own_comfyui).expanduser() / "main.py").is_file():
+        raise SystemExit(
+            f"COMFYUI_PATH is {own_comfyui}, where no main.py is. It must be the folder of a ComfyUI."
+        )
+    python = Path(own_python).expanduser().absolute() if own_python else _make_venv()
+    comfyui = (
+        Path(own_comfyui).expanduser().resolve()
+        if own_comfyui
+        else get_comfyui(CACHE / "comfyui", str(python))
+    )
+    if not own_python:
+        _install(python, comfyui)
+    return Environment(python, comfyui)
+
+
+def venv_python(folder: Path = VENV) -> Path:
+    return folder / ("Scripts/python.exe" if os.name == "nt" else "bin/python")
+
+
+def _make_venv() -> Path:
+    python = venv_python()
+    if not python.exists():
+        print(f"Making {VENV} ...", flush=True)
+        try:
+            venv.create(VENV, with_pip=True)
+        except subprocess.CalledProcessError as error:
+            raise SystemExit(
+                f"Python could not make {VENV} ({error}). On Debian: apt-get install python3-venv."
+            ) from error
+    return python
+
+
+def _install(python: Path, comfyui: Path) -> None:
+    wanted = requirements(ROOT / "requirements-torch.txt")
+    wanted += [
+        line
+        for line in requirements(comfyui / "requirements.txt")
+        if requirement_name(line) not in NOT_NEEDED | FROM_TORCH_FILE
+    ]
+    wanted += requirements(ROOT / "requirements.txt") + requirements(ROOT / "requirements-dev.txt")
+    key = hashlib.sha256("\n".join([sys.version, *wanted]).encode("utf-8")).hexdigest()
+    stamp = VENV / ".subjectbooth-stamp"
+    if stamp.is_file() and stamp.read_text(encoding="utf-8") == key:
+        return
+    print(
+        "Installing torch, ComfyUI's requirements and the pack's (some minutes the first time) ...",
+        flush=True,
+    )
+    started = time.monotonic()
+    _pip_install(python, wanted)
+    stamp.write_text(key, encoding="utf-8")
+    print(f"Installed in {time.monotonic() - started:.0f} s.", flush=True)
+
+
+def ensure_oldest(python: Path) -> Path:
+    """A folder to put first on PYTHONPATH: the oldest versions that requirements.txt allows, without torch."""
+    pins = [line.replace(">=", "==") for line in requirements(ROOT / "requirements.txt")]
+    pins += requirements(ROOT / "requirements-oldest.txt")
+    key = "\n".join(pins)
+    stamp = OLDEST / ".subjectbooth-stamp"
+    if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == key):
+        print("Installing the oldest allowed versions: " + ", ".join(pins), flush=True)
+        _pip_install(python, ["--target", str(OLDEST), "--upgrade", "--no-deps", *pins])
+        stamp.write_text(key, encoding="utf-8")
+    return OLDEST
+
+
+def _pip_install(python: Path, arguments: list[str]) -> None:
+    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
+    result = subprocess.run(
+        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+    # pip warns about every package that a configured index does not have; that is no news.
+    sys.stderr.write(
+        "".join(s for s in result.stderr.splitlines(True) if "is ignored: it is neither" not in s)
+    )
+    if result.returncode:
+        raise SystemExit("pip could not install the requirements; its message is above.")
+
+
+if __name__ == "__main__":
+    environment = ensure_environment()
+    print(f"Python:  {environment.python}")
+    print(f"ComfyUI: {environment.comfyui}")
