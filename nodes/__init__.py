@@ -10,9 +10,10 @@ class SubjectBoothExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .apply import ApplySubjectLoRA
+        from .subject import LoadSubjectImages
         from .train import DreamBoothLoRATrain
 
-        return [DreamBoothLoRATrain, ApplySubjectLoRA]
+        return [LoadSubjectImages, DreamBoothLoRATrain, ApplySubjectLoRA]
 
 
 async def comfy_entrypoint() -> SubjectBoothExtension:

@@ -57,7 +57,7 @@ def small_base(prediction_type: str = "epsilon", seed: int = 0) -> BaseModel:
     return BaseModel(
         family=SD1, noise_scheduler=make_noise_scheduler(alphas_cumprod(), prediction_type), prompts=HashedPrompts(),
         codec=PoolingCodec(), digest=f"small {prediction_type} {seed}",
-        build_unet=lambda dtype: small_unet(seed).to(dtype))
+        build_unet=lambda dtype: torch.nn.Module.to(small_unet(seed), dtype))
 
 
 def small_subject(count: int = 3, resolution: int = 64) -> Subject:

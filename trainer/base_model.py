@@ -108,7 +108,8 @@ def build_unet(
                 f"a UNet with {len(missing)} weights missing and {len(left_over)} unknown "
                 f"(such as {(missing or left_over)[0]!r})",
                 f"the layout of {family.name}", "wire an unmodified checkpoint", where)
-        unet = unet.to_empty(device="cpu").to(dtype)
+        # torch's own .to(): diffusers' warns about casting although nothing is to stay in fp32 here.
+        torch.nn.Module.to(unet.to_empty(device="cpu"), dtype)
         parameters = dict(unet.named_parameters()) | dict(unet.named_buffers())
         for name, weight in weights().items():
             target = parameters[names[name]]

@@ -137,7 +137,7 @@ class Training:
                 with torch.enable_grad():
                     losses = batch_losses(model, self._base.noise_scheduler, batch, config.prior_loss_weight)
                     accelerator.backward(losses.total / accumulate)
-                found = (losses.total, losses.instance, losses.prior)
+                found = (losses.total.detach(), losses.instance, losses.prior)
                 sums = [total + float(part) / accumulate if part is not None else total
                         for total, part in zip(sums, found, strict=True)]
             grad_norm = self._clip(parameters)

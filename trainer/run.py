@@ -100,6 +100,9 @@ class Run:
                     path = self._save(training, started, with_lora=shown)
                     saved_step, saved_at = training.step, time.monotonic()
                     yield CheckpointSaved(training.step, path)
+            # All steps were done before, but the adapter is gone or damaged: the checkpoint still has it.
+            if self.folder.finished_lora(self._config.steps) is None:
+                self._save(training, started, with_lora=True)
         finally:
             if training.is_built and training.step > saved_step:
                 self._save(training, started, with_lora=True)
