@@ -1,6 +1,6 @@
 """Remove everything that the other scripts have made: .venv, .cache, demo_output and the tools' caches.
 
-    python scripts/clean.py
+python scripts/clean.py
 """
 
 from __future__ import annotations
@@ -9,7 +9,15 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MADE = (".venv", ".cache", "demo_output", ".mypy_cache", ".pytest_cache", ".ruff_cache", "tests/.pytest_cache")
+MADE = (
+    ".venv",
+    ".cache",
+    "demo_output",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".ruff_cache",
+    "tests/.pytest_cache",
+)
 
 if __name__ == "__main__":
     for name in MADE:

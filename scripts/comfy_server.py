@@ -227,6 +227,9 @@ class ComfyServer:
         if self.port is None:
             self.port = free_port()
         env = {**os.environ, **(_OFFLINE if self.offline else {})}
+        if self.cpu:
+            # Threads that wait in busy loops slow each other down 5 times as soon as anything else uses the cores.
+            env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         env.pop("PYTHONPATH", None)
         for name, value in self.env.items():
             if value is None:

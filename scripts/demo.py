@@ -1,0 +1,222 @@
+"""Train and sample in a real ComfyUI, from nothing: set up, start it, queue the example workflow, save what came out.
+
+    python scripts/demo.py [workflow.json]     results go to demo_output/
+    python scripts/demo.py --ui                leave ComfyUI running for a browser
+
+COMFYUI_PATH uses an existing ComfyUI; its own models and outputs are left alone, since it runs on the folders in
+.cache/demo. SUBJECTBOOTH_PYTHON uses an existing Python instead of .venv.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from comfy_server import (
+    FP32_FLAGS,
+    ComfyClient,
+    ComfyError,
+    ComfyServer,
+    Event,
+    free_port,
+)
+from setup_env import CACHE, ROOT, ensure_environment
+from workflow import to_api
+
+WORKFLOW = ROOT / "example_workflows" / "train_and_sample.json"
+OUTPUT = ROOT / "demo_output"
+USUAL_PORT = 8188
+TIME_LIMIT = 3 * 3600.0
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "workflow", nargs="?", type=Path, default=WORKFLOW, help="as the graph editor saves it"
+    )
+    parser.add_argument("--ui", action="store_true", help="leave the server running for a browser")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="where the results go")
+    parser.add_argument(
+        "--base-directory", type=Path, default=CACHE / "demo", help="ComfyUI's models, input, output"
+    )
+    options = parser.parse_args()
+
+    environment = ensure_environment()
+    if Path(sys.executable).absolute() != environment.python:
+        # ComfyUI's client needs what is installed there.
+        env = {
+            **os.environ,
+            "COMFYUI_PATH": str(environment.comfyui),
+            "SUBJECTBOOTH_PYTHON": str(environment.python),
+        }
+        try:
+            return subprocess.run([str(environment.python), *sys.argv], env=env).returncode
+        except KeyboardInterrupt:
+            return 130
+
+    device, flags = _device()
+    print(f"Starting ComfyUI ({environment.comfyui}) on the {device} ...", flush=True)
+    server = ComfyServer(
+        environment.comfyui,
+        options.base_directory,
+        packs={"SubjectBooth": ROOT},
+        args=[*flags, "--disable-api-nodes"],
+        cpu=device == "CPU",
+        port=_usual_port() if options.ui else None,
+    )
+    try:
+        with server:
+            if options.ui:
+                _leave_running(server)
+            else:
+                _run_workflow(server, options.workflow, options.output)
+    except KeyboardInterrupt:
+        print("\nStopped.")
+        return 130
+    except ComfyError as error:
+        print(f"\n{error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _device() -> tuple[str, tuple[str, ...]]:
+    import torch
+
+    if torch.cuda.is_available():
+        return "GPU", ()
+    if torch.backends.mps.is_available():
+        return "GPU (Metal)", ()
+    return "CPU", FP32_FLAGS
+
+
+def _usual_port() -> int:
+    import socket
+
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
+        try:
+            sock.bind(("127.0.0.1", USUAL_PORT))
+        except OSError:
+            return free_port()
+    return USUAL_PORT
+
+
+def _leave_running(server: ComfyServer) -> None:
+    print(f"\nComfyUI is at {server.url}")
+    print("The example is under Workflow > Browse Templates > SubjectBooth. Ctrl-C ends it.", flush=True)
+    while server.alive():
+        time.sleep(1)
+    raise ComfyError(f"ComfyUI has ended.\n{server.log_tail()}")
+
+
+def _run_workflow(server: ComfyServer, path: Path, output: Path) -> None:
+    workflow = json.loads(path.read_text(encoding="utf-8"))
+    started = time.monotonic()
+    with ComfyClient(server.url, server) as client:
+        prompt = to_api(workflow, client.object_info())
+        print(f"Queueing {path.name}: {len(prompt)} nodes", flush=True)
+        prompt_id = client.queue(prompt, extra_data={"extra_pnginfo": {"workflow": workflow}})
+        _Reporter(client, prompt).follow(prompt_id)
+        entry = client.wait(prompt_id)
+        saved = _save_results(client, entry, prompt, server, output)
+    seconds = time.monotonic() - started
+    print(f"\nDone in {seconds:.0f} s. In {output}:")
+    for file in saved:
+        print(f"  {file.relative_to(output)}  ({file.stat().st_size / 2**20:.1f} MB)")
+
+
+class _Reporter:
+    """Prints what happens, a line a second at most."""
+
+    def __init__(self, client: ComfyClient, prompt: dict[str, dict[str, Any]]) -> None:
+        self.client = client
+        self.titles = {node_id: node["_meta"]["title"] for node_id, node in prompt.items()}
+        self.texts: dict[str, str] = {}
+        self.node: str | None = None
+        self.node_started = 0.0
+        self.printed_at = 0.0
+        self.printed = ""
+
+    def follow(self, prompt_id: str) -> None:
+        """Until the prompt has ended, well or not."""
+        seen = 0
+        started = time.monotonic()
+        while True:
+            event = self.client.wait_event(lambda _: True, timeout=2, missing_ok=True, since=seen)
+            if event is None:
+                if self.client.history(prompt_id) is not None:
+                    return
+                if time.monotonic() - started > TIME_LIMIT:
+                    raise ComfyError(f"It still ran after {TIME_LIMIT / 3600:.0f} hours.")
+                continue
+            seen += 1
+            ended = ("execution_success", "execution_error", "execution_interrupted")
+            if event.type in ended and event.prompt_id == prompt_id:
+                return
+            self._show(event)
+
+    def _show(self, event: Event) -> None:
+        data = event.data
+        if event.type == "execution_cached" and data.get("nodes"):
+            names = ", ".join(self.titles.get(str(n), str(n)) for n in data["nodes"])
+            self._print(f"nothing changed for: {names}")
+        elif event.type == "executing" and data.get("node") in self.titles:
+            self.node, self.node_started = data["node"], event.time
+            self._print(f"{self.titles[data['node']]} ...")
+        elif event.type == "progress_text":
+            self.texts[data["node"]] = data["text"]
+            self._print(f"  {data['text']}", throttle=True)
+        elif event.type == "progress" and data.get("node") not in self.texts:
+            done, total = data["value"], data["max"]
+            left = (event.time - self.node_started) / done * (total - done) if done else 0.0
+            self._print(f"  {done}/{total}  ETA {left:.0f} s", throttle=done < total)
+
+    def _print(self, line: str, throttle: bool = False) -> None:
+        now = time.monotonic()
+        if line == self.printed or (throttle and now - self.printed_at < 1.0):
+            return
+        self.printed_at, self.printed = now, line
+        print(line, flush=True)
+
+
+def _save_results(
+    client: ComfyClient,
+    entry: dict[str, Any],
+    prompt: dict[str, dict[str, Any]],
+    server: ComfyServer,
+    output: Path,
+) -> list[Path]:
+    """Copy every picture a node showed (but not the user's own photos), and the LoRA."""
+    output.mkdir(parents=True, exist_ok=True)
+    saved = []
+    for node_id, shown in entry["outputs"].items():
+        title = _plain(prompt[node_id]["_meta"]["title"])
+        made = [record for record in shown.get("images", []) if record["type"] != "input"]
+        for number, record in enumerate(made, 1):
+            target = output / f"{title}_{number:03}{Path(record['filename']).suffix}"
+            target.write_bytes(client.view(record["filename"], record["subfolder"], record["type"]))
+            saved.append(target)
+        for name in re.findall(r"[^\s/\\]+\.safetensors", " ".join(map(str, shown.get("text", [])))):
+            for lora in (server.models_dir / "loras").rglob(name):
+                shutil.copyfile(lora, output / name)
+                saved.append(output / name)
+    if not saved:
+        raise ComfyError(f"The workflow ran, but no node showed a picture or a LoRA.\n{server.log_tail()}")
+    return saved
+
+
+def _plain(title: str) -> str:
+    return re.sub(r"[^a-z0-9]+", "_", title.lower()).strip("_")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
