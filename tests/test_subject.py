@@ -50,7 +50,14 @@ def test_center_crop_is_the_middle_square_scaled_with_lanczos() -> None:
     expected = Image.fromarray(CAT[:, 75:375]).resize((128, 128), Image.Resampling.LANCZOS)
     assert prepared.images.shape == (1, 3, 128, 128) and prepared.images.dtype == torch.float32
     assert np.array_equal(as_array(prepared.images[0]), np.array(expected))
-    assert prepared.masks is None and not prepared.images.is_inference()
+    assert prepared.masks is None
+
+
+def test_tensors_can_be_trained_on_when_made_in_inference_mode() -> None:
+    with torch.inference_mode():
+        prepared = subject(photo(CAT, np.eye(300, 451, dtype=np.float32))).prepare()
+    assert prepared.masks is not None
+    assert not prepared.images.is_inference() and not prepared.masks.is_inference()
 
 
 def test_a_picture_of_the_training_size_is_untouched() -> None:

@@ -60,7 +60,7 @@ def list_photos(folder: Path) -> list[Path]:
         entries = [entry for entry in folder.iterdir() if entry.is_file() and not entry.name.startswith(".")]
     except OSError as error:
         raise SubjectBoothError(
-            f"the folder {folder.name!r} cannot be read ({_reason(error)})",
+            f"the folder {folder.name[:80]!r} cannot be read ({_reason(error)})",
             "a folder with pictures",
             "check the folder's name and its permissions",
         ) from error
@@ -102,7 +102,7 @@ def read_photo(path: Path, name: str | None = None) -> DecodedPhoto:
     notes: list[str] = []
     try:
         with _strict_decoding(), Image.open(path, formats=_available_formats()) as image:
-            _check_size(image.size, name)
+            check_size(image.size, name)
             _note_frames(image, name, notes)
             decoded = _decode(image)
     except SubjectBoothError:
@@ -137,8 +137,12 @@ def _check_file(path: Path, name: str) -> None:
         )
 
 
-def _check_size(size: tuple[int, int], name: str) -> None:
-    """From the header alone, before anything is decoded."""
+def check_size(size: tuple[int, int], name: str) -> None:
+    """Refuse what is too small, too large or too narrow; ``size`` is (width, height), as a file's header has it.
+
+    Raises:
+        SubjectBoothError: with the size that would do.
+    """
     width, height = size
     given = f"{name} is {width}x{height} pixels"
     if width * height > MAX_PIXELS:

@@ -111,22 +111,23 @@ class Subject:
         items = []
         for index, (photo, (pixels, mask)) in enumerate(zip(self.photos, squares, strict=True)):
             mask = (full if mask is None else mask) if any_mask else None
-            parts = (pixels.tobytes(), b"" if mask is None else mask.tobytes(), photo.caption)
-            items.append((sha256_of(*parts), index, pixels, mask))
+            content = sha256_of(pixels.tobytes(), b"" if mask is None else mask.tobytes(), photo.caption)
+            items.append((content, index, pixels, mask))
         items.sort(key=lambda item: item[0])
         digest = hashlib.sha256(f"subject 1 {side} {any_mask};".encode())
         for content, *_ in items:
             digest.update(content.encode())
         order = tuple(index for _, index, _, _ in items)
-        images = (
-            torch.from_numpy(np.stack([pixels for _, _, pixels, _ in items])).permute(0, 3, 1, 2).float()
-            / 255.0
-        )
-        masks = None
-        if any_mask:
-            masks = torch.from_numpy(np.stack([mask for *_, mask in items]))[:, None].float() / 255.0
         captions = tuple(self.photos[index].caption for index in order)
-        return PreparedSubject(images.contiguous(), masks, captions, digest.hexdigest(), order)
+        # ComfyUI runs nodes in inference mode, and what is made there can never be trained on.
+        with torch.inference_mode(False):
+            pixels = torch.from_numpy(np.stack([pixels for _, _, pixels, _ in items]))
+            images = (pixels.permute(0, 3, 1, 2).float() / 255.0).contiguous()
+            masks = None
+            if any_mask:
+                stacked = np.stack([mask for *_, mask in items if mask is not None])
+                masks = torch.from_numpy(stacked)[:, None].float() / 255.0
+        return PreparedSubject(images, masks, captions, digest.hexdigest(), order)
 
 
 def make_subject(

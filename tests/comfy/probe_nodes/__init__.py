@@ -14,6 +14,9 @@ import comfy.model_management
 import psutil
 import torch
 
+from .subject_probes import ProbePriors, ProbeSubject
+from . import predictions
+
 
 class AnyType(str):
     """A socket type that connects to every other: ComfyUI compares types with `!=`."""
@@ -145,4 +148,7 @@ NODE_CLASS_MAPPINGS = {
     "ProbeImage": ProbeImage,
     "ProbeValue": ProbeValue,
     "ProbeFail": ProbeFail,
+    "ProbeSubject": ProbeSubject,
+    "ProbePriors": ProbePriors,
+    **predictions.NODES,
 }

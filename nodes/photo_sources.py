@@ -1,0 +1,210 @@
+"""Where a subject's photos come from: uploads, a folder, a sample of the pack, or an IMAGE wire."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import folder_paths
+import numpy as np
+import torch
+
+from ..trainer.captions import caption_file_of, read_caption
+from ..trainer.errors import SubjectBoothError
+from ..trainer.photos import check_size, list_photos, read_photo
+from ..trainer.subject import Photo
+from .safe_paths import inside
+
+SAMPLES = Path(__file__).resolve().parent.parent / "demo" / "subjects"
+NO_SAMPLE = "none"
+MAX_PHOTOS = 1000
+
+
+@dataclass(frozen=True)
+class Source:
+    """Where the photos come from; what is not used is empty."""
+
+    names: tuple[str, ...]
+    folder: str
+    sample: str
+    has_image: bool
+
+    @classmethod
+    def of(cls, images: Any, folder: Any, sample: Any, *, has_image: bool = False) -> Source:
+        """From the widgets' values as they arrive, links (None) included.
+
+        Raises:
+            SubjectBoothError: ``images`` is something else than a name or a list of names.
+        """
+        listed = [images] if isinstance(images, str) else [] if images is None else images
+        if not isinstance(listed, list | tuple) or not all(isinstance(name, str) for name in listed):
+            raise SubjectBoothError(
+                f"images {str(images)[:80]}",
+                "a list of file names",
+                'send {"__value__": ["a.jpg", "b.jpg"]}',
+                "images",
+            )
+        sample = "" if sample in (None, NO_SAMPLE) else str(sample)
+        return cls(tuple(name for name in listed if name.strip()), str(folder or ""), sample, has_image)
+
+    def check(self, *, may_be_none: bool = False) -> None:
+        """Raise unless exactly one source is given (or none, where a link may still bring one)."""
+        given = {"images": self.names, "folder": self.folder, "sample": self.sample, "image": self.has_image}
+        used = [name for name, value in given.items() if value]
+        if len(used) > 1:
+            raise SubjectBoothError(
+                f"photos from {len(used)} sources: {' and '.join(used)}",
+                "exactly one of images, folder, sample and image",
+                "keep one, and empty or unplug the others",
+            )
+        if not used and not may_be_none:
+            raise SubjectBoothError(
+                "no photos were given",
+                "exactly one of images, folder, sample and image",
+                "upload 3 to 5 photos, choose a folder or a sample, or wire an IMAGE",
+            )
+
+    def paths(self) -> list[Path]:
+        """The picture files, each made sure to lie where it may.
+
+        Raises:
+            SubjectBoothError: a name that leads elsewhere, a folder without pictures, an unknown sample, or far too
+                many files.
+        """
+        if self.sample:
+            if self.sample not in samples():
+                raise SubjectBoothError(
+                    f"sample {self.sample[:60]!r}",
+                    f"one of {', '.join(samples()) or 'none'}",
+                    "choose another",
+                    "sample",
+                )
+            return list_photos(SAMPLES / self.sample / "train")
+        base = Path(folder_paths.get_input_directory())
+        if self.folder:
+            found = list_photos(inside(base, self.folder, "folder"))
+            paths = [inside(base, str(path.relative_to(base.resolve())), "folder") for path in found]
+        else:
+            paths = [_input_file(name) for name in self.names]
+        if len(paths) > MAX_PHOTOS:
+            raise SubjectBoothError(
+                f"{len(paths)} pictures",
+                f"at most {MAX_PHOTOS}: DreamBooth learns from 3 to 5",
+                "choose the best few",
+            )
+        return paths
+
+    def sample_class_word(self) -> str:
+        """The class word that comes with a sample; empty for other sources."""
+        if not self.sample:
+            return ""
+        try:
+            about = json.loads((SAMPLES / self.sample / "subject.json").read_text("utf-8"))
+            return str(about["class_word"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
+
+
+def _input_file(name: str) -> Path:
+    """The file that an upload's name stands for; ComfyUI writes ``name [output]`` for files of other folders."""
+    plain, directory = folder_paths.annotated_filepath(name)
+    path = inside(Path(directory or folder_paths.get_input_directory()), plain, "images")
+    if not path.is_file():
+        raise SubjectBoothError(
+            f"{plain[:120]!r} is not in ComfyUI's input folder",
+            "uploaded pictures",
+            "upload it again",
+            "images",
+        )
+    return path
+
+
+def photos_of_files(paths: list[Path], caption_files: bool) -> tuple[list[Photo], list[str]]:
+    """Read the files, and their captions where wanted; also what there is to say about them."""
+    photos, notes = [], []
+    for path in paths:
+        name = path.name.encode("utf-8", "replace").decode("utf-8")
+        decoded = read_photo(path, name)
+        notes.extend(decoded.notes)
+        caption = read_caption(caption_file_of(path)) if caption_files else ""
+        photos.append(Photo(decoded.pixels, decoded.mask, caption, name))
+    return photos, notes
+
+
+def photos_of_tensors(
+    images: list[torch.Tensor], masks: list[torch.Tensor] | None
+) -> tuple[list[Photo], list[str]]:
+    """Photos of IMAGEs [b, h, w, c] and MASKs [b, h, w] or [h, w].
+
+    Raises:
+        SubjectBoothError: other shapes, values that are not numbers, or masks that do not go with the images.
+    """
+    pictures = [picture for batch in images for picture in batch]
+    flat = [
+        m
+        for batch in masks or []
+        for m in (batch.reshape(-1, *batch.shape[-2:]) if batch is not None else [])
+    ]
+    notes: list[str] = []
+    if flat and len(flat) not in (1, len(pictures)):
+        raise SubjectBoothError(
+            f"{len(flat)} masks for {len(pictures)} photos",
+            "one mask, or one for each photo",
+            "wire as many",
+            "mask",
+        )
+    photos = []
+    for index, picture in enumerate(pictures):
+        name = f"image {index + 1}"
+        if picture.ndim != 3 or picture.shape[-1] not in (1, 3, 4) or not torch.isfinite(picture).all():
+            raise SubjectBoothError(
+                f"{name} has the shape {tuple(picture.shape)} or values that are not numbers",
+                "a picture [height, width, 3] with values from 0 to 1",
+                "look at what is wired to image",
+                "image",
+            )
+        values = picture.detach().to("cpu", torch.float32).clamp(0, 1).numpy()
+        check_size((values.shape[1], values.shape[0]), name)
+        mask = None
+        if values.shape[-1] == 4:
+            mask = values[..., 3]
+            values = values[..., :3] * mask[..., None] + (1 - mask[..., None])
+        elif values.shape[-1] == 1:
+            values = values.repeat(3, axis=-1)
+        if flat:
+            wired = flat[index if len(flat) > 1 else 0].detach().to("cpu", torch.float32).clamp(0, 1).numpy()
+            mask = _fitting_mask(wired, values.shape[:2], name, notes)
+        pixels = np.rint(values * 255.0).astype(np.uint8)
+        photos.append(Photo(pixels, None if mask is None or mask.min() == 1 else np.array(mask), "", name))
+    return photos, notes
+
+
+def _fitting_mask(mask: np.ndarray, size: tuple[int, ...], name: str, notes: list[str]) -> np.ndarray | None:
+    if not (mask > 0).any():
+        # LoadImage gives an empty mask of 64 x 64 for a photo without transparency.
+        notes.append(f"The mask of {name} is empty and is not used.")
+        return None
+    if mask.shape != size:
+        raise SubjectBoothError(
+            f"the mask of {name} is {mask.shape[1]}x{mask.shape[0]} and the photo {size[1]}x{size[0]}",
+            "the same size",
+            "wire the mask of this photo, or scale it",
+            "mask",
+        )
+    return mask
+
+
+def input_pictures() -> list[str]:
+    base = folder_paths.get_input_directory()
+    files = [entry.name for entry in os.scandir(base) if entry.is_file()] if Path(base).is_dir() else []
+    return sorted(folder_paths.filter_files_content_types(files, ["image"]))
+
+
+def samples() -> list[str]:
+    """Names of the sample subjects that are there, each a folder with photos in ``train``."""
+    if not SAMPLES.is_dir():
+        return []
+    return sorted(entry.name for entry in SAMPLES.iterdir() if (entry / "train").is_dir())
