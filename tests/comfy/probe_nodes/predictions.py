@@ -1,0 +1,190 @@
+"""Probes that hold ComfyUI's own forward pass against the trainer's, inside the same process."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import comfy.model_management
+import torch
+
+TIMESTEPS = (50, 400, 900)
+
+
+def pack_module(name: str) -> Any:
+    """A module of the pack under whatever name ComfyUI has loaded it ("nodes.bridge", say)."""
+    return next(module for key, module in sys.modules.items() if key.endswith(f"SubjectBooth.{name}"))
+
+
+def encode(bridge: Any, clip: Any, model: Any, vae: Any, image: torch.Tensor, prompt: str) -> tuple[Any, torch.Tensor]:
+    conditioning = bridge.ComfyPromptEncoder(clip).encode([prompt])[0]
+    latents = bridge.ComfyLatentCodec(model, vae).encode(image[:1].movedim(-1, 1))
+    return conditioning, latents
+
+
+def comfy_outputs(model: Any, conditioning: Any, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+    """What ComfyUI's UNet itself gives for the photo at several noise levels, through its own apply_model."""
+    seen: list[torch.Tensor] = []
+    with torch.inference_mode():
+        comfy.model_management.load_models_gpu([model])
+        sampling = model.get_model_object("model_sampling")
+        unet = model.model.diffusion_model
+        hook = unet.register_forward_hook(lambda _module, _inputs, output: seen.append(output.float().cpu()))
+        try:
+            for timestep in TIMESTEPS:
+                sigma = sampling.sigmas[timestep].reshape(1)
+                noisy = sampling.noise_scaling(sigma, noise.clone(), latents.clone())
+                model.model.apply_model(
+                    noisy, sigma, c_crossattn=conditioning.hidden_states,
+                    transformer_options=model.model_options["transformer_options"])
+        finally:
+            hook.remove()
+    return torch.cat(seen)
+
+
+def trainer_outputs(
+    base: Any, conditioning: Any, latents: torch.Tensor, noise: torch.Tensor, lora: Any, strength: float
+) -> torch.Tensor:
+    """What the trainer's UNet gives for the same, with the adapter of `lora` at `strength` when there is one."""
+    base_model, adapter, config = (pack_module(f"trainer.{name}") for name in ("base_model", "adapter", "config"))
+    unet = base.build_unet(torch.float32)
+    if lora is not None:
+        rank, alpha = int(lora.metadata["ss_network_dim"]), float(lora.metadata["ss_network_alpha"])
+        settings = config.TrainConfig(rank=rank, network_alpha=abs(alpha * strength))
+        adapter.inject(unet, settings)
+        state = {}
+        for name in adapter.adapter_state(unet):
+            layer, kind, _ = name.rsplit(".", 2)
+            direction = "lora_down" if kind == "lora_A" else "lora_up"
+            sign = -1.0 if strength < 0 and kind == "lora_B" else 1.0
+            state[name] = sign * lora.tensors[f"lora_unet_{layer.replace('.', '_')}.{direction}.weight"]
+        adapter.load_adapter_state(unet, state)
+    outputs = []
+    with torch.no_grad():
+        for timestep in TIMESTEPS:
+            steps = torch.tensor([timestep])
+            noisy = base.noise_scheduler.add_noise(latents, noise, steps)
+            outputs.append(base_model.predict(unet, noisy, steps, conditioning))
+    return torch.cat(outputs)
+
+
+class ProbePredictions:
+    """Largest difference between ComfyUI's and the trainer's prediction on a VAE-encoded photo.
+
+    `model`, `clip` and `vae` are the trainer's base; `applied` is what ComfyUI is asked (the base when not wired).
+    `subject_lora` and `strength` are what the trainer puts on the base to match it.
+    """
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",), "clip": ("CLIP",), "vae": ("VAE",), "image": ("IMAGE",),
+                "prompt": ("STRING", {"default": "a photo of ohwx cat"}), "nonce": ("INT", {"default": 0}),
+            },
+            "optional": {
+                "applied": ("MODEL",), "subject_lora": ("SUBJECT_LORA",),
+                "strength": ("FLOAT", {"default": 1.0, "min": -10.0}),
+            },
+        }
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    def probe(
+        self, model: Any, clip: Any, vae: Any, image: Any, prompt: str, nonce: int, applied: Any = None,
+        subject_lora: Any = None, strength: float = 1.0,
+    ) -> dict[str, Any]:
+        bridge = pack_module("nodes.bridge")
+        with torch.inference_mode(False):
+            base = bridge.base_from_graph(model, clip, vae)
+            conditioning, latents = encode(bridge, clip, model, vae, image, prompt)
+            noise = torch.randn(latents.shape, generator=torch.Generator().manual_seed(4))
+            theirs = comfy_outputs(applied or model, conditioning, latents, noise)
+            plain = comfy_outputs(model, conditioning, latents, noise)
+            ours = trainer_outputs(base, conditioning, latents, noise, subject_lora, strength)
+        report = {
+            "difference": float((theirs - ours).abs().max()),
+            "scale": float(theirs.abs().max()),
+            "effect": float((theirs - plain).abs().max()),
+            "digest": base.digest,
+        }
+        return {"ui": {"report": [report]}}
+
+
+class ProbeFixedLoss:
+    """The DreamBooth loss on the photos for 16 fixed (noise, timestep) pairs, asked of ComfyUI's own forward pass."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",), "clip": ("CLIP",), "vae": ("VAE",), "image": ("IMAGE",),
+                             "prompt": ("STRING", {"default": "a photo of ohwx cat"})}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    def probe(self, model: Any, clip: Any, vae: Any, image: Any, prompt: str) -> dict[str, Any]:
+        bridge = pack_module("nodes.bridge")
+        losses = []
+        with torch.inference_mode():
+            conditioning = bridge.ComfyPromptEncoder(clip).encode([prompt])[0]
+            latents = bridge.ComfyLatentCodec(model, vae).encode(image.movedim(-1, 1))
+            comfy.model_management.load_models_gpu([model])
+            sampling = model.get_model_object("model_sampling")
+            for pair in range(16):
+                random = torch.Generator().manual_seed(1000 + pair)
+                timestep = int(torch.randint(0, 1000, (1,), generator=random))
+                photo = latents[pair % len(latents)][None]
+                noise = torch.randn(photo.shape, generator=random)
+                sigma = sampling.sigmas[timestep].reshape(1)
+                noisy = sampling.noise_scaling(sigma, noise.clone(), photo.clone())
+                denoised = model.model.apply_model(
+                    noisy, sigma, c_crossattn=conditioning.hidden_states,
+                    transformer_options=model.model_options["transformer_options"])
+                epsilon = (noisy - denoised) / sigma
+                losses.append(float(((epsilon - noise) ** 2).mean()))
+        return {"ui": {"report": [{"loss": sum(losses) / len(losses), "losses": losses}]}}
+
+
+class ProbeTraining:
+    """From now on, notes what ComfyUI holds at the first optimizer step of each training; ProbeState-like report.
+
+    It watches torch's own AdamW (a step hook), so nothing of the pack or of ComfyUI is replaced.
+    """
+
+    watched: list[int] = []
+    fail_at_step: list[int] = []
+    handle: Any = None
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"nonce": ("INT", {"default": 0}), "fail_at_step": ("INT", {"default": 0})}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    def probe(self, nonce: int, fail_at_step: int) -> dict[str, Any]:
+        from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+        cls = type(self)
+        seen = list(cls.watched)
+        cls.watched.clear()
+        cls.fail_at_step[:] = [fail_at_step] if fail_at_step else []
+        if cls.handle is None:
+            def watch(_optimizer: Any, _args: Any, _kwargs: Any) -> None:
+                cls.watched.append(len(comfy.model_management.current_loaded_models))
+                if cls.fail_at_step and len(cls.watched) == cls.fail_at_step[0]:
+                    cls.fail_at_step.clear()
+                    raise RuntimeError("made to fail by the test")
+
+            cls.handle = register_optimizer_step_pre_hook(watch)
+        return {"ui": {"report": [{"loaded_at_each_step": seen}]}}
+
+
+NODES = {"ProbePredictions": ProbePredictions, "ProbeFixedLoss": ProbeFixedLoss, "ProbeTraining": ProbeTraining}
