@@ -1,0 +1,48 @@
+"""From the raw packages to the weights: `python -m demo.build [stage]`. Resumes where it was stopped."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+from .classes import all_words
+from .train_autoencoder import AutoencoderRun, train_autoencoder
+from .train_diffusion import DiffusionRun, train_diffusion
+from .words import TABLE, write_table
+
+WORK = Path(__file__).parent / ".work"
+
+AUTOENCODER = AutoencoderRun()
+DECODER = AutoencoderRun(
+    name="decoder", encoder_from="autoencoder", decoder_widths=(24, 40, 64, 64), steps=6000, seed=1
+)
+DIFFUSION = DiffusionRun(autoencoder=AUTOENCODER)
+
+
+def main() -> None:
+    """Run the stages that are asked for."""
+    parser = argparse.ArgumentParser(prog="python -m demo.build", description=__doc__)
+    parser.add_argument("stage", choices=("words", "autoencoder", "decoder", "diffusion", "pack"))
+    parser.add_argument("--minutes", type=float, help="end the schedule after this time instead of by steps")
+    parser.add_argument("--work", type=Path, default=WORK, help="folder for packages and training states")
+    parser.add_argument("--tokenizer", type=Path, help="folder of CLIP's vocab.json and merges.txt, for `words`")
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    if arguments.stage == "words":
+        if arguments.tokenizer is None:
+            parser.error("the stage `words` needs --tokenizer")
+        write_table(arguments.tokenizer / "vocab.json", arguments.tokenizer / "merges.txt", all_words())
+        return
+    if not TABLE.exists():
+        parser.error("run the stage `words` first")
+    if arguments.stage == "diffusion":
+        train_diffusion(replace(DIFFUSION, minutes=arguments.minutes), arguments.work)
+    if arguments.stage in ("autoencoder", "decoder"):
+        run = AUTOENCODER if arguments.stage == "autoencoder" else DECODER
+        train_autoencoder(replace(run, minutes=arguments.minutes), arguments.work)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,128 @@
+"""From the raw npm packages to a library of cut-out drawings, each 128x128 RGBA.
+
+Shell only. Needs `resvg-py` (SVG to pixels) and Pillow; `npm` to get the packages.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+import subprocess
+import tarfile
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from .classes import CLASSES, STYLES
+
+logger = logging.getLogger("subjectbooth")
+
+PACKAGES: dict[str, str] = {
+    "noto": "@iconify-json/noto@1.2.9",
+    "twemoji": "@iconify-json/twemoji@1.2.5",
+    "fxemoji": "@iconify-json/fxemoji@1.2.2",
+    "fluent": "@lobehub/fluent-emoji-3d@1.1.0",
+}
+SIDE = 128
+MARGIN = 8
+
+
+@dataclass(frozen=True)
+class Library:
+    """Drawings of one or more sets. pixels: uint8 [n, 128, 128, 4], straight alpha, each drawing centred."""
+
+    pixels: np.ndarray
+    words: tuple[str, ...]
+    styles: tuple[str, ...]
+
+
+def package(style: str, folder: Path) -> Path:
+    """The tarball of a set under *folder*, fetched with `npm pack` if it is not there yet."""
+    scope, name, version = PACKAGES[style].replace("@", "/", 1).strip("/").replace("@", "/").split("/")
+    path = folder / f"{scope}-{name}-{version}.tgz"
+    if not path.exists():
+        folder.mkdir(parents=True, exist_ok=True)
+        subprocess.run(["npm", "pack", PACKAGES[style]], cwd=folder, check=True, capture_output=True)
+    return path
+
+
+def centred(image: Image.Image) -> np.ndarray:
+    """The drawing cropped to its visible part, fitted into the middle of a SIDE x SIDE RGBA square."""
+    image = image.convert("RGBA")
+    box = image.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox()
+    image = image.crop(box)
+    inner = SIDE - 2 * MARGIN
+    scale = inner / max(image.size)
+    size = (max(1, round(image.width * scale)), max(1, round(image.height * scale)))
+    premultiplied = image.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
+    square = Image.new("RGBA", (SIDE, SIDE))
+    square.paste(premultiplied, ((SIDE - size[0]) // 2, (SIDE - size[1]) // 2))
+    return np.asarray(square)
+
+
+def _member(tarball: Path, name: str) -> bytes:
+    with tarfile.open(tarball) as archive:
+        handle = archive.extractfile(f"package/{name}")
+        if handle is None:
+            raise FileNotFoundError(f"{name} in {tarball}")
+        return handle.read()
+
+
+def svg_drawings(style: str, folder: Path) -> dict[str, np.ndarray]:
+    """class word -> drawing, for one of the SVG sets."""
+    import resvg_py
+
+    tarball = package(style, folder)
+    icons = json.loads(_member(tarball, "icons.json"))
+    chars = json.loads(_member(tarball, "chars.json"))
+    drawings = {}
+    for word, (code, firefox) in CLASSES.items():
+        name = firefox if style == "fxemoji" else chars.get(code) or chars.get(f"{code}-fe0f")
+        if name is None:
+            continue
+        while name not in icons["icons"]:
+            name = icons.get("aliases", {})[name]["parent"]
+        icon = icons["icons"][name]
+        width = icon.get("width", icons.get("width", icons.get("height", 16)))
+        height = icon.get("height", icons.get("height", 16))
+        left, top = icon.get("left", 0), icon.get("top", 0)
+        svg = (
+            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+            f'viewBox="{left} {top} {width} {height}" width="256" height="256">{icon["body"]}</svg>'
+        )
+        png = resvg_py.svg_to_bytes(svg_string=svg, width=256, height=256)
+        drawings[word] = centred(Image.open(io.BytesIO(bytes(png))))
+    return drawings
+
+
+def fluent_drawings(folder: Path) -> dict[str, np.ndarray]:
+    """class word -> drawing of the kept-out set."""
+    tarball = package("fluent", folder)
+    drawings = {}
+    with tarfile.open(tarball) as archive:
+        names = {Path(name).stem: name for name in archive.getnames() if name.endswith(".webp")}
+        for word, (code, _) in CLASSES.items():
+            name = names.get(code) or names.get(f"{code}-fe0f")
+            handle = archive.extractfile(name) if name else None
+            if handle is not None:
+                drawings[word] = centred(Image.open(io.BytesIO(handle.read())))
+    return drawings
+
+
+def library(folder: Path, styles: tuple[str, ...] = STYLES) -> Library:
+    """The library of *styles*, made once under *folder* and kept there as one .npz."""
+    cache = folder / f"library-{'-'.join(styles)}.npz"
+    if not cache.exists():
+        pixels, words, names = [], [], []
+        for style in styles:
+            drawings = fluent_drawings(folder) if style == "fluent" else svg_drawings(style, folder)
+            logger.info("%s: %d drawings", style, len(drawings))
+            pixels += drawings.values()
+            words += drawings
+            names += [style] * len(drawings)
+        np.savez(cache, pixels=np.stack(pixels), words=np.array(words), styles=np.array(names))
+    with np.load(cache) as data:
+        return Library(data["pixels"], tuple(map(str, data["words"])), tuple(map(str, data["styles"])))

@@ -1,0 +1,121 @@
+"""Train the autoencoder: first both halves, then (encoder frozen) a wider decoder. Shell only."""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from . import parallel
+from .autoencoder import make_decoder, make_encoder
+from .compose import Composer
+from .pictures import library
+
+logger = logging.getLogger("subjectbooth")
+
+
+@dataclass(frozen=True)
+class AutoencoderRun:
+    """One autoencoder training. *name* names its saved state; *encoder_from* freezes that run's encoder."""
+
+    name: str = "autoencoder"
+    encoder_widths: tuple[int, ...] = (8, 16, 32, 64)
+    decoder_widths: tuple[int, ...] = (8, 16, 32, 64)
+    encoder_from: str | None = None
+    steps: int = 5000
+    minutes: float | None = None
+    batch: int = 8
+    lr: float = 1.5e-3
+    latent_noise: float = 0.05
+    workers: int = 2
+    seed: int = 0
+
+
+def held_out(composer: Composer, count: int = 128) -> torch.Tensor:
+    """Compositions that no training run draws (their own seed), [count, 3, 64, 64]."""
+    return composer.batch(random.Random("held out"), count).images
+
+
+def psnr(picture: torch.Tensor, target: torch.Tensor) -> float:
+    """Mean over pictures of the peak signal-to-noise ratio in dB, values 0..1."""
+    error = (picture.clamp(0, 1) - target).square().flatten(1).mean(1)
+    return float((-10 * torch.log10(error)).mean())
+
+
+def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    work = Path(folder)
+    path = work / f"{run.name}.pt"
+    torch.manual_seed(run.seed)
+    composer = Composer(library(work / "npm"))
+    test = held_out(composer)
+    encoder, decoder = make_encoder(run.encoder_widths), make_decoder(run.decoder_widths)
+    nets = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
+    nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    if run.encoder_from:
+        saved = torch.load(work / f"{run.encoder_from}.pt", weights_only=True)["nets"]
+        encoder.load_state_dict({k[8:]: v for k, v in saved.items() if k.startswith("encoder.")})
+        encoder.requires_grad_(False)
+    trained = [p for p in nets.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam(trained, lr=run.lr, betas=(0.9, 0.99))
+    step, spent = 0, 0.0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        nets.load_state_dict(state["nets"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, spent = state["step"], state["spent"]
+    clock = parallel.Clock(run.steps, run.minutes, spent)
+    rng = random.Random(f"{run.seed} {rank} {step}")
+    running = 0.0
+    while (progress := clock.progress(step)) < 1:
+        lr = run.lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        images = composer.batch(rng, run.batch).images.contiguous(memory_format=torch.channels_last)
+        latents = encoder(images)
+        decoded = decoder(latents + run.latent_noise * torch.randn_like(latents))
+        loss = F.mse_loss(decoded, images) + 0.1 * F.l1_loss(decoded, images)
+        running += 0.02 * (float(loss) - running)
+        if not run.encoder_from:
+            # Latents of mean 0 and deviation 1 in each channel: what the noise schedule of SD expects.
+            mean, var = latents.mean((0, 2, 3)), latents.var((0, 2, 3))
+            loss = loss + 1e-3 * (mean.square() + (var - 1).square()).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parallel.average_gradients(trained, world)
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        step += 1
+        if step % 250 == 0 and rank == 0:
+            with torch.no_grad():
+                latents = encoder(test)
+                quality = psnr(decoder(latents), test)
+            logger.info(
+                "%s step %d %.0f s: loss %.4f, held out %.2f dB, latent std %s, lr %.1e, done %.0f %%",
+                run.name, step, clock.seconds(), running, quality,
+                [round(float(s), 2) for s in latents.std((0, 2, 3))], lr, 100 * progress,
+            )  # fmt: skip
+            _save(path, nets, optimizer, step, clock)
+    if rank == 0:
+        with torch.no_grad():
+            logger.info("%s finished: held out %.2f dB", run.name, psnr(decoder(encoder(test)), test))
+        _save(path, nets, optimizer, step, clock)
+
+
+def _save(
+    path: Path, nets: nn.ModuleDict, optimizer: torch.optim.Optimizer, step: int, clock: parallel.Clock
+) -> None:
+    state = {"nets": nets.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
+    parallel.save(path, {**state, "spent": clock.seconds()})
+
+
+def train_autoencoder(run: AutoencoderRun, folder: Path) -> Path:
+    """Train, or go on with, *run* under *folder*; returns the saved state's path."""
+    parallel.run(_job, run.workers, run, str(folder))
+    return folder / f"{run.name}.pt"

@@ -1,0 +1,210 @@
+"""Train the UNet and the text encoder together on latents of random compositions. Shell only."""
+
+from __future__ import annotations
+
+import copy
+import logging
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from . import parallel
+from .autoencoder import make_decoder, make_encoder
+from .classes import BACKGROUNDS, CLASS_WORDS, COLORS, caption, random_caption
+from .compose import Composer, random_background
+from .pictures import library
+from .schedule import STEPS, alphas_cumprod, sample
+from .text import TextEncoder
+from .train_autoencoder import AutoencoderRun
+from .unet import UNet
+from .words import token_ids, vocabulary
+
+logger = logging.getLogger("subjectbooth")
+
+
+@dataclass(frozen=True)
+class DiffusionRun:
+    """One training of UNet and text encoder. batch and captions are per process."""
+
+    name: str = "diffusion"
+    autoencoder: AutoencoderRun = AutoencoderRun()
+    steps: int = 9000
+    minutes: float | None = None
+    captions: int = 16
+    pictures_per_caption: int = 2
+    lr: float = 2e-3
+    warmup: int = 200
+    ema_decay: float = 0.999
+    compile: bool = True
+    workers: int = 2
+    seed: int = 0
+
+
+def loss_weights() -> torch.Tensor:
+    """float32 [1000], mean 1: how much the squared eps error at each time step counts.
+
+    Uniform eps weights leave the noisy steps, where the class is decided, next to no share; 1/alpha_bar weights them as
+    v-prediction does (Salimans and Ho 2022, cut at 10), and the cleanest steps are capped as in min-SNR (Hang et al.
+    2023, gamma 5).
+    """
+    alphas = alphas_cumprod()
+    snr = alphas / (1 - alphas)
+    weights = (1 / alphas).clamp(max=10) * (5 / snr).clamp(max=1)
+    return weights / weights.mean()
+
+
+class LatentPool:
+    """Latents of compositions, several for every pair of class and background, a few renewed at every visit."""
+
+    def __init__(self, composer: Composer, encoder: nn.Module, rng: random.Random) -> None:
+        self.composer, self.encoder, self.rng = composer, encoder, rng
+        self.slots = [
+            (word, background)
+            for word in CLASS_WORDS
+            for background in BACKGROUNDS
+            for _ in range(8 if background in COLORS else 5)
+        ]
+        self.rows: dict[tuple[str, str], list[int]] = {}
+        for row, pair in enumerate(self.slots):
+            self.rows.setdefault(pair, []).append(row)
+        self.latents = torch.empty(len(self.slots), 4, 8, 8)
+        for start in range(0, len(self.slots), 64):
+            self.fill(range(start, min(start + 64, len(self.slots))))
+
+    @torch.no_grad()
+    def fill(self, rows: range | list[int]) -> None:
+        """Compose and encode these rows anew."""
+        words, backgrounds = zip(*(self.slots[row] for row in rows), strict=True)
+        batch = self.composer.batch(self.rng, len(rows), list(words), list(backgrounds))
+        self.latents[list(rows)] = self.encoder(batch.images.contiguous(memory_format=torch.channels_last))
+
+    def renew(self, count: int) -> None:
+        """Replace *count* random rows."""
+        self.fill(self.rng.sample(range(len(self.slots)), count))
+
+    def draw(self, captions: int, each: int) -> tuple[torch.Tensor, list[str]]:
+        """[captions * each, 4, 8, 8] latents, those of one caption side by side, and the captions."""
+        rows, texts = [], []
+        for _ in range(captions):
+            pair = (self.rng.choice(CLASS_WORDS), random_background(self.rng))
+            rows += self.rng.sample(self.rows[pair], each)
+            texts.append(random_caption(*pair, self.rng))
+        return self.latents[rows], texts
+
+
+def load_autoencoder(work: Path, run: AutoencoderRun) -> tuple[nn.Module, nn.Module]:
+    """Encoder and decoder of a saved training state, in eval mode."""
+    saved = torch.load(work / f"{run.name}.pt", weights_only=True)["nets"]
+    parts = []
+    nets = {"encoder": make_encoder(run.encoder_widths), "decoder": make_decoder(run.decoder_widths)}
+    for name, net in nets.items():
+        net.load_state_dict({k[8:]: v for k, v in saved.items() if k.startswith(f"{name}.")})
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        parts.append(net.eval().requires_grad_(False))
+    return parts[0], parts[1]
+
+
+PREVIEW_WORDS = ("dog", "cat", "robot", "rocket", "clock", "unicorn", "octopus", "guitar")
+PREVIEW_BACKGROUNDS = ("red", "blue", "white", "beach", "striped")
+
+
+def preview(nets: nn.ModuleDict, decoder: nn.Module, path: Path) -> None:
+    """Write a grid of PREVIEW_WORDS by PREVIEW_BACKGROUNDS."""
+    from torchvision.utils import save_image
+
+    texts = [caption(word, background) for word in PREVIEW_WORDS for background in PREVIEW_BACKGROUNDS]
+    unet, text = nets["unet"], nets["text"]
+    assert isinstance(unet, UNet) and isinstance(text, TextEncoder)
+    pictures = decoder(sample(unet, text, texts, seed=0, steps=20)).clamp(0, 1)
+    save_image(pictures, path, nrow=2 * len(PREVIEW_BACKGROUNDS))
+
+
+def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
+    work = Path(folder)
+    path = work / f"{run.name}.pt"
+    torch.manual_seed(run.seed)
+    nets = nn.ModuleDict({"unet": UNet(), "text": TextEncoder(vocabulary())})
+    nets["unet"].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    ema = copy.deepcopy(nets).requires_grad_(False)
+    trained = list(nets.parameters())
+    optimizer = torch.optim.AdamW(trained, lr=run.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    step, spent = 0, 0.0
+    if path.exists():
+        state = torch.load(path, weights_only=True)
+        nets.load_state_dict(state["nets"])
+        ema.load_state_dict(state["ema"])
+        optimizer.load_state_dict(state["optimizer"])
+        step, spent = state["step"], state["spent"]
+    encoder, decoder = load_autoencoder(work, run.autoencoder)
+    rng = random.Random(f"{run.seed} {rank} {step}")
+    noise_source = torch.Generator().manual_seed(hash((run.seed, rank, step)) % 2**31)
+    pool = LatentPool(Composer(library(work / "npm")), encoder, rng)
+    if rank == 0:
+        logger.info("%d latents a process, std %.3f", len(pool.latents), float(pool.latents.std()))
+    unet = torch.compile(nets["unet"]) if run.compile else nets["unet"]
+    text = torch.compile(nets["text"]) if run.compile else nets["text"]
+    alphas, weights = alphas_cumprod(), loss_weights()
+    clock = parallel.Clock(run.steps, run.minutes, spent)
+    count = run.captions * run.pictures_per_caption
+    running, running_plain = 1.0, 1.0
+    while (progress := clock.progress(step)) < 1:
+        lr = run.lr * min(1.0, (step + 1) / run.warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        for group in optimizer.param_groups:
+            group["lr"] = lr
+        if step % 10 == 0:
+            pool.renew(16)
+        latents, texts = pool.draw(run.captions, run.pictures_per_caption)
+        # Stratified over the batch: every batch sees the whole range of noise.
+        spread = (torch.randperm(count, generator=noise_source) + torch.rand(count, generator=noise_source)) / count
+        times = (spread * STEPS).long().clamp(max=STEPS - 1)
+        noise = torch.randn(latents.shape, generator=noise_source)
+        level = alphas[times].view(-1, 1, 1, 1)
+        noisy = (level.sqrt() * latents + (1 - level).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        errors = (unet(noisy, times, text(token_ids(texts))) - noise).square().flatten(1).mean(1)
+        loss = (errors * weights[times]).mean()
+        optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        parallel.average_gradients(trained, world)
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        step += 1
+        decay = min(run.ema_decay, (1 + step) / (10 + step))
+        with torch.no_grad():
+            torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in trained], 1 - decay)
+        running += 0.01 * (loss.item() - running)
+        running_plain += 0.01 * (errors.mean().item() - running_plain)
+        if rank == 0 and step % 100 == 0:
+            logger.info(
+                "step %d %.0f s: loss %.4f (plain eps %.4f), lr %.1e, done %.1f %%",
+                step, clock.seconds(), running, running_plain, lr, 100 * progress,
+            )  # fmt: skip
+        if rank == 0 and step % 500 == 0:
+            _save(path, nets, ema, optimizer, step, clock)
+            preview(ema, decoder, work / f"preview-{step:05d}.png")
+    if rank == 0:
+        _save(path, nets, ema, optimizer, step, clock)
+        preview(ema, decoder, work / "preview-final.png")
+
+
+def _save(
+    path: Path,
+    nets: nn.ModuleDict,
+    ema: nn.ModuleDict,
+    optimizer: torch.optim.Optimizer,
+    step: int,
+    clock: parallel.Clock,
+) -> None:
+    state: dict[str, Any] = {"nets": nets.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
+    parallel.save(path, {**state, "step": step, "spent": clock.seconds()})
+
+
+def train_diffusion(run: DiffusionRun, folder: Path) -> Path:
+    """Train, or go on with, *run* under *folder*; returns the saved state's path."""
+    parallel.run(_job, run.workers, run, str(folder))
+    return folder / f"{run.name}.pt"
