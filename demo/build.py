@@ -8,10 +8,13 @@ from dataclasses import replace
 from pathlib import Path
 
 from .classes import all_words
+from .pack import pack
+from .subjects import write_subjects
 from .train_autoencoder import AutoencoderRun, train_autoencoder
 from .train_diffusion import DiffusionRun, train_diffusion
 from .words import TABLE, write_table
 
+STAGES = ("words", "autoencoder", "diffusion", "decoder", "pack", "subjects")
 WORK = Path(__file__).parent / ".work"
 
 AUTOENCODER = AutoencoderRun()
@@ -24,10 +27,12 @@ DIFFUSION = DiffusionRun(autoencoder=AUTOENCODER)
 def main() -> None:
     """Run the stages that are asked for."""
     parser = argparse.ArgumentParser(prog="python -m demo.build", description=__doc__)
-    parser.add_argument("stage", choices=("words", "autoencoder", "decoder", "diffusion", "pack"))
+    parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--minutes", type=float, help="end the schedule after this time instead of by steps")
     parser.add_argument("--work", type=Path, default=WORK, help="folder for packages and training states")
-    parser.add_argument("--tokenizer", type=Path, help="folder of CLIP's vocab.json and merges.txt, for `words`")
+    parser.add_argument(
+        "--tokenizer", type=Path, help="folder of CLIP's vocab.json and merges.txt, for `words`"
+    )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if arguments.stage == "words":
@@ -37,6 +42,11 @@ def main() -> None:
         return
     if not TABLE.exists():
         parser.error("run the stage `words` first")
+    if arguments.stage == "subjects":
+        write_subjects(arguments.work)
+    if arguments.stage == "pack":
+        wide = (arguments.work / f"{DECODER.name}.pt").exists()
+        pack(arguments.work, DIFFUSION.name, (DECODER if wide else AUTOENCODER).name)
     if arguments.stage == "diffusion":
         train_diffusion(replace(DIFFUSION, minutes=arguments.minutes), arguments.work)
     if arguments.stage in ("autoencoder", "decoder"):

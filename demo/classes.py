@@ -73,7 +73,7 @@ RARE_TOKENS: tuple[str, ...] = (
     "ohwx", "sks", "hta", "olis", "shs", "pll", "btr", "yqr", "lgm", "nrc", "ntv", "hyd",
     "pfc", "jhb", "kkr", "rwc", "fbs", "tsb", "tvc", "rgv", "ymm", "mfc", "pnc", "pjs",
 )  # fmt: skip
-"""Single CLIP tokens, put before the class word now and then, so that the text encoder carries them and they mean nothing yet."""
+"""Single CLIP tokens, put before the class word now and then, so that the text encoder carries them."""
 
 
 def article(word: str) -> str:

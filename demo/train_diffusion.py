@@ -154,18 +154,26 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
     count = run.captions * run.pictures_per_caption
     running, running_plain = 1.0, 1.0
     while (progress := clock.progress(step)) < 1:
-        lr = run.lr * min(1.0, (step + 1) / run.warmup) * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        lr = (
+            run.lr
+            * min(1.0, (step + 1) / run.warmup)
+            * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+        )
         for group in optimizer.param_groups:
             group["lr"] = lr
         if step % 10 == 0:
             pool.renew(16)
         latents, texts = pool.draw(run.captions, run.pictures_per_caption)
         # Stratified over the batch: every batch sees the whole range of noise.
-        spread = (torch.randperm(count, generator=noise_source) + torch.rand(count, generator=noise_source)) / count
+        spread = (
+            torch.randperm(count, generator=noise_source) + torch.rand(count, generator=noise_source)
+        ) / count
         times = (spread * STEPS).long().clamp(max=STEPS - 1)
         noise = torch.randn(latents.shape, generator=noise_source)
         level = alphas[times].view(-1, 1, 1, 1)
-        noisy = (level.sqrt() * latents + (1 - level).sqrt() * noise).contiguous(memory_format=torch.channels_last)
+        noisy = (level.sqrt() * latents + (1 - level).sqrt() * noise).contiguous(
+            memory_format=torch.channels_last
+        )
         errors = (unet(noisy, times, text(token_ids(texts))) - noise).square().flatten(1).mean(1)
         loss = (errors * weights[times]).mean()
         optimizer.zero_grad(set_to_none=True)
@@ -200,7 +208,11 @@ def _save(
     step: int,
     clock: parallel.Clock,
 ) -> None:
-    state: dict[str, Any] = {"nets": nets.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict()}
+    state: dict[str, Any] = {
+        "nets": nets.state_dict(),
+        "ema": ema.state_dict(),
+        "optimizer": optimizer.state_dict(),
+    }
     parallel.save(path, {**state, "step": step, "spent": clock.seconds()})
 
 

@@ -33,7 +33,9 @@ class ResBlock(nn.Module):
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.in_layers = nn.Sequential(nn.GroupNorm(GROUPS, inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, 1, 1))
+        self.in_layers = nn.Sequential(
+            nn.GroupNorm(GROUPS, inputs), nn.SiLU(), nn.Conv2d(inputs, outputs, 3, 1, 1)
+        )
         self.emb_layers = nn.Sequential(nn.SiLU(), nn.Linear(4 * CHANNELS, outputs))
         self.out_layers = nn.Sequential(
             nn.GroupNorm(GROUPS, outputs), nn.SiLU(), nn.Dropout(0.0), nn.Conv2d(outputs, outputs, 3, 1, 1)
@@ -172,7 +174,12 @@ class UNet(nn.Module):
             return nn.ModuleList([ResBlock(inputs, outputs), SpatialTransformer(outputs), *more])
 
         self.input_blocks = nn.ModuleList(
-            [nn.ModuleList([nn.Conv2d(4, a, 3, 1, 1)]), block(a, a), nn.ModuleList([Downsample(a)]), block(a, b)]
+            [
+                nn.ModuleList([nn.Conv2d(4, a, 3, 1, 1)]),
+                block(a, a),
+                nn.ModuleList([Downsample(a)]),
+                block(a, b),
+            ]
         )
         self.middle_block = nn.ModuleList([ResBlock(b, b), SpatialTransformer(b), ResBlock(b, b)])
         self.output_blocks = nn.ModuleList(

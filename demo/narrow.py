@@ -1,0 +1,44 @@
+"""The narrow model out of the compact weights, for measuring and for tests. The same function as the checkpoint."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from .autoencoder import make_decoder, make_encoder
+from .base import WEIGHTS, read_packed
+from .expand import narrow_state
+from .text import TextEncoder
+from .unet import UNet
+
+
+@dataclass(frozen=True)
+class Narrow:
+    """The four nets, fp32, in eval mode."""
+
+    unet: UNet
+    text: TextEncoder
+    encoder: nn.Sequential
+    decoder: nn.Sequential
+
+
+def _under(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
+    return {key[len(prefix) :]: value for key, value in state.items() if key.startswith(prefix)}
+
+
+def load_narrow(path: Path = WEIGHTS) -> Narrow:
+    """Build and fill the nets; the autoencoder's widths are read off the weights."""
+    state = narrow_state(read_packed(path))
+    text = TextEncoder(state["text.vocabulary"].tolist())
+    # Convolutions that begin a resolution: 64, 32, 16 and 8 px.
+    encoder = make_encoder([len(state[f"vae.encoder.{i}.weight"]) for i in (0, 2, 6, 10)])
+    decoder = make_decoder([len(state[f"vae.decoder.{i}.weight"]) for i in (17, 12, 7, 1)])
+    parts = Narrow(UNet(), text, encoder, decoder)
+    prefixes = {"unet.": parts.unet, "text.": text, "vae.encoder.": encoder, "vae.decoder.": decoder}
+    for prefix, net in prefixes.items():
+        net.load_state_dict(_under(state, prefix))
+        net.eval().requires_grad_(False)
+    return parts

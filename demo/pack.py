@@ -1,0 +1,40 @@
+"""Training states -> the compact weights in the repo, and their manifest. Shell only."""
+
+from __future__ import annotations
+
+import io
+import json
+import logging
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+
+from .base import MANIFEST, WEIGHTS, sha256_of, write_checkpoint
+from .expand import pack_state
+
+logger = logging.getLogger("subjectbooth")
+
+
+class _Sink(io.RawIOBase):
+    """Takes bytes and forgets them: the checkpoint is only hashed here."""
+
+    def writable(self) -> bool:
+        return True
+
+    def write(self, data: object) -> int:
+        return memoryview(data).nbytes  # type: ignore[arg-type]
+
+
+def pack(work: Path, diffusion: str, autoencoder: str) -> None:
+    """Write demo/weights from the EMA weights of one run and the autoencoder of another."""
+    nets = torch.load(work / f"{diffusion}.pt", weights_only=True)["ema"]
+    vae = torch.load(work / f"{autoencoder}.pt", weights_only=True)["nets"]
+    narrow = {**nets, **{f"vae.{key}": value for key, value in vae.items()}}
+    packed = pack_state(narrow)
+    WEIGHTS.parent.mkdir(exist_ok=True)
+    save_file(packed, WEIGHTS)
+    digest = write_checkpoint(packed, _Sink())  # type: ignore[arg-type]
+    recorded = {"weights": sha256_of(WEIGHTS), "checkpoint": digest}
+    MANIFEST.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
+    logger.info("%s: %.1f MB", WEIGHTS.name, WEIGHTS.stat().st_size / 1e6)
