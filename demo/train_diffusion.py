@@ -33,11 +33,11 @@ class DiffusionRun:
 
     name: str = "diffusion"
     autoencoder: AutoencoderRun = AutoencoderRun()
-    steps: int = 9000
+    steps: int = 12000
     minutes: float | None = None
-    captions: int = 16
+    captions: int = 12
     pictures_per_caption: int = 2
-    lr: float = 2e-3
+    lr: float = 1.5e-3
     warmup: int = 200
     ema_decay: float = 0.999
     compile: bool = True

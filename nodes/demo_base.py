@@ -1,0 +1,59 @@
+"""LoadDemoBase: the small model that ships with the pack, with nothing to download."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+import comfy.sd
+import folder_paths
+from comfy_api.latest import io
+
+from ..demo.base import ensure_checkpoint
+from .types import CATEGORY
+
+logger = logging.getLogger("subjectbooth")
+
+
+def demo_base_folder() -> Path:
+    """Where the demo base is written: the checkpoints folder, so that the ordinary checkpoint loaders list it too.
+
+    When ComfyUI's models may not be written to (a shared or read-only installation), ComfyUI's user folder.
+    """
+    for folder in map(Path, folder_paths.get_folder_paths("checkpoints")):
+        if folder.is_dir() and os.access(folder, os.W_OK):
+            return folder / "subjectbooth"
+    return Path(folder_paths.get_user_directory()) / "subjectbooth"
+
+
+class LoadDemoBase(io.ComfyNode):
+    """Writes the demo base once as a checkpoint of Stable Diffusion 1.5's layout and loads it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node as ComfyUI shows it."""
+        return io.Schema(
+            node_id="LoadDemoBase",
+            display_name="Load Demo Base",
+            category=CATEGORY,
+            description=(
+                "A small text-to-image model that ships with the pack and draws emoji-like pictures of 64 x 64 pixels. "
+                "Use it to see DreamBooth work on any machine; for your own photos wire a real checkpoint instead."
+            ),
+            inputs=[],
+            outputs=[
+                io.Model.Output(display_name="model", tooltip="The demo base's UNet. Sample it at 64 x 64 pixels."),
+                io.Clip.Output(display_name="clip", tooltip="Its text encoder. It knows about a hundred class words."),
+                io.Vae.Output(display_name="vae", tooltip="Its autoencoder."),
+            ],
+        )
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        """Make sure that the file is there and whole, and load it as ComfyUI loads any checkpoint."""
+        path = ensure_checkpoint(demo_base_folder())
+        model, clip, vae = comfy.sd.load_checkpoint_guess_config(
+            str(path), embedding_directory=folder_paths.get_folder_paths("embeddings")
+        )[:3]
+        return io.NodeOutput(model, clip, vae)
