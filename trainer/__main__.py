@@ -1,0 +1,141 @@
+"""The same trainer from a shell: ``python -m trainer --base model.safetensors --photos folder --class-word dog``.
+
+Also runs under ``accelerate launch -m trainer ...``, where every process takes its share of each batch.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import logging
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from .base_model import BaseModel
+from .captions import DEFAULT_TEMPLATE
+from .class_images import generate
+from .config import TrainConfig
+from .errors import SubjectBoothError
+from .events import Finished, Started, StepDone, Validation
+from .photos import list_photos, read_photo
+from .priors import ClassPriors
+from .publish import checked_name, publish
+from .run import Run
+from .runtime import choose
+from .single_file import base_from_file
+from .subject import CROPS, Photo, Subject, make_subject
+from .tokenizer import tokenize
+from .trigger import DEFAULT_TOKEN
+
+
+def parser() -> argparse.ArgumentParser:
+    """The options: the trainer's settings under their own names, and what a graph would wire."""
+    options = argparse.ArgumentParser(
+        prog="python -m trainer", description="DreamBooth as LoRA on an SD 1.x checkpoint.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    options.add_argument("--base", type=Path, required=True, help="Checkpoint, .safetensors.")
+    options.add_argument("--photos", type=Path, required=True, help="Folder with 3 to 5 photos of the subject.")
+    options.add_argument("--class_word", "--class-word", required=True, help="What the subject is one of: dog.")
+    options.add_argument("--token", default=DEFAULT_TOKEN, help="The word that is to mean the subject.")
+    options.add_argument("--prompt_template", default=DEFAULT_TEMPLATE, help="What each photo is said to show.")
+    options.add_argument("--crop", default="center", choices=CROPS, help="How photos become square.")
+    options.add_argument("--num_class_images", type=int, default=0,
+                         help="Class images to make (or find again) for class preservation. 0: none.")
+    options.add_argument("--clip_skip", type=int, default=1, choices=(1, 2), help="Text encoder layer, from the end.")
+    options.add_argument("--output_dir", type=Path, default=Path("subjectbooth_output"),
+                         help="Gets the LoRA, and the runs beside it.")
+    options.add_argument("--output_name", default="my_subject", help="Name of the LoRA file.")
+    options.add_argument("--force_retrain", action="store_true", help="Train again from step 0.")
+    options.add_argument("--cpu", action="store_true", help="Train on the CPU even when there is a GPU.")
+    for setting in dataclasses.fields(TrainConfig):
+        if setting.name == "validation_prompts":
+            options.add_argument("--validation_prompts", nargs="*", default=[], help=setting.metadata["help"])
+            continue
+        options.add_argument(f"--{setting.name}", type=type(setting.default), default=setting.default,
+                             choices=setting.metadata["choices"] or None,
+                             help=setting.metadata["help"].replace("%", "%%"))
+    return options
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run it; returns the exit code. A user's mistake is one sentence on stderr, Ctrl+C keeps the steps so far."""
+    options = parser().parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    try:
+        _train(options)
+    except SubjectBoothError as error:
+        print(error, file=sys.stderr)  # noqa: T201
+        return 2
+    except KeyboardInterrupt:
+        print("stopped; the steps so far are kept, and the same command goes on from there", file=sys.stderr)  # noqa: T201
+        return 130
+    return 0
+
+
+def _train(options: argparse.Namespace) -> None:
+    from tqdm import tqdm
+
+    names = [setting.name for setting in dataclasses.fields(TrainConfig)]
+    settings = {name: getattr(options, name) for name in names}
+    config = TrainConfig.from_json(settings)
+    checked_name(options.output_name)
+    subject = read_subject(options, config.resolution)
+    for warning in subject.warnings:
+        print(f"warning: {warning}", file=sys.stderr)  # noqa: T201
+    base = base_from_file(options.base, options.clip_skip)
+    device = torch.device("cpu") if options.cpu else None
+    priors = _class_priors(options, config, subject, base, device) if options.num_class_images else None
+    run = Run(base, subject, priors, config, options.output_dir / "runs", device)
+    bar = tqdm(total=config.steps, unit="step", dynamic_ncols=True)
+    finished: Finished | None = None
+    for event in run.events(options.force_retrain):
+        if isinstance(event, Started):
+            bar.update(event.step - bar.n)
+            bar.write(", ".join([f"{name} {value}" for name, value in event.chosen.items()] + list(event.notes)))
+        elif isinstance(event, StepDone):
+            bar.set_postfix(loss=f"{event.loss:.4f}", refresh=False)
+            bar.update(event.step - bar.n)
+        elif isinstance(event, Validation):
+            bar.write(f"pictures of step {event.step} in {run.folder.path / 'validation'}")
+        elif isinstance(event, Finished):
+            finished = event
+    bar.close()
+    assert finished is not None
+    path = publish(finished.path, options.output_dir, options.output_name)
+    done = "trained" if finished.trained else "found again, trained before"
+    print(f"{done}: {path} (write {subject.trigger!r} in prompts)")  # noqa: T201
+
+
+def read_subject(options: argparse.Namespace, resolution: int) -> Subject:
+    """The photos of a folder as a subject."""
+    photos, notes = [], []
+    for path in list_photos(options.photos):
+        decoded = read_photo(path)
+        notes += list(decoded.notes)
+        photos.append(Photo(decoded.pixels, decoded.mask, "", path.name))
+    return make_subject(
+        photos, class_word=options.class_word, token=options.token, resolution=resolution, crop=options.crop,
+        prompt_template=options.prompt_template, tokenize=tokenize, notes=notes)
+
+
+def _class_priors(
+    options: argparse.Namespace, config: TrainConfig, subject: Subject, base: BaseModel, device: torch.device | None,
+) -> ClassPriors:
+    from tqdm import tqdm
+
+    target = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    chosen, _ = choose(config, target)
+    with tqdm(total=options.num_class_images, unit="class image") as bar:
+        for made in generate(base, subject.class_prompt, options.num_class_images, config.resolution,
+                             options.output_dir / "class_images", target, precision=chosen["precision"]):
+            if isinstance(made, ClassPriors):
+                return made
+            bar.update(made - bar.n)
+    raise AssertionError("generate always ends with the class priors")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
