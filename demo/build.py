@@ -8,13 +8,14 @@ from dataclasses import replace
 from pathlib import Path
 
 from .classes import all_words
+from .judge import train_judge
 from .pack import pack
 from .subjects import write_subjects
 from .train_autoencoder import AutoencoderRun, train_autoencoder
 from .train_diffusion import DiffusionRun, train_diffusion
 from .words import TABLE, write_table
 
-STAGES = ("words", "autoencoder", "diffusion", "decoder", "pack", "subjects")
+STAGES = ("words", "autoencoder", "diffusion", "decoder", "pack", "subjects", "judge")
 WORK = Path(__file__).parent / ".work"
 
 AUTOENCODER = AutoencoderRun()
@@ -44,6 +45,8 @@ def main() -> None:
         parser.error("run the stage `words` first")
     if arguments.stage == "subjects":
         write_subjects(arguments.work)
+    if arguments.stage == "judge":
+        train_judge(arguments.work)
     if arguments.stage == "pack":
         wide = (arguments.work / f"{DECODER.name}.pt").exists()
         pack(arguments.work, DIFFUSION.name, (DECODER if wide else AUTOENCODER).name)

@@ -1,4 +1,7 @@
-"""Stable Diffusion's noise schedule, and a plain DDIM sampler for the narrow model (used to look at it)."""
+"""Stable Diffusion's noise schedule, and ComfyUI's `euler` sampler with the `normal` schedule for the narrow model.
+
+The narrow model is looked at exactly as ComfyUI would sample the wide one: the same seed gives the same picture.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +12,8 @@ from .unet import UNet
 from .words import token_ids
 
 STEPS = 1000
+SIDE = 8
+"""Side of the latents of a 64-pixel picture."""
 
 
 def alphas_cumprod() -> torch.Tensor:
@@ -17,21 +22,36 @@ def alphas_cumprod() -> torch.Tensor:
     return torch.cumprod(1 - betas, 0).float()
 
 
+def normal_sigmas(steps: int) -> torch.Tensor:
+    """float32 [steps + 1]: noise levels at evenly spaced time steps from 999 to 0, then 0."""
+    alphas = alphas_cumprod()
+    log_sigmas = ((1 - alphas) / alphas).sqrt().log()
+    times = torch.linspace(STEPS - 1, 0, steps)
+    low = times.floor().long()
+    part = times - low
+    between = (1 - part) * log_sigmas[low] + part * log_sigmas[(low + 1).clamp(max=STEPS - 1)]
+    return torch.cat([between.exp(), torch.zeros(1)])
+
+
+def starting_noise(seeds: list[int]) -> torch.Tensor:
+    """float32 [n, 4, 8, 8]: what KSampler starts from, one seed a picture."""
+    return torch.cat([torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(s)) for s in seeds])
+
+
 @torch.no_grad()
 def sample(
-    unet: UNet, text: TextEncoder, captions: list[str], seed: int, steps: int = 30, cfg: float = 4.0
+    unet: UNet, text: TextEncoder, captions: list[str], seeds: list[int], steps: int = 30, cfg: float = 4.0
 ) -> torch.Tensor:
-    """Latents [n, 4, 8, 8] for *captions* by DDIM (Song et al. 2021, eta 0) with classifier-free guidance."""
+    """Latents [n, 4, 8, 8] for *captions* by Euler steps with classifier-free guidance."""
+    sigmas = normal_sigmas(steps)
     alphas = alphas_cumprod()
-    context = text(token_ids([""] * len(captions) + captions))
-    x = torch.randn(len(captions), 4, 8, 8, generator=torch.Generator().manual_seed(seed))
-    times = torch.linspace(STEPS - 1, 0, steps + 1).round().long()[:-1]
-    for i, time in enumerate(times):
-        both = unet(torch.cat([x, x]), time.expand(2 * len(x)), context)
-        without, with_caption = both.chunk(2)
-        eps = without + cfg * (with_caption - without)
-        now = alphas[time]
-        then = alphas[times[i + 1]] if i + 1 < len(times) else torch.tensor(1.0)
-        x0 = (x - (1 - now).sqrt() * eps) / now.sqrt()
-        x = then.sqrt() * x0 + (1 - then).sqrt() * eps
+    levels = ((1 - alphas) / alphas).sqrt().log()
+    context = text(token_ids([""] + captions))
+    context = torch.cat([context[:1].expand(len(captions), -1, -1), context[1:]])
+    x = starting_noise(seeds) * (1 + sigmas[0] ** 2).sqrt()
+    for sigma, after in zip(sigmas[:-1], sigmas[1:], strict=True):
+        scaled = x / (sigma**2 + 1).sqrt()
+        time = (sigma.log() - levels).abs().argmin()
+        without, with_caption = unet(torch.cat([scaled, scaled]), time.expand(2 * len(x)), context).chunk(2)
+        x = x + (without + cfg * (with_caption - without)) * (after - sigma)
     return x

@@ -120,7 +120,7 @@ def preview(nets: nn.ModuleDict, decoder: nn.Module, path: Path) -> None:
     texts = [caption(word, background) for word in PREVIEW_WORDS for background in PREVIEW_BACKGROUNDS]
     unet, text = nets["unet"], nets["text"]
     assert isinstance(unet, UNet) and isinstance(text, TextEncoder)
-    pictures = decoder(sample(unet, text, texts, seed=0, steps=20)).clamp(0, 1)
+    pictures = decoder(sample(unet, text, texts, list(range(len(texts))), steps=20)).clamp(0, 1)
     save_image(pictures, path, nrow=2 * len(PREVIEW_BACKGROUNDS))
 
 

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch import nn
+
 from subjectbooth.demo import base
 from subjectbooth.demo.autoencoder import make_decoder, make_encoder
 from subjectbooth.demo.expand import WIDE_TEXT, WIDE_UNET, WIDE_VAE, narrow_state, pack_state, wide_tensors
 from subjectbooth.demo.text import TextEncoder
 from subjectbooth.demo.unet import UNet
 from subjectbooth.trainer.base_model import build_unet, inspect_unet
-from torch import nn
 
 Tensors = dict[str, torch.Tensor]
 TOKENS = [0, 320, 1125, 539, 1929, 49406, 49407]

@@ -1,0 +1,87 @@
+"""Print and keep the demo base's figures: `python -m demo.evaluate [part ...]`.
+
+Parts: judge, autoencoder, text_to_image, diversity, wide, comfyui, dreambooth (the last two start the real ComfyUI).
+What was measured is kept in demo/figures.json, part by part, and goes from there into docs/demo-base.md.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .build import WORK
+from .judge import LoadedJudge
+from .measure import (
+    Figures,
+    measure_autoencoder,
+    measure_diversity,
+    measure_judge,
+    measure_text_to_image,
+    measure_wide,
+)
+from .measure_comfyui import measure_comfyui, measure_dreambooth
+from .narrow import load_narrow
+
+FIGURES = Path(__file__).parent / "figures.json"
+
+GOALS: dict[tuple[str, str], tuple[str, float]] = {
+    ("judge", "class"): (">=", 0.97),
+    ("judge", "background"): (">=", 0.99),
+    ("autoencoder", "psnr"): (">=", 24.0),
+    ("text_to_image", "class"): (">=", 0.90),
+    ("text_to_image", "background"): (">=", 0.95),
+    ("diversity", "two_styles_or_more"): (">=", 0.80),
+    ("wide", "largest_difference"): ("<=", 1e-4),
+    ("comfyui", "class"): (">=", 0.90),
+    ("comfyui", "background"): (">=", 0.95),
+}
+
+
+def verdict_on(part: str, name: str, value: Any) -> str:
+    """'holds' or 'falls short' for a figure that has a goal, else nothing."""
+    goal = GOALS.get((part, name))
+    if goal is None or not isinstance(value, (int, float)):
+        return ""
+    sign, limit = goal
+    holds = value >= limit if sign == ">=" else value <= limit
+    return f"   goal {sign} {limit:g}: {'holds' if holds else 'FALLS SHORT'}"
+
+
+def main() -> None:
+    """Measure the parts asked for (all, if none is named)."""
+    nets, judge = load_narrow(), LoadedJudge()
+    parts: dict[str, Callable[[], Figures]] = {
+        "judge": lambda: measure_judge(judge, WORK),
+        "autoencoder": lambda: measure_autoencoder(nets, WORK),
+        "text_to_image": lambda: measure_text_to_image(nets, judge),
+        "diversity": lambda: measure_diversity(nets, judge),
+        "wide": lambda: measure_wide(nets),
+        "comfyui": lambda: measure_comfyui(judge),
+        "dreambooth": lambda: measure_dreambooth(judge),
+    }
+    parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description=__doc__)
+    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure; everything if not given")
+    parser.add_argument("--threads", type=int, default=0)
+    arguments = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    kept: dict[str, Any] = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
+    for part in arguments.parts or parts:
+        figures = parts[part]()
+        kept[part] = figures
+        print(part)
+        for name, value in figures.items():
+            shown = f"{value:.5g}" if isinstance(value, float) else value
+            print(f"  {name}: {shown}{verdict_on(part, name, value)}")
+        FIGURES.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,151 @@
+"""The judge: a small classifier trained on real compositions of every set, the kept-out one too. Shell only.
+
+It tells which drawing a picture shows (so its class and its drawing style) and over which background. It is used by
+`demo.evaluate` alone and has never seen a generated picture.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from .classes import BACKGROUNDS, CLASS_WORDS, STYLES
+from .compose import Composer
+from .pictures import Library, library
+
+logger = logging.getLogger("subjectbooth")
+
+WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
+ALL_STYLES = (*STYLES, "fluent")
+EMBEDDING = 128
+
+
+def _stage(inputs: int, outputs: int) -> list[nn.Module]:
+    return [nn.Conv2d(inputs, outputs, 3, 2, 1, bias=False), nn.BatchNorm2d(outputs), nn.ReLU()]
+
+
+class Judge(nn.Module):
+    """Images [n, 3, 64, 64] in 0..1 -> logits of the drawing [n, drawings] and of the background [n, 16]."""
+
+    def __init__(self, drawings: int) -> None:
+        super().__init__()
+        same = [nn.Conv2d(96, 96, 3, 1, 1, bias=False), nn.BatchNorm2d(96), nn.ReLU()]
+        self.body = nn.Sequential(*_stage(3, 24), *_stage(24, 48), *_stage(48, 96), *same, *_stage(96, 192))
+        self.embed = nn.Linear(192 * 16, EMBEDDING)
+        self.drawing = nn.Linear(EMBEDDING, drawings, bias=False)
+        self.background = nn.Linear(192 * 16, len(BACKGROUNDS))
+
+    def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Also gives the unit embedding [n, 128] that the drawing's logits are cosines of."""
+        h = self.body(images * 2 - 1).flatten(1)
+        embedding = F.normalize(self.embed(h), dim=1)
+        logits = 16 * embedding @ F.normalize(self.drawing.weight, dim=1).T
+        return logits, self.background(h), embedding
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What the judge thinks of n pictures. Probabilities float32; embeddings are unit vectors."""
+
+    word: tuple[str, ...]
+    style: tuple[str, ...]
+    background: tuple[str, ...]
+    word_probability: torch.Tensor
+    embedding: torch.Tensor
+    drawing_probability: torch.Tensor
+
+
+def everything(work: Path) -> Library:
+    """The library of all sets."""
+    return library(work / "npm", ALL_STYLES)
+
+
+def drawing_names(words: tuple[str, ...], styles: tuple[str, ...]) -> list[tuple[str, str]]:
+    """(class word, style) of each of the judge's outputs, in order."""
+    return list(zip(words, styles, strict=True))
+
+
+def _wear(images: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """Blur and noise, so that the judge looks at shapes and not at pixel-sharp edges."""
+    if rng.random() < 0.5:
+        sigma = rng.uniform(0.4, 1.4)
+        x = torch.arange(-3, 4)
+        kernel = torch.exp(-(x**2) / (2 * sigma**2))
+        kernel = (kernel / kernel.sum()).expand(3, 1, 7)
+        images = F.conv2d(F.pad(images, (3, 3, 3, 3), mode="replicate"), kernel[:, :, None], groups=3)
+        images = F.conv2d(images, kernel[:, :, :, None], groups=3)
+    return images + rng.uniform(0, 0.05) * torch.randn_like(images)
+
+
+def train_judge(work: Path, steps: int = 2200, batch: int = 32, lr: float = 2e-3, seed: int = 0) -> None:
+    """Train on compositions made on the fly and write the weights. About 70,000 pictures."""
+    torch.manual_seed(seed)
+    rng = random.Random(f"judge {seed}")
+    pictures = everything(work)
+    composer = Composer(pictures)
+    names = drawing_names(pictures.words, pictures.styles)
+    index = {name: i for i, name in enumerate(names)}
+    net = Judge(len(names))
+    optimizer = torch.optim.AdamW(net.parameters(), lr=lr, weight_decay=0.02)
+    running = 8.0
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        made = composer.batch(rng, batch)
+        which = torch.tensor([index[pair] for pair in zip(made.words, made.styles, strict=True)])
+        where = torch.tensor([BACKGROUNDS.index(name) for name in made.backgrounds])
+        drawing, background, _ = net(_wear(made.images, rng))
+        loss = F.cross_entropy(drawing, which, label_smoothing=0.05) + 0.5 * F.cross_entropy(
+            background, where
+        )
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        running += 0.02 * (loss.item() - running)
+        if (step + 1) % 200 == 0:
+            logger.info("judge step %d: loss %.3f", step + 1, running)
+    state = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
+    words = {"words": "|".join(pictures.words), "styles": "|".join(pictures.styles)}
+    save_file({k: v.contiguous() for k, v in state.items()}, WEIGHTS, metadata=words)
+
+
+class LoadedJudge:
+    """The trained judge with its drawings' names."""
+
+    def __init__(self, path: Path = WEIGHTS) -> None:
+        from safetensors import safe_open
+
+        with safe_open(path, "pt") as handle:
+            metadata = handle.metadata()
+        self.names = drawing_names(tuple(metadata["words"].split("|")), tuple(metadata["styles"].split("|")))
+        self.net = Judge(len(self.names))
+        state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
+        self.net.load_state_dict(state)
+        self.net.eval().requires_grad_(False)
+        self._words = torch.tensor([CLASS_WORDS.index(word) for word, _ in self.names])
+        self._styles = torch.tensor([ALL_STYLES.index(style) for _, style in self.names])
+
+    @torch.no_grad()
+    def look(self, images: torch.Tensor) -> Verdict:
+        """Judge images float32 [n, 3, 64, 64] in 0..1."""
+        outputs = [self.net(chunk) for chunk in images.split(128)]
+        drawing = torch.cat([o[0] for o in outputs]).softmax(1)
+        background = torch.cat([o[1] for o in outputs]).argmax(1)
+        words = torch.zeros(len(images), len(CLASS_WORDS)).index_add_(1, self._words, drawing)
+        styles = torch.zeros(len(images), len(ALL_STYLES)).index_add_(1, self._styles, drawing)
+        return Verdict(
+            word=tuple(CLASS_WORDS[i] for i in words.argmax(1).tolist()),
+            style=tuple(ALL_STYLES[i] for i in styles.argmax(1).tolist()),
+            background=tuple(BACKGROUNDS[i] for i in background.tolist()),
+            word_probability=words,
+            embedding=torch.cat([o[2] for o in outputs]),
+            drawing_probability=drawing,
+        )

@@ -1,0 +1,129 @@
+"""Figures of the narrow model: the judge on real pictures, the autoencoder, text to image, diversity, the wide form."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from pathlib import Path
+
+import torch
+
+from .base import read_packed
+from .classes import BACKGROUNDS, CLASS_WORDS, caption
+from .compose import Composer
+from .expand import WIDE_UNET, wide_tensors
+from .judge import LoadedJudge, Verdict, everything
+from .narrow import Narrow
+from .pictures import library
+from .schedule import sample
+from .train_autoencoder import psnr
+
+Figures = dict[str, float | int | list[str]]
+
+
+def share(flags: list[bool]) -> float:
+    """Part of the flags that are true."""
+    return sum(flags) / len(flags)
+
+
+def measure_judge(judge: LoadedJudge, work: Path, count: int = 2000) -> Figures:
+    """The judge on compositions that its training did not draw."""
+    batch = Composer(everything(work)).batch(random.Random("judge, held out"), count)
+    verdict = judge.look(batch.images)
+    return {
+        "pictures": count,
+        "class": share([a == b for a, b in zip(verdict.word, batch.words, strict=True)]),
+        "style": share([a == b for a, b in zip(verdict.style, batch.styles, strict=True)]),
+        "background": share([a == b for a, b in zip(verdict.background, batch.backgrounds, strict=True)]),
+    }
+
+
+def measure_autoencoder(nets: Narrow, work: Path, count: int = 256) -> Figures:
+    """PSNR in dB on held-out compositions of the training sets, and of the kept-out set."""
+    figures: Figures = {"pictures": count}
+    for name, styles in {"psnr": ("noto", "twemoji", "fxemoji"), "psnr_kept_out_set": ("fluent",)}.items():
+        images = Composer(library(work / "npm", styles)).batch(random.Random("held out"), count).images
+        with torch.no_grad():
+            latents = nets.encoder(images)
+            figures[name] = psnr(nets.decoder(latents), images)
+        if name == "psnr":
+            figures["latent_mean"], figures["latent_std"] = float(latents.mean()), float(latents.std())
+    return figures
+
+
+def draw(nets: Narrow, captions: list[str], seeds: list[int], steps: int = 30, cfg: float = 5.0) -> torch.Tensor:
+    """Pictures float32 [n, 3, 64, 64] in 0..1."""
+    made = []
+    for start in range(0, len(captions), 64):
+        part = slice(start, start + 64)
+        with torch.no_grad():
+            latents = sample(nets.unet, nets.text, captions[part], seeds[part], steps, cfg)
+            made.append(nets.decoder(latents).clamp(0, 1))
+    return torch.cat(made)
+
+
+def all_prompts(backgrounds_each: int = 10) -> list[tuple[str, str]]:
+    """(class, background) for every class with *backgrounds_each* of the 16 backgrounds, all used equally."""
+    pairs = []
+    for i, word in enumerate(CLASS_WORDS):
+        for j in range(backgrounds_each):
+            pairs.append((word, BACKGROUNDS[(i * 7 + j * 5) % len(BACKGROUNDS)]))
+    return pairs
+
+
+def score(verdict: Verdict, pairs: list[tuple[str, str]]) -> Figures:
+    """Share of right classes and backgrounds, and the classes that are right in less than half of their pictures."""
+    right = [seen == word for seen, (word, _) in zip(verdict.word, pairs, strict=True)]
+    tried = Counter(word for word, _ in pairs)
+    hits = Counter(word for (word, _), hit in zip(pairs, right, strict=True) if hit)
+    return {
+        "pictures": len(pairs),
+        "class": share(right),
+        "background": share([seen == want for seen, (_, want) in zip(verdict.background, pairs, strict=True)]),
+        "weak_classes": [word for word in tried if hits[word] < tried[word] / 2],
+    }
+
+
+def measure_text_to_image(nets: Narrow, judge: LoadedJudge, cfg: float = 5.0) -> Figures:
+    """1,040 prompts: every class over ten backgrounds."""
+    pairs = all_prompts()
+    pictures = draw(nets, [caption(*pair) for pair in pairs], list(range(len(pairs))), cfg=cfg)
+    return {"cfg": cfg, "steps": 30, **score(judge.look(pictures), pairs)}
+
+
+def measure_diversity(nets: Narrow, judge: LoadedJudge, seeds: int = 16) -> Figures:
+    """Drawing styles among *seeds* pictures of each plain class prompt, counted where the class is right."""
+    words = [word for word in CLASS_WORDS for _ in range(seeds)]
+    pictures = draw(nets, [caption(word, None) for word in words], list(range(len(words))), steps=20)
+    verdict = judge.look(pictures)
+    styles: dict[str, set[str]] = {word: set() for word in CLASS_WORDS}
+    for word, seen, style in zip(words, verdict.word, verdict.style, strict=True):
+        if seen == word:
+            styles[word].add(style)
+    return {
+        "seeds": seeds,
+        "two_styles_or_more": share([len(found) >= 2 for found in styles.values()]),
+        "style_shares": [f"{style} {count / len(words):.2f}" for style, count in Counter(verdict.style).most_common()],
+    }
+
+
+def measure_wide(nets: Narrow) -> Figures:
+    """Largest difference between the narrow UNet and the wide one in diffusers, fp32, over noise levels."""
+    from trainer.base_model import build_unet, inspect_unet
+
+    wide = dict(wide_tensors(read_packed()))
+    weights = {k.removeprefix(WIDE_UNET): v.float() for k, v in wide.items() if k.startswith(WIDE_UNET)}
+    shapes = {name: value.shape for name, value in weights.items()}
+    unet = build_unet(shapes, lambda: weights, inspect_unet(shapes, "the demo base"), torch.float32, "the demo base")
+    generator = torch.Generator().manual_seed(0)
+    x, steps = torch.randn(3, 4, 8, 8, generator=generator), torch.tensor([20, 500, 980])
+    with torch.no_grad():
+        context = nets.text(torch.tensor([[49406, 320, 1125, 539, 320, 1929] + [49407] * 71]).expand(3, -1))
+        narrow = nets.unet(x, steps, context)
+        full = unet(x, steps, context.repeat_interleave(8, 2)).sample
+    return {
+        "largest_difference": float((narrow - full).abs().max()),
+        "scale": float(narrow.abs().max()),
+        "unet_parameters_narrow": sum(p.numel() for p in nets.unet.parameters()),
+        "unet_parameters_wide": sum(v.numel() for v in weights.values()),
+    }
