@@ -192,8 +192,9 @@ def _number(name: str, step: float = 1, round: float | None = None) -> Any:
     setting = _SETTINGS[name]
     low, high = setting.metadata["low"], setting.metadata["high"]
     if isinstance(setting.default, int):
+        # No "randomize after run": the editor gives it to every input called seed, and each queue would train again.
         return io.Int.Input(name, default=setting.default, min=int(low), max=int(high), step=int(step),
-                            tooltip=setting.metadata["help"])
+                            control_after_generate=False, tooltip=setting.metadata["help"])
     return io.Float.Input(name, default=setting.default, min=low, max=high, step=step, round=round,
                           tooltip=setting.metadata["help"])
 
