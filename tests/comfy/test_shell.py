@@ -1,0 +1,98 @@
+"""The same trainer from a shell, held against the one in ComfyUI."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+import torch
+from subjectbooth.scripts.comfy_server import ComfyClient
+from subjectbooth.tests.comfy.graphs import node
+from subjectbooth.tests.comfy.training_graphs import SIZE, cat_photos, subject_node, train_node, upload_cat
+from subjectbooth.trainer.safefile import read_metadata
+
+ROOT = Path(__file__).resolve().parents[2]
+
+
+def _shell(*arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "trainer", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}, check=False)
+
+
+def _photos(folder: Path) -> Path:
+    folder.mkdir()
+    for number, content in enumerate(cat_photos()):
+        (folder / f"кот {number}.png").write_bytes(content)
+    return folder
+
+
+def _arguments(checkpoint: Path, photos: Path, output: Path, *more: str) -> list[str]:
+    return ["--base", str(checkpoint), "--photos", str(photos), "--class-word", "cat", "--output_dir", str(output),
+            "--output_name", "cat", "--resolution", str(SIZE), "--steps", "4", "--rank", "4", "--network_alpha", "2",
+            "--learning_rate", "0.01", "--cpu", *more]
+
+
+def test_the_shell_trains_what_comfyui_trains(comfy: ComfyClient, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    done = _shell(*_arguments(tiny_checkpoint, _photos(tmp_path / "my photos"), tmp_path / "out", "--seed", "9"))
+    assert done.returncode == 0, done.stderr
+    graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+             "10": subject_node(upload_cat(comfy)),
+             "11": train_node(steps=4, learning_rate=0.01, seed=9, output_name="as_in_shell")}
+    comfy.run(graph)
+    shell = safetensors.torch.load_file(tmp_path / "out" / "cat.safetensors")
+    graph_made = safetensors.torch.load_file(comfy.server.models_dir / "loras" / "as_in_shell.safetensors")
+    assert shell.keys() == graph_made.keys()
+    losses = _losses(tmp_path / "out" / "runs"), _losses(comfy.server.output_dir / "subjectbooth", seed=9)
+    print(f"losses from the shell {losses[0]}, in ComfyUI {losses[1]}")
+    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    # Adam divides by the gradient's size, so single weights whose gradient is about 0 go either way.
+    up = [name for name in shell if "lora_up" in name]
+    apart = torch.cat([(shell[name] - graph_made[name]).flatten() for name in up]).norm()
+    moved = torch.cat([shell[name].flatten() for name in up]).norm()
+    print(f"adapters differ by {float(apart / moved):.2%} of what was learned")
+    assert float(apart) < 0.05 * float(moved)
+
+
+def _losses(runs: Path, seed: int = 9) -> list[float]:
+    """The losses of the run, found by its seed among others."""
+    for log in sorted(runs.glob("*/events.jsonl")):
+        steps = [json.loads(line) for line in log.read_text("utf-8").splitlines() if '"StepDone"' in line]
+        settings = json.loads((log.parent / "run.json").read_text("utf-8"))["config"]
+        if settings["seed"] == seed and settings["steps"] == 4:
+            return [step["loss"] for step in steps]
+    raise AssertionError(f"no such run below {runs}")
+
+
+def test_class_images_and_a_second_call_from_the_shell(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    arguments = _arguments(tiny_checkpoint, _photos(tmp_path / "photos"), tmp_path / "out", "--num_class_images", "2",
+                           "--validation_prompts", "a photo of {subject}")
+    first = _shell(*arguments)
+    assert first.returncode == 0, first.stderr
+    assert "trained:" in first.stdout
+    metadata = read_metadata(tmp_path / "out" / "cat.safetensors")
+    assert metadata["ss_num_reg_images"] == "2"
+    assert len(list((tmp_path / "out" / "runs").glob("*/validation/*.png"))) == 1
+    second = _shell(*arguments)
+    assert "found again" in second.stdout
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["--rank", "0"], "rank 0; needed: a whole number from 1 to 1024"),
+    (["--learning_rate", "nan"], "learning_rate nan; needed: a number"),
+    (["--resolution", "100"], "resolution 100; needed: a multiple of 8"),
+    (["--output_name", "../x"], "leaves the LoRA folder"),
+    (["--rank", "400"], "rank 400; needed: 320 or less"),
+])
+def test_a_mistake_is_one_sentence(
+    tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], sentence: str
+) -> None:
+    done = _shell(*_arguments(tiny_checkpoint, _photos(tmp_path / "photos"), tmp_path / "out", *arguments))
+    assert done.returncode == 2
+    assert sentence in done.stderr
+    assert "Traceback" not in done.stderr
