@@ -10,10 +10,12 @@ class SubjectBoothExtension(ComfyExtension):
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .apply import ApplySubjectLoRA
+        from .demo_base import LoadDemoBase
+        from .priors import GenerateClassPriors
         from .subject import LoadSubjectImages
         from .train import DreamBoothLoRATrain
 
-        return [LoadSubjectImages, DreamBoothLoRATrain, ApplySubjectLoRA]
+        return [LoadSubjectImages, GenerateClassPriors, DreamBoothLoRATrain, ApplySubjectLoRA, LoadDemoBase]
 
 
 async def comfy_entrypoint() -> SubjectBoothExtension:

@@ -1,0 +1,76 @@
+"""Class images as files that people can look at."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import VAE
+from PIL import Image
+
+from ..trainer.errors import SubjectBoothError
+from ..trainer.priors import picture_hash
+from ..trainer.storage import write_atomic
+from .bridge import ComfyLatentCodec
+from .host import stop_if_cancelled
+from .weights import digest_of
+
+
+class Album:
+    """The pictures as PNG files beside the latents they were decoded from, where ``/view`` shows them after a restart.
+
+    Args:
+        folder: of the recipe.
+        model, vae: decode; another VAE decodes to other files.
+    """
+
+    def __init__(self, folder: Path, model: ModelPatcher, vae: VAE) -> None:
+        self._folder = folder
+        self._codec = ComfyLatentCodec(model, vae)
+        self._vae = digest_of(vae.patcher)[:8]
+
+    def paths(
+        self, pictures: Mapping[int, torch.Tensor], indices: Iterable[int], batch_size: int
+    ) -> dict[int, Path]:
+        """The files of these pictures, decoded now where they are missing or damaged."""
+        paths = {i: self._folder / f"{picture_hash(pictures[i])[:32]}_{self._vae}.png" for i in indices}
+        missing = [index for index, path in paths.items() if not _is_whole(path)]
+        for start in range(0, len(missing), batch_size):
+            stop_if_cancelled()
+            batch = missing[start : start + batch_size]
+            images = self._codec.decode(torch.stack([pictures[index] for index in batch]))  # [n, 3, h, w]
+            for index, image in zip(batch, images, strict=True):
+                _write_png(paths[index], image)
+        return paths
+
+    def read(self, paths: Iterable[Path]) -> torch.Tensor:
+        """float32 [n, h, w, 3] in 0..1."""
+        pixels = []
+        for path in paths:
+            with Image.open(path) as image:
+                pixels.append(np.array(image.convert("RGB")))
+        return torch.from_numpy(np.stack(pixels)).float() / 255.0
+
+
+def _is_whole(path: Path) -> bool:
+    try:
+        with Image.open(path) as image:
+            image.load()
+        return True
+    except (OSError, SyntaxError, ValueError):
+        return False
+
+
+def _write_png(path: Path, image: torch.Tensor) -> None:
+    pixels = (image.permute(1, 2, 0) * 255.0).round().to(torch.uint8).numpy()
+    try:
+        write_atomic(path, lambda beside: Image.fromarray(pixels).save(beside))
+    except OSError as error:
+        raise SubjectBoothError(
+            f"a class image cannot be written ({error.strerror or type(error).__name__})",
+            "room and the right to write in ComfyUI's output folder",
+            "free some space, or start ComfyUI with another --output-directory",
+        ) from error

@@ -1,0 +1,264 @@
+"""GenerateClassPriors: pictures of the class by the wired base, kept as latents."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from typing import Any
+
+import comfy.samplers
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP, VAE
+from comfy_api.latest import io
+from PIL import Image
+
+from ..trainer.base_model import inspect_unet
+from ..trainer.captions import DEFAULT_CLASS_TEMPLATE, check_template, fill
+from ..trainer.errors import SubjectBoothError
+from ..trainer.priors import (
+    PriorRecipe,
+    PriorStore,
+    batches_to_make,
+    class_priors,
+    make_missing,
+    parse_exclude,
+    split_excluded,
+)
+from ..trainer.subject import Subject
+from .album import Album
+from .bridge import UNET_PREFIX, base_digest, noise_schedule, refuse_unlearnable_patches
+from .host import Progress, grid, pack_output_dir, readable_seconds, view_entry
+from .sampling import BATCH_INDEPENDENT, PictureSampler
+from .types import CATEGORY, ClassPriorsType, SubjectType
+from .weights import shapes_of
+
+log = logging.getLogger("subjectbooth")
+
+DEFAULT_COUNT = 24
+"""At 20 steps these cost 0.8 PFLOP on SD 1.5, as much as 450 training steps, so that making them takes no longer than
+the run they are for. The 200 at 50 steps of most guides cost eight times a whole run of 1,200. More can be added at
+any time, and those that are there are used."""
+
+
+class GenerateClassPriors(io.ComfyNode):
+    """Makes class images with ComfyUI's own sampler, or finds the same ones again on the disk.
+
+    An output node, so that the pictures can be made and looked at before any training.
+    """
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node as ComfyUI shows it. Inputs are appended, never inserted: workflows store values by position."""
+        return io.Schema(
+            node_id="GenerateClassPriors",
+            display_name="Generate Class Priors",
+            category=CATEGORY,
+            description="Pictures of the class as the base sees it, so that training keeps it. Every finished one is "
+            "kept: a cancelled run goes on where it stopped, and the same pictures are never made twice.",
+            is_output_node=True,
+            inputs=[
+                io.Model.Input("model", tooltip="The model that is trained on: the one wired to the trainer."),
+                io.Clip.Input("clip", tooltip="Its text encoder."),
+                io.Vae.Input("vae", tooltip="Decodes the pictures for looking at; training uses the latents."),
+                SubjectType.Input("subject", tooltip="Says the class and the size of the pictures."),
+                io.String.Input(
+                    "class_prompt",
+                    default=DEFAULT_CLASS_TEMPLATE,
+                    tooltip='What the pictures show. {class} is filled in, and "a" becomes "an" where it should.',
+                ),
+                io.String.Input("negative", default="", tooltip="What the pictures should not show."),
+                io.Int.Input(
+                    "count",
+                    default=DEFAULT_COUNT,
+                    min=1,
+                    max=10_000,
+                    tooltip=f"How many. {DEFAULT_COUNT} take about as long as 450 training steps; 100 to 200 keep the "
+                    "class better. Raise it at any time: the finished ones are used.",
+                ),
+                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Denoising steps a picture."),
+                io.Float.Input(
+                    "cfg",
+                    default=7.0,
+                    min=0.0,
+                    max=100.0,
+                    step=0.1,
+                    round=0.01,
+                    tooltip="Classifier-free guidance: how closely a picture follows the prompt.",
+                ),
+                io.Combo.Input(
+                    "sampler_name",
+                    options=list(comfy.samplers.KSampler.SAMPLERS),
+                    default="dpmpp_2m",
+                    tooltip="As in KSampler. With ancestral and SDE samplers a picture also depends on batch_size.",
+                ),
+                io.Combo.Input(
+                    "scheduler",
+                    options=list(comfy.samplers.KSampler.SCHEDULERS),
+                    default="karras",
+                    tooltip="As in KSampler.",
+                ),
+                io.Int.Input(
+                    "seed",
+                    default=0,
+                    min=0,
+                    max=2**64 - 1,
+                    control_after_generate=False,
+                    tooltip="The first picture's seed; each further one has the next. A changed seed makes new ones.",
+                ),
+                io.Int.Input(
+                    "batch_size", default=4, min=1, max=64, tooltip="Pictures at once. Lower it if memory runs out."
+                ),
+                io.String.Input(
+                    "exclude",
+                    default="",
+                    multiline=True,
+                    tooltip="Content hashes of pictures to leave out, with blanks or commas between them. The node's "
+                    "output lists them. They are not replaced.",
+                ),
+            ],
+            outputs=[
+                ClassPriorsType.Output(display_name="class_priors", tooltip="The pictures' latents, for training."),
+                io.Image.Output(display_name="images", tooltip="The pictures that are used, for looking at."),
+            ],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def execute(
+        cls,
+        model: ModelPatcher,
+        clip: CLIP,
+        vae: VAE,
+        subject: Subject,
+        class_prompt: str,
+        negative: str,
+        count: int,
+        steps: int,
+        cfg: float,
+        sampler_name: str,
+        scheduler: str,
+        seed: int,
+        batch_size: int,
+        exclude: str,
+    ) -> io.NodeOutput:
+        _check_models(model, clip, vae)
+        _check_choices(sampler_name, scheduler, cfg)
+        template = check_template(class_prompt, needs_token=False, name="class_prompt")
+        excluded = parse_exclude(exclude)
+        recipe = PriorRecipe(
+            base_digest=base_digest(model, clip),
+            prompt=fill(template, subject.token, subject.class_word),
+            negative=negative,
+            width=subject.resolution,
+            height=subject.resolution,
+            sampler_name=sampler_name,
+            scheduler=scheduler,
+            steps=steps,
+            cfg=cfg,
+            seed=seed,
+            grouping=0 if sampler_name in BATCH_INDEPENDENT else batch_size,
+        )
+        store = PriorStore(pack_output_dir() / "class_images", recipe)
+        pictures, notes = store.load()
+        album = Album(store.path, model, vae)
+        node_id = cls.hidden.unique_id
+        made = _make(store, pictures, count, batch_size, model, clip, album, node_id, notes)
+        used, left_out = split_excluded(pictures, count, excluded)
+        priors = class_priors(pictures, used, recipe.prompt)
+        unknown = [part for part in excluded if not any(value.startswith(part) for value in left_out.values())]
+        if unknown:
+            notes.append(f"{len(unknown)} of {len(excluded)} hashes in exclude are of none of these pictures.")
+        text = f'{len(used)} class images "{recipe.prompt}", {made} made now'
+        text += f", {len(left_out)} left out" if left_out else ""
+        for note in notes:
+            log.warning("%s", note)
+        shown = album.paths(pictures, range(count), batch_size)
+        Progress(node_id, 1).say("\n".join([text, *notes]))
+        ui = {
+            "images": [view_entry(shown[index]) for index in used],
+            "hashes": list(used.values()),
+            "excluded_images": [view_entry(shown[index]) for index in left_out],
+            "excluded_hashes": list(left_out.values()),
+            "text": [text, *notes],
+        }
+        return io.NodeOutput(priors, album.read(shown[index] for index in used), ui=ui)
+
+
+def _make(
+    store: PriorStore,
+    pictures: dict[int, torch.Tensor],
+    count: int,
+    batch_size: int,
+    model: ModelPatcher,
+    clip: CLIP,
+    album: Album,
+    node_id: str | None,
+    notes: list[str],
+) -> int:
+    """Sample what is missing; the number of pictures made. Nothing of the models is touched when nothing is."""
+    recipe = store.recipe
+    todo = batches_to_make(pictures.keys(), count, batch_size, recipe.grouping)
+    if not todo:
+        return 0
+    sampler = PictureSampler(
+        model,
+        clip,
+        prompt=recipe.prompt,
+        negative=recipe.negative,
+        size=(recipe.width, recipe.height),
+        sampler_name=recipe.sampler_name,
+        scheduler=recipe.scheduler,
+        steps=recipe.steps,
+        cfg=recipe.cfg,
+    )
+    if sampler.dropped:
+        notes.append(f"What MODEL carries on its guidance ({', '.join(sampler.dropped)}) is not used for class images.")
+    progress = Progress(node_id, len(todo) * recipe.steps)
+    started = time.monotonic()
+    done = 0  # batches
+
+    def sample(batch: tuple[int, ...]) -> torch.Tensor:
+        def on_step(step: int, total: int, preview: Image.Image | None) -> None:
+            part = done + min(1.0, step / max(1, total))
+            left = (time.monotonic() - started) / part * (len(todo) - part)
+            text = f"class images {batch[0] + 1}-{batch[-1] + 1} of {count}, step {step}/{total}, "
+            progress.update(round(part * recipe.steps), text + f"{readable_seconds(left)} left", preview)
+
+        return sampler.sample([recipe.seed_of(index) for index in batch], on_step)
+
+    made = 0
+    for batch in make_missing(store, pictures, count, batch_size, sample):
+        done += 1
+        made += len(batch)
+        paths = album.paths(pictures, batch, batch_size)
+        progress.update(done * recipe.steps, preview=grid(album.read(paths.values())))
+    return made
+
+
+def _check_models(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> None:
+    """What the trainer would refuse is refused before a picture is made for it."""
+    for given, name in ((clip, "CLIP"), (vae, "VAE")):
+        if given is None:
+            todo = f"wire a {name} loader, or use a checkpoint that has one"
+            raise SubjectBoothError(f"a checkpoint without a {name}", f"a {name}", todo, name)
+    refuse_unlearnable_patches(model, "MODEL")
+    refuse_unlearnable_patches(clip.patcher, "CLIP")  # type: ignore[union-attr]
+    inspect_unet(shapes_of(model, UNET_PREFIX), "MODEL")
+    noise_schedule(model)
+
+
+def _check_choices(sampler_name: str, scheduler: str, cfg: float) -> None:
+    """ComfyUI 0.3.75 lets any text through a combo, and NaN through a number's bounds."""
+    choices: dict[str, tuple[Any, list[str]]] = {
+        "sampler_name": (sampler_name, list(comfy.samplers.KSampler.SAMPLERS)),
+        "scheduler": (scheduler, list(comfy.samplers.KSampler.SCHEDULERS)),
+    }
+    for name, (given, known) in choices.items():
+        if given not in known:
+            raise SubjectBoothError(
+                f"{name} {str(given)[:60]!r}", f"one of ComfyUI's, such as {known[0]}", "choose one from the list", name
+            )
+    if not math.isfinite(cfg):
+        raise SubjectBoothError(f"cfg {cfg}", "a number from 0 to 100", "set cfg to 7", "cfg")

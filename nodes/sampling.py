@@ -1,0 +1,122 @@
+"""Sampling with ComfyUI's own sampler, as its KSampler node does, picture by picture reproducible."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import comfy.model_management
+import comfy.sample
+import latent_preview
+import torch
+from comfy.model_patcher import ModelPatcher
+from comfy.sd import CLIP
+from PIL import Image
+
+from ..trainer.errors import SubjectBoothError
+from .bridge import normal
+
+# These draw no noise of their own and treat each picture of a batch alone, so that a picture is the same in a batch
+# of any size (a test compares each with KSampler). Every other sampler, known or not, is taken to need its grouping:
+# ancestral and SDE ones draw noise for the batch as a whole, and dpm_adaptive chooses one step size for all of it.
+BATCH_INDEPENDENT = frozenset(
+    (
+        "euler", "euler_cfg_pp", "heun", "heunpp2", "dpm_2", "lms", "dpm_fast", "dpmpp_2m", "dpmpp_2m_cfg_pp", "ipndm",
+        "ipndm_v", "deis", "res_multistep", "res_multistep_cfg_pp", "gradient_estimation", "gradient_estimation_cfg_pp",
+        "ddim", "uni_pc", "uni_pc_bh2",
+    )
+)  # fmt: skip
+
+StepCallback = Callable[[int, int, Image.Image | None], None]
+"""Called after each denoising step with steps done, steps in all, and a rough picture where previews are on."""
+
+
+class PictureSampler:
+    """Samples pictures of one prompt.
+
+    Args:
+        model: the wired model; what other nodes put on its guidance (RescaleCFG and the like) is left out, as it
+            cannot be told apart from one run to the next.
+        clip: encodes the prompts.
+        prompt, negative: the prompts.
+        size: (width, height) in pixels, multiples of 8.
+        sampler_name, scheduler, steps, cfg: as in KSampler.
+    """
+
+    def __init__(
+        self,
+        model: ModelPatcher,
+        clip: CLIP,
+        *,
+        prompt: str,
+        negative: str,
+        size: tuple[int, int],
+        sampler_name: str,
+        scheduler: str,
+        steps: int,
+        cfg: float,
+    ) -> None:
+        self._model, self.dropped = without_guidance_patches(model)
+        self._positive, self._negative = encode(clip, prompt), encode(clip, negative)
+        self._size = size
+        self._settings = {"steps": steps, "cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler}
+        self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def sample(self, seeds: Sequence[int], on_step: StepCallback) -> torch.Tensor:
+        """Latents float32 [n, 4, h/8, w/8] on the CPU, in the training space.
+
+        The first noise of each picture is that of KSampler with its seed and batch size 1. A sampler that draws more
+        noise gets the first picture's seed for it, which for a batch of one is KSampler's as well.
+
+        Raises:
+            SubjectBoothError: out of memory.
+            comfy.model_management.InterruptProcessingException: cancelled; raised by ``on_step``.
+        """
+        empty = torch.zeros([1, 4, self._size[1] // 8, self._size[0] // 8])
+        empty = comfy.sample.fix_empty_latent_channels(self._model, empty)
+        with torch.random.fork_rng(devices=[]):  # prepare_noise seeds the process's own generator
+            noise = torch.cat([comfy.sample.prepare_noise(empty, seed) for seed in seeds])
+
+        def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total_steps: int) -> None:
+            preview = self._previewer.decode_latent_to_preview_image("JPEG", x0)[1] if self._previewer else None
+            on_step(step + 1, total_steps, preview)
+
+        try:
+            samples = comfy.sample.sample(
+                self._model,
+                noise,
+                positive=self._positive,
+                negative=self._negative,
+                latent_image=empty.repeat(len(seeds), 1, 1, 1),
+                denoise=1.0,
+                callback=callback,
+                disable_pbar=True,
+                seed=seeds[0],
+                **self._settings,
+            )
+        except comfy.model_management.OOM_EXCEPTION as error:
+            comfy.model_management.unload_all_models()
+            raise SubjectBoothError(
+                f"out of memory with {len(seeds)} class images of {self._size[0]}x{self._size[1]} at once",
+                "less at once",
+                "lower batch_size and queue again: the finished ones are kept",
+                "batch_size",
+            ) from error
+        return normal(self._model.get_model_object("latent_format").process_in(samples))
+
+
+def encode(clip: CLIP, text: str) -> Any:
+    """A prompt as ComfyUI's CLIPTextEncode gives it."""
+    return clip.encode_from_tokens_scheduled(clip.tokenize(text))
+
+
+def without_guidance_patches(model: ModelPatcher) -> tuple[ModelPatcher, list[str]]:
+    """The model without functions on its guidance, and the names of those that were there."""
+    named = ("sampler_", "disable_cfg1_optimization", "denoise_mask_function")
+    found = [name for name, value in model.model_options.items() if name.startswith(named) and value]
+    if not found:
+        return model, []
+    plain = model.clone()
+    for name in found:
+        del plain.model_options[name]
+    return plain, found
