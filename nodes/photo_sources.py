@@ -124,7 +124,8 @@ def _input_file(name: str) -> Path:
 
 def photos_of_files(paths: list[Path], caption_files: bool) -> tuple[list[Photo], list[str]]:
     """Read the files, and their captions where wanted; also what there is to say about them."""
-    photos, notes = [], []
+    photos: list[Photo] = []
+    notes: list[str] = []
     for path in paths:
         name = path.name.encode("utf-8", "replace").decode("utf-8")
         decoded = read_photo(path, name)

@@ -121,8 +121,8 @@ class Subject:
         captions = tuple(self.photos[index].caption for index in order)
         # ComfyUI runs nodes in inference mode, and what is made there can never be trained on.
         with torch.inference_mode(False):
-            pixels = torch.from_numpy(np.stack([pixels for _, _, pixels, _ in items]))
-            images = (pixels.permute(0, 3, 1, 2).float() / 255.0).contiguous()
+            batch = torch.from_numpy(np.stack([pixels for _, _, pixels, _ in items]))
+            images = (batch.permute(0, 3, 1, 2).float() / 255.0).contiguous()
             masks = None
             if any_mask:
                 stacked = np.stack([mask for *_, mask in items if mask is not None])
