@@ -10,7 +10,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
-from ..trainer.base_model import BaseModel, build_unet, inspect_unet, make_noise_scheduler
+from ..trainer.base_model import BaseModel, build_unet, inspect_unet, lora_layer_names, make_noise_scheduler
 from ..trainer.conditioning import Conditioning
 from ..trainer.errors import SubjectBoothError
 from ..trainer.storage import canonical_json, sha256_of
@@ -44,8 +44,8 @@ def base_from_graph(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
 
     return BaseModel(
         family=family, noise_scheduler=make_noise_scheduler(alphas_cumprod, prediction_type),
-        prompts=ComfyPromptEncoder(clip), codec=ComfyLatentCodec(model, vae), digest=base_digest(model, clip, vae),
-        build_unet=build, clip_skip=-clip.layer_idx if clip.layer_idx is not None else 1)
+        prompts=ComfyPromptEncoder(clip, pooled=family.adm_channels is not None), codec=ComfyLatentCodec(model, vae), digest=base_digest(model, clip, vae),
+        build_unet=build, layer_names=lora_layer_names(shapes, family), clip_skip=-clip.layer_idx if clip.layer_idx is not None else 1)
 
 
 def base_digest(model: ModelPatcher, clip: CLIP | None = None, vae: VAE | None = None) -> str:
@@ -72,7 +72,7 @@ def noise_schedule(model: ModelPatcher) -> tuple[torch.Tensor, str]:
         names = ", ".join(kind.__name__ for kind in kinds[1:3])
         raise SubjectBoothError(
             f"a model that samples by {names}", "one that predicts epsilon or v on a discrete noise schedule",
-            "wire a Stable Diffusion 1.x checkpoint, or set ModelSamplingDiscrete to eps or v_prediction", "MODEL")
+            "wire a Stable Diffusion checkpoint, or set ModelSamplingDiscrete to eps or v_prediction", "MODEL")
     sigmas = _sigmas(model)
     return (1.0 / (1.0 + sigmas.double() ** 2)).float().clone(), prediction
 
@@ -102,8 +102,9 @@ def refuse_unlearnable_patches(patcher: ModelPatcher, where: str) -> None:
 class ComfyPromptEncoder:
     """Encodes prompts with the wired CLIP: its weights, its patches, its CLIP skip, its prompt syntax."""
 
-    def __init__(self, clip: CLIP) -> None:
+    def __init__(self, clip: CLIP, pooled: bool = False) -> None:
         self._clip = clip
+        self._pooled = pooled
 
     def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
         """See :class:`trainer.conditioning.PromptEncoder`."""
@@ -112,7 +113,7 @@ class ComfyPromptEncoder:
     def _encode(self, prompt: str) -> Conditioning:
         with torch.inference_mode():
             hidden_states, pooled = self._clip.encode_from_tokens(self._clip.tokenize(prompt), return_pooled=True)
-        return Conditioning(normal(hidden_states), normal(pooled) if pooled is not None else None)
+        return Conditioning(normal(hidden_states), normal(pooled) if self._pooled else None)
 
 
 class ComfyLatentCodec:

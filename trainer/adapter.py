@@ -6,7 +6,7 @@ PEFT's names load in ComfyUI as nothing at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -87,13 +87,16 @@ def load_adapter_state(module: nn.Module, state: dict[str, torch.Tensor]) -> Non
             parameter.copy_(state[name])
 
 
-def to_kohya(state: dict[str, torch.Tensor], prefix: str, network_alpha: float) -> dict[str, torch.Tensor]:
+def to_kohya(
+    state: dict[str, torch.Tensor], prefix: str, network_alpha: float, layer_names: Mapping[str, str] | None = None,
+) -> dict[str, torch.Tensor]:
     """Rename an adapter's weights to what every other LoRA loader reads.
 
     Args:
         state: from :func:`adapter_state`.
         prefix: ``lora_unet``, or a family's text encoder prefix.
         network_alpha: written as ``.alpha`` for every layer; a missing alpha would mean a scale of 1 to ComfyUI.
+        layer_names: what the file calls each layer; None keeps the names they have.
 
     Returns:
         ``{"<prefix>_<layer>.lora_down.weight": [rank, in], ".lora_up.weight": [out, rank], ".alpha": []}``, float32.
@@ -101,6 +104,7 @@ def to_kohya(state: dict[str, torch.Tensor], prefix: str, network_alpha: float) 
     kohya: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         layer, kind, _ = name.rsplit(".", 2)
+        layer = layer_names[layer] if layer_names is not None else layer
         key = f"{prefix}_{layer.replace('.', '_')}"
         kohya[f"{key}.{'lora_down' if kind == 'lora_A' else 'lora_up'}.weight"] = tensor.float().contiguous()
         kohya[f"{key}.alpha"] = torch.tensor(float(network_alpha))

@@ -11,7 +11,7 @@ import torch
 from .conditioning import Conditioning, LatentCodec, PromptEncoder
 from .errors import SubjectBoothError, require
 from .families import Family, family_of
-from .ldm_unet import diffusers_config, diffusers_names, unet_shape
+from .ldm_unet import diffusers_config, diffusers_names, ldm_layer_names, unet_shape
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -31,7 +31,7 @@ class BaseModel:
         digest: SHA-256 over all of the above, part of a run's key.
         build_unet: makes the UNet, frozen, on the CPU, in the dtype it is given. Called once, when training starts:
             before that the memory is the host's.
-        name: what the user calls the base; written into the LoRA's metadata. Never a path.
+        layer_names: diffusers name -> name in LoRA files, for families whose files do not use diffusers' names.
         clip_skip: kohya's count (1 = last layer).
     """
 
@@ -41,7 +41,7 @@ class BaseModel:
     codec: LatentCodec
     digest: str
     build_unet: Callable[[torch.dtype], UNet2DConditionModel]
-    name: str = ""
+    layer_names: Mapping[str, str] | None = None
     clip_skip: int = 1
 
 
@@ -126,6 +126,11 @@ def inspect_unet(shapes: Mapping[str, torch.Size], where: str) -> Family:
     return family_of(unet_shape(shapes, where), where)
 
 
+def lora_layer_names(shapes: Mapping[str, torch.Size], family: Family) -> dict[str, str] | None:
+    """:attr:`BaseModel.layer_names` for a UNet in the LDM layout."""
+    return ldm_layer_names(shapes) if family.kohya_ldm_names else None
+
+
 def predict(
     unet: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning,
 ) -> torch.Tensor:
@@ -135,11 +140,17 @@ def predict(
         unet: a ``UNet2DConditionModel``, perhaps wrapped by accelerate.
         noisy_latents: [b, 4, h/8, w/8], in the training space.
         timesteps: int64 [b].
-        conditioning: batch of b prompts.
+        conditioning: batch of b prompts; with ``pooled`` for families that take it (SDXL), whose size and crop ids are
+            then those that the sampler uses: the picture's own size, uncropped.
     """
     dtype = next(unet.parameters()).dtype
+    added = None
+    if conditioning.pooled is not None:
+        height, width = (8 * side for side in noisy_latents.shape[2:])
+        ids = torch.tensor([[height, width, 0, 0, height, width]], device=noisy_latents.device)
+        added = {"text_embeds": conditioning.pooled.to(dtype), "time_ids": ids.repeat(len(noisy_latents), 1)}
     output = unet(
         noisy_latents.to(dtype), timesteps, encoder_hidden_states=conditioning.hidden_states.to(dtype),
-        return_dict=False,
+        added_cond_kwargs=added, return_dict=False,
     )[0]
     return output.float()

@@ -19,6 +19,7 @@ class Family:
         adm_channels: width of the extra vector input (pooled text and sizes), None without one.
         heads: number of attention heads where it is fixed; None where the width of a head (64) is.
         text_encoder_prefixes: kohya's key prefix of each text encoder, in the order of the prompt encoder's.
+        kohya_ldm_names: LoRA files name the UNet's layers as single-file checkpoints do, not as diffusers does.
         latent_scale: what the VAE's latents are multiplied by for the UNet.
         default_resolution: pixels.
         kohya_base_model_version: ``ss_base_model_version``, which other tools tell the family by.
@@ -32,6 +33,7 @@ class Family:
     adm_channels: int | None
     heads: int | None
     text_encoder_prefixes: tuple[str, ...]
+    kohya_ldm_names: bool
     latent_scale: float
     default_resolution: int
     kohya_base_model_version: str
@@ -41,11 +43,24 @@ class Family:
 
 SD1 = Family(
     name="SD 1.x", context_dim=768, linear_projection=False, adm_channels=None, heads=8,
-    text_encoder_prefixes=("lora_te",), latent_scale=0.18215, default_resolution=512,
+    text_encoder_prefixes=("lora_te",), kohya_ldm_names=False, latent_scale=0.18215, default_resolution=512,
     kohya_base_model_version="sd_v1", kohya_v2=False, modelspec_architecture="stable-diffusion-v1",
 )
 
-FAMILIES: tuple[Family, ...] = (SD1,)
+SD2 = Family(
+    name="SD 2.x", context_dim=1024, linear_projection=True, adm_channels=None, heads=None,
+    text_encoder_prefixes=("lora_te",), kohya_ldm_names=False, latent_scale=0.18215, default_resolution=768,
+    kohya_base_model_version="sd_v2", kohya_v2=True, modelspec_architecture="stable-diffusion-v2",
+)
+
+SDXL = Family(
+    name="SDXL", context_dim=2048, linear_projection=True, adm_channels=2816, heads=None,
+    text_encoder_prefixes=("lora_te1", "lora_te2"), kohya_ldm_names=True, latent_scale=0.13025,
+    default_resolution=1024, kohya_base_model_version="sdxl_base_v1-0", kohya_v2=False,
+    modelspec_architecture="stable-diffusion-xl-v1-base",
+)
+
+FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL)
 
 
 def family_of(unet_shape: dict[str, Any], where: str) -> Family:

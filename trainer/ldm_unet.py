@@ -37,7 +37,8 @@ def unet_shape(shapes: Shapes, where: str) -> dict[str, Any]:
     if first is None or context is None or projection is None:
         raise SubjectBoothError(
             "a model that is not a Stable Diffusion UNet (Flux, SD 3, a video model or the like)",
-            "a UNet with cross-attention, as Stable Diffusion 1.x has", "wire an SD 1.x checkpoint", where)
+            "a UNet with cross-attention, as Stable Diffusion has", "wire an SD 1.x, SD 2.x or SDXL checkpoint",
+            where)
     adm = shapes.get("label_emb.0.0.weight")
     return {"in_channels": first[1], "context_dim": context[1], "linear_projection": len(projection) == 2,
             "adm_channels": adm[1] if adm is not None else None}
@@ -102,6 +103,11 @@ def diffusers_names(shapes: Shapes) -> dict[str, str]:
                     modules[f"output_blocks.{block}.{inside}.conv"] = f"up_blocks.{number}.upsamplers.0.conv"
             block += 1
     return {name: _rename(name, modules) for name in shapes}
+
+
+def ldm_layer_names(shapes: Shapes) -> dict[str, str]:
+    """``{diffusers layer: LDM layer}``, for LoRA files that name layers as single-file checkpoints do."""
+    return {ours.rsplit(".", 1)[0]: ldm.rsplit(".", 1)[0] for ldm, ours in diffusers_names(shapes).items()}
 
 
 class _Level:

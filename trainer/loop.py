@@ -102,7 +102,8 @@ class Training:
     def lora(self) -> dict[str, torch.Tensor]:
         """The adapter as it is now, with kohya's names."""
         assert self._unet is not None
-        return adapter.to_kohya(adapter.adapter_state(self._unet), "lora_unet", self._config.network_alpha)
+        return adapter.to_kohya(adapter.adapter_state(self._unet), "lora_unet", self._config.network_alpha,
+                                self._base.layer_names)
 
     def events(self) -> Iterator[Event]:
         """Train from the current step to the last one.
