@@ -1,4 +1,8 @@
-"""From the raw packages to the weights: `python -m demo.build [stage]`. Resumes where it was stopped."""
+"""From the raw packages to the weights: `python -m demo.build STAGE`. Each stage goes on where it was stopped.
+
+In order: words, autoencoder, diffusion, decoder, pack; then subjects and judge. To train the shipped weights further:
+unpack, diffusion (or decoder), pack.
+"""
 
 from __future__ import annotations
 
@@ -9,20 +13,20 @@ from pathlib import Path
 
 from .classes import all_words
 from .judge import train_judge
-from .pack import pack
+from .pack import pack, unpack
 from .subjects import write_subjects
 from .train_autoencoder import AutoencoderRun, train_autoencoder
 from .train_diffusion import DiffusionRun, train_diffusion
 from .words import TABLE, write_table
 
-STAGES = ("words", "autoencoder", "diffusion", "decoder", "pack", "subjects", "judge")
+STAGES = ("words", "autoencoder", "diffusion", "decoder", "pack", "unpack", "subjects", "judge")
 WORK = Path(__file__).parent / ".work"
 
 AUTOENCODER = AutoencoderRun()
 DECODER = AutoencoderRun(
     name="decoder", encoder_from="autoencoder", decoder_widths=(24, 40, 64, 64), steps=6000, seed=1
 )
-DIFFUSION = DiffusionRun(autoencoder=AUTOENCODER)
+DIFFUSION = DiffusionRun()
 
 
 def main() -> None:
@@ -47,14 +51,17 @@ def main() -> None:
         write_subjects(arguments.work)
     if arguments.stage == "judge":
         train_judge(arguments.work)
+    autoencoder = DECODER if (arguments.work / f"{DECODER.name}.pt").exists() else AUTOENCODER
     if arguments.stage == "pack":
-        wide = (arguments.work / f"{DECODER.name}.pt").exists()
-        pack(arguments.work, DIFFUSION.name, (DECODER if wide else AUTOENCODER).name)
+        pack(arguments.work, DIFFUSION.name, autoencoder.name)
+    if arguments.stage == "unpack":
+        unpack(arguments.work, DIFFUSION.name, DECODER.name)
     if arguments.stage == "diffusion":
-        train_diffusion(replace(DIFFUSION, minutes=arguments.minutes), arguments.work)
+        run = replace(DIFFUSION, autoencoder=autoencoder, minutes=arguments.minutes)
+        train_diffusion(run, arguments.work)
     if arguments.stage in ("autoencoder", "decoder"):
-        run = AUTOENCODER if arguments.stage == "autoencoder" else DECODER
-        train_autoencoder(replace(run, minutes=arguments.minutes), arguments.work)
+        which = AUTOENCODER if arguments.stage == "autoencoder" else DECODER
+        train_autoencoder(replace(which, minutes=arguments.minutes), arguments.work)
 
 
 if __name__ == "__main__":

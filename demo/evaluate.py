@@ -66,7 +66,9 @@ def main() -> None:
         "dreambooth": lambda: measure_dreambooth(judge),
     }
     parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description=__doc__)
-    parser.add_argument("parts", nargs="*", choices=[*parts, []], help="what to measure; everything if not given")
+    parser.add_argument(
+        "parts", nargs="*", choices=[*parts, []], help="what to measure; everything if not given"
+    )
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(message)s")

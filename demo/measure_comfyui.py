@@ -52,7 +52,9 @@ def comfyui() -> Iterator[Any]:
             yield client
 
 
-def sampling(graph: Graph, name: str, prompt: Any, seed: int, count: int, source: str, steps: int, cfg: float) -> None:
+def sampling(
+    graph: Graph, name: str, prompt: Any, seed: int, count: int, source: str, steps: int, cfg: float
+) -> None:
     """Add text to image from the MODEL and CLIP of node *source* and the VAE of node 'base'; saved by '<name>.save'."""
     graph[f"{name}.text"] = _node("CLIPTextEncode", clip=[source, 1], text=prompt)
     graph[f"{name}.none"] = _node("CLIPTextEncode", clip=[source, 1], text="")
@@ -131,7 +133,12 @@ def dreambooth_graph(name: str, settings: dict[str, Any], sample_steps: int, cfg
         )  # fmt: skip
         train["class_priors"] = ["priors", 0]
     graph["train"] = _node(
-        "DreamBoothLoRATrain", model=["base", 0], clip=["base", 1], vae=["base", 2], subject=["subject", 0], **train
+        "DreamBoothLoRATrain",
+        model=["base", 0],
+        clip=["base", 1],
+        vae=["base", 2],
+        subject=["subject", 0],
+        **train,
     )
     graph["apply"] = _node(
         "ApplySubjectLoRA", model=["base", 0], clip=["base", 1], lora_name="(from subject_lora)",

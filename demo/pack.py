@@ -1,4 +1,4 @@
-"""Training states -> the compact weights in the repo, and their manifest. Shell only."""
+"""Training states -> the compact weights in the repo, and their manifest, and back. Shell only."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from .base import MANIFEST, WEIGHTS, sha256_of, write_checkpoint
-from .expand import pack_state
+from .base import MANIFEST, WEIGHTS, read_packed, sha256_of, write_checkpoint
+from .expand import narrow_state, pack_state
 
 logger = logging.getLogger("subjectbooth")
 
@@ -38,3 +38,20 @@ def pack(work: Path, diffusion: str, autoencoder: str) -> None:
     recorded = {"weights": sha256_of(WEIGHTS), "checkpoint": digest}
     MANIFEST.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
     logger.info("%s: %.1f MB", WEIGHTS.name, WEIGHTS.stat().st_size / 1e6)
+
+
+def unpack(work: Path, diffusion: str, autoencoder: str) -> None:
+    """Training states from the weights in the repo, to train on from them anywhere (`python -m demo.build unpack`).
+
+    A run ends with its learning rate near zero, so nothing but the averaged weights is worth keeping: a further run
+    warms up from them with an optimizer of its own.
+    """
+    state = narrow_state(read_packed())
+    nets = {key: value for key, value in state.items() if not key.startswith("vae.")}
+    vae = {key.removeprefix("vae."): value for key, value in state.items() if key.startswith("vae.")}
+    work.mkdir(parents=True, exist_ok=True)
+    for name, saved in {diffusion: {"nets": nets, "ema": nets}, autoencoder: {"nets": vae}}.items():
+        path = work / f"{name}.pt"
+        if path.exists():
+            raise FileExistsError(f"{path} is there already; move it away to start from the shipped weights")
+        torch.save({**saved, "optimizer": None, "step": 0, "spent": 0.0}, path)

@@ -59,16 +59,18 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
     nets = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
     nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     if run.encoder_from:
-        saved = torch.load(work / f"{run.encoder_from}.pt", weights_only=True)["nets"]
-        encoder.load_state_dict({k[8:]: v for k, v in saved.items() if k.startswith("encoder.")})
         encoder.requires_grad_(False)
+        if not path.exists():
+            saved = torch.load(work / f"{run.encoder_from}.pt", weights_only=True)["nets"]
+            encoder.load_state_dict({k[8:]: v for k, v in saved.items() if k.startswith("encoder.")})
     trained = [p for p in nets.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=run.lr, betas=(0.9, 0.99))
     step, spent = 0, 0.0
     if path.exists():
         state = torch.load(path, weights_only=True)
         nets.load_state_dict(state["nets"])
-        optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"] is not None:
+            optimizer.load_state_dict(state["optimizer"])
         step, spent = state["step"], state["spent"]
     clock = parallel.Clock(run.steps, run.minutes, spent)
     rng = random.Random(f"{run.seed} {rank} {step}")

@@ -139,7 +139,8 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
         state = torch.load(path, weights_only=True)
         nets.load_state_dict(state["nets"])
         ema.load_state_dict(state["ema"])
-        optimizer.load_state_dict(state["optimizer"])
+        if state["optimizer"] is not None:
+            optimizer.load_state_dict(state["optimizer"])
         step, spent = state["step"], state["spent"]
     encoder, decoder = load_autoencoder(work, run.autoencoder)
     rng = random.Random(f"{run.seed} {rank} {step}")
