@@ -37,6 +37,10 @@ from subjectbooth.scripts.comfy_server import (  # noqa: E402
 )
 from subjectbooth.tests import tiny  # noqa: E402
 
+# Files whose tests also run with the oldest libraries that requirements.txt allows: what uses diffusers, peft,
+# accelerate or transformers, and one training in the real ComfyUI. A `oldest` mark on a single test does the same.
+OLDEST = ("test_loss.py", "test_run.py", "test_packaging.py", "comfy/test_shell.py", "comfy/test_training.py")
+
 PACKS = {"SubjectBooth": ROOT, "probe_nodes": ROOT / "tests" / "comfy" / "probe_nodes"}
 
 
@@ -46,6 +50,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         None if find_comfyui(ROOT) else "no ComfyUI here: run scripts/get_comfyui.py or set COMFYUI_PATH"
     )
     for item in items:
+        if item.path.relative_to(ROOT / "tests").as_posix() in OLDEST:
+            item.add_marker(pytest.mark.oldest)
         if {"comfy", "comfy_factory"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.comfy)
         if no_gpu and "gpu" in item.keywords:
