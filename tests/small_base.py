@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+
 from subjectbooth.trainer.base_model import BaseModel, make_noise_scheduler
 from subjectbooth.trainer.conditioning import Conditioning
 from subjectbooth.trainer.families import SD1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from subjectbooth.tests.small_base import alphas_cumprod, small_base, small_unet
 from subjectbooth.trainer import adapter
 from subjectbooth.trainer.conditioning import Conditioning, concatenate

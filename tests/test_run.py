@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+
 from subjectbooth.tests.small_base import small_base, small_priors, small_subject
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
@@ -211,7 +212,7 @@ def test_the_file_says_what_it_is_and_nothing_of_the_users(tmp_path: Path) -> No
     path = run.folder.finished_lora(6)
     with safetensors.safe_open(path, "pt") as file:
         metadata = file.metadata()
-        layers = {key.split(".")[0] for key in file.keys()}  # noqa: SIM118
+        layers = {key.split(".")[0] for key in file.keys()}
         assert all(float(file.get_tensor(f"{layer}.alpha")) == 4.0 for layer in layers)
     assert metadata["ss_network_dim"] == "4"
     assert metadata["ss_base_model_version"] == "sd_v1"

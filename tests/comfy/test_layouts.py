@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from subjectbooth.scripts.comfy_server import find_comfyui
 
 ROOT = Path(__file__).resolve().parents[2]

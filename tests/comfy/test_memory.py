@@ -1,10 +1,11 @@
-"""The hand-over of memory: ComfyUI's models are out of the way while training runs, and the trainer's are gone after."""
+"""The hand-over of memory: ComfyUI's models are out of the way in training, and the trainer's are gone after it."""
 
 from __future__ import annotations
 
 from typing import Any
 
 import pytest
+
 from subjectbooth.scripts.comfy_server import ComfyClient, Interrupted, NodeFailed
 from subjectbooth.tests.comfy.graphs import node
 from subjectbooth.tests.comfy.training_graphs import train_and_sample, upload_cat

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
+
 from subjectbooth.scripts.comfy_server import ComfyClient
 from subjectbooth.tests.comfy.graphs import node
 from subjectbooth.tests.comfy.training_graphs import SIZE, cat_photos, subject_node, train_node, upload_cat

@@ -7,9 +7,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from subjectbooth.scripts.comfy_server import ComfyClient, Interrupted, NodeFailed
 from subjectbooth.tests.comfy.graphs import Graph, node, text_to_image
-from subjectbooth.tests.comfy.training_graphs import apply_node, subject_node, train_and_sample, train_node, upload_cat
+from subjectbooth.tests.comfy.training_graphs import (
+    apply_node,
+    subject_node,
+    train_and_sample,
+    train_node,
+    upload_cat,
+)
 
 STYLE = "tiny_style.safetensors"
 

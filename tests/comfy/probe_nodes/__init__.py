@@ -14,8 +14,8 @@ import comfy.model_management
 import psutil
 import torch
 
-from .subject_probes import ProbePriors, ProbeSubject
 from . import predictions
+from .subject_probes import ProbePriors, ProbeSubject
 
 
 class AnyType(str):
