@@ -33,6 +33,7 @@ from workflow import to_api
 
 WORKFLOW = ROOT / "example_workflows" / "train_and_sample.json"
 OUTPUT = ROOT / "demo_output"
+PACK = "SubjectBooth"
 USUAL_PORT = 8188
 TIME_LIMIT = 3 * 3600.0
 
@@ -69,7 +70,7 @@ def main() -> int:
     server = ComfyServer(
         environment.comfyui,
         options.base_directory,
-        packs={"SubjectBooth": ROOT},
+        packs={PACK: ROOT},
         args=[*flags, "--disable-api-nodes"],
         cpu=device == "CPU",
         port=_usual_port() if options.ui else None,
@@ -112,7 +113,8 @@ def _usual_port() -> int:
 
 def _leave_running(server: ComfyServer) -> None:
     print(f"\nComfyUI is at {server.url}")
-    print("The example is under Workflow > Browse Templates > SubjectBooth. Ctrl-C ends it.", flush=True)
+    print(f"With the example: {server.url}/?template={WORKFLOW.stem}&source={PACK}")
+    print("Ctrl-C ends it.", flush=True)
     while server.alive():
         time.sleep(1)
     raise ComfyError(f"ComfyUI has ended.\n{server.log_tail()}")

