@@ -12,10 +12,6 @@ import torch
 from torch import nn
 
 LATENT_CHANNELS = 4
-ENCODER_WIDTHS = (16, 32, 48, 64)
-"""Channels at 64, 32, 16 and 8 px."""
-DECODER_WIDTHS = (24, 40, 64, 64)
-"""Channels at 64, 32, 16 and 8 px."""
 
 
 class Block(nn.Module):
@@ -55,8 +51,11 @@ def _init(module: nn.Module) -> None:
                 last.weight.mul_(0.1)
 
 
-def make_encoder(widths: Sequence[int] = ENCODER_WIDTHS) -> nn.Sequential:
-    """Images [n, 3, h, w] in 0..1 -> latents [n, 4, h/8, w/8] in model space (VAE output x 0.18215), std about 1."""
+def make_encoder(widths: Sequence[int]) -> nn.Sequential:
+    """*widths*: channels at 64, 32, 16 and 8 px.
+
+    Images [n, 3, h, w] in 0..1 -> latents [n, 4, h/8, w/8] in model space (VAE output x 0.18215), std about 1.
+    """
     layers: list[nn.Module] = [nn.Conv2d(3, widths[0], 3, padding=1), Block(widths[0])]
     for before, width in zip(widths, widths[1:], strict=False):
         layers += [nn.Conv2d(before, width, 3, stride=2, padding=1, bias=False)]
@@ -66,8 +65,11 @@ def make_encoder(widths: Sequence[int] = ENCODER_WIDTHS) -> nn.Sequential:
     return net
 
 
-def make_decoder(widths: Sequence[int] = DECODER_WIDTHS) -> nn.Sequential:
-    """Latents [n, 4, h/8, w/8] in model space -> images [n, 3, h, w], about 0..1."""
+def make_decoder(widths: Sequence[int]) -> nn.Sequential:
+    """*widths*: channels at 64, 32, 16 and 8 px.
+
+    Latents [n, 4, h/8, w/8] in model space -> images [n, 3, h, w], about 0..1.
+    """
     layers: list[nn.Module] = [Clamp(), nn.Conv2d(LATENT_CHANNELS, widths[-1], 3, padding=1), nn.ReLU()]
     down = list(reversed(widths))
     for width, after in zip(down, down[1:], strict=False):
@@ -82,3 +84,18 @@ def make_decoder(widths: Sequence[int] = DECODER_WIDTHS) -> nn.Sequential:
         last.weight.mul_(0.1)
         last.bias.fill_(0.5)
     return net
+
+
+@torch.no_grad()
+def grow(net: nn.Module, trained: dict[str, torch.Tensor]) -> None:
+    """Start a wider net from a trained narrower one of the same layout: the same function, with room to learn.
+
+    The first channels are the trained ones and take nothing from the new ones yet; those keep their random start.
+    """
+    for name, value in net.state_dict().items():
+        old = trained[name]
+        if value.dim() > 1:
+            value[: old.shape[0]] = 0
+            value[: old.shape[0], : old.shape[1]] = old
+        else:
+            value[: len(old)] = old

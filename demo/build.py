@@ -24,7 +24,7 @@ WORK = Path(__file__).parent / ".work"
 
 AUTOENCODER = AutoencoderRun()
 DECODER = AutoencoderRun(
-    name="decoder", encoder_from="autoencoder", decoder_widths=(24, 40, 64, 64), steps=6000, seed=1
+    name="decoder", encoder_from="autoencoder", decoder_widths=(12, 24, 48, 64), steps=6000, seed=1
 )
 DIFFUSION = DiffusionRun()
 

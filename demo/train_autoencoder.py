@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import parallel
-from .autoencoder import make_decoder, make_encoder
+from .autoencoder import grow, make_decoder, make_encoder
 from .compose import Composer
 from .pictures import library
 
@@ -22,7 +22,8 @@ logger = logging.getLogger("subjectbooth")
 
 @dataclass(frozen=True)
 class AutoencoderRun:
-    """One autoencoder training. *name* names its saved state; *encoder_from* freezes that run's encoder."""
+    """One autoencoder training. *name* names its saved state; *encoder_from* freezes that run's
+    encoder and starts from its decoder."""
 
     name: str = "autoencoder"
     encoder_widths: tuple[int, ...] = (8, 16, 32, 64)
@@ -63,6 +64,7 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
         if not path.exists():
             saved = torch.load(work / f"{run.encoder_from}.pt", weights_only=True)["nets"]
             encoder.load_state_dict({k[8:]: v for k, v in saved.items() if k.startswith("encoder.")})
+            grow(decoder, {k[8:]: v for k, v in saved.items() if k.startswith("decoder.")})
     trained = [p for p in nets.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=run.lr, betas=(0.9, 0.99))
     step, spent = 0, 0.0

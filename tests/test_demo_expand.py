@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from subjectbooth.demo import base
-from subjectbooth.demo.autoencoder import make_decoder, make_encoder
+from subjectbooth.demo.autoencoder import grow, make_decoder, make_encoder
 from subjectbooth.demo.expand import WIDE_TEXT, WIDE_UNET, WIDE_VAE, narrow_state, pack_state, wide_tensors
 from subjectbooth.demo.text import TextEncoder
 from subjectbooth.demo.unet import UNet
@@ -133,3 +133,19 @@ def test_the_file_is_the_same_bytes_every_time(
     loaded = load_file(first)
     assert loaded.keys() == wide.keys()
     assert all(torch.equal(loaded[name].float(), wide[name]) for name in wide)
+
+
+def test_a_grown_decoder_starts_as_the_same_function() -> None:
+    torch.manual_seed(1)
+    small, large = make_decoder((8, 8, 16, 16)), make_decoder((12, 16, 16, 24))
+    for parameter in small.parameters():
+        parameter.data.add_(0.05 * torch.randn_like(parameter))
+    grow(large, small.state_dict())
+    latents = torch.randn(2, 4, 8, 8)
+    with torch.no_grad():
+        assert (small(latents) - large(latents)).abs().max() < 1e-4
+    loss = large(latents).square().mean()
+    loss.backward()
+    # The new channels take part as soon as it learns.
+    gradient = large[19].weight.grad
+    assert gradient is not None and gradient[:, 8:].abs().max() > 0
