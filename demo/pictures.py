@@ -116,7 +116,9 @@ def library(folder: Path, styles: tuple[str, ...] = STYLES) -> Library:
     """The library of *styles*, made once under *folder* and kept there as one .npz."""
     cache = folder / f"library-{'-'.join(styles)}.npz"
     if not cache.exists():
-        pixels, words, names = [], [], []
+        pixels: list[np.ndarray] = []
+        words: list[str] = []
+        names: list[str] = []
         for style in styles:
             drawings = fluent_drawings(folder) if style == "fluent" else svg_drawings(style, folder)
             logger.info("%s: %d drawings", style, len(drawings))

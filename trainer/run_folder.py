@@ -120,8 +120,8 @@ class RunFolder:
         """Append the event; validation pictures are written as PNG beside the log."""
         if isinstance(event, Validation):
             for path, image in zip(self.pictures(event.step, len(event.prompts)), event.images, strict=True):
-                pixels = (image.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
-                write_atomic(path, lambda beside, pixels=pixels: Image.fromarray(pixels).save(beside))
+                picture = Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+                write_atomic(path, picture.save)
         with self._events.open("a", encoding="utf-8") as file:
             file.write(json.dumps(to_json(event), ensure_ascii=False) + "\n")
 
