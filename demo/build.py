@@ -24,7 +24,7 @@ WORK = Path(__file__).parent / ".work"
 
 AUTOENCODER = AutoencoderRun()
 DECODER = AutoencoderRun(
-    name="decoder", encoder_from="autoencoder", decoder_widths=(12, 24, 48, 64), steps=6000, seed=1
+    name="decoder", encoder_from="autoencoder", decoder_widths=(12, 24, 48, 64), steps=6000, lr=1e-3, seed=1
 )
 DIFFUSION = DiffusionRun()
 
@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.build", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--minutes", type=float, help="end the schedule after this time instead of by steps")
+    parser.add_argument("--workers", type=int, default=2, help="training processes, one core each")
     parser.add_argument("--work", type=Path, default=WORK, help="folder for packages and training states")
     parser.add_argument(
         "--tokenizer", type=Path, help="folder of CLIP's vocab.json and merges.txt, for `words`"
@@ -57,11 +58,15 @@ def main() -> None:
     if arguments.stage == "unpack":
         unpack(arguments.work, DIFFUSION.name, DECODER.name)
     if arguments.stage == "diffusion":
-        run = replace(DIFFUSION, autoencoder=autoencoder, minutes=arguments.minutes)
+        run = replace(
+            DIFFUSION, autoencoder=autoencoder, minutes=arguments.minutes, workers=arguments.workers
+        )
         train_diffusion(run, arguments.work)
     if arguments.stage in ("autoencoder", "decoder"):
         which = AUTOENCODER if arguments.stage == "autoencoder" else DECODER
-        train_autoencoder(replace(which, minutes=arguments.minutes), arguments.work)
+        train_autoencoder(
+            replace(which, minutes=arguments.minutes, workers=arguments.workers), arguments.work
+        )
 
 
 if __name__ == "__main__":
