@@ -11,11 +11,15 @@ class SubjectBoothExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .apply import ApplySubjectLoRA
         from .demo_base import LoadDemoBase
+        from .options import DreamBoothOptions
         from .priors import GenerateClassPriors
         from .subject import LoadSubjectImages
         from .train import DreamBoothLoRATrain
 
-        return [LoadSubjectImages, GenerateClassPriors, DreamBoothLoRATrain, ApplySubjectLoRA, LoadDemoBase]
+        return [
+            LoadSubjectImages, GenerateClassPriors, DreamBoothLoRATrain, ApplySubjectLoRA, LoadDemoBase,
+            DreamBoothOptions,
+        ]
 
 
 async def comfy_entrypoint() -> SubjectBoothExtension:

@@ -43,9 +43,14 @@ def base_from_graph(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
         return build_unet(shapes, lambda: effective_weights(model, UNET_PREFIX), family, dtype, "MODEL")
 
     return BaseModel(
-        family=family, noise_scheduler=make_noise_scheduler(alphas_cumprod, prediction_type),
-        prompts=ComfyPromptEncoder(clip, pooled=family.adm_channels is not None), codec=ComfyLatentCodec(model, vae), digest=base_digest(model, clip, vae),
-        build_unet=build, layer_names=lora_layer_names(shapes, family), clip_skip=-clip.layer_idx if clip.layer_idx is not None else 1)
+        family=family,
+        noise_scheduler=make_noise_scheduler(alphas_cumprod, prediction_type),
+        prompts=ComfyPromptEncoder(clip, pooled=family.adm_channels is not None),
+        codec=ComfyLatentCodec(model, vae),
+        digest=base_digest(model, clip, vae),
+        build_unet=build,
+        layer_names=lora_layer_names(shapes, family),
+        clip_skip=-clip.layer_idx if clip.layer_idx is not None else 1)
 
 
 def base_digest(model: ModelPatcher, clip: CLIP | None = None, vae: VAE | None = None) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..trainer.config import TrainConfig
+from ..trainer.errors import SubjectBoothError
 from ..trainer.events import Event, Finished, Started, StepDone, Validation, ValidationStep
 from ..trainer.priors import ClassPriors
 from ..trainer.publish import checked_name, publish
@@ -22,9 +21,8 @@ from ..trainer.subject import Subject
 from .bridge import base_from_graph
 from .host import Progress, clean_up, grid, loras_dir, pack_output_dir, readable_seconds, view_entry
 from .lora_file import SubjectLora, load_lora_file, require_all_keys
-from .types import CATEGORY, ClassPriorsType, SubjectLoraType, SubjectType
-
-_SETTINGS = {setting.name: setting for setting in dataclasses.fields(TrainConfig)}
+from .settings import config_from, setting_input
+from .types import CATEGORY, ClassPriorsType, DreamBoothOptionsType, SubjectLoraType, SubjectType
 
 
 class DreamBoothLoRATrain(io.ComfyNode):
@@ -46,26 +44,28 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 io.Clip.Input("clip", tooltip="The text encoder that the model is sampled with. Frozen."),
                 io.Vae.Input("vae", tooltip="Encodes the photos, decodes the validation pictures."),
                 SubjectType.Input("subject", tooltip="Photos and words, from LoadSubjectImages."),
-                _number("steps"), _number("learning_rate", step=1e-6, round=1e-8), _number("rank"),
-                _number("network_alpha", step=0.5, round=0.01), _number("train_batch_size"),
-                _number("gradient_accumulation_steps"), _number("prior_loss_weight", step=0.05, round=0.001),
-                _number("seed"),
+                setting_input("steps"), setting_input("learning_rate", step=1e-6, round=1e-8), setting_input("rank"),
+                setting_input("network_alpha", step=0.5, round=0.01), setting_input("train_batch_size"),
+                setting_input("gradient_accumulation_steps"),
+                setting_input("prior_loss_weight", step=0.05, round=0.001), setting_input("seed"),
                 io.Int.Input("resolution", default=0, min=0, max=4096, step=8,
                              tooltip="Side of the training images in pixels. 0: as LoadSubjectImages says."),
-                _choice("lr_scheduler"), _number("lr_warmup_steps"), _choice("gradient_checkpointing"),
-                _choice("precision"),
+                setting_input("lr_scheduler"), setting_input("lr_warmup_steps"),
+                setting_input("gradient_checkpointing"), setting_input("precision"),
                 io.String.Input("output_name", default="my_subject",
                                 tooltip="Name of the LoRA in models/loras; sub-folders are allowed (pets/rex). "
                                         "A file of another training is never overwritten: _2, _3 ... is added."),
                 io.String.Input("validation_prompts", multiline=True, default="a photo of {subject}",
                                 tooltip="One prompt a line, drawn while training. {subject} becomes the trained words. "
                                         "Empty: no pictures."),
-                _number("validation_interval"),
+                setting_input("validation_interval"),
                 io.Boolean.Input("force_retrain", default=False,
                                  tooltip="Train again from step 0, even when this very training was done before."),
                 ClassPriorsType.Input("class_priors", optional=True,
                                       tooltip="Class images from GenerateClassPriors. They keep the model from turning "
                                               "every dog into yours. Without them, only the subject is trained."),
+                DreamBoothOptionsType.Input("options", optional=True, tooltip="Further settings, from "
+                                                                              "DreamBoothOptions."),
             ],
             outputs=[
                 SubjectLoraType.Output(display_name="subject_lora", tooltip="For ApplySubjectLoRA."),
@@ -81,14 +81,13 @@ class DreamBoothLoRATrain(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, **values: Any) -> bool | str:
-        """Say before anything runs what cannot work. Linked values are None or absent here."""
-        constants = {name: value for name, value in values.items() if value is not None}
+    def validate_inputs(cls, output_name: str | None = None) -> bool | str:
+        """Before anything runs. Numbers are left to ComfyUI's own check, which names the input they belong to; a
+        sentence from here is repeated for every argument that is named."""
         try:
-            if "output_name" in constants:
-                checked_name(str(constants["output_name"]))
-            _config(constants, resolution=int(constants.get("resolution") or 512))
-        except Exception as error:  # anything at all can be in a JSON from an API client
+            if output_name is not None:
+                checked_name(str(output_name))
+        except SubjectBoothError as error:
             return str(error)
         return True
 
@@ -100,10 +99,11 @@ class DreamBoothLoRATrain(io.ComfyNode):
     @classmethod
     def execute(
         cls, model: Any, clip: Any, vae: Any, subject: Subject, output_name: str, resolution: int,
-        force_retrain: bool = False, class_priors: ClassPriors | None = None, **settings: Any,
+        force_retrain: bool = False, class_priors: ClassPriors | None = None, options: dict[str, Any] | None = None,
+        **settings: Any,
     ) -> io.NodeOutput:
         """Train (or find the training) and hand on what came of it."""
-        config = _config(settings, resolution or subject.resolution)
+        config = config_from({**settings, **(options or {})}, resolution or subject.resolution)
         progress = Progress(cls.hidden.unique_id, config.steps)
         progress.say("reading the base model")
         with _training_mode():
@@ -177,29 +177,3 @@ def _training_mode() -> Iterator[None]:
             yield
     finally:
         clean_up()
-
-
-def _config(values: dict[str, Any], resolution: int) -> TrainConfig:
-    chosen = {name: value for name, value in values.items() if name in _SETTINGS}
-    prompts = [line.strip() for line in str(chosen.get("validation_prompts", "")).splitlines()]
-    chosen["validation_prompts"] = tuple(prompt for prompt in prompts if prompt)
-    chosen["resolution"] = resolution
-    return TrainConfig(**chosen)
-
-
-def _number(name: str, step: float = 1, round: float | None = None) -> Any:
-    """An input for a setting of the trainer, with its range and its words."""
-    setting = _SETTINGS[name]
-    low, high = setting.metadata["low"], setting.metadata["high"]
-    if isinstance(setting.default, int):
-        # No "randomize after run": the editor gives it to every input called seed, and each queue would train again.
-        return io.Int.Input(name, default=setting.default, min=int(low), max=int(high), step=int(step),
-                            control_after_generate=False, tooltip=setting.metadata["help"])
-    return io.Float.Input(name, default=setting.default, min=low, max=high, step=step, round=round,
-                          tooltip=setting.metadata["help"])
-
-
-def _choice(name: str) -> Any:
-    setting = _SETTINGS[name]
-    return io.Combo.Input(name, options=list(setting.metadata["choices"]), default=setting.default,
-                          tooltip=setting.metadata["help"])

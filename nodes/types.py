@@ -7,5 +7,6 @@ from comfy_api.latest import io
 SubjectType = io.Custom("SUBJECT")
 ClassPriorsType = io.Custom("CLASS_PRIORS")
 SubjectLoraType = io.Custom("SUBJECT_LORA")
+DreamBoothOptionsType = io.Custom("DREAMBOOTH_OPTIONS")
 
 CATEGORY = "SubjectBooth"

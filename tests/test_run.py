@@ -149,7 +149,9 @@ def test_what_does_not_change_the_weights_does_not_change_the_key(tmp_path: Path
     assert Run(small_base(), renamed, small_priors(), CONFIG, tmp_path, CPU).folder.key == before
 
 
-def test_a_damaged_checkpoint_is_noticed_and_the_run_starts_anew(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_damaged_checkpoint_is_noticed_and_the_run_starts_anew(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     _read(_run(tmp_path / "whole").events())
     _read(_run(tmp_path / "cut").events(), until_step=3)
     folder = _run(tmp_path / "cut").folder

@@ -54,6 +54,9 @@ def parser() -> argparse.ArgumentParser:
         if setting.name == "validation_prompts":
             options.add_argument("--validation_prompts", nargs="*", default=[], help=setting.metadata["help"])
             continue
+        if isinstance(setting.default, bool):
+            options.add_argument(f"--{setting.name}", action="store_true", help=setting.metadata["help"])
+            continue
         options.add_argument(f"--{setting.name}", type=type(setting.default), default=setting.default,
                              choices=setting.metadata["choices"] or None,
                              help=setting.metadata["help"].replace("%", "%%"))
@@ -67,10 +70,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     try:
         _train(options)
     except SubjectBoothError as error:
-        print(error, file=sys.stderr)  # noqa: T201
+        print(error, file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("stopped; the steps so far are kept, and the same command goes on from there", file=sys.stderr)  # noqa: T201
+        print("stopped; the steps so far are kept, and the same command goes on from there", file=sys.stderr)
         return 130
     return 0
 
@@ -84,7 +87,7 @@ def _train(options: argparse.Namespace) -> None:
     checked_name(options.output_name)
     subject = read_subject(options, config.resolution)
     for warning in subject.warnings:
-        print(f"warning: {warning}", file=sys.stderr)  # noqa: T201
+        print(f"warning: {warning}", file=sys.stderr)
     base = base_from_file(options.base, options.clip_skip)
     device = torch.device("cpu") if options.cpu else None
     priors = _class_priors(options, config, subject, base, device) if options.num_class_images else None
@@ -106,7 +109,7 @@ def _train(options: argparse.Namespace) -> None:
     assert finished is not None
     path = publish(finished.path, options.output_dir, options.output_name)
     done = "trained" if finished.trained else "found again, trained before"
-    print(f"{done}: {path} (write {subject.trigger!r} in prompts)")  # noqa: T201
+    print(f"{done}: {path} (write {subject.trigger!r} in prompts)")
 
 
 def read_subject(options: argparse.Namespace, resolution: int) -> Subject:

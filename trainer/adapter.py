@@ -6,7 +6,8 @@ PEFT's names load in ComfyUI as nothing at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -18,11 +19,36 @@ if TYPE_CHECKING:
     from torch import nn
 
 ADAPTER_NAME = "subject"
-ATTENTION_TARGETS = ("to_q", "to_k", "to_v", "to_out.0")
+ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The projections of every attention block, as in the LoRA paper and diffusers' DreamBooth script."""
+MLP = ("ff.net.0.proj", "ff.net.2")
+"""The two layers of every transformer block's MLP."""
 
 
-def inject(module: nn.Module, config: TrainConfig, targets: Iterable[str] = ATTENTION_TARGETS) -> list[nn.Parameter]:
+def target_layers(module: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
+    """The layers that get a LoRA by name, in the module's order; see ``lora_targets`` of :class:`TrainConfig`.
+
+    Raises:
+        SubjectBoothError: the model has none of them.
+    """
+    if lora_targets == "all":
+        layers = {name: layer for name, layer in module.named_modules() if _is_linear_or_1x1(layer)}
+    else:
+        endings = ATTENTION + (MLP if lora_targets == "attention+mlp" else ())
+        layers = {name: layer for name, layer in module.named_modules()
+                  if name.endswith(tuple(f".{ending}" for ending in endings))}
+    if not layers:
+        raise SubjectBoothError("a model without layers to train", "a UNet with attention",
+                                "wire a Stable Diffusion checkpoint", "MODEL")
+    return layers
+
+
+def _is_linear_or_1x1(layer: nn.Module) -> bool:
+    return isinstance(layer, torch.nn.Linear) or (
+        isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (1, 1))
+
+
+def inject(module: nn.Module, config: TrainConfig) -> list[nn.Parameter]:
     """Put a LoRA beside every target layer, in place, and return what trains.
 
     The first weights depend on ``config.seed`` alone; the global random state is left as it was. The adapter's weights
@@ -30,31 +56,26 @@ def inject(module: nn.Module, config: TrainConfig, targets: Iterable[str] = ATTE
 
     Args:
         module: a UNet (or text encoder) whose weights are frozen.
-        config: rank, network_alpha and seed count.
-        targets: endings of the names of the layers that get one.
+        config: rank, network_alpha, lora_targets, lora_dropout, use_rslora and seed count.
 
     Returns:
         The trainable parameters, in a fixed order: up and down weights, float32.
 
     Raises:
-        SubjectBoothError: the rank is larger than a layer allows, or no layer has such a name.
+        SubjectBoothError: the rank is larger than a layer allows, or there is no such layer.
     """
     require("peft")
     from peft import LoraConfig, inject_adapter_in_model
 
-    endings = tuple(targets)
-    layers = {name: layer for name, layer in module.named_modules()
-              if name.endswith(tuple(f".{ending}" for ending in endings))}
-    if not layers:
-        raise SubjectBoothError(f"a model without layers named {', '.join(endings)}", "a UNet with attention",
-                                "wire a Stable Diffusion checkpoint", "MODEL")
-    widest = min(min(layer.weight.shape[:2]) for layer in layers.values())
+    layers = target_layers(module, config.lora_targets)
+    widest = min(min(layer.weight.shape[:2]) for layer in layers.values())  # type: ignore[union-attr,index]
     if config.rank > widest:
         raise SubjectBoothError(
             f"rank {config.rank}", f"{widest} or less, the width of this model's smallest trained layer",
             f"set rank to {widest} or lower", "rank")
-    lora = LoraConfig(r=config.rank, lora_alpha=config.network_alpha, target_modules=sorted(layers),  # type: ignore[arg-type]
-                      init_lora_weights=True)
+    lora = LoraConfig(
+        r=config.rank, lora_alpha=config.network_alpha, target_modules=sorted(layers),  # type: ignore[arg-type]
+        lora_dropout=config.lora_dropout, use_rslora=config.use_rslora, init_lora_weights=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed % 2**63)
         inject_adapter_in_model(lora, module, adapter_name=ADAPTER_NAME)
@@ -63,6 +84,11 @@ def inject(module: nn.Module, config: TrainConfig, targets: Iterable[str] = ATTE
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     return parameters
+
+
+def file_alpha(config: TrainConfig) -> float:
+    """The alpha that makes ``alpha / rank``, which every reader of the file uses, the scale that was trained with."""
+    return config.network_alpha * (math.sqrt(config.rank) if config.use_rslora else 1.0)
 
 
 def adapter_state(module: nn.Module) -> dict[str, torch.Tensor]:

@@ -24,6 +24,8 @@ class Checkpoint:
         optimizer: per parameter number, the optimizer's tensors and numbers by name.
         losses: ``[loss, instance_loss, prior_loss or None]`` of every step so far.
         chosen: what ``auto`` settings became; a resumed run keeps the first choice.
+        groups: the numbers an optimizer keeps for all parameters together (Prodigy's estimate is one).
+        average: the running average of the adapter by number, empty without EMA.
         scaler: state of fp16's loss scaling, empty in other precisions.
     """
 
@@ -32,12 +34,15 @@ class Checkpoint:
     optimizer: dict[int, dict[str, Any]]
     losses: list[list[float | None]]
     chosen: dict[str, str]
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    average: list[torch.Tensor] = field(default_factory=list)
     scaler: dict[str, Any] = field(default_factory=dict)
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
     """Write the checkpoint as one safetensors file, in one step."""
     tensors = {f"adapter/{name}": tensor for name, tensor in checkpoint.adapter.items()}
+    tensors |= {f"average/{index}": tensor for index, tensor in enumerate(checkpoint.average)}
     numbers: dict[str, dict[str, Any]] = {}
     for index, entries in checkpoint.optimizer.items():
         for name, value in entries.items():
@@ -47,7 +52,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
                 numbers.setdefault(str(index), {})[name] = value
     write_checked(path, tensors, {
         "format": CHECKPOINT_FORMAT, "step": checkpoint.step, "optimizer": numbers, "losses": checkpoint.losses,
-        "chosen": checkpoint.chosen, "scaler": checkpoint.scaler,
+        "chosen": checkpoint.chosen, "groups": checkpoint.groups, "scaler": checkpoint.scaler,
     })
 
 
@@ -64,11 +69,16 @@ def load(path: Path) -> Checkpoint:
                                 "train anew with force_retrain", str(path))
     adapter: dict[str, torch.Tensor] = {}
     optimizer: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in state["optimizer"].items()}
+    average: dict[int, torch.Tensor] = {}
     for key, tensor in tensors.items():
         kind, name = key.split("/", 1)
         if kind == "adapter":
             adapter[name] = tensor
+        elif kind == "average":
+            average[int(name)] = tensor
         else:
             index, entry = name.split("/", 1)
             optimizer.setdefault(int(index), {})[entry] = tensor
-    return Checkpoint(state["step"], adapter, optimizer, state["losses"], state["chosen"], state["scaler"])
+    return Checkpoint(
+        state["step"], adapter, optimizer, state["losses"], state["chosen"], state["groups"],
+        [average[index] for index in sorted(average)], state["scaler"])

@@ -65,6 +65,34 @@ class TrainConfig:
     precision: str = _setting(
         AUTO, "Precision of the base model; the adapter always is fp32. auto: bf16 where the card has it, else fp16, "
               "and fp32 on a CPU.", choices=(AUTO, "fp32", "fp16", "bf16"))
+    optimizer: str = _setting(
+        "adamw", "adamw8bit needs bitsandbytes and a GPU, prodigy needs prodigyopt (and a learning rate of about 1). "
+                 "A missing package is said, and adamw is used.",
+        choices=("adamw", "adamw8bit", "adafactor", "prodigy"))
+    weight_decay: float = _setting(0.01, "Weight decay of the adapter's weights.", low=0.0, high=10.0)
+    lora_targets: str = _setting(
+        "attention", "Layers that get a LoRA. attention: the projections of every attention; attention+mlp: the "
+                     "transformer blocks' MLPs besides; all: every linear and 1x1 layer of the UNet.",
+        choices=("attention", "attention+mlp", "all"))
+    lora_dropout: float = _setting(
+        0.0, "Share of the LoRA's inputs that is left out at each step, against overfitting.", low=0.0, high=0.99)
+    use_rslora: bool = _setting(
+        False, "Scale the adapter by network_alpha / sqrt(rank), which suits high ranks (arXiv 2312.03732).")
+    snr_gamma: float = _setting(
+        0.0, "Min-SNR weighting of the timesteps (arXiv 2303.09556); the paper uses 5. 0 turns it off.",
+        low=0.0, high=1000.0)
+    noise_offset: float = _setting(
+        0.0, "Shifts the noise of whole pictures, so that very dark and bright ones can be learned. 0.05 is usual.",
+        low=0.0, high=1.0)
+    masked_loss: bool = _setting(
+        False, "Count only the masked part of each photo (a MASK, or the photo's transparency).")
+    caption_dropout: float = _setting(
+        0.0, "Share of the photos that are shown with an empty prompt.", low=0.0, high=1.0)
+    flip: bool = _setting(
+        False, "Also show the photos mirrored. Not for subjects with a left and a right, or with writing on them.")
+    ema_decay: float = _setting(
+        0.0, "Keep a running average of the adapter, which is what is saved. 0.99 averages over some hundred steps. "
+             "0 turns it off.", low=0.0, high=0.99999)
     validation_prompts: tuple[str, ...] = _setting(
         (), "Prompts drawn while training. {subject} becomes the trained words.", in_key=False)
     validation_interval: int = _setting(
@@ -175,6 +203,10 @@ def _check(setting: dataclasses.Field[Any], value: Any) -> None:
     if name == "validation_prompts":
         if not isinstance(value, tuple) or not all(isinstance(prompt, str) for prompt in value):
             raise SubjectBoothError(f"{name} {value!r}", "a tuple of strings", "give one prompt a line", name)
+        return
+    if isinstance(setting.default, bool):
+        if not isinstance(value, bool):
+            raise SubjectBoothError(f"{name} {value!r}", "true or false", "choose one of them", name)
         return
     whole = isinstance(setting.default, int)
     kind = "a whole number" if whole else "a number"

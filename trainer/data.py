@@ -26,12 +26,18 @@ class TrainingData:
         conditioning: n prompts of batch size 1, one a photo.
         prior_latents: float32 [m, 4, h/8, w/8], the class images; None without them.
         prior_conditioning: the class prompt, batch size 1; None without class images.
+        empty_conditioning: the empty prompt, batch size 1; needed for caption dropout only.
+        flipped_latents: like ``latents``, of the mirrored photos; None without flipping.
+        masks: float32 [n, 1, h/8, w/8] in 0..1, None without a masked loss.
     """
 
     latents: torch.Tensor
     conditioning: tuple[Conditioning, ...]
     prior_latents: torch.Tensor | None = None
     prior_conditioning: Conditioning | None = None
+    empty_conditioning: Conditioning | None = None
+    flipped_latents: torch.Tensor | None = None
+    masks: torch.Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.prior_latents is None:
@@ -94,11 +100,31 @@ def make_batch(
     noise = torch.randn((parts, whole, *data.latents.shape[1:]), generator=random)[:, own].flatten(0, 1)
     drawn = torch.randint(0, timesteps, (parts, whole), generator=random)[:, own].flatten(0, 1)
 
+    if config.noise_offset:
+        # Drawn behind everything else, so that the other noise is the same with and without it.
+        noise = noise + config.noise_offset * torch.randn(
+            (parts, whole, data.latents.shape[1], 1, 1), generator=random)[:, own].flatten(0, 1)
+
     photos = order(micro_step * whole, whole, len(data.latents), config.seed, "photos")[own]
-    latents = data.latents[photos]
+    latents, masks = data.latents[photos], data.masks[photos] if data.masks is not None else None
+    if data.flipped_latents is not None:
+        mirrored = _chance(0.5, whole, config.seed, "flip", micro_step)[own]
+        latents = torch.where(mirrored[:, None, None, None], data.flipped_latents[photos], latents)
+        if masks is not None:
+            masks = torch.where(mirrored[:, None, None, None], masks.flip(-1), masks)
     prompts = [data.conditioning[index] for index in photos]
+    if config.caption_dropout and data.empty_conditioning is not None:
+        dropped = _chance(config.caption_dropout, whole, config.seed, "caption", micro_step)[own].tolist()
+        prompts = [data.empty_conditioning if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
     if data.prior_latents is not None and data.prior_conditioning is not None:
         classes = order(micro_step * whole, whole, len(data.prior_latents), config.seed, "class images")[own]
         latents = torch.cat([latents, data.prior_latents[classes]])
         prompts += [data.prior_conditioning] * per_process
-    return Batch(latents.to(device), noise.to(device), drawn.to(device), concatenate(prompts).to(device), per_process)
+    return Batch(
+        latents.to(device), noise.to(device), drawn.to(device), concatenate(prompts).to(device), per_process,
+        masks.to(device) if masks is not None else None)
+
+
+def _chance(share: float, count: int, seed: int, purpose: str, micro_step: int) -> torch.Tensor:
+    """bool [count]: which of the pictures something happens to that happens to ``share`` of them."""
+    return torch.rand(count, generator=generator_for(seed, purpose, micro_step)) < share

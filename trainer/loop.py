@@ -10,7 +10,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
@@ -21,10 +21,12 @@ from .base_model import BaseModel
 from .checkpoint import Checkpoint
 from .conditioning import Conditioning
 from .config import TrainConfig
-from .data import TrainingData, make_batch
+from .data import TrainingData, derived_seed, make_batch
+from .ema import AdapterAverage
 from .errors import SubjectBoothError, require
 from .events import Event, Started, StepDone, Validation, ValidationStep
 from .loss import batch_losses
+from .optimizers import make_optimizer
 from .runtime import DTYPES, accelerate_precision, choose, isolated_accelerate
 from .sample import sample
 
@@ -66,6 +68,7 @@ class Training:
         self._unet: UNet2DConditionModel | None = None
         self._optimizer: torch.optim.Optimizer | None = None
         self._accelerator: Accelerator | None = None
+        self._average: AdapterAverage | None = None
         self.step = resume.step if resume else 0
         self.losses: list[list[float | None]] = list(resume.losses) if resume else []
         self.chosen: dict[str, str] = dict(resume.chosen) if resume else {}
@@ -80,7 +83,7 @@ class Training:
     ) -> None:
         if self._accelerator is not None:
             self._accelerator.free_memory()
-        self._unet = self._optimizer = self._accelerator = None
+        self._unet = self._optimizer = self._accelerator = self._average = None
         self._leaving.close()
 
     @property
@@ -96,14 +99,16 @@ class Training:
                     for name, value in entries.items()}
             for index, entries in self._optimizer.state_dict()["state"].items()}
         scaler = self._accelerator.scaler.state_dict() if self._accelerator.scaler else {}
+        average = [tensor.cpu().clone() for tensor in self._average.average] if self._average else []
         return Checkpoint(self.step, adapter.adapter_state(self._unet), optimizer, list(self.losses), self.chosen,
-                          scaler)
+                          _plain_groups(self._optimizer), average, scaler)
 
     def lora(self) -> dict[str, torch.Tensor]:
         """The adapter as it is now, with kohya's names."""
         assert self._unet is not None
-        return adapter.to_kohya(adapter.adapter_state(self._unet), "lora_unet", self._config.network_alpha,
-                                self._base.layer_names)
+        with self._average.applied() if self._average else nullcontext():
+            state = adapter.adapter_state(self._unet)
+        return adapter.to_kohya(state, "lora_unet", adapter.file_alpha(self._config), self._base.layer_names)
 
     def events(self) -> Iterator[Event]:
         """Train from the current step to the last one.
@@ -135,8 +140,9 @@ class Training:
                 batch = make_batch(
                     self._data, config, len(self._base.noise_scheduler.alphas_cumprod), micro_step, device,
                     accelerator.process_index, accelerator.num_processes)
-                with torch.enable_grad():
-                    losses = batch_losses(model, self._base.noise_scheduler, batch, config.prior_loss_weight)
+                with torch.enable_grad(), self._dropout_seed(micro_step, device):
+                    losses = batch_losses(
+                        model, self._base.noise_scheduler, batch, config.prior_loss_weight, config.snr_gamma)
                     accelerator.backward(losses.total / accumulate)
                 found = (losses.total.detach(), losses.instance, losses.prior)
                 sums = [total + float(part) / accumulate if part is not None else total
@@ -144,6 +150,8 @@ class Training:
             grad_norm = self._clip(parameters)
             self._stop_if_not_finite(sums[0], grad_norm)
             optimizer.step()
+            if self._average:
+                self._average.update()
             self.step += 1
             prior = sums[2] if self._data.prior_latents is not None else None
             self.losses.append([sums[0], sums[1], prior])
@@ -152,7 +160,8 @@ class Training:
             yield StepDone(self.step, config.steps, sums[0], sums[1], prior, learning_rate, grad_norm, seconds, eta)
             if config.validation_is_due(self.step):
                 began = time.perf_counter()
-                yield from self._validate(model, device)
+                with self._average.applied() if self._average else nullcontext():
+                    yield from self._validate(model, device)
                 clock.validation = time.perf_counter() - began
 
     def _set_up(self) -> tuple[torch.device, list[torch.nn.Parameter], Any, torch.optim.Optimizer]:
@@ -174,16 +183,27 @@ class Training:
         if self.chosen["gradient_checkpointing"] == "on":
             unet.enable_gradient_checkpointing()
         unet.train()  # diffusers checkpoints activations in train mode only; the base has no dropout of its own
-        optimizer = torch.optim.AdamW(parameters, lr=self._config.learning_rate, weight_decay=1e-2)
+        optimizer, notes = make_optimizer(parameters, self._config, device)
+        self._notes += notes
+        self._average = AdapterAverage(parameters, self._config.ema_decay) if self._config.ema_decay else None
         if self._resume:
-            groups = optimizer.state_dict()["param_groups"]
+            groups = [{**group, **saved} for group, saved in zip(
+                optimizer.state_dict()["param_groups"], self._resume.groups, strict=True)]
             optimizer.load_state_dict({"state": self._resume.optimizer, "param_groups": groups})
+            if self._average:
+                self._average.average = [tensor.to(device) for tensor in self._resume.average]
         self._optimizer = optimizer
         model, prepared = self._accelerator.prepare(unet, optimizer)
         if self._resume and self._resume.scaler and self._accelerator.scaler:
             self._accelerator.scaler.load_state_dict(self._resume.scaler)
         self._resume = None  # its tensors are not needed any more
         return device, parameters, model, prepared
+
+    def _dropout_seed(self, micro_step: int, device: torch.device) -> AbstractContextManager[None]:
+        """The LoRA's dropout draws from the process's random state: seed it, and put it back as it was."""
+        if not self._config.lora_dropout:
+            return nullcontext()
+        return _seeded(derived_seed(self._config.seed, "dropout", micro_step), device)
 
     def _clip(self, parameters: list[torch.nn.Parameter]) -> float:
         assert self._accelerator is not None
@@ -219,6 +239,20 @@ class Training:
         images = self._base.codec.decode(torch.cat(latents))
         prompts = tuple(prompt for prompt, _ in self._validation)
         yield Validation(self.step, prompts, images.permute(0, 2, 3, 1).contiguous())
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def _plain_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What an optimizer keeps beside its tensors, as JSON values."""
+    kinds = (int, float, str, list, tuple, type(None))
+    return [{name: value for name, value in group.items() if name != "params" and isinstance(value, kinds)}
+            for group in optimizer.state_dict()["param_groups"]]
 
 
 class _Clock:

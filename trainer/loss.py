@@ -25,6 +25,7 @@ class Batch:
         timesteps: int64 [b].
         conditioning: b prompts.
         instances: how many of the b, from the front, are photos; the others are class images.
+        masks: float32 [instances, 1, h/8, w/8] in 0..1, the part of each photo that counts; None counts all of it.
     """
 
     latents: torch.Tensor
@@ -32,6 +33,7 @@ class Batch:
     timesteps: torch.Tensor
     conditioning: Conditioning
     instances: int
+    masks: torch.Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -53,8 +55,22 @@ def prediction_target(
     return noise
 
 
+def min_snr_weights(noise_scheduler: DDPMScheduler, timesteps: torch.Tensor, snr_gamma: float) -> torch.Tensor:
+    """float32 [b]: ``min(snr, gamma) / snr`` for epsilon, ``/ (snr + 1)`` for v (arXiv 2303.09556, section 3.4).
+
+    With a zero terminal SNR the epsilon form would be 0/0 at the last timestep, where it is taken to be 1, its limit.
+    """
+    alphas = noise_scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+    snr = alphas / (1.0 - alphas)
+    capped = snr.clamp(max=snr_gamma)
+    if noise_scheduler.config["prediction_type"] == "v_prediction":
+        return capped / (snr + 1.0)
+    return torch.where(snr > 0, capped / snr.clamp(min=1e-20), torch.ones_like(snr))
+
+
 def dreambooth_loss(
     prediction: torch.Tensor, target: torch.Tensor, instances: int, prior_loss_weight: float,
+    weights: torch.Tensor | None = None, masks: torch.Tensor | None = None,
 ) -> Losses:
     """``mse(photos) + prior_loss_weight * mse(class images)``, each averaged over its own part of the batch.
 
@@ -62,17 +78,34 @@ def dreambooth_loss(
         prediction, target: float32 [b, 4, h/8, w/8]; the first ``instances`` are photos.
         instances: 1..b.
         prior_loss_weight: lambda of the paper.
+        weights: float32 [b], a factor for each picture; None for 1.
+        masks: float32 [instances, 1, h/8, w/8]. A photo's error is averaged over its mask, so that a small subject
+            counts as much as a large one; a photo whose mask is empty counts as 0.
     """
-    instance = mse_loss(prediction[:instances], target[:instances])
+    errors = mse_loss(prediction, target, reduction="none")
+    each = errors.mean(dim=(1, 2, 3))
+    if masks is not None:
+        covered = (masks.mean(dim=(1, 2, 3))).clamp(min=1e-6)
+        each = torch.cat([(errors[:instances] * masks).mean(dim=(1, 2, 3)) / covered, each[instances:]])
+    if weights is not None:
+        each = each * weights
+    instance = each[:instances].mean()
     if instances == len(prediction):
         return Losses(instance, instance.detach(), None)
-    prior = mse_loss(prediction[instances:], target[instances:])
+    prior = each[instances:].mean()
     return Losses(instance + prior_loss_weight * prior, instance.detach(), prior.detach())
 
 
-def batch_losses(unet: Any, noise_scheduler: DDPMScheduler, batch: Batch, prior_loss_weight: float) -> Losses:
-    """Noise the batch, ask the UNet, compare. Photos and class images share one forward pass."""
+def batch_losses(
+    unet: Any, noise_scheduler: DDPMScheduler, batch: Batch, prior_loss_weight: float, snr_gamma: float = 0.0,
+) -> Losses:
+    """Noise the batch, ask the UNet, compare. Photos and class images share one forward pass.
+
+    Args:
+        snr_gamma: min-SNR weighting; 0 weights all timesteps alike.
+    """
     noisy_latents = noise_scheduler.add_noise(batch.latents, batch.noise, batch.timesteps)  # type: ignore[arg-type]
     prediction = predict(unet, noisy_latents, batch.timesteps, batch.conditioning)
     target = prediction_target(noise_scheduler, batch.latents, batch.noise, batch.timesteps)
-    return dreambooth_loss(prediction, target, batch.instances, prior_loss_weight)
+    weights = min_snr_weights(noise_scheduler, batch.timesteps, snr_gamma) if snr_gamma else None
+    return dreambooth_loss(prediction, target, batch.instances, prior_loss_weight, weights, batch.masks)

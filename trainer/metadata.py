@@ -12,6 +12,7 @@ import json
 
 import torch
 
+from .adapter import file_alpha
 from .base_model import BaseModel
 from .config import TrainConfig
 from .safefile import body_hash
@@ -44,7 +45,8 @@ def lora_metadata(
         "ss_v2": str(family.kohya_v2),
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(config.rank),
-        "ss_network_alpha": f"{config.network_alpha:g}",
+        "ss_network_alpha": repr(file_alpha(config)),
+        "ss_network_dropout": f"{config.lora_dropout:g}",
         "ss_steps": str(step),
         "ss_max_train_steps": str(config.steps),
         "ss_learning_rate": f"{config.learning_rate:g}",
@@ -52,7 +54,10 @@ def lora_metadata(
         "ss_lr_scheduler": config.lr_scheduler,
         "ss_lr_warmup_steps": str(config.lr_warmup_steps),
         "ss_seed": str(config.seed),
-        "ss_optimizer": "torch.optim.AdamW",
+        "ss_optimizer": config.optimizer,
+        "ss_min_snr_gamma": f"{config.snr_gamma:g}",
+        "ss_noise_offset": f"{config.noise_offset:g}",
+        "ss_caption_dropout_rate": f"{config.caption_dropout:g}",
         "ss_prior_loss_weight": f"{config.prior_loss_weight:g}",
         "ss_num_train_images": str(photos),
         "ss_num_reg_images": str(class_images),

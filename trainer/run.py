@@ -14,6 +14,7 @@ from .base_model import BaseModel
 from .conditioning import Conditioning
 from .config import TrainConfig, run_key
 from .data import TrainingData
+from .errors import SubjectBoothError
 from .events import CheckpointSaved, Event, Finished, StepDone, ValidationStep
 from .loop import Training
 from .metadata import lora_metadata
@@ -130,5 +131,17 @@ class Run:
             latents=base.codec.encode(prepared.images),
             conditioning=tuple(encoded[caption] for caption in prepared.captions),
             prior_latents=self._priors.latents if self._priors else None,
-            prior_conditioning=encoded[self._priors.prompt] if self._priors else None)
+            prior_conditioning=encoded[self._priors.prompt] if self._priors else None,
+            empty_conditioning=encoded[""],
+            flipped_latents=base.codec.encode(prepared.images.flip(-1)) if self._config.flip else None,
+            masks=self._latent_masks())
         return data, tuple((prompt, encoded[prompt]) for prompt in shown), encoded[""]
+
+    def _latent_masks(self) -> torch.Tensor | None:
+        if not self._config.masked_loss:
+            return None
+        if self._prepared.masks is None:
+            raise SubjectBoothError("masked_loss without a mask", "a mask for the photos",
+                                    "wire a MASK to LoadSubjectImages, use photos with transparency, or turn it off",
+                                    "masked_loss")
+        return torch.nn.functional.interpolate(self._prepared.masks, scale_factor=1 / 8, mode="area")

@@ -27,7 +27,7 @@ def ddim_from(noise_scheduler: DDPMScheduler) -> DDIMScheduler:
 
 def sample(
     unet: Any, noise_scheduler: DDPMScheduler, prompt: Conditioning, negative: Conditioning,
-    shape: tuple[int, int, int], steps: int, guidance_scale: float, seed: int, device: torch.device,
+    shape: tuple[int, ...], steps: int, guidance_scale: float, seed: int, device: torch.device,
 ) -> Generator[int, None, torch.Tensor]:
     """Draw one picture's latents with classifier-free guidance (arXiv 2207.12598).
 

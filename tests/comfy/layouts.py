@@ -17,18 +17,18 @@ package = types.ModuleType("subjectbooth")
 package.__path__ = [str(ROOT)]
 sys.modules["subjectbooth"] = package
 
-import comfy.cli_args
+import comfy.cli_args  # noqa: E402
 
 comfy.cli_args.args.cpu = True
 
-import comfy.lora
-import comfy.supported_models
-import torch
+import comfy.lora  # noqa: E402
+import comfy.supported_models  # noqa: E402
+import torch  # noqa: E402
 
-from subjectbooth.trainer import adapter
-from subjectbooth.trainer.base_model import inspect_unet, lora_layer_names
-from subjectbooth.trainer.config import TrainConfig
-from subjectbooth.trainer.ldm_unet import diffusers_config, diffusers_names
+from subjectbooth.trainer import adapter  # noqa: E402
+from subjectbooth.trainer.base_model import inspect_unet, lora_layer_names  # noqa: E402
+from subjectbooth.trainer.config import TrainConfig  # noqa: E402
+from subjectbooth.trainer.ldm_unet import diffusers_config, diffusers_names  # noqa: E402
 
 COMMON: dict[str, Any] = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "use_spatial_transformer": True,

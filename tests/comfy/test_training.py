@@ -245,7 +245,8 @@ def test_cancel_stops_within_a_step_and_keeps_the_work(comfy: ComfyClient) -> No
                     and event.data.get("node") == "11")
     with pytest.raises(Interrupted):
         comfy.wait(prompt_id, 30)
-    kept = sorted((comfy.server.output_dir / "subjectbooth").glob("ohwx_cat_*/lora_*"), key=lambda path: path.stat().st_mtime)
+    runs = comfy.server.output_dir / "subjectbooth"
+    kept = sorted(runs.glob("ohwx_cat_*/lora_*"), key=lambda path: path.stat().st_mtime)
     step = int(kept[-1].stem.split("_")[1])
     assert at_cancel <= step <= at_cancel + 2
     shorter = comfy.run(train_and_sample(images, seed=1002, steps=step + 3, output_name="cancelled",

@@ -1,0 +1,48 @@
+"""DreamBoothOptions: what few people change, so that the trainer itself stays small."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from .settings import config_from, setting_input
+from .types import CATEGORY, DreamBoothOptionsType
+
+
+class DreamBoothOptions(io.ComfyNode):
+    """Further settings for DreamBoothLoRATrain."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        """The node as ComfyUI shows it. Inputs are appended, never inserted."""
+        return io.Schema(
+            node_id="DreamBoothOptions",
+            display_name="DreamBooth Options",
+            category=CATEGORY,
+            description="Further settings for DreamBooth LoRA Train. Without this node all are at their defaults.",
+            inputs=[
+                setting_input("lora_targets"),
+                setting_input("lora_dropout", step=0.05, round=0.001),
+                setting_input("use_rslora"),
+                setting_input("optimizer"),
+                setting_input("weight_decay", step=0.01, round=0.0001),
+                setting_input("max_grad_norm", step=0.1, round=0.001),
+                setting_input("snr_gamma", step=0.5, round=0.01),
+                setting_input("noise_offset", step=0.01, round=0.0001),
+                setting_input("masked_loss"),
+                setting_input("caption_dropout", step=0.05, round=0.001),
+                setting_input("flip"),
+                setting_input("ema_decay", step=0.01, round=0.00001),
+                setting_input("validation_steps"),
+                setting_input("validation_guidance_scale", step=0.5, round=0.01),
+                setting_input("checkpoint_seconds", step=10, round=0.1),
+            ],
+            outputs=[DreamBoothOptionsType.Output(display_name="options", tooltip="For DreamBooth LoRA Train.")],
+        )
+
+    @classmethod
+    def execute(cls, **values: Any) -> io.NodeOutput:
+        """Check the settings, so that a wrong one is said before the class images are made, and hand them on."""
+        config_from(values, resolution=512)
+        return io.NodeOutput(values)

@@ -1,0 +1,45 @@
+"""Inputs of a node out of the trainer's settings: one place says range, default and words of each."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainer.config import TrainConfig
+
+SETTINGS = {setting.name: setting for setting in dataclasses.fields(TrainConfig)}
+
+
+def setting_input(name: str, step: float = 1, round: float | None = None) -> Any:
+    """The input for a setting of the trainer, of the kind that its default is.
+
+    Args:
+        step: how far one click of the arrows goes.
+        round: for fractions; without it ComfyUI shows one decimal, and 1e-4 as 0.0.
+    """
+    setting = SETTINGS[name]
+    help, choices = setting.metadata["help"], setting.metadata["choices"]
+    low, high = setting.metadata["low"], setting.metadata["high"]
+    if choices:
+        return io.Combo.Input(name, options=list(choices), default=setting.default, tooltip=help)
+    if isinstance(setting.default, bool):
+        return io.Boolean.Input(name, default=setting.default, tooltip=help)
+    if isinstance(setting.default, int):
+        return io.Int.Input(name, default=setting.default, min=int(low), max=int(high), step=int(step), tooltip=help,
+                            control_after_generate=False)
+    return io.Float.Input(name, default=setting.default, min=low, max=high, step=step, round=round, tooltip=help)
+
+
+def config_from(values: dict[str, Any], resolution: int) -> TrainConfig:
+    """The trainer's settings out of a node's inputs; what is no setting is left alone.
+
+    Raises:
+        SubjectBoothError: a value is out of its range.
+    """
+    chosen = {name: value for name, value in values.items() if name in SETTINGS}
+    prompts = [line.strip() for line in str(chosen.get("validation_prompts", "")).splitlines()]
+    chosen["validation_prompts"] = tuple(prompt for prompt in prompts if prompt)
+    chosen["resolution"] = resolution
+    return TrainConfig(**chosen)

@@ -1,0 +1,233 @@
+"""Every option against a value computed by hand, or against the same thing with the option off."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from subjectbooth.tests.small_base import alphas_cumprod, small_base, small_priors, small_subject, small_unet
+from subjectbooth.trainer import adapter
+from subjectbooth.trainer.base_model import make_noise_scheduler
+from subjectbooth.trainer.conditioning import Conditioning
+from subjectbooth.trainer.config import TrainConfig
+from subjectbooth.trainer.data import TrainingData, make_batch, order
+from subjectbooth.trainer.ema import AdapterAverage
+from subjectbooth.trainer.errors import SubjectBoothError
+from subjectbooth.trainer.events import Started, StepDone
+from subjectbooth.trainer.loss import dreambooth_loss, min_snr_weights
+from subjectbooth.trainer.optimizers import make_optimizer
+from subjectbooth.trainer.run import Run
+
+CPU = torch.device("cpu")
+
+
+def _config(**changes: Any) -> TrainConfig:
+    return TrainConfig(**{"steps": 4, "learning_rate": 1e-3, "rank": 4, "network_alpha": 4.0, "resolution": 64,
+                          "train_batch_size": 2, **changes})
+
+
+def _data(photos: int = 3) -> TrainingData:
+    random = torch.Generator().manual_seed(1)
+    return TrainingData(
+        latents=torch.randn(photos, 4, 8, 8, generator=random),
+        conditioning=tuple(Conditioning(torch.full((1, 77, 16), float(number + 1))) for number in range(photos)),
+        empty_conditioning=Conditioning(torch.zeros(1, 77, 16)),
+        flipped_latents=100 + torch.randn(photos, 4, 8, 8, generator=random))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+def test_min_snr(prediction_type: str) -> None:
+    scheduler = make_noise_scheduler(alphas_cumprod(), prediction_type)
+    timesteps = torch.tensor([0, 100, 500, 999])
+    alphas = alphas_cumprod()[timesteps].double()
+    for index, alpha in enumerate(alphas.tolist()):
+        snr = alpha / (1 - alpha)
+        expected = min(snr, 5.0) / (snr if prediction_type == "epsilon" else snr + 1)
+        assert float(min_snr_weights(scheduler, timesteps, 5.0)[index]) == pytest.approx(expected, rel=1e-4)
+
+
+def test_min_snr_is_finite_at_zero_terminal_snr() -> None:
+    alphas = alphas_cumprod()
+    alphas[-1] = 0.0
+    weights = min_snr_weights(make_noise_scheduler(alphas, "epsilon"), torch.tensor([999]), 5.0)
+    assert weights.tolist() == [1.0]
+
+
+def test_weights_and_masks_in_the_loss() -> None:
+    random = torch.Generator().manual_seed(0)
+    prediction, target = (torch.randn(4, 4, 8, 8, generator=random) for _ in range(2))
+    weights = torch.tensor([0.5, 2.0, 1.0, 3.0])
+    masks = torch.zeros(2, 1, 8, 8)
+    masks[0, :, :4] = 1.0
+    masks[1] = 0.25
+    found = dreambooth_loss(prediction, target, 2, 0.7, weights, masks)
+    errors = (prediction - target) ** 2
+    first = float(errors[0, :, :4].mean())  # the mean over the masked half
+    second = float(errors[1].mean())  # an even mask is no mask
+    instance = (0.5 * first + 2.0 * second) / 2
+    prior = (1.0 * float(errors[2].mean()) + 3.0 * float(errors[3].mean())) / 2
+    assert float(found.instance) == pytest.approx(instance, rel=1e-5)
+    assert float(found.total) == pytest.approx(instance + 0.7 * prior, rel=1e-5)
+
+
+def test_noise_offset_adds_one_number_to_each_channel_and_leaves_the_rest() -> None:
+    plain = make_batch(_data(), _config(), 1000, 3, CPU)
+    offset = make_batch(_data(), _config(noise_offset=0.1), 1000, 3, CPU)
+    difference = offset.noise - plain.noise
+    torch.testing.assert_close(difference, difference.mean(dim=(2, 3), keepdim=True).expand_as(difference),
+                               atol=1e-6, rtol=0)
+    assert float(difference.abs().max()) > 0.01
+    assert torch.equal(plain.timesteps, offset.timesteps)
+    many = torch.cat([(make_batch(_data(), _config(noise_offset=0.1), 1000, step, CPU).noise
+                       - make_batch(_data(), _config(), 1000, step, CPU).noise)[:, :, 0, 0] for step in range(300)])
+    assert float(many.std()) == pytest.approx(0.1, rel=0.05)
+
+
+def test_caption_dropout_flip_and_order() -> None:
+    data, config = _data(), _config(caption_dropout=0.3)
+    dropped = flipped = 0
+    seen = []
+    for step in range(300):
+        batch = make_batch(data, config, 1000, step, CPU)
+        photos = order(step * 2, 2, 3, 0, "photos")
+        seen += photos
+        for place, photo in enumerate(photos):
+            value = float(batch.conditioning.hidden_states[place, 0, 0])
+            assert value in (0.0, photo + 1.0)  # the empty prompt, or this photo's own
+            dropped += value == 0.0
+            is_flipped = float(batch.latents[place].mean()) > 50
+            source = data.flipped_latents if is_flipped else data.latents
+            assert torch.equal(batch.latents[place], source[photo])
+            flipped += is_flipped
+    assert dropped / 600 == pytest.approx(0.3, abs=0.06)
+    assert flipped / 600 == pytest.approx(0.5, abs=0.06)
+    assert [seen.count(photo) for photo in range(3)] == [200, 200, 200]
+
+
+def test_processes_share_one_draw() -> None:
+    whole = make_batch(_data(), _config(train_batch_size=4), 1000, 5, CPU)
+    parts = [make_batch(_data(), _config(train_batch_size=2), 1000, 5, CPU, process, 2) for process in range(2)]
+    assert torch.equal(whole.noise, torch.cat([part.noise for part in parts]))
+    assert torch.equal(whole.latents, torch.cat([part.latents for part in parts]))
+    assert torch.equal(whole.timesteps, torch.cat([part.timesteps for part in parts]))
+
+
+def test_ema_is_the_average_and_gives_the_weights_back() -> None:
+    parameter = torch.nn.Parameter(torch.tensor([1.0]))
+    average = AdapterAverage([parameter], 0.9)
+    for value in (2.0, 5.0):
+        with torch.no_grad():
+            parameter.fill_(value)
+        average.update()
+    assert float(average.average[0]) == pytest.approx(0.9 * (0.9 * 1 + 0.1 * 2) + 0.1 * 5)
+    with average.applied():
+        assert torch.equal(parameter.detach(), average.average[0])
+    assert parameter.tolist() == [5.0]
+
+
+@pytest.mark.parametrize(("targets", "layers"), [("attention", 16), ("attention+mlp", 20), ("all", None)])
+def test_lora_targets(targets: str, layers: int | None) -> None:
+    unet = small_unet()
+    expected = layers if layers is not None else sum(
+        isinstance(layer, torch.nn.Linear) or (isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (1, 1))
+        for layer in unet.modules())
+    blocks = sum(name.endswith("attn1.to_q") for name, _ in unet.named_modules())
+    if layers is not None:
+        expected = blocks * (8 if targets == "attention" else 10)
+    parameters = adapter.inject(unet, _config(lora_targets=targets))
+    assert len(parameters) == 2 * expected
+
+
+def test_rank_stabilised_scale_is_what_the_file_says() -> None:
+    plain, tuned = small_unet(), small_unet()
+    config = _config(use_rslora=True, rank=4, network_alpha=3.0, lora_targets="all")
+    adapter.inject(tuned, config)
+    state = {name: 0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
+             for name, tensor in adapter.adapter_state(tuned).items()}
+    adapter.load_adapter_state(tuned, state)
+    kohya = adapter.to_kohya(state, "lora_unet", adapter.file_alpha(config))
+    assert adapter.file_alpha(config) / 4 == pytest.approx(3.0 / math.sqrt(4))
+    for name, layer in plain.named_modules():
+        key = f"lora_unet_{name.replace('.', '_')}"
+        if f"{key}.lora_up.weight" in kohya:
+            up, down = kohya[f"{key}.lora_up.weight"].flatten(1), kohya[f"{key}.lora_down.weight"].flatten(1)
+            with torch.no_grad():
+                layer.weight += (kohya[f"{key}.alpha"] / 4 * up @ down).reshape(layer.weight.shape)
+    latents, context = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 16)
+    torch.testing.assert_close(tuned(latents, 300, context).sample, plain(latents, 300, context).sample,
+                               rtol=1e-3, atol=1e-4)
+
+
+def test_optimizers_and_their_fall_back() -> None:
+    parameters = [torch.nn.Parameter(torch.ones(3, 3))]
+    for name, kind in (("adamw", "AdamW"), ("adafactor", "Adafactor")):
+        optimizer, notes = make_optimizer(parameters, _config(optimizer=name, weight_decay=0.5), CPU)
+        assert type(optimizer).__name__ == kind
+        assert optimizer.param_groups[0]["weight_decay"] == 0.5
+        assert notes == ()
+    eight_bit, notes = make_optimizer(parameters, _config(optimizer="adamw8bit"), CPU)
+    assert type(eight_bit) is torch.optim.AdamW
+    assert notes == ("adamw8bit needs an NVIDIA GPU; this run uses adamw",)
+
+
+def test_a_missing_prodigy_is_said_and_adamw_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    import importlib.util
+
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    optimizer, notes = make_optimizer([torch.nn.Parameter(torch.ones(2))], _config(optimizer="prodigy"), CPU)
+    assert type(optimizer) is torch.optim.AdamW
+    assert "prodigyopt" in notes[0]
+
+
+def _train(root: Path, stops: tuple[int, ...] = (), **changes: Any) -> tuple[bytes, list[Any]]:
+    config = _config(**changes)
+    events: list[Any] = []
+    for stop in (*stops, None):
+        run = Run(small_base(), small_subject(), small_priors(), config, root, CPU)
+        reading = run.events()
+        for event in reading:
+            events.append(event)
+            if isinstance(event, StepDone) and event.step == stop:
+                reading.close()
+                break
+    return run.folder.finished_lora(4).read_bytes(), events
+
+
+ALL_AT_ONCE = {
+    "lora_dropout": 0.2, "snr_gamma": 5.0, "noise_offset": 0.05, "caption_dropout": 0.2, "flip": True,
+    "ema_decay": 0.9, "use_rslora": True, "lora_targets": "all", "gradient_accumulation_steps": 2,
+}
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+def test_a_cancelled_run_with_everything_on_ends_bit_identical(tmp_path: Path, optimizer: str) -> None:
+    whole, _ = _train(tmp_path / "whole", optimizer=optimizer, **ALL_AT_ONCE)
+    torch.manual_seed(123)
+    cut, _ = _train(tmp_path / "cut", (1, 3), optimizer=optimizer, **ALL_AT_ONCE)
+    first, second = (safetensors.torch.load(content) for content in (whole, cut))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("option", sorted(ALL_AT_ONCE))
+def test_every_option_changes_the_weights_and_the_key(tmp_path: Path, option: str) -> None:
+    plain, _ = _train(tmp_path)
+    changed, events = _train(tmp_path, **{option: ALL_AT_ONCE[option]})
+    assert plain != changed
+    assert isinstance(events[0], Started)  # not found again under the plain run's key
+
+
+def test_fall_backs_reach_the_user(tmp_path: Path) -> None:
+    _, events = _train(tmp_path, optimizer="adamw8bit", precision="fp16")
+    assert set(events[0].notes) == {"adamw8bit needs an NVIDIA GPU; this run uses adamw",
+                                    "precision fp16 needs a GPU; this run uses fp32"}
+
+
+def test_a_masked_loss_without_a_mask_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SubjectBoothError, match="masked_loss without a mask"):
+        _train(tmp_path, masked_loss=True)

@@ -1,0 +1,55 @@
+"""The optimizers, and what is used in place of one whose package is missing."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING
+
+import torch
+
+from .config import TrainConfig
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def make_optimizer(
+    parameters: list[nn.Parameter], config: TrainConfig, device: torch.device,
+) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
+    """The optimizer that was asked for, or AdamW and a sentence that says why.
+
+    AdamW: arXiv 1711.05101; 8-bit: arXiv 2110.02861; Adafactor (without its own schedule): arXiv 1804.04235;
+    Prodigy: arXiv 2306.06101.
+    """
+    name, learning_rate, decay = config.optimizer, config.learning_rate, config.weight_decay
+    missing = _missing(name, device)
+    if missing:
+        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=decay), (missing,)
+    if name == "adamw8bit":
+        import bitsandbytes
+
+        return bitsandbytes.optim.AdamW8bit(parameters, lr=learning_rate, weight_decay=decay), ()
+    if name == "adafactor":
+        from transformers.optimization import Adafactor
+
+        return Adafactor(parameters, lr=learning_rate, weight_decay=decay, scale_parameter=False,
+                         relative_step=False, warmup_init=False), ()
+    if name == "prodigy":
+        import prodigyopt
+
+        notes = () if learning_rate >= 0.1 else (
+            f"prodigy multiplies its estimate by the learning rate: {learning_rate:g} all but stops it, 1 is usual",)
+        return prodigyopt.Prodigy(parameters, lr=learning_rate, weight_decay=decay, safeguard_warmup=True,
+                                  use_bias_correction=True), notes
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=decay), ()
+
+
+def _missing(name: str, device: torch.device) -> str:
+    if name == "adamw8bit":
+        if device.type != "cuda":
+            return "adamw8bit needs an NVIDIA GPU; this run uses adamw"
+        if importlib.util.find_spec("bitsandbytes") is None:
+            return "adamw8bit needs the package bitsandbytes, which is not installed; this run uses adamw"
+    if name == "prodigy" and importlib.util.find_spec("prodigyopt") is None:
+        return "prodigy needs the package prodigyopt, which is not installed; this run uses adamw"
+    return ""
