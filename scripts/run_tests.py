@@ -32,7 +32,7 @@ def main(arguments: list[str]) -> int:
         overlay = ensure_oldest(environment.python)
         print("\n=== With the oldest libraries that requirements.txt allows", flush=True)
         codes.append(run(environment, ["-m", "oldest", *arguments], str(overlay)))
-    return max(codes)
+    return 1 if any(codes) else 0  # a run that was killed has a negative code
 
 
 if __name__ == "__main__":
