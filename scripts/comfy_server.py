@@ -11,6 +11,7 @@ import atexit
 import json
 import os
 import shutil
+import signal
 import socket
 import struct
 import subprocess
@@ -143,6 +144,11 @@ def link_directory(target: Path, link: Path) -> None:
         if os.name != "nt":
             raise
         subprocess.run(["cmd", "/c", "mklink", "/J", str(link), str(target)], check=True, capture_output=True)
+
+
+def exit_on_sigterm() -> None:
+    """Make a plain `kill` end this program as Ctrl-C does, so that servers it has started end with it."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 class ComfyServer:

@@ -26,6 +26,7 @@ from comfy_server import (
     ComfyError,
     ComfyServer,
     Event,
+    exit_on_sigterm,
     free_port,
 )
 from setup_env import CACHE, ROOT, ensure_environment
@@ -65,6 +66,7 @@ def main() -> int:
         except KeyboardInterrupt:
             return 130
 
+    exit_on_sigterm()
     device, flags = _device()
     print(f"Starting ComfyUI ({environment.comfyui}) on the {device} ...", flush=True)
     server = ComfyServer(

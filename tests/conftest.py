@@ -33,6 +33,7 @@ from subjectbooth.scripts.comfy_server import (  # noqa: E402
     ComfyClient,
     ComfyServer,
     copy_file,
+    exit_on_sigterm,
     find_comfyui,
 )
 from subjectbooth.tests import tiny  # noqa: E402
@@ -42,6 +43,10 @@ from subjectbooth.tests import tiny  # noqa: E402
 OLDEST = ("test_loss.py", "test_run.py", "test_packaging.py", "comfy/test_shell.py", "comfy/test_training.py")
 
 PACKS = {"SubjectBooth": ROOT, "probe_nodes": ROOT / "tests" / "comfy" / "probe_nodes"}
+
+
+def pytest_configure() -> None:
+    exit_on_sigterm()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
