@@ -13,7 +13,9 @@ from comfy.sd import CLIP, VAE
 from ..trainer.base_model import BaseModel, build_unet, inspect_unet, lora_layer_names, make_noise_scheduler
 from ..trainer.conditioning import Conditioning
 from ..trainer.errors import SubjectBoothError
+from ..trainer.families import Family
 from ..trainer.storage import canonical_json, sha256_of
+from ..trainer.text_encoder import TokenChunks, build_text_encoder
 from .host import release_models
 from .weights import digest_of, effective_weights, shapes_of
 
@@ -50,7 +52,40 @@ def base_from_graph(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
         digest=base_digest(model, clip, vae),
         build_unet=build,
         layer_names=lora_layer_names(shapes, family),
-        clip_skip=-clip.layer_idx if clip.layer_idx is not None else 1)
+        clip_layer=clip.layer_idx,
+        tokenize=lambda prompt: token_chunks(clip, prompt, family),
+        build_text_encoders=lambda dtype: text_encoders(clip, family, dtype))
+
+
+def token_chunks(clip: CLIP, prompt: str, family: Family) -> tuple[TokenChunks, ...]:
+    """The chunks and weights in which the wired CLIP takes a prompt, for each text encoder of the family.
+
+    Raises:
+        SubjectBoothError: the prompt uses a textual-inversion embedding, which a text encoder that is being trained
+            cannot take in.
+    """
+    chunks = []
+    tokens = clip.tokenize(prompt)
+    for shape in family.text_encoders:
+        if any(not isinstance(token[0], int) for chunk in tokens[shape.name] for token in chunk):
+            raise SubjectBoothError(
+                f"the prompt {prompt[:60]!r} with an embedding: in it", "plain words",
+                "take the embedding out, or turn train_text_encoder off", "train_text_encoder")
+        ids = torch.tensor([[token[0] for token in chunk] for chunk in tokens[shape.name]])
+        weights = torch.tensor([[float(token[1]) for token in chunk] for chunk in tokens[shape.name]])
+        chunks.append(TokenChunks(ids, weights))
+    return tuple(chunks)
+
+
+def text_encoders(clip: CLIP, family: Family, dtype: torch.dtype) -> list[Any]:
+    """Trainable copies of the wired CLIP's text encoders, its patches included."""
+    weights = effective_weights(clip.patcher)
+    models = []
+    for shape in family.text_encoders:
+        prefix = f"clip_{shape.name}.transformer."
+        own = {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
+        models.append(build_text_encoder(own, shape, dtype, "CLIP"))
+    return models
 
 
 def base_digest(model: ModelPatcher, clip: CLIP | None = None, vae: VAE | None = None) -> str:

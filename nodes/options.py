@@ -37,6 +37,9 @@ class DreamBoothOptions(io.ComfyNode):
                 setting_input("validation_steps"),
                 setting_input("validation_guidance_scale", step=0.5, round=0.01),
                 setting_input("checkpoint_seconds", step=10, round=0.1),
+                setting_input("train_text_encoder"),
+                setting_input("text_encoder_lr", step=1e-6, round=1e-8),
+                setting_input("text_encoder_share", step=0.05, round=0.001),
             ],
             outputs=[DreamBoothOptionsType.Output(display_name="options", tooltip="For DreamBooth LoRA Train.")],
         )

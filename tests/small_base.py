@@ -6,6 +6,7 @@ VAE, which such a test has no use for. The real ones are tested inside ComfyUI.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -14,9 +15,11 @@ import torch
 
 from subjectbooth.trainer.base_model import BaseModel, make_noise_scheduler
 from subjectbooth.trainer.conditioning import Conditioning
-from subjectbooth.trainer.families import SD1
+from subjectbooth.trainer.families import SD1, TextEncoderShape
 from subjectbooth.trainer.priors import ClassPriors
+from subjectbooth.trainer.single_file import token_chunks
 from subjectbooth.trainer.subject import Photo, Subject
+from subjectbooth.trainer.text_encoder import build_text_encoder
 
 
 def alphas_cumprod() -> torch.Tensor:
@@ -34,6 +37,25 @@ def small_unet(seed: int = 0) -> torch.nn.Module:
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), norm_num_groups=8)
     return unet.requires_grad_(False).eval()
+
+
+FAMILY = dataclasses.replace(SD1, context_dim=16, text_encoders=(TextEncoderShape(
+    name="l", width=16, layers=2, heads=2, activation="quick_gelu", padding=49407, layer=-1, norms_hidden_layer=True,
+    projects=False, prefix="lora_te", single_file="", open_clip=False),))
+
+
+def small_text_encoder(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
+    """CLIP's layout, 16 wide, with random weights big enough that every layer matters."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    shape = FAMILY.text_encoders[0]
+    with torch.random.fork_rng():
+        torch.manual_seed(3)
+        model = CLIPTextModel(CLIPTextConfig(
+            hidden_size=16, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=49408,
+            projection_dim=16))
+        weights = {name: torch.randn(tensor.shape) * 0.3 for name, tensor in model.state_dict().items()}
+    return build_text_encoder(weights, shape, dtype, "test")
 
 
 class HashedPrompts:
@@ -56,9 +78,11 @@ class PoolingCodec:
 
 def small_base(prediction_type: str = "epsilon", seed: int = 0) -> BaseModel:
     return BaseModel(
-        family=SD1, noise_scheduler=make_noise_scheduler(alphas_cumprod(), prediction_type), prompts=HashedPrompts(),
+        family=FAMILY, noise_scheduler=make_noise_scheduler(alphas_cumprod(), prediction_type), prompts=HashedPrompts(),
         codec=PoolingCodec(), digest=f"small {prediction_type} {seed}",
-        build_unet=lambda dtype: torch.nn.Module.to(small_unet(seed), dtype))
+        build_unet=lambda dtype: torch.nn.Module.to(small_unet(seed), dtype),
+        tokenize=lambda prompt: token_chunks(prompt, FAMILY),
+        build_text_encoders=lambda dtype: [small_text_encoder(dtype)])
 
 
 def small_subject(count: int = 3, resolution: int = 64) -> Subject:

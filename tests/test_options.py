@@ -35,8 +35,10 @@ def _data(photos: int = 3) -> TrainingData:
     random = torch.Generator().manual_seed(1)
     return TrainingData(
         latents=torch.randn(photos, 4, 8, 8, generator=random),
-        conditioning=tuple(Conditioning(torch.full((1, 77, 16), float(number + 1))) for number in range(photos)),
-        empty_conditioning=Conditioning(torch.zeros(1, 77, 16)),
+        captions=tuple(f"photo {number}" for number in range(photos)),
+        encoded={"": Conditioning(torch.zeros(1, 77, 16)),
+                 **{f"photo {number}": Conditioning(torch.full((1, 77, 16), number + 1.0))
+                    for number in range(photos)}},
         flipped_latents=100 + torch.randn(photos, 4, 8, 8, generator=random))
 
 
@@ -111,7 +113,7 @@ def test_caption_dropout_flip_and_order() -> None:
 
 def test_processes_share_one_draw() -> None:
     whole = make_batch(_data(), _config(train_batch_size=4), 1000, 5, CPU)
-    parts = [make_batch(_data(), _config(train_batch_size=2), 1000, 5, CPU, process, 2) for process in range(2)]
+    parts = [make_batch(_data(), _config(train_batch_size=2), 1000, 5, CPU, None, process, 2) for process in range(2)]
     assert torch.equal(whole.noise, torch.cat([part.noise for part in parts]))
     assert torch.equal(whole.latents, torch.cat([part.latents for part in parts]))
     assert torch.equal(whole.timesteps, torch.cat([part.timesteps for part in parts]))
@@ -166,11 +168,11 @@ def test_rank_stabilised_scale_is_what_the_file_says() -> None:
 def test_optimizers_and_their_fall_back() -> None:
     parameters = [torch.nn.Parameter(torch.ones(3, 3))]
     for name, kind in (("adamw", "AdamW"), ("adafactor", "Adafactor")):
-        optimizer, notes = make_optimizer(parameters, _config(optimizer=name, weight_decay=0.5), CPU)
+        optimizer, notes = make_optimizer(parameters, [], _config(optimizer=name, weight_decay=0.5), CPU)
         assert type(optimizer).__name__ == kind
         assert optimizer.param_groups[0]["weight_decay"] == 0.5
         assert notes == ()
-    eight_bit, notes = make_optimizer(parameters, _config(optimizer="adamw8bit"), CPU)
+    eight_bit, notes = make_optimizer(parameters, [], _config(optimizer="adamw8bit"), CPU)
     assert type(eight_bit) is torch.optim.AdamW
     assert notes == ("adamw8bit needs an NVIDIA GPU; this run uses adamw",)
 
@@ -179,7 +181,7 @@ def test_a_missing_prodigy_is_said_and_adamw_used(monkeypatch: pytest.MonkeyPatc
     import importlib.util
 
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    optimizer, notes = make_optimizer([torch.nn.Parameter(torch.ones(2))], _config(optimizer="prodigy"), CPU)
+    optimizer, notes = make_optimizer([torch.nn.Parameter(torch.ones(2))], [], _config(optimizer="prodigy"), CPU)
     assert type(optimizer) is torch.optim.AdamW
     assert "prodigyopt" in notes[0]
 

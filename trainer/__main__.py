@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .base_model import BaseModel
+from .base_model import PREDICTION_TYPES, BaseModel
 from .captions import DEFAULT_TEMPLATE
 from .class_images import generate
 from .config import TrainConfig
@@ -34,7 +34,7 @@ from .trigger import DEFAULT_TOKEN
 def parser() -> argparse.ArgumentParser:
     """The options: the trainer's settings under their own names, and what a graph would wire."""
     options = argparse.ArgumentParser(
-        prog="python -m trainer", description="DreamBooth as LoRA on an SD 1.x checkpoint.",
+        prog="python -m trainer", description="DreamBooth as LoRA on a Stable Diffusion checkpoint (1.x, 2.x, SDXL).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     options.add_argument("--base", type=Path, required=True, help="Checkpoint, .safetensors.")
     options.add_argument("--photos", type=Path, required=True, help="Folder with 3 to 5 photos of the subject.")
@@ -44,7 +44,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--crop", default="center", choices=CROPS, help="How photos become square.")
     options.add_argument("--num_class_images", type=int, default=0,
                          help="Class images to make (or find again) for class preservation. 0: none.")
-    options.add_argument("--clip_skip", type=int, default=1, choices=(1, 2), help="Text encoder layer, from the end.")
+    options.add_argument("--clip_skip", type=int, choices=(1, 2),
+                         help="Text encoder layer, from the end; the family's own without it.")
+    options.add_argument("--prediction_type", default="epsilon", choices=PREDICTION_TYPES,
+                         help="v_prediction for SD 2.x at 768 pixels.")
     options.add_argument("--output_dir", type=Path, default=Path("subjectbooth_output"),
                          help="Gets the LoRA, and the runs beside it.")
     options.add_argument("--output_name", default="my_subject", help="Name of the LoRA file.")
@@ -88,7 +91,7 @@ def _train(options: argparse.Namespace) -> None:
     subject = read_subject(options, config.resolution)
     for warning in subject.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    base = base_from_file(options.base, options.clip_skip)
+    base = base_from_file(options.base, options.clip_skip, options.prediction_type)
     device = torch.device("cpu") if options.cpu else None
     priors = _class_priors(options, config, subject, base, device) if options.num_class_images else None
     run = Run(base, subject, priors, config, options.output_dir / "runs", device)

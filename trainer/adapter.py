@@ -7,7 +7,7 @@ PEFT's names load in ComfyUI as nothing at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -23,6 +23,16 @@ ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The projections of every attention block, as in the LoRA paper and diffusers' DreamBooth script."""
 MLP = ("ff.net.0.proj", "ff.net.2")
 """The two layers of every transformer block's MLP."""
+
+
+TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
+TEXT_MLP = ("fc1", "fc2")
+
+
+def text_target_layers(module: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
+    """The same for a CLIP text encoder; "all" is attention and MLP there."""
+    endings = TEXT_ATTENTION if lora_targets == "attention" else TEXT_ATTENTION + TEXT_MLP
+    return {name: layer for name, layer in module.named_modules() if name.rsplit(".", 1)[-1] in endings}
 
 
 def target_layers(module: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
@@ -48,7 +58,10 @@ def _is_linear_or_1x1(layer: nn.Module) -> bool:
         isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (1, 1))
 
 
-def inject(module: nn.Module, config: TrainConfig) -> list[nn.Parameter]:
+def inject(
+    module: nn.Module, config: TrainConfig,
+    targets: Callable[[nn.Module, str], dict[str, nn.Module]] = target_layers,
+) -> list[nn.Parameter]:
     """Put a LoRA beside every target layer, in place, and return what trains.
 
     The first weights depend on ``config.seed`` alone; the global random state is left as it was. The adapter's weights
@@ -57,6 +70,7 @@ def inject(module: nn.Module, config: TrainConfig) -> list[nn.Parameter]:
     Args:
         module: a UNet (or text encoder) whose weights are frozen.
         config: rank, network_alpha, lora_targets, lora_dropout, use_rslora and seed count.
+        targets: finds the layers.
 
     Returns:
         The trainable parameters, in a fixed order: up and down weights, float32.
@@ -67,7 +81,7 @@ def inject(module: nn.Module, config: TrainConfig) -> list[nn.Parameter]:
     require("peft")
     from peft import LoraConfig, inject_adapter_in_model
 
-    layers = target_layers(module, config.lora_targets)
+    layers = targets(module, config.lora_targets)
     widest = min(min(layer.weight.shape[:2]) for layer in layers.values())  # type: ignore[union-attr,index]
     if config.rank > widest:
         raise SubjectBoothError(

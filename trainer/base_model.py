@@ -12,6 +12,7 @@ from .conditioning import Conditioning, LatentCodec, PromptEncoder
 from .errors import SubjectBoothError, require
 from .families import Family, family_of
 from .ldm_unet import diffusers_config, diffusers_names, ldm_layer_names, unet_shape
+from .text_encoder import TokenChunks
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -32,7 +33,9 @@ class BaseModel:
         build_unet: makes the UNet, frozen, on the CPU, in the dtype it is given. Called once, when training starts:
             before that the memory is the host's.
         layer_names: diffusers name -> name in LoRA files, for families whose files do not use diffusers' names.
-        clip_skip: kohya's count (1 = last layer).
+        clip_layer: which layer of the text encoders, by ComfyUI's count (-1 is the last); None for the family's own.
+        tokenize: a prompt's chunks for each text encoder, as the sampler would see them.
+        build_text_encoders: makes the text encoders, frozen, on the CPU. For training them only.
     """
 
     family: Family
@@ -42,7 +45,9 @@ class BaseModel:
     digest: str
     build_unet: Callable[[torch.dtype], UNet2DConditionModel]
     layer_names: Mapping[str, str] | None = None
-    clip_skip: int = 1
+    clip_layer: int | None = None
+    tokenize: Callable[[str], tuple[TokenChunks, ...]] | None = None
+    build_text_encoders: Callable[[torch.dtype], list[Any]] | None = None
 
 
 def make_noise_scheduler(alphas_cumprod: torch.Tensor, prediction_type: str) -> DDPMScheduler:

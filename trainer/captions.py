@@ -39,7 +39,7 @@ def check_template(template: str, *, needs_token: bool, name: str = "prompt_temp
     Raises:
         SubjectBoothError: empty, an unknown placeholder, a stray brace, or the token missing or out of place.
     """
-    tidy = " ".join(template.split())
+    tidy = " ".join(check_text(template, name).split())
     if not tidy:
         raise SubjectBoothError(
             f"{name} is empty",
@@ -75,6 +75,21 @@ def check_template(template: str, *, needs_token: bool, name: str = "prompt_temp
             name,
         )
     return tidy
+
+
+def check_text(text: str, name: str) -> str:
+    """``text`` when it can be written down: JSON lets half a surrogate pair through, which no encoder takes.
+
+    Raises:
+        SubjectBoothError: it cannot be encoded as UTF-8.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError:
+        raise SubjectBoothError(
+            f"{name} has a broken character in it ({text[:60]!a})", "Unicode text", "type it again", name
+        ) from None
+    return text
 
 
 def fill(template: str, token: str, class_word: str) -> str:

@@ -93,6 +93,13 @@ class TrainConfig:
     ema_decay: float = _setting(
         0.0, "Keep a running average of the adapter, which is what is saved. 0.99 averages over some hundred steps. "
              "0 turns it off.", low=0.0, high=0.99999)
+    train_text_encoder: bool = _setting(
+        False, "Train a LoRA for the text encoder(s) too. Learns the subject's name better, and forgets sooner.")
+    text_encoder_lr: float = _setting(
+        5e-5, "Learning rate of the text encoder's LoRA.", low=1e-9, high=1.0)
+    text_encoder_share: float = _setting(
+        1.0, "Share of the steps in which the text encoder's LoRA is trained; after them it stays as it is.",
+        low=0.0, high=1.0)
     validation_prompts: tuple[str, ...] = _setting(
         (), "Prompts drawn while training. {subject} becomes the trained words.", in_key=False)
     validation_interval: int = _setting(
@@ -147,9 +154,14 @@ class TrainConfig:
         return regular + (self.steps % self.validation_interval != 0)
 
     def key_fields(self) -> dict[str, Any]:
-        """The settings that change the weights. With a constant schedule ``steps`` is not one: more steps go on."""
+        """The settings that change the weights.
+
+        Where no weight depends on where the run ends, ``steps`` is not one of them: more steps go on from there.
+        """
         chosen = {s.name: getattr(self, s.name) for s in dataclasses.fields(self) if s.metadata["in_key"]}
-        if self.lr_scheduler == "constant":
+        if not self.train_text_encoder:
+            del chosen["text_encoder_lr"], chosen["text_encoder_share"]
+        if self.lr_scheduler == "constant" and not (self.train_text_encoder and self.text_encoder_share < 1.0):
             del chosen["steps"]
         return chosen
 

@@ -7,6 +7,7 @@ what an uninterrupted one would have drawn.
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -23,21 +24,25 @@ class TrainingData:
 
     Attributes:
         latents: float32 [n, 4, h/8, w/8], the photos in the training space.
-        conditioning: n prompts of batch size 1, one a photo.
+        captions: n, one a photo.
+        encoded: every prompt that training or looking needs, encoded, batch size 1; the empty prompt included.
         prior_latents: float32 [m, 4, h/8, w/8], the class images; None without them.
-        prior_conditioning: the class prompt, batch size 1; None without class images.
-        empty_conditioning: the empty prompt, batch size 1; needed for caption dropout only.
+        class_prompt: what the class images show.
         flipped_latents: like ``latents``, of the mirrored photos; None without flipping.
         masks: float32 [n, 1, h/8, w/8] in 0..1, None without a masked loss.
     """
 
     latents: torch.Tensor
-    conditioning: tuple[Conditioning, ...]
+    captions: tuple[str, ...]
+    encoded: Mapping[str, Conditioning]
     prior_latents: torch.Tensor | None = None
-    prior_conditioning: Conditioning | None = None
-    empty_conditioning: Conditioning | None = None
+    class_prompt: str = ""
     flipped_latents: torch.Tensor | None = None
     masks: torch.Tensor | None = None
+
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """A batch of prompts as the frozen text encoder gave them."""
+        return concatenate([self.encoded[prompt] for prompt in prompts])
 
     def __post_init__(self) -> None:
         if self.prior_latents is None:
@@ -77,7 +82,7 @@ def order(first: int, count: int, size: int, seed: int, purpose: str) -> list[in
 
 def make_batch(
     data: TrainingData, config: TrainConfig, timesteps: int, micro_step: int, device: torch.device,
-    process: int = 0, processes: int = 1,
+    encode: Callable[[Sequence[str]], Conditioning] | None = None, process: int = 0, processes: int = 1,
 ) -> Batch:
     """The batch of one forward pass.
 
@@ -87,6 +92,7 @@ def make_batch(
         timesteps: length of the noise schedule.
         micro_step: forward passes done before, over the whole run.
         device: where the batch goes.
+        encode: encodes the prompts; None takes what was encoded beforehand.
         process, processes: under ``accelerate launch`` each process takes its own part of one common draw.
 
     Returns:
@@ -112,16 +118,17 @@ def make_batch(
         latents = torch.where(mirrored[:, None, None, None], data.flipped_latents[photos], latents)
         if masks is not None:
             masks = torch.where(mirrored[:, None, None, None], masks.flip(-1), masks)
-    prompts = [data.conditioning[index] for index in photos]
-    if config.caption_dropout and data.empty_conditioning is not None:
+    prompts = [data.captions[index] for index in photos]
+    if config.caption_dropout:
         dropped = _chance(config.caption_dropout, whole, config.seed, "caption", micro_step)[own].tolist()
-        prompts = [data.empty_conditioning if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
-    if data.prior_latents is not None and data.prior_conditioning is not None:
+        prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
+    if data.prior_latents is not None:
         classes = order(micro_step * whole, whole, len(data.prior_latents), config.seed, "class images")[own]
         latents = torch.cat([latents, data.prior_latents[classes]])
-        prompts += [data.prior_conditioning] * per_process
+        prompts += [data.class_prompt] * per_process
+    conditioning = (encode or data.encode)(prompts).to(device)
     return Batch(
-        latents.to(device), noise.to(device), drawn.to(device), concatenate(prompts).to(device), per_process,
+        latents.to(device), noise.to(device), drawn.to(device), conditioning, per_process,
         masks.to(device) if masks is not None else None)
 
 

@@ -9,6 +9,36 @@ from .errors import SubjectBoothError
 
 
 @dataclass(frozen=True)
+class TextEncoderShape:
+    """One CLIP text encoder of a family.
+
+    Attributes:
+        name: what ComfyUI calls it: l, h or g.
+        width, layers, heads, activation: of the transformer; its MLP is 4 times as wide.
+        padding: the token that fills up a chunk.
+        layer: the layer whose states the UNet takes, -1 for the last, unless CLIP skip says another.
+        norms_hidden_layer: the final norm is applied to that layer's states.
+        projects: gives the pooled prompt.
+        prefix: kohya's key prefix.
+        single_file: where a single-file checkpoint keeps it.
+        open_clip: the single file keeps it in OpenCLIP's layout.
+    """
+
+    name: str
+    width: int
+    layers: int
+    heads: int
+    activation: str
+    padding: int
+    layer: int
+    norms_hidden_layer: bool
+    projects: bool
+    prefix: str
+    single_file: str
+    open_clip: bool
+
+
+@dataclass(frozen=True)
 class Family:
     """What one family's UNet looks like, and how its LoRA files name things.
 
@@ -18,7 +48,7 @@ class Family:
         linear_projection: proj_in/proj_out of the attention blocks are Linear instead of 1x1 Conv.
         adm_channels: width of the extra vector input (pooled text and sizes), None without one.
         heads: number of attention heads where it is fixed; None where the width of a head (64) is.
-        text_encoder_prefixes: kohya's key prefix of each text encoder, in the order of the prompt encoder's.
+        text_encoders: in the order in which their states stand side by side.
         kohya_ldm_names: LoRA files name the UNet's layers as single-file checkpoints do, not as diffusers does.
         latent_scale: what the VAE's latents are multiplied by for the UNet.
         default_resolution: pixels.
@@ -32,7 +62,7 @@ class Family:
     linear_projection: bool
     adm_channels: int | None
     heads: int | None
-    text_encoder_prefixes: tuple[str, ...]
+    text_encoders: tuple[TextEncoderShape, ...]
     kohya_ldm_names: bool
     latent_scale: float
     default_resolution: int
@@ -43,20 +73,36 @@ class Family:
 
 SD1 = Family(
     name="SD 1.x", context_dim=768, linear_projection=False, adm_channels=None, heads=8,
-    text_encoder_prefixes=("lora_te",), kohya_ldm_names=False, latent_scale=0.18215, default_resolution=512,
+    text_encoders=(TextEncoderShape(
+        name="l", width=768, layers=12, heads=12, activation="quick_gelu", padding=49407, layer=-1,
+        norms_hidden_layer=True, projects=False, prefix="lora_te", single_file="cond_stage_model.transformer.",
+        open_clip=False),),
+    kohya_ldm_names=False, latent_scale=0.18215, default_resolution=512,
     kohya_base_model_version="sd_v1", kohya_v2=False, modelspec_architecture="stable-diffusion-v1",
 )
 
 SD2 = Family(
     name="SD 2.x", context_dim=1024, linear_projection=True, adm_channels=None, heads=None,
-    text_encoder_prefixes=("lora_te",), kohya_ldm_names=False, latent_scale=0.18215, default_resolution=768,
+    text_encoders=(TextEncoderShape(
+        name="h", width=1024, layers=24, heads=16, activation="gelu", padding=0, layer=-2, norms_hidden_layer=True,
+        projects=False, prefix="lora_te", single_file="cond_stage_model.model.", open_clip=True),),
+    kohya_ldm_names=False, latent_scale=0.18215, default_resolution=768,
     kohya_base_model_version="sd_v2", kohya_v2=True, modelspec_architecture="stable-diffusion-v2",
 )
 
 SDXL = Family(
     name="SDXL", context_dim=2048, linear_projection=True, adm_channels=2816, heads=None,
-    text_encoder_prefixes=("lora_te1", "lora_te2"), kohya_ldm_names=True, latent_scale=0.13025,
-    default_resolution=1024, kohya_base_model_version="sdxl_base_v1-0", kohya_v2=False,
+    text_encoders=(
+        TextEncoderShape(
+            name="l", width=768, layers=12, heads=12, activation="quick_gelu", padding=49407, layer=-2,
+            norms_hidden_layer=False, projects=False, prefix="lora_te1",
+            single_file="conditioner.embedders.0.transformer.", open_clip=False),
+        TextEncoderShape(
+            name="g", width=1280, layers=32, heads=20, activation="gelu", padding=0, layer=-2,
+            norms_hidden_layer=False, projects=True, prefix="lora_te2", single_file="conditioner.embedders.1.model.",
+            open_clip=True)),
+    kohya_ldm_names=True, latent_scale=0.13025, default_resolution=1024,
+    kohya_base_model_version="sdxl_base_v1-0", kohya_v2=False,
     modelspec_architecture="stable-diffusion-xl-v1-base",
 )
 

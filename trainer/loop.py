@@ -6,35 +6,26 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from functools import partial
 from types import TracebackType
-from typing import TYPE_CHECKING, Any
 
 import torch
 
-from . import adapter
+from .assembly import Assembly, open_assembly
 from .base_model import BaseModel
 from .checkpoint import Checkpoint
 from .conditioning import Conditioning
 from .config import TrainConfig
 from .data import TrainingData, derived_seed, make_batch
-from .ema import AdapterAverage
 from .errors import SubjectBoothError, require
 from .events import Event, Started, StepDone, Validation, ValidationStep
 from .loss import batch_losses
-from .optimizers import make_optimizer
-from .runtime import DTYPES, accelerate_precision, choose, isolated_accelerate
+from .runtime import isolated_accelerate
 from .sample import sample
-
-if TYPE_CHECKING:
-    from accelerate import Accelerator
-    from diffusers import UNet2DConditionModel
-
-logger = logging.getLogger("subjectbooth")
 
 VALIDATION_SEED = 1234
 """Every validation picture of every run starts from this noise, so that steps (and runs) can be compared."""
@@ -45,10 +36,9 @@ class Training:
 
     Args:
         base: what is trained on.
-        data: photos and class images, encoded.
+        data: photos, class images and prompts, encoded.
         config: the requested settings.
-        validation: ``(prompt, conditioning)`` of each validation picture.
-        negative: conditioning of the empty prompt, for guidance.
+        shown: the prompts of the validation pictures.
         resume: where to go on; None starts from step 0.
         device: where to train; None lets accelerate choose (under ``accelerate launch`` each process gets its own).
 
@@ -57,21 +47,15 @@ class Training:
     """
 
     def __init__(
-        self, base: BaseModel, data: TrainingData, config: TrainConfig, *,
-        validation: tuple[tuple[str, Conditioning], ...] = (), negative: Conditioning | None = None,
+        self, base: BaseModel, data: TrainingData, config: TrainConfig, shown: tuple[str, ...] = (),
         resume: Checkpoint | None = None, device: torch.device | None = None,
     ) -> None:
         require("diffusers", "peft", "accelerate")
         self._base, self._data, self._config = base, data, config
-        self._validation, self._negative, self._device = validation, negative, device
-        self._resume = resume
-        self._unet: UNet2DConditionModel | None = None
-        self._optimizer: torch.optim.Optimizer | None = None
-        self._accelerator: Accelerator | None = None
-        self._average: AdapterAverage | None = None
+        self._shown, self._resume, self._device = shown, resume, device
+        self._assembly: Assembly | None = None
         self.step = resume.step if resume else 0
         self.losses: list[list[float | None]] = list(resume.losses) if resume else []
-        self.chosen: dict[str, str] = dict(resume.chosen) if resume else {}
 
     def __enter__(self) -> Training:
         self._leaving = ExitStack()
@@ -81,34 +65,23 @@ class Training:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None,
     ) -> None:
-        if self._accelerator is not None:
-            self._accelerator.free_memory()
-        self._unet = self._optimizer = self._accelerator = self._average = None
         self._leaving.close()
+        self._assembly = None
 
     @property
     def is_built(self) -> bool:
         """Whether there is a model to take a snapshot of."""
-        return self._optimizer is not None
+        return self._assembly is not None
 
     def snapshot(self) -> Checkpoint:
         """The run as it is now, copied to the CPU."""
-        assert self._unet is not None and self._optimizer is not None and self._accelerator is not None
-        optimizer: dict[int, dict[str, Any]] = {
-            index: {name: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
-                    for name, value in entries.items()}
-            for index, entries in self._optimizer.state_dict()["state"].items()}
-        scaler = self._accelerator.scaler.state_dict() if self._accelerator.scaler else {}
-        average = [tensor.cpu().clone() for tensor in self._average.average] if self._average else []
-        return Checkpoint(self.step, adapter.adapter_state(self._unet), optimizer, list(self.losses), self.chosen,
-                          _plain_groups(self._optimizer), average, scaler)
+        assert self._assembly is not None
+        return self._assembly.snapshot(self.step, self.losses)
 
     def lora(self) -> dict[str, torch.Tensor]:
         """The adapter as it is now, with kohya's names."""
-        assert self._unet is not None
-        with self._average.applied() if self._average else nullcontext():
-            state = adapter.adapter_state(self._unet)
-        return adapter.to_kohya(state, "lora_unet", adapter.file_alpha(self._config), self._base.layer_names)
+        assert self._assembly is not None
+        return self._assembly.lora()
 
     def events(self) -> Iterator[Event]:
         """Train from the current step to the last one.
@@ -121,37 +94,36 @@ class Training:
             SubjectBoothError: the loss or the gradient is not finite; the adapter still is the last good one.
         """
         config = self._config
-        device, parameters, model, optimizer = self._set_up()
-        trainable = sum(parameter.numel() for parameter in parameters)
-        yield Started(self.step, config.steps, self.chosen, trainable, self._notes)
+        made = self._assembly = open_assembly(self._leaving, self._base, config, self._device, self._resume)
+        self._resume = None  # its tensors are not needed any more
+        trainable = sum(parameter.numel() for parameter in made.parameters)
+        yield Started(self.step, config.steps, made.chosen, trainable, made.notes)
 
-        accelerator = self._accelerator
-        assert accelerator is not None
+        timesteps = len(self._base.noise_scheduler.alphas_cumprod)
+        accumulate = config.gradient_accumulation_steps
         clock = _Clock()
         while self.step < config.steps:
             began = time.perf_counter()
             learning_rate = config.lr_at(self.step)
-            for group in optimizer.param_groups:
-                group["lr"] = learning_rate
-            optimizer.zero_grad()
+            for group in made.optimizer.param_groups:
+                group["lr"] = group["initial_lr"] * learning_rate / config.learning_rate
+            made.optimizer.zero_grad()
             sums = [0.0, 0.0, 0.0]
-            accumulate = config.gradient_accumulation_steps
             for micro_step in range(self.step * accumulate, (self.step + 1) * accumulate):
-                batch = make_batch(
-                    self._data, config, len(self._base.noise_scheduler.alphas_cumprod), micro_step, device,
-                    accelerator.process_index, accelerator.num_processes)
-                with torch.enable_grad(), self._dropout_seed(micro_step, device):
+                with torch.enable_grad(), self._dropout_seed(micro_step, made.device):
+                    batch = make_batch(
+                        self._data, config, timesteps, micro_step, made.device, self._encoder(),
+                        made.accelerator.process_index, made.accelerator.num_processes)
                     losses = batch_losses(
-                        model, self._base.noise_scheduler, batch, config.prior_loss_weight, config.snr_gamma)
-                    accelerator.backward(losses.total / accumulate)
+                        made.unet, self._base.noise_scheduler, batch, config.prior_loss_weight, config.snr_gamma)
+                    made.accelerator.backward(losses.total / accumulate)
                 found = (losses.total.detach(), losses.instance, losses.prior)
                 sums = [total + float(part) / accumulate if part is not None else total
                         for total, part in zip(sums, found, strict=True)]
-            grad_norm = self._clip(parameters)
-            self._stop_if_not_finite(sums[0], grad_norm)
-            optimizer.step()
-            if self._average:
-                self._average.update()
+            grad_norm = self._clip(made)
+            self._stop_if_not_finite(made, sums[0], grad_norm)
+            made.optimizer.step()
+            made.update_average()
             self.step += 1
             prior = sums[2] if self._data.prior_latents is not None else None
             self.losses.append([sums[0], sums[1], prior])
@@ -160,44 +132,16 @@ class Training:
             yield StepDone(self.step, config.steps, sums[0], sums[1], prior, learning_rate, grad_norm, seconds, eta)
             if config.validation_is_due(self.step):
                 began = time.perf_counter()
-                with self._average.applied() if self._average else nullcontext():
-                    yield from self._validate(model, device)
+                with made.averaged():
+                    yield from self._validate(made)
                 clock.validation = time.perf_counter() - began
 
-    def _set_up(self) -> tuple[torch.device, list[torch.nn.Parameter], Any, torch.optim.Optimizer]:
-        from accelerate import Accelerator
-        from accelerate.state import PartialState
-
-        device = self._device or PartialState().device
-        found, self._notes = choose(self._config, device)
-        # A resumed run keeps what was chosen at its start: another precision would give other weights.
-        self.chosen = {**found, **self.chosen, "device": found["device"]}
-        precision = self.chosen["precision"]
-        self._accelerator = Accelerator(
-            mixed_precision=accelerate_precision(precision), cpu=device.type == "cpu", device_placement=False)
-        unet = self._unet = self._base.build_unet(DTYPES[precision])
-        parameters = adapter.inject(unet, self._config)
-        unet.to(device)
-        if self._resume:
-            adapter.load_adapter_state(unet, self._resume.adapter)
-        if self.chosen["gradient_checkpointing"] == "on":
-            unet.enable_gradient_checkpointing()
-        unet.train()  # diffusers checkpoints activations in train mode only; the base has no dropout of its own
-        optimizer, notes = make_optimizer(parameters, self._config, device)
-        self._notes += notes
-        self._average = AdapterAverage(parameters, self._config.ema_decay) if self._config.ema_decay else None
-        if self._resume:
-            groups = [{**group, **saved} for group, saved in zip(
-                optimizer.state_dict()["param_groups"], self._resume.groups, strict=True)]
-            optimizer.load_state_dict({"state": self._resume.optimizer, "param_groups": groups})
-            if self._average:
-                self._average.average = [tensor.to(device) for tensor in self._resume.average]
-        self._optimizer = optimizer
-        model, prepared = self._accelerator.prepare(unet, optimizer)
-        if self._resume and self._resume.scaler and self._accelerator.scaler:
-            self._accelerator.scaler.load_state_dict(self._resume.scaler)
-        self._resume = None  # its tensors are not needed any more
-        return device, parameters, model, prepared
+    def _encoder(self) -> Callable[[Sequence[str]], Conditioning] | None:
+        """How this step's prompts are encoded; None where it was done once and for all."""
+        made, config = self._assembly, self._config
+        if made is None or not made.trains_text:
+            return None
+        return partial(made.encode, learn=self.step < config.text_encoder_share * config.steps)
 
     def _dropout_seed(self, micro_step: int, device: torch.device) -> AbstractContextManager[None]:
         """The LoRA's dropout draws from the process's random state: seed it, and put it back as it was."""
@@ -205,30 +149,29 @@ class Training:
             return nullcontext()
         return _seeded(derived_seed(self._config.seed, "dropout", micro_step), device)
 
-    def _clip(self, parameters: list[torch.nn.Parameter]) -> float:
-        assert self._accelerator is not None
+    def _clip(self, made: Assembly) -> float:
         limit = self._config.max_grad_norm or float("inf")
-        norm = self._accelerator.clip_grad_norm_(parameters, limit)
+        norm = made.accelerator.clip_grad_norm_(made.parameters, limit)
         return float(norm) if norm is not None else float("nan")
 
-    def _stop_if_not_finite(self, loss: float, grad_norm: float) -> None:
+    def _stop_if_not_finite(self, made: Assembly, loss: float, grad_norm: float) -> None:
         # fp16's loss scaling skips single overflowing steps by itself, so there only the loss counts.
-        scaled = self._accelerator is not None and self._accelerator.scaler is not None
-        values = (loss,) if scaled else (loss, grad_norm)
+        values = (loss,) if made.accelerator.scaler is not None else (loss, grad_norm)
         if all(abs(value) < float("inf") for value in values):
             return
         raise SubjectBoothError(
             f"a loss of {loss:g} with a gradient norm of {grad_norm:g} at step {self.step + 1}", "finite numbers",
             f"lower the learning rate or use bf16 or fp32; the adapter of step {self.step} is kept", "training")
 
-    def _validate(self, model: Any, device: torch.device) -> Iterator[Event]:
+    def _validate(self, made: Assembly) -> Iterator[Event]:
         config, latents = self._config, []
-        total = config.validation_steps * len(self._validation)
-        assert self._negative is not None
-        for number, (_, conditioning) in enumerate(self._validation):
+        encode = made.encode if made.trains_text else self._data.encode
+        total = config.validation_steps * len(self._shown)
+        for number, prompt in enumerate(self._shown):
             drawing = sample(
-                model, self._base.noise_scheduler, conditioning, self._negative, tuple(self._data.latents.shape[1:]),
-                config.validation_steps, config.validation_guidance_scale, VALIDATION_SEED + number, device)
+                made.unet, self._base.noise_scheduler, encode([prompt]), encode([""]),
+                tuple(self._data.latents.shape[1:]), config.validation_steps, config.validation_guidance_scale,
+                VALIDATION_SEED + number, made.device)
             while True:
                 try:
                     done = next(drawing)
@@ -237,8 +180,7 @@ class Training:
                     break
                 yield ValidationStep(self.step, number * config.validation_steps + done, total)
         images = self._base.codec.decode(torch.cat(latents))
-        prompts = tuple(prompt for prompt, _ in self._validation)
-        yield Validation(self.step, prompts, images.permute(0, 2, 3, 1).contiguous())
+        yield Validation(self.step, self._shown, images.permute(0, 2, 3, 1).contiguous())
 
 
 @contextmanager
@@ -246,13 +188,6 @@ def _seeded(seed: int, device: torch.device) -> Iterator[None]:
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         yield
-
-
-def _plain_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """What an optimizer keeps beside its tensors, as JSON values."""
-    kinds = (int, float, str, list, tuple, type(None))
-    return [{name: value for name, value in group.items() if name != "params" and isinstance(value, kinds)}
-            for group in optimizer.state_dict()["param_groups"]]
 
 
 class _Clock:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -14,13 +14,24 @@ if TYPE_CHECKING:
 
 
 def make_optimizer(
-    parameters: list[nn.Parameter], config: TrainConfig, device: torch.device,
+    unet: list[nn.Parameter], text_encoders: list[nn.Parameter], config: TrainConfig, device: torch.device,
 ) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
     """The optimizer that was asked for, or AdamW and a sentence that says why.
+
+    The text encoders have a group and a rate of their own; each group's full rate is its ``initial_lr``.
 
     AdamW: arXiv 1711.05101; 8-bit: arXiv 2110.02861; Adafactor (without its own schedule): arXiv 1804.04235;
     Prodigy: arXiv 2306.06101.
     """
+    groups = [{"params": unet, "initial_lr": config.learning_rate, "lr": config.learning_rate}]
+    if text_encoders:
+        groups.append({"params": text_encoders, "initial_lr": config.text_encoder_lr, "lr": config.text_encoder_lr})
+    return _make(groups, config, device)
+
+
+def _make(
+    parameters: list[dict[str, Any]], config: TrainConfig, device: torch.device,
+) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
     name, learning_rate, decay = config.optimizer, config.learning_rate, config.weight_decay
     missing = _missing(name, device)
     if missing:

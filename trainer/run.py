@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from .base_model import BaseModel
-from .conditioning import Conditioning
 from .config import TrainConfig, run_key
 from .data import TrainingData
 from .errors import SubjectBoothError
@@ -80,9 +79,8 @@ class Run:
         started = self.folder.open({"config": self._config.to_json(), "trigger": self._subject.trigger})
         resume = self.folder.load_checkpoint(steps)
         self.folder.truncate_events(resume.step if resume else 0)
-        data, validation, negative = self._encode()
-        training = Training(self._base, data, self._config, validation=validation, negative=negative, resume=resume,
-                            device=self._device)
+        data, shown = self._encode()
+        training = Training(self._base, data, self._config, shown, resume, self._device)
         with training:
             yield from self._train(training, started)
         yield Finished(steps, self.folder.lora_path(steps), trained=True)
@@ -119,23 +117,21 @@ class Run:
             self.folder.write_lora(training.step, tensors, metadata)
         return self.folder.save_checkpoint(training.snapshot())
 
-    def _encode(self) -> tuple[TrainingData, tuple[tuple[str, Conditioning], ...], Conditioning]:
+    def _encode(self) -> tuple[TrainingData, tuple[str, ...]]:
         """Everything the text encoder and the VAE have to say, once, while they still are in memory."""
-        base, prepared = self._base, self._prepared
+        base, prepared, priors = self._base, self._prepared, self._priors
         shown = tuple(prompt.replace("{subject}", self._subject.trigger) for prompt in self._config.validation_prompts)
-        class_prompts = [self._priors.prompt] if self._priors else []
-        prompts = [*prepared.captions, *class_prompts, *shown, ""]
-        unique = list(dict.fromkeys(prompts))
-        encoded = dict(zip(unique, base.prompts.encode(unique), strict=True))
+        class_prompt = priors.prompt if priors else ""
+        prompts = list(dict.fromkeys([*prepared.captions, class_prompt, *shown, ""]))
         data = TrainingData(
             latents=base.codec.encode(prepared.images),
-            conditioning=tuple(encoded[caption] for caption in prepared.captions),
-            prior_latents=self._priors.latents if self._priors else None,
-            prior_conditioning=encoded[self._priors.prompt] if self._priors else None,
-            empty_conditioning=encoded[""],
+            captions=prepared.captions,
+            encoded=dict(zip(prompts, base.prompts.encode(prompts), strict=True)),
+            prior_latents=priors.latents if priors else None,
+            class_prompt=class_prompt,
             flipped_latents=base.codec.encode(prepared.images.flip(-1)) if self._config.flip else None,
             masks=self._latent_masks())
-        return data, tuple((prompt, encoded[prompt]) for prompt in shown), encoded[""]
+        return data, shown
 
     def _latent_masks(self) -> torch.Tensor | None:
         if not self._config.masked_loss:

@@ -11,26 +11,28 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .base_model import BaseModel, build_unet, inspect_unet, make_noise_scheduler
+from .base_model import BaseModel, build_unet, inspect_unet, lora_layer_names, make_noise_scheduler
 from .conditioning import Conditioning
 from .errors import SubjectBoothError, require
 from .families import Family
 from .storage import sha256_of
+from .text_encoder import TokenChunks, build_text_encoder, encode, from_open_clip
 from .tokenizer import chunks
 
 if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
-    from transformers import CLIPTextModel
 
-UNET, TEXT, VAE = "model.diffusion_model.", "cond_stage_model.transformer.", "first_stage_model."
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
 
 
-def base_from_file(path: Path, clip_skip: int = 1) -> BaseModel:
-    """Read an SD 1.x checkpoint.
+def base_from_file(path: Path, clip_skip: int | None = None, prediction_type: str = "epsilon") -> BaseModel:
+    """Read a Stable Diffusion checkpoint of one of the families in :mod:`trainer.families`.
 
     Args:
         path: a .safetensors file in the layout of the original Stable Diffusion release.
-        clip_skip: kohya's count: 1 takes the text encoder's last layer, 2 the one before.
+        clip_skip: kohya's count: 1 takes the text encoder's last layer, 2 the one before; None the family's own.
+        prediction_type: ``epsilon``, or ``v_prediction`` for SD 2.x at 768 pixels. A file that says so itself
+            (``v_pred``, ``ztsnr``) is believed.
 
     Raises:
         SubjectBoothError: it is of another format or family, or parts are missing.
@@ -46,41 +48,53 @@ def base_from_file(path: Path, clip_skip: int = 1) -> BaseModel:
     except Exception as error:  # whatever a damaged file does to its reader
         raise SubjectBoothError(f"a checkpoint that cannot be read ({type(error).__name__})",
                                 "a whole .safetensors file", "get the file again", str(path)) from error
-    unet, text, vae = (_below(whole, prefix) for prefix in (UNET, TEXT, VAE))
+    unet, vae = (_below(whole, prefix) for prefix in (UNET, VAE))
     family = inspect_unet({name: tensor.shape for name, tensor in unet.items()}, str(path))
-    for part, found in (("text encoder", text), ("VAE", vae)):
-        if not found:
-            raise SubjectBoothError(f"a checkpoint without a {part}", "a whole checkpoint",
-                                    "use one that was saved with all its parts", str(path))
+    if not vae:
+        raise SubjectBoothError("a checkpoint without a VAE", "a whole checkpoint",
+                                "use one that was saved with all its parts", str(path))
+    text = _text_weights(whole, family, str(path))
+    shapes = {name: tensor.shape for name, tensor in unet.items()}
+    clip_layer = None if clip_skip is None else -clip_skip
+    prediction_type = "v_prediction" if "v_pred" in whole else prediction_type
 
     def build(dtype: torch.dtype) -> UNet2DConditionModel:
-        return build_unet({name: tensor.shape for name, tensor in unet.items()}, lambda: unet, family, dtype,
-                          str(path))
+        return build_unet(shapes, lambda: unet, family, dtype, str(path))
+
+    def build_text(dtype: torch.dtype) -> list[Any]:
+        return [build_text_encoder(weights, shape, dtype, str(path))
+                for weights, shape in zip(text, family.text_encoders, strict=True)]
 
     return BaseModel(
-        family=family, noise_scheduler=make_noise_scheduler(_stable_diffusion_schedule(), "epsilon"),
-        prompts=FilePromptEncoder(text, clip_skip), codec=_codec(vae, family),
-        digest=sha256_of(path, f"clip skip {clip_skip}"), build_unet=build, clip_skip=clip_skip)
+        family=family,
+        noise_scheduler=make_noise_scheduler(_stable_diffusion_schedule("ztsnr" in whole), prediction_type),
+        prompts=FilePromptEncoder(build_text(torch.float32), family, clip_layer),
+        codec=_codec(vae, family),
+        digest=sha256_of(path, f"clip layer {clip_layer}", prediction_type),
+        build_unet=build,
+        layer_names=lora_layer_names(shapes, family),
+        clip_layer=clip_layer,
+        tokenize=lambda prompt: token_chunks(prompt, family),
+        build_text_encoders=build_text)
 
 
 class FilePromptEncoder:
     """Encodes prompts with transformers. Text is taken literally: ``(word:1.2)`` is ComfyUI's syntax, not CLIP's."""
 
-    def __init__(self, weights: dict[str, torch.Tensor], clip_skip: int) -> None:
-        self._model = _text_model(weights)
-        self._clip_skip = clip_skip
+    def __init__(self, models: Sequence[Any], family: Family, clip_layer: int | None) -> None:
+        self._models, self._family, self._clip_layer = models, family, clip_layer
 
     def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
         """See :class:`trainer.conditioning.PromptEncoder`."""
-        return [self._encode(prompt) for prompt in prompts]
+        with torch.no_grad():
+            return encode(self._models, self._family.text_encoders,
+                          [token_chunks(prompt, self._family) for prompt in prompts], self._clip_layer)
 
-    @torch.no_grad()
-    def _encode(self, prompt: str) -> Conditioning:
-        # Transformers 5.6 dropped the inner module that older ones keep the final norm in.
-        inner = getattr(self._model, "text_model", self._model)
-        output = self._model(chunks(prompt), output_hidden_states=True)
-        hidden_states = inner.final_layer_norm(output.hidden_states[-self._clip_skip])
-        return Conditioning(hidden_states.reshape(1, -1, hidden_states.shape[-1]).float())
+
+def token_chunks(prompt: str, family: Family) -> tuple[TokenChunks, ...]:
+    """A prompt's chunks for each text encoder of the family, all at weight 1."""
+    ids = [chunks(prompt, shape.padding) for shape in family.text_encoders]
+    return tuple(TokenChunks(rows, torch.ones(rows.shape)) for rows in ids)
 
 
 class TinyCodec:
@@ -146,31 +160,31 @@ def _codec(weights: dict[str, torch.Tensor], family: Family) -> TinyCodec | KLCo
     return TinyCodec(tiny) if tiny else KLCodec(weights, family.latent_scale)
 
 
-def _text_model(weights: dict[str, torch.Tensor]) -> CLIPTextModel:
-    from transformers import CLIPTextConfig, CLIPTextModel
-
-    config = CLIPTextConfig(
-        hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-        hidden_act="quick_gelu", vocab_size=49408, max_position_embeddings=77, bos_token_id=49406,
-        eos_token_id=49407)
-    model = CLIPTextModel(config)
-    expected = model.state_dict()
-    named = {name: tensor.float() for name, tensor in weights.items() if not name.endswith("position_ids")}
-    if not any(name.startswith("text_model.") for name in expected):
-        named = {name.removeprefix("text_model."): tensor for name, tensor in named.items()}
-    model.load_state_dict({name: tensor for name, tensor in named.items() if name in expected}, strict=False)
-    missing = [name for name in expected if name not in named and not name.endswith("position_ids")]
-    if missing:
-        raise SubjectBoothError(f"a text encoder without {missing[0]!r}", "all of CLIP ViT-L/14's text weights",
-                                "use an unmodified checkpoint", "text encoder")
-    return model.requires_grad_(False).eval()
+def _text_weights(whole: dict[str, torch.Tensor], family: Family, where: str) -> list[dict[str, torch.Tensor]]:
+    found = []
+    for shape in family.text_encoders:
+        own = _below(whole, shape.single_file)
+        if not own:
+            raise SubjectBoothError("a checkpoint without a text encoder", "a whole checkpoint",
+                                    "use one that was saved with all its parts", where)
+        found.append(from_open_clip(own) if shape.open_clip else own)
+    return found
 
 
 def _below(tensors: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tensor]:
     return {name.removeprefix(prefix): tensor for name, tensor in tensors.items() if name.startswith(prefix)}
 
 
-def _stable_diffusion_schedule() -> torch.Tensor:
-    """``alphas_cumprod`` of Stable Diffusion: betas from 0.00085 to 0.012, linear in their square root."""
+def _stable_diffusion_schedule(zero_terminal_snr: bool = False) -> torch.Tensor:
+    """``alphas_cumprod`` of Stable Diffusion: betas from 0.00085 to 0.012, linear in their square root.
+
+    With ``zero_terminal_snr`` rescaled so that the last step is pure noise (arXiv 2305.08891, algorithm 1), but for
+    the small remainder that ComfyUI leaves too.
+    """
     betas = torch.linspace(0.00085**0.5, 0.012**0.5, 1000, dtype=torch.float64) ** 2
-    return torch.cumprod(1.0 - betas, dim=0).float()
+    alphas = torch.cumprod(1.0 - betas, dim=0)
+    if zero_terminal_snr:
+        root = alphas.sqrt()
+        alphas = ((root - root[-1]) * root[0] / (root[0] - root[-1])) ** 2
+        alphas[-1] = 4.8973451890853435e-08
+    return alphas.float()

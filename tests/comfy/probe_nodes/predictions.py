@@ -114,6 +114,57 @@ class ProbePredictions:
         return {"ui": {"report": [report]}}
 
 
+class ProbeText:
+    """Largest difference between ComfyUI's encoded prompt and the trainer's, with a LoRA on the text encoder or without.
+
+    `clip` is the trainer's base, `applied` what ComfyUI encodes with (the base when not wired).
+    """
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {"model": ("MODEL",), "clip": ("CLIP",), "prompt": ("STRING", {"default": ""}),
+                         "nonce": ("INT", {"default": 0})},
+            "optional": {"applied": ("CLIP",), "subject_lora": ("SUBJECT_LORA",)},
+        }
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    def probe(
+        self, model: Any, clip: Any, prompt: str, nonce: int, applied: Any = None, subject_lora: Any = None
+    ) -> dict[str, Any]:
+        bridge = pack_module("nodes.bridge")
+        text_encoder, adapter, config, base_model = (
+            pack_module(f"trainer.{name}") for name in ("text_encoder", "adapter", "config", "base_model"))
+        with torch.inference_mode(False), torch.no_grad():
+            family = base_model.inspect_unet(bridge.shapes_of(model, bridge.UNET_PREFIX), "test")
+            theirs = bridge.ComfyPromptEncoder(applied or clip).encode([prompt])[0].hidden_states
+            plain = bridge.ComfyPromptEncoder(clip).encode([prompt])[0].hidden_states
+            models = bridge.text_encoders(clip, family, torch.float32)
+            if subject_lora is not None:
+                rank, alpha = int(subject_lora.metadata["ss_network_dim"]), float(
+                    subject_lora.metadata["ss_network_alpha"])
+                for shape, encoder in zip(family.text_encoders, models, strict=True):
+                    adapter.inject(encoder, config.TrainConfig(rank=rank, network_alpha=alpha),
+                                   adapter.text_target_layers)
+                    state = {}
+                    for name in adapter.adapter_state(encoder):
+                        layer, kind, _ = name.rsplit(".", 2)
+                        key = f"{shape.prefix}_{text_encoder.lora_layer_name(layer).replace('.', '_')}"
+                        direction = "lora_down" if kind == "lora_A" else "lora_up"
+                        state[name] = subject_lora.tensors[f"{key}.{direction}.weight"]
+                    adapter.load_adapter_state(encoder, state)
+            ours = text_encoder.encode(
+                models, family.text_encoders, [bridge.token_chunks(clip, prompt, family)], clip.layer_idx
+            )[0].hidden_states
+        report = {"difference": float((theirs - ours).abs().max()), "scale": float(theirs.abs().max()),
+                  "effect": float((theirs - plain).abs().max()), "tokens": theirs.shape[1]}
+        return {"ui": {"report": [report]}}
+
+
 class ProbeFixedLoss:
     """The DreamBooth loss on the photos for 16 fixed (noise, timestep) pairs, asked of ComfyUI's own forward pass."""
 
@@ -187,4 +238,5 @@ class ProbeTraining:
         return {"ui": {"report": [{"loaded_at_each_step": seen}]}}
 
 
-NODES = {"ProbePredictions": ProbePredictions, "ProbeFixedLoss": ProbeFixedLoss, "ProbeTraining": ProbeTraining}
+NODES = {"ProbePredictions": ProbePredictions, "ProbeText": ProbeText,
+         "ProbeFixedLoss": ProbeFixedLoss, "ProbeTraining": ProbeTraining}

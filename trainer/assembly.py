@@ -1,0 +1,173 @@
+"""What is trained, put together: UNet and text encoders with their LoRA, the optimizer, and accelerate around them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, ExitStack, nullcontext
+from typing import Any
+
+import torch
+
+from . import adapter
+from .base_model import BaseModel
+from .checkpoint import Checkpoint
+from .conditioning import Conditioning, concatenate
+from .config import TrainConfig
+from .ema import AdapterAverage
+from .optimizers import make_optimizer
+from .runtime import DTYPES, accelerate_precision, choose
+from .text_encoder import TokenChunks, encode, lora_layer_name
+
+logger = logging.getLogger("subjectbooth")
+
+
+class Assembly:
+    """The trained modules of one run. Made inside :func:`trainer.runtime.isolated_accelerate`.
+
+    Args:
+        base: what is trained on; its UNet (and text encoders) are built here.
+        config: the requested settings.
+        device: where to train; None lets accelerate choose.
+        resume: weights and optimizer state to go on with.
+
+    Attributes:
+        unet: the UNet as accelerate wraps it.
+        optimizer: likewise.
+        parameters: everything that is trained.
+        chosen: what every ``auto`` became; a resumed run keeps its first choice.
+        notes: sentences for the user about what had to be changed.
+    """
+
+    def __init__(
+        self, base: BaseModel, config: TrainConfig, device: torch.device | None, resume: Checkpoint | None,
+    ) -> None:
+        from accelerate import Accelerator
+        from accelerate.state import PartialState
+
+        self._base, self._config = base, config
+        self.device = device or PartialState().device
+        found, self.notes = choose(config, self.device)
+        # A resumed run keeps what was chosen at its start: another precision would give other weights.
+        self.chosen = {**found, **(resume.chosen if resume else {}), "device": found["device"]}
+        precision = self.chosen["precision"]
+        self.accelerator = Accelerator(
+            mixed_precision=accelerate_precision(precision), cpu=self.device.type == "cpu", device_placement=False)
+        self._modules: dict[str, Any] = {"unet": base.build_unet(DTYPES[precision])}
+        unet_parameters = adapter.inject(self._modules["unet"], config)
+        text_parameters = self._add_text_encoders(DTYPES[precision]) if config.train_text_encoder else []
+        self.parameters = unet_parameters + text_parameters
+        for module in self._modules.values():
+            module.to(self.device)
+        if resume:
+            self._load(resume.adapter)
+        if self.chosen["gradient_checkpointing"] == "on":
+            self._modules["unet"].enable_gradient_checkpointing()
+        self._modules["unet"].train()  # diffusers checkpoints activations in train mode only; the base has no dropout
+        self._optimizer, notes = make_optimizer(unet_parameters, text_parameters, config, self.device)
+        self.notes += notes
+        self._average = AdapterAverage(self.parameters, config.ema_decay) if config.ema_decay else None
+        if resume:
+            self._resume_optimizer(resume)
+        prepared = self.accelerator.prepare(*self._modules.values(), self._optimizer)
+        self.unet, *self._text_encoders, self.optimizer = prepared
+        if resume and resume.scaler and self.accelerator.scaler:
+            self.accelerator.scaler.load_state_dict(resume.scaler)
+        self._tokens: dict[str, tuple[TokenChunks, ...]] = {}
+
+    @property
+    def trains_text(self) -> bool:
+        """Whether prompts have to be encoded anew at every step."""
+        return bool(self._text_encoders)
+
+    def encode(self, prompts: Sequence[str], *, learn: bool = False) -> Conditioning:
+        """A batch of prompts through the text encoders with their LoRA.
+
+        Args:
+            learn: keep what the backward pass needs.
+        """
+        assert self._base.tokenize is not None
+        for prompt in prompts:
+            if prompt not in self._tokens:
+                self._tokens[prompt] = self._base.tokenize(prompt)
+        unique = list(dict.fromkeys(prompts))
+        with torch.set_grad_enabled(learn):
+            encoded = dict(zip(unique, encode(
+                self._text_encoders, self._base.family.text_encoders, [self._tokens[prompt] for prompt in unique],
+                self._base.clip_layer), strict=True))
+        return concatenate([encoded[prompt] for prompt in prompts])
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Inside, the modules have what is saved and shown: the running average, if there is one."""
+        return self._average.applied() if self._average else nullcontext()
+
+    def update_average(self) -> None:
+        """Take the step that was just made into the running average."""
+        if self._average:
+            self._average.update()
+
+    def lora(self) -> dict[str, torch.Tensor]:
+        """The adapter as it is now, with kohya's names."""
+        alpha = adapter.file_alpha(self._config)
+        with self.averaged():
+            states = {name: adapter.adapter_state(module) for name, module in self._modules.items()}
+        file = adapter.to_kohya(states.pop("unet"), "lora_unet", alpha, self._base.layer_names)
+        for shape in self._base.family.text_encoders if self._text_encoders else ():
+            state = {lora_layer_name(name): tensor for name, tensor in states[shape.prefix].items()}
+            file |= adapter.to_kohya(state, shape.prefix, alpha)
+        return file
+
+    def snapshot(self, step: int, losses: list[list[float | None]]) -> Checkpoint:
+        """The run as it is now, copied to the CPU."""
+        optimizer: dict[int, dict[str, Any]] = {
+            index: {name: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
+                    for name, value in entries.items()}
+            for index, entries in self._optimizer.state_dict()["state"].items()}
+        weights = {f"{name}/{key}": tensor for name, module in self._modules.items()
+                   for key, tensor in adapter.adapter_state(module).items()}
+        scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
+        average = [tensor.cpu().clone() for tensor in self._average.average] if self._average else []
+        return Checkpoint(step, weights, optimizer, list(losses), self.chosen, _plain_groups(self._optimizer),
+                          average, scaler)
+
+    def close(self) -> None:
+        """Let accelerate drop its references to the model."""
+        self.accelerator.free_memory()
+
+    def _add_text_encoders(self, dtype: torch.dtype) -> list[torch.nn.Parameter]:
+        assert self._base.build_text_encoders is not None
+        parameters = []
+        models = self._base.build_text_encoders(dtype)
+        for shape, model in zip(self._base.family.text_encoders, models, strict=True):
+            parameters += adapter.inject(model, self._config, adapter.text_target_layers)
+            self._modules[shape.prefix] = model
+        return parameters
+
+    def _load(self, weights: dict[str, torch.Tensor]) -> None:
+        for name, module in self._modules.items():
+            own = {key.removeprefix(f"{name}/"): tensor for key, tensor in weights.items()
+                   if key.startswith(f"{name}/")}
+            adapter.load_adapter_state(module, own)
+
+    def _resume_optimizer(self, resume: Checkpoint) -> None:
+        groups = [{**group, **saved} for group, saved in zip(
+            self._optimizer.state_dict()["param_groups"], resume.groups, strict=True)]
+        self._optimizer.load_state_dict({"state": resume.optimizer, "param_groups": groups})
+        if self._average:
+            self._average.average = [tensor.to(self.device) for tensor in resume.average]
+
+
+def open_assembly(
+    stack: ExitStack, base: BaseModel, config: TrainConfig, device: torch.device | None, resume: Checkpoint | None,
+) -> Assembly:
+    """An assembly that is closed when ``stack`` is left."""
+    made = Assembly(base, config, device, resume)
+    stack.callback(made.close)
+    return made
+
+
+def _plain_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """What an optimizer keeps beside its tensors, as JSON values."""
+    kinds = (int, float, str, list, tuple, type(None))
+    return [{name: value for name, value in group.items() if name != "params" and isinstance(value, kinds)}
+            for group in optimizer.state_dict()["param_groups"]]

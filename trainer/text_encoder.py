@@ -1,0 +1,156 @@
+"""CLIP text encoders as Stable Diffusion uses them: frozen from a shell, trainable everywhere.
+
+A trained text encoder has to see what ComfyUI's sampler will show it: the same chunks of 77 tokens, the same weights of
+``(word:1.2)``, the same layer, the same final norm.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .conditioning import Conditioning
+from .errors import SubjectBoothError, require
+from .families import TextEncoderShape
+from .tokenizer import END, START
+
+if TYPE_CHECKING:
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+
+LENGTH = 77
+_INNER = "text_model."
+
+
+@dataclass(frozen=True)
+class TokenChunks:
+    """A prompt for one text encoder.
+
+    Attributes:
+        ids: int64 [chunks, 77], start and end tokens included.
+        weights: float32 [chunks, 77]; 1 is plain.
+    """
+
+    ids: torch.Tensor
+    weights: torch.Tensor
+
+
+def build_text_encoder(
+    weights: Mapping[str, torch.Tensor], shape: TextEncoderShape, dtype: torch.dtype, where: str,
+) -> CLIPTextModel | CLIPTextModelWithProjection:
+    """A frozen transformers model on the CPU from weights with transformers' names (``text_model.encoder...``).
+
+    Raises:
+        SubjectBoothError: a weight is missing or has another shape.
+    """
+    require("transformers")
+    from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
+
+    config = CLIPTextConfig(
+        hidden_size=shape.width, intermediate_size=4 * shape.width, num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads, hidden_act=shape.activation, projection_dim=shape.width, vocab_size=49408,
+        max_position_embeddings=LENGTH, bos_token_id=START, eos_token_id=END)
+    with torch.inference_mode(False), torch.no_grad():
+        model = (CLIPTextModelWithProjection if shape.projects else CLIPTextModel)(config)
+        model = torch.nn.Module.to(model, dtype)
+        for name, parameter in model.named_parameters():
+            # Transformers 5.6 dropped "text_model." from CLIPTextModel's names, but checkpoints have it.
+            found = weights.get(name, weights.get(_INNER + name))
+            if found is None or found.shape != parameter.shape:
+                problem = "missing" if found is None else f"of shape {tuple(found.shape)}"
+                raise SubjectBoothError(
+                    f"a text encoder whose weight {name!r} is {problem}", f"shape {tuple(parameter.shape)}",
+                    "use an unmodified checkpoint of this family", where)
+            parameter.copy_(found)
+        return model.requires_grad_(False).eval()
+
+
+def lora_layer_name(layer: str) -> str:
+    """A layer's name in LoRA files, in which ``text_model.`` always is."""
+    return layer if layer.startswith(_INNER) else _INNER + layer
+
+
+def encode(
+    models: Sequence[Any], shapes: Sequence[TextEncoderShape], prompts: Sequence[Sequence[TokenChunks]],
+    clip_layer: int | None,
+) -> list[Conditioning]:
+    """Encode prompts; differentiable where the models have trainable weights.
+
+    Args:
+        models: one a text encoder of the family, perhaps wrapped by accelerate.
+        shapes: like ``models``.
+        prompts: for each prompt the chunks for each text encoder.
+        clip_layer: ComfyUI's count (-1 last, -2 the one before); None for the family's own.
+
+    Returns:
+        One conditioning a prompt, float32, on the models' device; several encoders stand side by side.
+    """
+    encoded = []
+    for chunks in prompts:
+        outputs = [_encode_one(model, shape, part, clip_layer)
+                   for model, shape, part in zip(models, shapes, chunks, strict=True)]
+        length = min(hidden_states.shape[1] for hidden_states, _ in outputs)
+        pooled = [vector for _, vector in outputs if vector is not None]
+        encoded.append(Conditioning(torch.cat([hidden_states[:, :length] for hidden_states, _ in outputs], dim=-1),
+                                    pooled[0] if pooled else None))
+    return encoded
+
+
+def _encode_one(
+    model: Any, shape: TextEncoderShape, chunks: TokenChunks, clip_layer: int | None,
+) -> tuple[torch.Tensor, torch.Tensor | None]:
+    device = next(model.parameters()).device
+    ids, weights = chunks.ids.to(device), chunks.weights.to(device)
+    weighted = bool((weights != 1.0).any())
+    if weighted:
+        empty = torch.tensor([[START, END] + [shape.padding] * (LENGTH - 2)], device=device)
+        ids = torch.cat([ids, empty])
+    output = model(input_ids=ids, output_hidden_states=True)
+    hidden_states = output.hidden_states[clip_layer if clip_layer is not None else shape.layer]
+    if shape.norms_hidden_layer:
+        hidden_states = _final_layer_norm(model)(hidden_states)
+    hidden_states = hidden_states.float()
+    if weighted:
+        # A weight moves a token's states away from what no text at all would have given.
+        plain, nothing = hidden_states[:-1], hidden_states[-1:]
+        hidden_states = nothing + weights[..., None] * (plain - nothing)
+    pooled = output.text_embeds[:1].float() if shape.projects else None
+    return hidden_states.reshape(1, -1, hidden_states.shape[-1]), pooled
+
+
+def _final_layer_norm(model: Any) -> torch.nn.Module:
+    for name, module in model.named_modules():
+        if name.endswith("final_layer_norm"):
+            return module
+    raise AssertionError("every CLIP text model has a final_layer_norm")
+
+
+def from_open_clip(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """OpenCLIP's names (SD 2.x and SDXL's second text encoder in single files) -> transformers' names."""
+    renamed: dict[str, torch.Tensor] = {}
+    simple = {
+        "token_embedding.weight": "embeddings.token_embedding.weight",
+        "positional_embedding": "embeddings.position_embedding.weight",
+        "ln_final.weight": "final_layer_norm.weight", "ln_final.bias": "final_layer_norm.bias",
+    }
+    inside = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
+              "attn.out_proj": "self_attn.out_proj"}
+    for name, tensor in weights.items():
+        if name in simple:
+            renamed[_INNER + simple[name]] = tensor
+        elif name in ("text_projection", "text_projection.weight"):
+            # OpenCLIP multiplies by a matrix from the right, a Linear layer by its transpose.
+            renamed["text_projection.weight"] = tensor.T if name == "text_projection" else tensor
+        elif name.startswith("transformer.resblocks."):
+            _, _, number, rest = name.split(".", 3)
+            layer = f"{_INNER}encoder.layers.{number}"
+            if rest.startswith("attn.in_proj_"):
+                kind = rest.removeprefix("attn.in_proj_")
+                for part, piece in zip("qkv", tensor.chunk(3), strict=True):
+                    renamed[f"{layer}.self_attn.{part}_proj.{kind}"] = piece
+                continue
+            module, kind = rest.rsplit(".", 1)
+            renamed[f"{layer}.{inside[module]}.{kind}"] = tensor
+    return renamed
