@@ -15,7 +15,7 @@ from comfy_api.latest import io
 from PIL import Image
 
 from ..trainer.base_model import inspect_unet
-from ..trainer.captions import DEFAULT_CLASS_TEMPLATE, check_template, fill
+from ..trainer.captions import DEFAULT_CLASS_TEMPLATE, check_template, check_text, fill
 from ..trainer.errors import SubjectBoothError
 from ..trainer.priors import (
     PriorRecipe,
@@ -150,7 +150,7 @@ class GenerateClassPriors(io.ComfyNode):
         recipe = PriorRecipe(
             base_digest=base_digest(model, clip),
             prompt=fill(template, subject.token, subject.class_word),
-            negative=negative,
+            negative=check_text(negative, "negative"),
             width=subject.resolution,
             height=subject.resolution,
             sampler_name=sampler_name,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -10,6 +12,7 @@ import numpy as np
 import pytest
 import torch
 
+from subjectbooth.tests.conftest import ROOT
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.priors import (
     PriorRecipe,
@@ -226,3 +229,56 @@ def test_exclude_is_parsed() -> None:
     for bad in ("1234567", "g" * 64, "a" * 65, "../../etc"):
         with pytest.raises(SubjectBoothError, match="exclude has"):
             parse_exclude(bad)
+
+
+WORKER = """
+import sys, time, types
+package = types.ModuleType("subjectbooth")
+package.__path__ = [sys.argv[1]]
+sys.modules["subjectbooth"] = package
+import torch
+from pathlib import Path
+from subjectbooth.tests.test_priors import RECIPE, Sampler
+from subjectbooth.trainer.priors import PriorStore, make_missing
+store = PriorStore(Path(sys.argv[2]), RECIPE)
+pictures, notes = store.load()
+assert not notes, notes
+print("ready", flush=True)
+for batch in make_missing(store, pictures, 40, 2, Sampler()):
+    time.sleep(0.003)
+print("done", flush=True)
+"""
+
+
+def start_worker(root: Path) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WORKER, str(ROOT), str(root)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+
+
+def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path: Path) -> None:
+    """kill -9 at random moments, again and again, until it gets through."""
+    whole, _, _ = made(tmp_path / "whole", 40, batch_size=2)
+    random = np.random.default_rng(20261122)
+    kills = finished = 0
+    while not finished:
+        worker = start_worker(tmp_path / "killed")
+        assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
+        try:
+            worker.wait(float(random.uniform(0.0, 0.08)) if kills < 8 else 60)
+        except subprocess.TimeoutExpired:
+            worker.kill()
+            worker.wait()
+            kills += 1
+        finished = "done" in worker.stdout.read()
+        worker.stdout.close()
+    pictures, notes = PriorStore(tmp_path / "killed", RECIPE).load()
+    assert kills >= 3 and notes == [] and same(pictures, whole)
+
+
+def test_two_programs_at_once_do_no_harm(tmp_path: Path) -> None:
+    whole, _, _ = made(tmp_path / "whole", 40, batch_size=2)
+    workers = [start_worker(tmp_path / "shared") for _ in range(2)]
+    outputs = [worker.communicate(timeout=120)[0] for worker in workers]
+    assert outputs == ["ready\ndone\n"] * 2
+    pictures, notes = PriorStore(tmp_path / "shared", RECIPE).load()
+    assert notes == [] and same(pictures, whole)
