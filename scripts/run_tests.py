@@ -12,11 +12,16 @@ import sys
 from setup_env import ROOT, Environment, ensure_environment, ensure_oldest
 
 
+WORKERS = max(1, min(4, os.cpu_count() or 1))
+
+
 def run(environment: Environment, arguments: list[str], overlay: str | None = None) -> int:
     env = {**os.environ, "COMFYUI_PATH": str(environment.comfyui)}
+    env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
     if overlay:
         env |= {"PYTHONPATH": overlay, "SUBJECTBOOTH_OVERLAY": overlay}
-    command = [str(environment.python), "-m", "pytest", "-c", str(ROOT / "tests" / "pytest.ini"), *arguments]
+    command = [str(environment.python), "-m", "pytest", "-c", str(ROOT / "tests" / "pytest.ini")]
+    command += ["-n", str(WORKERS), "--dist", "loadfile", *arguments]
     return subprocess.run(command, cwd=ROOT / "tests", env=env, stdin=subprocess.DEVNULL).returncode
 
 
