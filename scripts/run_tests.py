@@ -11,7 +11,6 @@ import sys
 
 from setup_env import ROOT, Environment, ensure_environment, ensure_oldest
 
-
 WORKERS = max(1, min(4, os.cpu_count() or 1))
 
 
