@@ -147,9 +147,10 @@ class ProbeText:
             if subject_lora is not None:
                 rank, alpha = int(subject_lora.metadata["ss_network_dim"]), float(
                     subject_lora.metadata["ss_network_alpha"])
+                targets = "all" if any("fc1" in key for key in subject_lora.tensors) else "attention"
+                settings = config.TrainConfig(rank=rank, network_alpha=alpha, lora_targets=targets)
                 for shape, encoder in zip(family.text_encoders, models, strict=True):
-                    adapter.inject(encoder, config.TrainConfig(rank=rank, network_alpha=alpha),
-                                   adapter.text_target_layers)
+                    adapter.inject(encoder, settings, adapter.text_target_layers)
                     state = {}
                     for name in adapter.adapter_state(encoder):
                         layer, kind, _ = name.rsplit(".", 2)
