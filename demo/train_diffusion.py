@@ -22,9 +22,13 @@ from .schedule import STEPS, alphas_cumprod, sample
 from .text import TextEncoder
 from .train_autoencoder import AutoencoderRun
 from .unet import UNet
-from .words import token_ids, vocabulary
+from .words import END, START, token_ids, vocabulary, word_ids
 
 logger = logging.getLogger("subjectbooth")
+
+
+FILLER = ("a", "an", "photo", "of", "on", "the", "at", "background")
+"""Words that say nothing about the picture."""
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class LatentPool:
             (word, background)
             for word in CLASS_WORDS
             for background in BACKGROUNDS
-            for _ in range(8 if background in COLORS else 5)
+            for _ in range(4 if background in COLORS else 3)
         ]
         self.rows: dict[tuple[str, str], list[int]] = {}
         for row, pair in enumerate(self.slots):
@@ -131,6 +135,10 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
     torch.manual_seed(run.seed)
     nets = nn.ModuleDict({"unet": UNet(), "text": TextEncoder(vocabulary())})
     nets["unet"].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    text_encoder = nets["text"]
+    assert isinstance(text_encoder, TextEncoder)
+    filler = [i for word in FILLER for i in word_ids()[word]]
+    text_encoder.start_as_bag_of_words(filler, (START, END))
     ema = copy.deepcopy(nets).requires_grad_(False)
     trained = list(nets.parameters())
     optimizer = torch.optim.AdamW(trained, lr=run.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
