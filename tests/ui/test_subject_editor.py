@@ -73,10 +73,10 @@ def test_several_files_at_once_become_a_grid(page: Page, comfy: ComfyClient) -> 
         " window.made.widgets.find(w => w.type === 'button').callback();"
         " HTMLInputElement.prototype.click = open; })()"
     )
-    value = page.wait_for("Array.isArray(window.made.widgets[0].value) && window.made.widgets[0].value")
+    value = page.wait_for("Array.isArray(window.made.widgets[0].value) && [...window.made.widgets[0].value]")
     assert page.evaluate("window.multiple") is True
     assert value == list(files)
-    prompt = page.evaluate("app.graphToPrompt().then(p => p.output)")
+    prompt = page.evaluate("app.graphToPrompt().then(p => JSON.parse(JSON.stringify(p.output)))")
     (node_id,) = prompt
     assert prompt[node_id]["inputs"]["images"] == {"__value__": value}
     page.evaluate("window.made.widgets.find(w => w.name === 'class_word').value = 'thing'")
@@ -89,7 +89,7 @@ def test_several_files_at_once_become_a_grid(page: Page, comfy: ComfyClient) -> 
     assert page.evaluate("document.querySelectorAll('.p-toast-message').length") == 0
     assert page.evaluate("window.made.widgets[0]._displayValue") == "3 photos: " + ", ".join(value)
     assert not [m for m in page.console if m.level == "exception"], page.console
-    saved = page.evaluate("app.graph.serialize()")
+    saved = page.evaluate("JSON.parse(JSON.stringify(app.graph.serialize()))")
     page.evaluate(f"app.loadGraphData({json.dumps(saved)})")
-    again = page.evaluate("app.graphToPrompt().then(p => p.output)")
+    again = page.evaluate("app.graphToPrompt().then(p => JSON.parse(JSON.stringify(p.output)))")
     assert next(iter(again.values()))["inputs"]["images"] == {"__value__": value}
