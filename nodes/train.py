@@ -13,7 +13,7 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..trainer.errors import SubjectBoothError
-from ..trainer.events import Event, Finished, Started, StepDone, Validation, ValidationStep
+from ..trainer.events import Adjusted, Event, Finished, Started, StepDone, Validation, ValidationStep
 from ..trainer.priors import ClassPriors
 from ..trainer.publish import checked_name, publish
 from ..trainer.run import Run
@@ -149,6 +149,8 @@ def _follow(events: Iterator[Event], progress: Progress) -> Finished:
                     if event.prior_loss is not None else ""
                 progress.update(event.step, f"step {event.step}/{event.steps}  loss {event.loss:.4f}{prior}  "
                                             f"{event.seconds:.2f} s/step  ETA {readable_seconds(event.eta_seconds)}")
+            elif isinstance(event, Adjusted):
+                progress.say(event.note)
             elif isinstance(event, ValidationStep):
                 progress.update(event.step, f"step {event.step}/{steps}  drawing {event.done}/{event.total}")
             elif isinstance(event, Validation):

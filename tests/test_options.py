@@ -113,7 +113,7 @@ def test_caption_dropout_flip_and_order() -> None:
 
 def test_processes_share_one_draw() -> None:
     whole = make_batch(_data(), _config(train_batch_size=4), 1000, 5, CPU)
-    parts = [make_batch(_data(), _config(train_batch_size=2), 1000, 5, CPU, None, process, 2) for process in range(2)]
+    parts = [make_batch(_data(), _config(train_batch_size=2), 1000, 5, CPU, process, 2) for process in range(2)]
     assert torch.equal(whole.noise, torch.cat([part.noise for part in parts]))
     assert torch.equal(whole.latents, torch.cat([part.latents for part in parts]))
     assert torch.equal(whole.timesteps, torch.cat([part.timesteps for part in parts]))

@@ -19,7 +19,7 @@ from .captions import DEFAULT_TEMPLATE
 from .class_images import generate
 from .config import TrainConfig
 from .errors import SubjectBoothError
-from .events import Finished, Started, StepDone, Validation
+from .events import Adjusted, Finished, Started, StepDone, Validation
 from .photos import list_photos, read_photo
 from .priors import ClassPriors
 from .publish import checked_name, publish
@@ -104,6 +104,8 @@ def _train(options: argparse.Namespace) -> None:
         elif isinstance(event, StepDone):
             bar.set_postfix(loss=f"{event.loss:.4f}", refresh=False)
             bar.update(event.step - bar.n)
+        elif isinstance(event, Adjusted):
+            bar.write(event.note)
         elif isinstance(event, Validation):
             bar.write(f"pictures of step {event.step} in {run.folder.path / 'validation'}")
         elif isinstance(event, Finished):

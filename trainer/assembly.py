@@ -61,8 +61,7 @@ class Assembly:
             module.to(self.device)
         if resume:
             self._load(resume.adapter)
-        if self.chosen["gradient_checkpointing"] == "on":
-            self._modules["unet"].enable_gradient_checkpointing()
+        self.apply_memory_settings()
         self._modules["unet"].train()  # diffusers checkpoints activations in train mode only; the base has no dropout
         self._optimizer, notes = make_optimizer(unet_parameters, text_parameters, config, self.device)
         self.notes += notes
@@ -96,6 +95,11 @@ class Assembly:
                 self._text_encoders, self._base.family.text_encoders, [self._tokens[prompt] for prompt in unique],
                 self._base.clip_layer), strict=True))
         return concatenate([encoded[prompt] for prompt in prompts])
+
+    def apply_memory_settings(self) -> None:
+        """Bring the modules into line with :attr:`chosen`, which a step-down may have changed."""
+        if self.chosen["gradient_checkpointing"] == "on":
+            self._modules["unet"].enable_gradient_checkpointing()
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the modules have what is saved and shown: the running average, if there is one."""

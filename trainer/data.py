@@ -7,7 +7,7 @@ what an uninterrupted one would have drawn.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -82,7 +82,7 @@ def order(first: int, count: int, size: int, seed: int, purpose: str) -> list[in
 
 def make_batch(
     data: TrainingData, config: TrainConfig, timesteps: int, micro_step: int, device: torch.device,
-    encode: Callable[[Sequence[str]], Conditioning] | None = None, process: int = 0, processes: int = 1,
+    process: int = 0, processes: int = 1,
 ) -> Batch:
     """The batch of one forward pass.
 
@@ -92,7 +92,6 @@ def make_batch(
         timesteps: length of the noise schedule.
         micro_step: forward passes done before, over the whole run.
         device: where the batch goes.
-        encode: encodes the prompts; None takes what was encoded beforehand.
         process, processes: under ``accelerate launch`` each process takes its own part of one common draw.
 
     Returns:
@@ -126,10 +125,9 @@ def make_batch(
         classes = order(micro_step * whole, whole, len(data.prior_latents), config.seed, "class images")[own]
         latents = torch.cat([latents, data.prior_latents[classes]])
         prompts += [data.class_prompt] * per_process
-    conditioning = (encode or data.encode)(prompts).to(device)
     return Batch(
-        latents.to(device), noise.to(device), drawn.to(device), conditioning, per_process,
-        masks.to(device) if masks is not None else None)
+        latents.to(device), noise.to(device), drawn.to(device), data.encode(prompts).to(device), per_process,
+        masks.to(device) if masks is not None else None, tuple(prompts))
 
 
 def _chance(share: float, count: int, seed: int, purpose: str, micro_step: int) -> torch.Tensor:

@@ -56,6 +56,21 @@ class StepDone:
 
 
 @dataclass(frozen=True)
+class Adjusted:
+    """The run had to change something to go on, such as using less memory.
+
+    Attributes:
+        step: steps done.
+        note: a sentence for the user.
+        chosen: what the run uses now.
+    """
+
+    step: int
+    note: str
+    chosen: dict[str, str]
+
+
+@dataclass(frozen=True)
 class ValidationStep:
     """One denoising step of the validation pictures, so that a cancel need not wait for the whole picture."""
 
@@ -102,7 +117,7 @@ class Finished:
     trained: bool
 
 
-Event = Started | StepDone | ValidationStep | Validation | CheckpointSaved | Finished
+Event = Started | StepDone | Adjusted | ValidationStep | Validation | CheckpointSaved | Finished
 
 
 def to_json(event: Event) -> dict[str, Any]:

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from functools import partial
+from dataclasses import replace
 from types import TracebackType
 
 import torch
@@ -18,12 +18,12 @@ import torch
 from .assembly import Assembly, open_assembly
 from .base_model import BaseModel
 from .checkpoint import Checkpoint
-from .conditioning import Conditioning
 from .config import TrainConfig
 from .data import TrainingData, derived_seed, make_batch
 from .errors import SubjectBoothError, require
-from .events import Event, Started, StepDone, Validation, ValidationStep
+from .events import Adjusted, Event, Started, StepDone, Validation, ValidationStep
 from .loss import batch_losses
+from .memory import free_memory, is_out_of_memory, step_down
 from .runtime import isolated_accelerate
 from .sample import sample
 
@@ -99,27 +99,16 @@ class Training:
         trainable = sum(parameter.numel() for parameter in made.parameters)
         yield Started(self.step, config.steps, made.chosen, trainable, made.notes)
 
-        timesteps = len(self._base.noise_scheduler.alphas_cumprod)
-        accumulate = config.gradient_accumulation_steps
         clock = _Clock()
         while self.step < config.steps:
             began = time.perf_counter()
             learning_rate = config.lr_at(self.step)
             for group in made.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * learning_rate / config.learning_rate
-            made.optimizer.zero_grad()
-            sums = [0.0, 0.0, 0.0]
-            for micro_step in range(self.step * accumulate, (self.step + 1) * accumulate):
-                with torch.enable_grad(), self._dropout_seed(micro_step, made.device):
-                    batch = make_batch(
-                        self._data, config, timesteps, micro_step, made.device, self._encoder(),
-                        made.accelerator.process_index, made.accelerator.num_processes)
-                    losses = batch_losses(
-                        made.unet, self._base.noise_scheduler, batch, config.prior_loss_weight, config.snr_gamma)
-                    made.accelerator.backward(losses.total / accumulate)
-                found = (losses.total.detach(), losses.instance, losses.prior)
-                sums = [total + float(part) / accumulate if part is not None else total
-                        for total, part in zip(sums, found, strict=True)]
+            sums, note = self._try_gradients(made)
+            if sums is None:
+                yield Adjusted(self.step, note, dict(made.chosen))
+                continue
             grad_norm = self._clip(made)
             self._stop_if_not_finite(made, sums[0], grad_norm)
             made.optimizer.step()
@@ -132,22 +121,71 @@ class Training:
             yield StepDone(self.step, config.steps, sums[0], sums[1], prior, learning_rate, grad_norm, seconds, eta)
             if config.validation_is_due(self.step):
                 began = time.perf_counter()
-                with made.averaged():
-                    yield from self._validate(made)
+                try:
+                    with made.averaged():
+                        yield from self._validate(made)
+                except Exception as error:
+                    if not is_out_of_memory(error):
+                        raise
+                    yield Adjusted(self.step, "not enough memory for validation pictures: left out", dict(made.chosen))
                 clock.validation = time.perf_counter() - began
 
-    def _encoder(self) -> Callable[[Sequence[str]], Conditioning] | None:
-        """How this step's prompts are encoded; None where it was done once and for all."""
-        made, config = self._assembly, self._config
-        if made is None or not made.trains_text:
-            return None
-        return partial(made.encode, learn=self.step < config.text_encoder_share * config.steps)
+    def _try_gradients(self, made: Assembly) -> tuple[tuple[float, float, float] | None, str]:
+        """The losses of this step, its gradients being in place; or, out of memory, None and what was changed.
 
-    def _dropout_seed(self, micro_step: int, device: torch.device) -> AbstractContextManager[None]:
+        Nothing has been learned from a failed attempt: its gradients are dropped, and the same step is tried again.
+
+        Raises:
+            SubjectBoothError: there is nothing left that would need less memory.
+        """
+        try:
+            return self._gradients(made), ""
+        except Exception as error:
+            if not is_out_of_memory(error) or made.accelerator.num_processes > 1:
+                raise
+        # Outside the handler: while it runs, the error keeps the failed attempt's tensors alive.
+        made.optimizer.zero_grad()
+        free_memory(made.device)
+        parts = 1 if self._data.prior_latents is None else 2
+        note = step_down(made.chosen, parts * self._config.train_batch_size)
+        if note is None:
+            raise SubjectBoothError(
+                f"too little memory on {made.device} for one picture of {self._config.resolution} pixels",
+                "a smaller picture or a smaller model",
+                f"lower resolution or rank, or close other programs; the adapter of step {self.step} is kept",
+                "training")
+        made.apply_memory_settings()
+        return None, note
+
+    def _gradients(self, made: Assembly) -> tuple[float, float, float]:
+        """One step's gradients, summed up over its batches; returns loss, instance loss and prior loss."""
+        config, scheduler = self._config, self._base.noise_scheduler
+        accumulate = config.gradient_accumulation_steps
+        learn_text = self.step < config.text_encoder_share * config.steps
+        made.optimizer.zero_grad()
+        sums = (0.0, 0.0, 0.0)
+        for micro_step in range(self.step * accumulate, (self.step + 1) * accumulate):
+            whole = make_batch(
+                self._data, config, len(scheduler.alphas_cumprod), micro_step, made.device,
+                made.accelerator.process_index, made.accelerator.num_processes)
+            totals = whole.instances, len(whole.latents) - whole.instances
+            for number, batch in enumerate(whole.split(int(made.chosen["pictures_per_forward"]))):
+                with torch.enable_grad(), self._dropout_seed(micro_step, number, made.device):
+                    if made.trains_text:
+                        batch = replace(batch, conditioning=made.encode(batch.prompts, learn=learn_text))
+                    losses = batch_losses(
+                        made.unet, scheduler, batch, config.prior_loss_weight, config.snr_gamma, totals)
+                    made.accelerator.backward(losses.total / accumulate)
+                found = (losses.total.detach(), losses.instance, losses.prior)
+                sums = tuple(total + float(part) / accumulate if part is not None else total  # type: ignore[assignment]
+                             for total, part in zip(sums, found, strict=True))
+        return sums
+
+    def _dropout_seed(self, micro_step: int, part: int, device: torch.device) -> AbstractContextManager[None]:
         """The LoRA's dropout draws from the process's random state: seed it, and put it back as it was."""
         if not self._config.lora_dropout:
             return nullcontext()
-        return _seeded(derived_seed(self._config.seed, "dropout", micro_step), device)
+        return _seeded(derived_seed(self._config.seed, f"dropout {part}", micro_step), device)
 
     def _clip(self, made: Assembly) -> float:
         limit = self._config.max_grad_norm or float("inf")

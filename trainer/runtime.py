@@ -36,7 +36,8 @@ def choose(config: TrainConfig, device: torch.device) -> tuple[dict[str, str], t
     if checkpointing == AUTO:
         small = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < SMALL_CARD_BYTES
         checkpointing = "on" if small else "off"
-    return {"device": str(device), "precision": precision, "gradient_checkpointing": checkpointing}, tuple(notes)
+    return {"device": str(device), "precision": precision, "gradient_checkpointing": checkpointing,
+            "pictures_per_forward": str(2 * config.train_batch_size)}, tuple(notes)
 
 
 @contextmanager
