@@ -82,7 +82,9 @@ def test_several_files_at_once_become_a_grid(page: Page, comfy: ComfyClient) -> 
     page.evaluate("window.made.widgets.find(w => w.name === 'class_word').value = 'thing'")
     page.evaluate("window.made.widgets.find(w => w.name === 'resolution').value = 128")
     page.click("document.querySelector('[data-testid=\"queue-button\"]')")
-    shown = page.wait_for(f"app.nodeOutputs['{node_id}']?.warnings && app.nodeOutputs['{node_id}']", 60)
+    shown = page.wait_for(
+        f"app.nodeOutputs['{node_id}']?.warnings && JSON.parse(JSON.stringify(app.nodeOutputs['{node_id}']))", 60
+    )
     assert [record["type"] for record in shown["images"]] == ["temp"] * 3 and shown["warnings"] == []
     page.wait_for("window.made.imgs?.length === 3 && window.made.imgs.every(i => i.naturalWidth === 128)", 30)
     # Front end 1.32.9 cannot draw a list of names by itself: the toasts it throws then are its errors.
