@@ -1,4 +1,4 @@
-"""Out of memory, made to happen at chosen places: the run steps down, says so, and learns what it would have learned."""
+"""Out of memory, made to happen at chosen places: the run steps down, says so, and learns the same."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+
 from subjectbooth.tests.small_base import small_base, small_priors, small_subject
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
+
 from subjectbooth.scripts.comfy_server import ComfyClient, NodeFailed
 from subjectbooth.tests.comfy.graphs import node
 from subjectbooth.tests.comfy.training_graphs import apply_node, subject_node, train_node, upload_cat
@@ -25,7 +26,7 @@ def test_prompts_are_encoded_as_comfyui_does(comfy: ComfyClient) -> None:
     cases = [("plain", ["1", 1], "a photo of ohwx cat"), ("weights", ["1", 1], "a (photo:1.4) of [ohwx] cat"),
              ("long", ["1", 1], LONG), ("empty", ["1", 1], ""), ("skip", ["8", 0], "a photo of ohwx cat"),
              ("patched", ["9", 1], "a photo of ohwx cat")]
-    for number, (name, clip, prompt) in enumerate(cases):
+    for number, (_, clip, prompt) in enumerate(cases):
         graph[f"9{number}"] = node("ProbeText", model=["1", 0], clip=clip, prompt=prompt, nonce=number)
     result = comfy.run(graph)
     for number, (name, _, _) in enumerate(cases):

@@ -115,7 +115,7 @@ class ProbePredictions:
 
 
 class ProbeText:
-    """Largest difference between ComfyUI's encoded prompt and the trainer's, with a LoRA on the text encoder or without.
+    """Largest difference between ComfyUI's encoded prompt and the trainer's, with a LoRA on it or without.
 
     `clip` is the trainer's base, `applied` what ComfyUI encodes with (the base when not wired).
     """
