@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+
 from subjectbooth.tests.small_base import FAMILY, small_base, small_priors, small_subject, small_text_encoder
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone
