@@ -21,6 +21,12 @@ from ..trainer.storage import sha256_of
 
 PLAIN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
+# ComfyUI makes these for every CLIP, but no SD 1.x checkpoint holds them (nor SDXL's first encoder): they are whatever
+# was in memory, differ from load to load, and no UNet that is trained here sees what comes out of them. SDXL's second
+# encoder has its own, which counts.
+_LEFT_OVER = tuple(f"clip_{encoder}.{name}" for encoder in "lh" for name in (
+    "transformer.text_projection.weight", "logit_scale"))
+
 # Hashing gigabytes takes seconds, so it is done once for each loaded module, and once more for each set of patches.
 _original_digests: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
 _patched_digests: weakref.WeakKeyDictionary[torch.nn.Module, dict[Any, str]] = weakref.WeakKeyDictionary()
@@ -48,7 +54,8 @@ def digest_of(patcher: ModelPatcher, prefix: str = "") -> str:
     """SHA-256 over the weights below ``prefix``, patches included; remembered for as long as the module lives."""
     with torch.inference_mode():
         module = patcher.model
-        weights = patcher.get_key_patches(prefix or None).items()
+        weights = [(key, entries) for key, entries in patcher.get_key_patches(prefix or None).items()
+                   if key not in _LEFT_OVER]
         if module not in _original_digests:
             lines = (f"{key} {sha256_of(entries[0][0])}" for key, entries in weights)
             _original_digests[module] = sha256_of("\n".join(sorted(lines)))

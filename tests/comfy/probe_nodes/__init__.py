@@ -14,7 +14,7 @@ import comfy.model_management
 import psutil
 import torch
 
-from . import predictions
+from . import digests, predictions
 from .subject_probes import ProbePriors, ProbeSubject
 
 
@@ -151,4 +151,5 @@ NODE_CLASS_MAPPINGS = {
     "ProbeSubject": ProbeSubject,
     "ProbePriors": ProbePriors,
     **predictions.NODES,
+    **digests.NODES,
 }

@@ -1,0 +1,37 @@
+"""What the pack takes a wired base to be, and the memory that its left-over weights came out of."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from .predictions import pack_module
+
+
+class ProbeBaseDigest:
+    """The base's digest as computed for a model that was just loaded. With `fill`, weights that no checkpoint holds are
+    first set to that number, as if other things had been in memory before."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        models = {"model": ("MODEL",), "clip": ("CLIP",), "vae": ("VAE",)}
+        return {"required": {**models, "fill": ("FLOAT", {"default": 0.0, "min": -1e6, "max": 1e6})}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    def probe(self, model: Any, clip: Any, vae: Any, fill: float) -> dict[str, Any]:
+        state = clip.patcher.model.state_dict()
+        with torch.inference_mode():
+            for name in ("clip_l.transformer.text_projection.weight", "clip_l.logit_scale"):
+                state[name].fill_(fill)
+        weights, bridge = pack_module("nodes.weights"), pack_module("nodes.bridge")
+        for patcher in (clip.patcher, model, vae.patcher):
+            weights._original_digests.pop(patcher.model, None)
+        return {"ui": {"report": [{"digest": bridge.base_digest(model, clip, vae)}]}}
+
+
+NODES = {"ProbeBaseDigest": ProbeBaseDigest}
