@@ -61,7 +61,7 @@ class TrainConfig:
         1.0, "Gradients with a larger norm are scaled down to it. 0 turns this off.", low=0.0, high=1e6)
     gradient_checkpointing: str = _setting(
         AUTO, "Saves memory and costs about a third of the speed. auto: on where the card has under 12 GB.",
-        choices=(AUTO, "on", "off"))
+        choices=(AUTO, "on", "off"), in_key=False)
     precision: str = _setting(
         AUTO, "Precision of the base model; the adapter always is fp32. auto: bf16 where the card has it, else fp16, "
               "and fp32 on a CPU.", choices=(AUTO, "fp32", "fp16", "bf16"))

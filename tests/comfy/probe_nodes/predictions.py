@@ -17,7 +17,8 @@ def pack_module(name: str) -> Any:
 
 
 def encode(bridge: Any, clip: Any, model: Any, vae: Any, image: torch.Tensor, prompt: str) -> tuple[Any, torch.Tensor]:
-    conditioning = bridge.ComfyPromptEncoder(clip).encode([prompt])[0]
+    pooled = model.model.adm_channels > 0
+    conditioning = bridge.ComfyPromptEncoder(clip, pooled=pooled).encode([prompt])[0]
     latents = bridge.ComfyLatentCodec(model, vae).encode(image[:1].movedim(-1, 1))
     return conditioning, latents
 
@@ -25,8 +26,12 @@ def encode(bridge: Any, clip: Any, model: Any, vae: Any, image: torch.Tensor, pr
 def comfy_outputs(model: Any, conditioning: Any, latents: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
     """What ComfyUI's UNet itself gives for the photo at several noise levels, through its own apply_model."""
     seen: list[torch.Tensor] = []
+    more = {}
     with torch.inference_mode():
         comfy.model_management.load_models_gpu([model])
+        if conditioning.pooled is not None:  # SDXL: pooled prompt and size ids, as the sampler gives them
+            height, width = (8 * side for side in latents.shape[2:])
+            more["y"] = model.model.encode_adm(pooled_output=conditioning.pooled, width=width, height=height)
         sampling = model.get_model_object("model_sampling")
         unet = model.model.diffusion_model
         hook = unet.register_forward_hook(lambda _module, _inputs, output: seen.append(output.float().cpu()))
@@ -36,7 +41,7 @@ def comfy_outputs(model: Any, conditioning: Any, latents: torch.Tensor, noise: t
                 noisy = sampling.noise_scaling(sigma, noise.clone(), latents.clone())
                 model.model.apply_model(
                     noisy, sigma, c_crossattn=conditioning.hidden_states,
-                    transformer_options=model.model_options["transformer_options"])
+                    transformer_options=model.model_options["transformer_options"], **more)
         finally:
             hook.remove()
     return torch.cat(seen)
@@ -50,13 +55,15 @@ def trainer_outputs(
     unet = base.build_unet(torch.float32)
     if lora is not None:
         rank, alpha = int(lora.metadata["ss_network_dim"]), float(lora.metadata["ss_network_alpha"])
-        settings = config.TrainConfig(rank=rank, network_alpha=abs(alpha * strength))
+        targets = "attention+mlp" if any("_ff_net_" in key for key in lora.tensors) else "attention"
+        settings = config.TrainConfig(rank=rank, network_alpha=abs(alpha * strength), lora_targets=targets)
         adapter.inject(unet, settings)
         state = {}
         for name in adapter.adapter_state(unet):
             layer, kind, _ = name.rsplit(".", 2)
             direction = "lora_down" if kind == "lora_A" else "lora_up"
             sign = -1.0 if strength < 0 and kind == "lora_B" else 1.0
+            layer = base.layer_names[layer] if base.layer_names else layer
             state[name] = sign * lora.tensors[f"lora_unet_{layer.replace('.', '_')}.{direction}.weight"]
         adapter.load_adapter_state(unet, state)
     outputs = []
