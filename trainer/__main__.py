@@ -1,6 +1,6 @@
 """The same trainer from a shell: ``python -m trainer --base model.safetensors --photos folder --class-word dog``.
 
-Also runs under ``accelerate launch -m trainer ...``, where every process takes its share of each batch.
+Also runs under ``accelerate launch --num_processes 1 -m trainer ...``.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import logging
+import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -87,6 +88,11 @@ def _train(options: argparse.Namespace) -> None:
     names = [setting.name for setting in dataclasses.fields(TrainConfig)]
     settings = {name: getattr(options, name) for name in names}
     config = TrainConfig.from_json(settings)
+    processes = int(os.environ.get("WORLD_SIZE", "1"))
+    if processes > 1:
+        # The step itself shares its batch between processes; who writes the run's files is not settled yet.
+        raise SubjectBoothError(f"{processes} processes", "one", "use accelerate launch --num_processes 1",
+                                "accelerate launch")
     checked_name(options.output_name)
     subject = read_subject(options, config.resolution)
     for warning in subject.warnings:

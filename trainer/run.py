@@ -15,6 +15,7 @@ from .config import TrainConfig, run_key
 from .data import TrainingData
 from .errors import SubjectBoothError
 from .events import CheckpointSaved, Event, Finished, StepDone, ValidationStep
+from .lock import owned
 from .loop import Training
 from .metadata import lora_metadata
 from .run_folder import RunFolder
@@ -68,14 +69,17 @@ class Run:
         Yields:
             The events of :meth:`trainer.loop.Training.events`, :class:`CheckpointSaved`, and :class:`Finished` last.
         """
+        finished = None if force_retrain else self.folder.finished_lora(self._config.steps)
+        if finished is not None:
+            yield Finished(self._config.steps, finished, trained=False)
+            return
+        with owned(self.folder.path):
+            if force_retrain:
+                self.folder.forget()
+            yield from self._owned_events()
+
+    def _owned_events(self) -> Iterator[Event]:
         steps = self._config.steps
-        if force_retrain:
-            self.folder.forget()
-        else:
-            finished = self.folder.finished_lora(steps)
-            if finished is not None:
-                yield Finished(steps, finished, trained=False)
-                return
         started = self.folder.open({"config": self._config.to_json(), "trigger": self._subject.trigger})
         resume = self.folder.load_checkpoint(steps)
         self.folder.truncate_events(resume.step if resume else 0)

@@ -273,6 +273,16 @@ def test_a_retrained_file_of_the_same_name_is_never_served_stale(comfy: ComfyCli
     assert "12" in again.cached  # and an unchanged one is not loaded again
 
 
+def test_a_layer_that_comfyui_does_not_take_fails_the_run_by_name(comfy: ComfyClient) -> None:
+    graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+             "10": subject_node(upload_cat(comfy)), "11": train_node(output_name="keys"),
+             "99": node("ProbeKeys", model=["1", 0], clip=["1", 1], subject_lora=["11", 0])}
+    report = _report(comfy, graph)
+    assert report["whole"] == report["layers"]
+    assert "lora_unet_no_such_layer" in report["said"]
+    assert f"takes {report['layers']} of {report['layers'] + 1} layers" in report["said"]
+
+
 def test_a_lora_of_another_family_is_refused(comfy: ComfyClient) -> None:
     import safetensors.torch
     import torch

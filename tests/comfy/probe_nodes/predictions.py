@@ -173,6 +173,33 @@ class ProbeText:
         return {"ui": {"report": [report]}}
 
 
+class ProbeKeys:
+    """What the trainer's last check says of an adapter with one layer that ComfyUI does not know."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",), "clip": ("CLIP",), "subject_lora": ("SUBJECT_LORA",)}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    def probe(self, model: Any, clip: Any, subject_lora: Any) -> dict[str, Any]:
+        check = pack_module("nodes.lora_file").require_all_keys
+        layers = {key.split(".")[0] for key in subject_lora.tensors}
+        broken = dict(subject_lora.tensors)
+        for part in ("lora_up.weight", "lora_down.weight", "alpha"):
+            broken[f"lora_unet_no_such_layer.{part}"] = subject_lora.tensors[f"{min(layers)}.{part}"]
+        try:
+            check(broken, model, clip)
+            said = ""
+        except Exception as error:  # whatever it says is what the test wants to see
+            said = str(error)
+        whole = check(subject_lora.tensors, model, clip)
+        return {"ui": {"report": [{"said": said, "whole": whole, "layers": len(layers)}]}}
+
+
 class ProbeFixedLoss:
     """The DreamBooth loss on the photos for 16 fixed (noise, timestep) pairs, asked of ComfyUI's own forward pass."""
 
@@ -246,5 +273,5 @@ class ProbeTraining:
         return {"ui": {"report": [{"loaded_at_each_step": seen}]}}
 
 
-NODES = {"ProbePredictions": ProbePredictions, "ProbeText": ProbeText,
+NODES = {"ProbePredictions": ProbePredictions, "ProbeText": ProbeText, "ProbeKeys": ProbeKeys,
          "ProbeFixedLoss": ProbeFixedLoss, "ProbeTraining": ProbeTraining}
