@@ -61,10 +61,10 @@ def main() -> int:
             "COMFYUI_PATH": str(environment.comfyui),
             "SUBJECTBOOTH_PYTHON": str(environment.python),
         }
-        try:
-            return subprocess.run([str(environment.python), *sys.argv], env=env).returncode
-        except KeyboardInterrupt:
-            return 130
+        command = [str(environment.python), *sys.argv]
+        if os.name != "nt":
+            os.execve(command[0], command, env)  # the same process: a kill or Ctrl-C needs no handing on
+        return subprocess.run(command, env=env).returncode
 
     exit_on_sigterm()
     device, flags = _device()
