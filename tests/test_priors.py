@@ -244,26 +244,26 @@ store = PriorStore(Path(sys.argv[2]), RECIPE)
 pictures, notes = store.load()
 assert not notes, notes
 print("ready", flush=True)
-for batch in make_missing(store, pictures, 40, 2, Sampler()):
+for batch in make_missing(store, pictures, int(sys.argv[3]), 2, Sampler()):
     time.sleep(0.003)
 print("done", flush=True)
 """
 
 
-def start_worker(root: Path) -> subprocess.Popen[str]:
-    command = [sys.executable, "-c", WORKER, str(ROOT), str(root)]
+def start_worker(root: Path, count: int) -> subprocess.Popen[str]:
+    command = [sys.executable, "-c", WORKER, str(ROOT), str(root), str(count)]
     return subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
 
 
 def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path: Path) -> None:
     """kill -9 at random moments, again and again, until it gets through."""
-    whole, _, _ = made(tmp_path / "whole", 40, batch_size=2)
+    whole, _, _ = made(tmp_path / "whole", 200, batch_size=2)
     random = np.random.default_rng(20261122)
     kills = finished = 0
     while not finished:
-        worker = start_worker(tmp_path / "killed")
+        worker = start_worker(tmp_path / "killed", 200)
         assert worker.stdout is not None and worker.stdout.readline() == "ready\n"
-        try:
+        try:  # 100 batches take 0.3 s and more, so that three kills always come before the end
             worker.wait(float(random.uniform(0.0, 0.08)) if kills < 8 else 60)
         except subprocess.TimeoutExpired:
             worker.kill()
@@ -277,7 +277,7 @@ def test_killed_at_any_moment_it_ends_with_the_same_bits(tmp_path: Path) -> None
 
 def test_two_programs_at_once_do_no_harm(tmp_path: Path) -> None:
     whole, _, _ = made(tmp_path / "whole", 40, batch_size=2)
-    workers = [start_worker(tmp_path / "shared") for _ in range(2)]
+    workers = [start_worker(tmp_path / "shared", 40) for _ in range(2)]
     outputs = [worker.communicate(timeout=120)[0] for worker in workers]
     assert outputs == ["ready\ndone\n"] * 2
     pictures, notes = PriorStore(tmp_path / "shared", RECIPE).load()
