@@ -396,7 +396,7 @@ class ComfyClient:
         entry = self.request("GET", f"/history/{prompt_id}").get(prompt_id)
         return None if entry is None else dict(entry)
 
-    def wait(self, prompt_id: str, timeout: float = 300.0, *, check: bool = True) -> dict[str, Any]:
+    def wait(self, prompt_id: str, timeout: float = 900.0, *, check: bool = True) -> dict[str, Any]:
         """Wait for the end of a prompt; its history entry.
 
         Raises:
@@ -435,7 +435,7 @@ class ComfyClient:
                     exception_type=str(data.get("exception_type")),
                 )
 
-    def run(self, prompt: Prompt, timeout: float = 300.0, *, targets: Sequence[str] = ()) -> RunResult:
+    def run(self, prompt: Prompt, timeout: float = 900.0, *, targets: Sequence[str] = ()) -> RunResult:
         """Queue a prompt, wait for it and collect what it gave. Raises as `queue` and `wait` do."""
         started = time.monotonic()
         prompt_id = self.queue(prompt, targets=targets)
