@@ -11,6 +11,7 @@ import sys
 
 from setup_env import ROOT, Environment, ensure_environment, ensure_oldest
 
+INTERRUPTED = 2  # pytest's exit code
 WORKERS = max(1, min(4, os.cpu_count() or 1))
 
 
@@ -32,6 +33,8 @@ def main(arguments: list[str]) -> int:
     if not only_oldest:
         print("\n=== The tests", flush=True)
         codes.append(run(environment, arguments))
+        if codes[0] == INTERRUPTED:
+            return INTERRUPTED
     if not only_newest:
         overlay = ensure_oldest(environment.python)
         print("\n=== With the oldest libraries that requirements.txt allows", flush=True)
