@@ -34,6 +34,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m demo.build", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--minutes", type=float, help="end the schedule after this time instead of by steps")
+    parser.add_argument("--lr", type=float, help="highest learning rate, if not the stage's own")
     parser.add_argument("--workers", type=int, default=2, help="training processes, one core each")
     parser.add_argument("--work", type=Path, default=WORK, help="folder for packages and training states")
     parser.add_argument(
@@ -59,7 +60,11 @@ def main() -> None:
         unpack(arguments.work, DIFFUSION.name, DECODER.name)
     if arguments.stage == "diffusion":
         run = replace(
-            DIFFUSION, autoencoder=autoencoder, minutes=arguments.minutes, workers=arguments.workers
+            DIFFUSION,
+            autoencoder=autoencoder,
+            minutes=arguments.minutes,
+            workers=arguments.workers,
+            lr=arguments.lr or DIFFUSION.lr,
         )
         train_diffusion(run, arguments.work)
     if arguments.stage in ("autoencoder", "decoder"):

@@ -18,7 +18,6 @@ from subjectbooth.demo.words import token_ids, vocabulary
 from subjectbooth.scripts.comfy_server import find_comfyui
 
 ROOT = Path(__file__).resolve().parent.parent
-pytestmark = pytest.mark.skipif(not base.WEIGHTS.exists(), reason="the weights are still being trained")
 
 
 def test_the_word_table_is_the_real_tokenizer() -> None:
@@ -42,10 +41,10 @@ def test_the_weights_are_small_and_know_every_word() -> None:
 
 
 def test_the_checkpoint_is_written_once_and_quickly(tmp_path: Path) -> None:
-    started = time.monotonic()
+    # Processor time: what else the machine does meanwhile is not this test's business.
+    started = time.process_time()
     path = base.ensure_checkpoint(tmp_path / "new")
-    # The promise is 30 s; a machine that runs other tests beside this one gets some more.
-    assert time.monotonic() - started < 60
+    assert time.process_time() - started < 30
     assert base.sha256_of(path) == base.manifest()["checkpoint"]
     stamp = path.stat().st_mtime_ns
     assert base.ensure_checkpoint(tmp_path / "new") == path

@@ -5,7 +5,6 @@ from __future__ import annotations
 import io
 
 import numpy as np
-import pytest
 import torch
 from PIL import Image
 
@@ -15,8 +14,6 @@ from subjectbooth.demo.narrow import load_narrow
 from subjectbooth.demo.schedule import sample
 from subjectbooth.scripts.comfy_server import ComfyClient
 from subjectbooth.tests.comfy.graphs import node, text_to_image
-
-pytestmark = pytest.mark.skipif(not base.WEIGHTS.exists(), reason="the weights are still being trained")
 
 
 def _pixels(client: ComfyClient, image: dict[str, str]) -> torch.Tensor:
