@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+
 from subjectbooth.scripts.comfy_server import ComfyClient
 
 LOCALES = Path(__file__).resolve().parents[2] / "locales"

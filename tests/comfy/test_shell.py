@@ -20,13 +20,13 @@ from subjectbooth.trainer.safefile import read_metadata
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def _shell(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_in_shell(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "trainer", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}, check=False)
 
 
-def _photos(folder: Path) -> Path:
+def write_photos(folder: Path) -> Path:
     folder.mkdir()
     for number, content in enumerate(cat_photos()):
         (folder / f"кот {number}.png").write_bytes(content)
@@ -40,7 +40,8 @@ def _arguments(checkpoint: Path, photos: Path, output: Path, *more: str) -> list
 
 
 def test_the_shell_trains_what_comfyui_trains(comfy: ComfyClient, tiny_checkpoint: Path, tmp_path: Path) -> None:
-    done = _shell(*_arguments(tiny_checkpoint, _photos(tmp_path / "my photos"), tmp_path / "out", "--seed", "9"))
+    photos = write_photos(tmp_path / "my photos")
+    done = run_in_shell(*_arguments(tiny_checkpoint, photos, tmp_path / "out", "--seed", "9"))
     assert done.returncode == 0, done.stderr
     graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
              "10": subject_node(upload_cat(comfy)),
@@ -49,7 +50,7 @@ def test_the_shell_trains_what_comfyui_trains(comfy: ComfyClient, tiny_checkpoin
     shell = safetensors.torch.load_file(tmp_path / "out" / "cat.safetensors")
     graph_made = safetensors.torch.load_file(comfy.server.models_dir / "loras" / "as_in_shell.safetensors")
     assert shell.keys() == graph_made.keys()
-    losses = _losses(tmp_path / "out" / "runs"), _losses(comfy.server.output_dir / "subjectbooth", seed=9)
+    losses = losses_of(tmp_path / "out" / "runs"), losses_of(comfy.server.output_dir / "subjectbooth", seed=9)
     print(f"losses from the shell {losses[0]}, in ComfyUI {losses[1]}")
     assert losses[0] == pytest.approx(losses[1], rel=1e-4)
     # Adam divides by the gradient's size, so single weights whose gradient is about 0 go either way.
@@ -60,26 +61,28 @@ def test_the_shell_trains_what_comfyui_trains(comfy: ComfyClient, tiny_checkpoin
     assert float(apart) < 0.05 * float(moved)
 
 
-def _losses(runs: Path, seed: int = 9) -> list[float]:
-    """The losses of the run, found by its seed among others."""
-    for log in sorted(runs.glob("*/events.jsonl")):
-        steps = [json.loads(line) for line in log.read_text("utf-8").splitlines() if '"StepDone"' in line]
+def losses_of(runs: Path, seed: int = 9, steps: int = 4) -> list[float]:
+    """The losses of the latest run with this seed and so many steps."""
+    logs = sorted(runs.glob("*/events.jsonl"), key=lambda log: log.stat().st_mtime, reverse=True)
+    for log in logs:
+        done = [json.loads(line) for line in log.read_text("utf-8").splitlines() if '"StepDone"' in line]
         settings = json.loads((log.parent / "run.json").read_text("utf-8"))["config"]
-        if settings["seed"] == seed and settings["steps"] == 4:
-            return [step["loss"] for step in steps]
+        if settings["seed"] == seed and settings["steps"] == steps:
+            return [step["loss"] for step in done]
     raise AssertionError(f"no such run below {runs}")
 
 
 def test_class_images_and_a_second_call_from_the_shell(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    arguments = _arguments(tiny_checkpoint, _photos(tmp_path / "photos"), tmp_path / "out", "--num_class_images", "2",
+    photos = write_photos(tmp_path / "photos")
+    arguments = _arguments(tiny_checkpoint, photos, tmp_path / "out", "--num_class_images", "2",
                            "--validation_prompts", "a photo of {subject}")
-    first = _shell(*arguments)
+    first = run_in_shell(*arguments)
     assert first.returncode == 0, first.stderr
     assert "trained:" in first.stdout
     metadata = read_metadata(tmp_path / "out" / "cat.safetensors")
     assert metadata["ss_num_reg_images"] == "2"
     assert len(list((tmp_path / "out" / "runs").glob("*/validation/*.png"))) == 1
-    second = _shell(*arguments)
+    second = run_in_shell(*arguments)
     assert "found again" in second.stdout
 
 
@@ -93,7 +96,7 @@ def test_class_images_and_a_second_call_from_the_shell(tiny_checkpoint: Path, tm
 def test_a_mistake_is_one_sentence(
     tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], sentence: str
 ) -> None:
-    done = _shell(*_arguments(tiny_checkpoint, _photos(tmp_path / "photos"), tmp_path / "out", *arguments))
+    done = run_in_shell(*_arguments(tiny_checkpoint, write_photos(tmp_path / "photos"), tmp_path / "out", *arguments))
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
