@@ -41,7 +41,7 @@ def test_ordinary_loaders_list_the_same_file(comfy: ComfyClient) -> None:
     assert comfy.server is not None
     path = comfy.server.models_dir / "checkpoints" / "subjectbooth" / base.NAME
     assert base.sha256_of(path) == base.manifest()["checkpoint"]
-    options = comfy.object_info("CheckpointLoaderSimple")["CheckpointLoaderSimple"]["input"]["required"]["ckpt_name"][0]
+    options = comfy.object_info("CheckpointLoaderSimple")["input"]["required"]["ckpt_name"][0]
     assert any(base.NAME in name for name in options)
 
 
