@@ -80,7 +80,7 @@ class TextEncoder(nn.Module):
         embedding[torch.searchsorted(self.vocabulary, torch.tensor(list(filler))), 0] = 6
         first = self.layers[0]
         assert isinstance(first, Layer)
-        attention = first.self_attn
+        attention = {name: part for name, part in first.self_attn.items() if isinstance(part, nn.Linear)}
         heads = torch.arange(0, WIDTH, WIDTH // HEADS)
         attention["q_proj"].bias[heads] = 2
         attention["k_proj"].weight[heads] = 0
