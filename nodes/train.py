@@ -41,7 +41,8 @@ class DreamBoothLoRATrain(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to train on, just as it is wired: LoRAs on it are part of "
                                                 "the base. It is not changed."),
-                io.Clip.Input("clip", tooltip="The text encoder that the model is sampled with. Frozen."),
+                io.Clip.Input("clip", tooltip="The text encoder that the model is sampled with. Frozen, "
+                                              "unless DreamBoothOptions says to train a LoRA for it."),
                 io.Vae.Input("vae", tooltip="Encodes the photos, decodes the validation pictures."),
                 SubjectType.Input("subject", tooltip="Photos and words, from LoadSubjectImages."),
                 setting_input("steps"), setting_input("learning_rate", step=1e-6, round=1e-8), setting_input("rank"),
@@ -135,7 +136,6 @@ def _follow(events: Iterator[Event], progress: Progress) -> Finished:
     """Turn the run's events into the node's progress; closing them on a cancel is what keeps the work."""
     finished: Finished | None = None
     steps = 0
-    preview = None
     try:
         for event in events:
             if isinstance(event, Started):
@@ -154,8 +154,7 @@ def _follow(events: Iterator[Event], progress: Progress) -> Finished:
             elif isinstance(event, ValidationStep):
                 progress.update(event.step, f"step {event.step}/{steps}  drawing {event.done}/{event.total}")
             elif isinstance(event, Validation):
-                preview = grid(event.images)
-                progress.update(event.step, preview=preview)
+                progress.update(event.step, preview=grid(event.images))
             elif isinstance(event, Finished):
                 finished = event
     finally:

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -18,8 +17,6 @@ from .ema import AdapterAverage
 from .optimizers import make_optimizer
 from .runtime import DTYPES, accelerate_precision, choose
 from .text_encoder import TokenChunks, encode, lora_layer_name
-
-logger = logging.getLogger("subjectbooth")
 
 
 class Assembly:
@@ -159,15 +156,6 @@ class Assembly:
         self._optimizer.load_state_dict({"state": resume.optimizer, "param_groups": groups})
         if self._average:
             self._average.average = [tensor.to(self.device) for tensor in resume.average]
-
-
-def open_assembly(
-    stack: ExitStack, base: BaseModel, config: TrainConfig, device: torch.device | None, resume: Checkpoint | None,
-) -> Assembly:
-    """An assembly that is closed when ``stack`` is left."""
-    made = Assembly(base, config, device, resume)
-    stack.callback(made.close)
-    return made
 
 
 def _plain_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from types import TracebackType
 
 import torch
 
-from .assembly import Assembly, open_assembly
+from .assembly import Assembly
 from .base_model import BaseModel
 from .checkpoint import Checkpoint
 from .config import TrainConfig
@@ -94,7 +94,8 @@ class Training:
             SubjectBoothError: the loss or the gradient is not finite; the adapter still is the last good one.
         """
         config = self._config
-        made = self._assembly = open_assembly(self._leaving, self._base, config, self._device, self._resume)
+        made = self._assembly = Assembly(self._base, config, self._device, self._resume)
+        self._leaving.callback(made.close)
         self._resume = None  # its tensors are not needed any more
         trainable = sum(parameter.numel() for parameter in made.parameters)
         yield Started(self.step, config.steps, made.chosen, trainable, made.notes)

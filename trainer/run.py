@@ -52,11 +52,6 @@ class Run:
         key = run_key(config, self._prepared.digest, base.digest, priors.digest if priors else None)
         self.folder = RunFolder(root, key, subject.trigger)
 
-    @property
-    def is_finished(self) -> bool:
-        """Whether the adapter is already there, so that reading :meth:`events` trains nothing."""
-        return self.folder.finished_lora(self._config.steps) is not None
-
     def events(self, force_retrain: bool = False) -> Iterator[Event]:
         """Train, or say that it was done before.
 
