@@ -6,6 +6,7 @@ special probes live in modules beside this one and are added to NODE_CLASS_MAPPI
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 from typing import Any
@@ -47,6 +48,14 @@ def live_parameters() -> dict[str, int]:
     return {"parameters": total, "trainable_parameters": trainable}
 
 
+def give_back_freed_memory() -> None:
+    """glibc keeps freed blocks for later; what is counted is what is still in use."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+        if trim is not None:
+            trim(0)
+
+
 class ProbeState:
     """Models ComfyUI holds, live parameters, memory of the process, which heavy libraries are imported.
 
@@ -69,10 +78,12 @@ class ProbeState:
     def probe(self, after: Any = None, nonce: int = 0) -> dict[str, Any]:
         loaded = comfy.model_management.current_loaded_models
         heavy = ("diffusers", "peft", "transformers", "accelerate")
+        parameters = live_parameters()
+        give_back_freed_memory()
         report = {
             "loaded_models": len(loaded),
             "loaded_model_types": [type(m.model.model).__name__ for m in loaded if m.model is not None],
-            **live_parameters(),
+            **parameters,
             "rss_mb": psutil.Process().memory_info().rss / 2**20,
             "inference_mode": torch.is_inference_mode_enabled(),
             "imported": [name for name in heavy if name in sys.modules],
