@@ -10,6 +10,7 @@ import argparse
 import json
 import logging
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,8 @@ from .measure import (
     measure_text_to_image,
     measure_wide,
 )
-from .measure_comfyui import measure_comfyui, measure_dreambooth
+from .measure_comfyui import measure_comfyui
+from .measure_dreambooth import measure_dreambooth
 from .narrow import load_narrow
 
 FIGURES = Path(__file__).parent / "figures.json"
@@ -40,6 +42,10 @@ GOALS: dict[tuple[str, str], tuple[str, float]] = {
     ("wide", "largest_difference"): ("<=", 1e-4),
     ("comfyui", "class"): (">=", 0.90),
     ("comfyui", "background"): (">=", 0.95),
+    ("dreambooth", "gain_worst"): (">=", 0.90),
+    ("dreambooth", "gain_in_new_scenes_worst"): (">=", 0.75),
+    ("dreambooth", "background_in_new_scenes_worst"): (">=", 0.85),
+    ("dreambooth", "class_prompt_is_the_subject_worst"): ("<=", 0.10),
 }
 
 
@@ -56,6 +62,12 @@ def verdict_on(part: str, name: str, value: Any) -> str:
 def main() -> None:
     """Measure the parts asked for (all, if none is named)."""
     nets, judge = load_narrow(), LoadedJudge()
+    kept: dict[str, Any] = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
+
+    def keep(part: str, figures: Figures) -> None:
+        kept[part] = figures
+        FIGURES.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+
     parts: dict[str, Callable[[], Figures]] = {
         "judge": lambda: measure_judge(judge, WORK),
         "autoencoder": lambda: measure_autoencoder(nets, WORK),
@@ -63,7 +75,9 @@ def main() -> None:
         "diversity": lambda: measure_diversity(nets, judge),
         "wide": lambda: measure_wide(nets),
         "comfyui": lambda: measure_comfyui(judge),
-        "dreambooth": lambda: measure_dreambooth(judge),
+        "dreambooth": lambda: measure_dreambooth(
+            judge, kept.get("dreambooth", {}), partial(keep, "dreambooth"), WORK / "dreambooth"
+        ),
     }
     parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description=__doc__)
     parser.add_argument(
@@ -74,15 +88,13 @@ def main() -> None:
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
-    kept: dict[str, Any] = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
     for part in arguments.parts or parts:
         figures = parts[part]()
-        kept[part] = figures
+        keep(part, figures)
         print(part)
         for name, value in figures.items():
             shown = f"{value:.5g}" if isinstance(value, float) else value
             print(f"  {name}: {shown}{verdict_on(part, name, value)}")
-        FIGURES.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -18,7 +19,7 @@ from .pictures import library
 from .schedule import sample
 from .train_autoencoder import psnr
 
-Figures = dict[str, float | int | list[str]]
+Figures = dict[str, Any]
 
 
 def share(flags: list[bool]) -> float:

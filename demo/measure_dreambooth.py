@@ -1,0 +1,178 @@
+"""DreamBooth on the demo base, through the pack's nodes in the real ComfyUI, judged; without and with class images.
+
+What each figure of a row means stands in `docs/demo-base.md`. Rows are kept as they come, so that a stopped measurement
+goes on; the environment variables DEMO_SUBJECTS (names) and DEMO_STEPS (numbers) measure a part.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from PIL import Image
+
+from .base import manifest
+from .classes import article, place
+from .gallery import grid
+from .judge import LoadedJudge
+from .measure import Figures, share
+from .measure_comfyui import Graph, comfyui, node, pictures_of, pixels, sampling
+from .subjects import FOLDER, SUBJECTS
+
+logger = logging.getLogger("subjectbooth")
+
+NEW_SCENES = ("purple", "black", "orange", "blue", "night", "striped")
+"""Backgrounds that no training picture of a subject has."""
+
+CLASS_IMAGES = 32
+SAMPLE_STEPS, CFG = 15, 4.0
+SERIES = ("dog", "clock")
+"""Subjects whose rows are measured at several steps, to see overfitting and drift come."""
+SERIES_STEPS = (100, 200, 400, 800)
+
+SETTINGS: dict[str, Any] = {
+    "learning_rate": 1e-3, "rank": 8, "network_alpha": 8.0, "train_batch_size": 2,
+    "gradient_accumulation_steps": 1, "prior_loss_weight": 1.0, "seed": 0, "resolution": 0,
+    "lr_scheduler": "constant", "lr_warmup_steps": 0, "gradient_checkpointing": "off", "precision": "fp32",
+    "validation_prompts": "", "validation_interval": 0, "force_retrain": False,
+}  # fmt: skip
+STEPS = 300
+
+
+def similarity(judge: LoadedJudge, pictures: torch.Tensor, training: torch.Tensor) -> float:
+    """Mean cosine between the pictures' embeddings and the mean embedding of the subject's training pictures."""
+    centre = torch.nn.functional.normalize(judge.look(training).embedding.mean(0), dim=0)
+    return float((judge.look(pictures).embedding @ centre).mean())
+
+
+def photos(name: str, group: str) -> torch.Tensor:
+    """A subject's pictures, float32 [n, 3, 64, 64]; *group* is 'train' or 'heldout'."""
+    return torch.stack([pixels(path.read_bytes()) for path in sorted((FOLDER / name / group).glob("*.png"))])
+
+
+def dreambooth_graph(name: str, settings: dict[str, Any]) -> Graph:
+    """The whole path for one subject: base, photos, class images (if any), training, and what is looked at."""
+    word = SUBJECTS[name].class_word
+    train = dict(settings)
+    class_images = train.pop("class_images")
+    graph: Graph = {"base": node("LoadDemoBase")}
+    wired = {"model": ["base", 0], "clip": ["base", 1], "vae": ["base", 2], "subject": ["subject", 0]}
+    graph["subject"] = node(
+        "LoadSubjectImages", images="", folder="", sample=name, class_word=word, token="ohwx",
+        prompt_template="a photo of {token} {class}", captions="template", resolution=64, crop="center",
+    )  # fmt: skip
+    if class_images:
+        graph["priors"] = node(
+            "GenerateClassPriors", **wired, class_prompt="a photo of a {class}", negative="", count=class_images,
+            steps=12, cfg=4.0, sampler_name="dpmpp_2m", scheduler="karras", seed=0, batch_size=8, exclude="",
+        )  # fmt: skip
+        train["class_priors"] = ["priors", 0]
+    graph["train"] = node("DreamBoothLoRATrain", **wired, output_name=f"demo/{name}", **train)
+    graph["apply"] = node(
+        "ApplySubjectLoRA", model=["base", 0], clip=["base", 1], lora_name="(from subject_lora)",
+        strength_model=1.0, strength_clip=1.0, prompt="{subject}", subject_lora=["train", 0],
+    )  # fmt: skip
+    plain = f"a photo of {article(word)}{word}"
+
+    def look(part: str, prompt: str, seed: int, count: int, source: str) -> None:
+        sampling(graph, part, prompt, seed, count, source, SAMPLE_STEPS, CFG)
+
+    look("before", plain, 100, 8, "base")
+    look("like", f"a photo of ohwx {word}", 200, 6, "apply")
+    look("after", plain, 100, 8, "apply")
+    for i, scene in enumerate(NEW_SCENES):
+        look(f"scene_{scene}", f"a photo of ohwx {word} {place(scene)}", 300 + i, 2, "apply")
+    return graph
+
+
+def dreambooth_row(
+    client: Any, judge: LoadedJudge, name: str, settings: dict[str, Any]
+) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
+    """Train one subject once; its figures, and the pictures they are about."""
+    word = SUBJECTS[name].class_word
+    result = client.run(dreambooth_graph(name, {**SETTINGS, **settings}), timeout=3600)
+    training, heldout = photos(name, "train"), photos(name, "heldout")
+    made = {part: pictures_of(client, result, part) for part in ("before", "like", "after")}
+    scenes = {scene: pictures_of(client, result, f"scene_{scene}") for scene in NEW_SCENES}
+    made["scenes"] = torch.cat(list(scenes.values()))
+    base = similarity(judge, made["before"], training)
+    top = similarity(judge, heldout, training)
+    wanted = [scene for scene, pictures in scenes.items() for _ in pictures]
+    after = judge.look(made["after"])
+    subject_at = judge.names.index((word, "fluent"))
+    row = {
+        "subject": name, **settings,
+        "gain": (similarity(judge, made["like"], training) - base) / (top - base),
+        "gain_in_new_scenes": (similarity(judge, made["scenes"], training) - base) / (top - base),
+        "background_in_new_scenes": share(
+            [a == b for a, b in zip(judge.look(made["scenes"]).background, wanted, strict=True)]
+        ),
+        "class_prompt_is_the_subject": share([i == subject_at for i in after.drawing_probability.argmax(1)]),
+        "class_prompt_is_the_class": share([seen == word for seen in after.word]),
+        "class_before": share([seen == word for seen in judge.look(made["before"]).word]),
+    }  # fmt: skip
+    return row, {"photos": training, **made}
+
+
+def planned(names: list[str], steps: list[int]) -> list[tuple[str, int, int]]:
+    """(subject, class images, steps) of every row; each run of a subject goes on from the one before."""
+    return [
+        (name, images, count)
+        for name in names
+        for images in (0, CLASS_IMAGES)
+        for count in steps or sorted({STEPS, *(SERIES_STEPS if name in SERIES else ())})
+    ]
+
+
+def strip(made: dict[str, torch.Tensor]) -> Image.Image:
+    """Four photos, the class before, the subject on a plain prompt and in new scenes, the class after: 22 pictures."""
+    shown = [made["photos"][:4], made["before"][:4], made["like"][:4], made["scenes"][::2], made["after"][:4]]
+    pictures = torch.cat(shown)
+    return grid(pictures, [""] * len(pictures), len(pictures))
+
+
+def summary(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
+    """The worst subject and the mean of each figure, over the runs of STEPS steps with class images."""
+    final = [row for row in rows.values() if row["steps"] == STEPS and row["class_images"]]
+    figures: dict[str, float] = {}
+    for name in ("gain", "gain_in_new_scenes", "background_in_new_scenes"):
+        if final:
+            figures[f"{name}_worst"] = min(row[name] for row in final)
+            figures[f"{name}_mean"] = mean(row[name] for row in final)
+    if final:
+        figures["class_prompt_is_the_subject_worst"] = max(
+            row["class_prompt_is_the_subject"] for row in final
+        )
+    return figures
+
+
+def measure_dreambooth(
+    judge: LoadedJudge, kept: Figures, keep: Callable[[Figures], None], strips: Path
+) -> Figures:
+    """Every subject, without and with class images.
+
+    Args:
+        strips: a folder for one picture a row.
+        kept: what an earlier measurement left; it counts if it was of the same weights.
+        keep: called with the figures after every row.
+    """
+    names = os.environ.get("DEMO_SUBJECTS", ",".join(SUBJECTS)).split(",")
+    steps = [int(count) for count in os.environ.get("DEMO_STEPS", "").split(",") if count]
+    weights = manifest()["weights"]
+    rows: dict[str, dict[str, Any]] = dict(kept["rows"]) if kept.get("weights") == weights else {}
+    strips.mkdir(parents=True, exist_ok=True)
+    with comfyui() as client:
+        for name, images, count in planned(names, steps):
+            key = f"{name}, {images} class images, {count} steps"
+            if key in rows:
+                continue
+            rows[key], made = dreambooth_row(client, judge, name, {"steps": count, "class_images": images})
+            logger.info("%s: %s", key, rows[key])
+            strip(made).save(strips / f"{name}-{images}-{count:04d}.png")
+            keep({**summary(rows), "weights": weights, "rows": rows})
+    return {**summary(rows), "weights": weights, "rows": rows}
