@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -51,8 +52,17 @@ class Run:
         self._prepared = subject.prepare(config.resolution)
         key = run_key(config, self._prepared.digest, base.digest, priors.digest if priors else None)
         self.folder = RunFolder(root, key, subject.trigger)
+        self._stop = threading.Event()
 
-    def events(self, force_retrain: bool = False) -> Iterator[Event]:
+    def stop_and_keep(self) -> None:
+        """Have the run end at its next step and take the adapter of that step for its result.
+
+        Any thread may call it, before or while :meth:`events` is read. The same run then is finished, until it is
+        told to go on; a run without a single step first makes one.
+        """
+        self._stop.set()
+
+    def events(self, force_retrain: bool = False, go_on: bool = False) -> Iterator[Event]:
         """Train, or say that it was done before.
 
         Whatever ends the reading (a cancel closes the generator, an error passes through it, memory runs out), the
@@ -60,29 +70,45 @@ class Run:
 
         Args:
             force_retrain: start from step 0 even when the run is finished or has a checkpoint.
+            go_on: train a run that was stopped and kept to its planned steps.
 
         Yields:
             The events of :meth:`trainer.loop.Training.events`, :class:`CheckpointSaved`, and :class:`Finished` last.
         """
-        finished = None if force_retrain else self.folder.finished_lora(self._config.steps)
-        if finished is not None:
-            yield Finished(self._config.steps, finished, trained=False)
+        done = None if force_retrain else self._done(go_on)
+        if done is not None:
+            yield Finished(done[0], done[1], trained=False)
             return
         with owned(self.folder.path):
             if force_retrain:
                 self.folder.forget()
+            elif go_on:
+                self.folder.revoke()
             yield from self._owned_events()
+
+    def _done(self, go_on: bool) -> tuple[int, Path] | None:
+        """The last step of what need not be trained again, and its adapter."""
+        steps = self._config.steps
+        kept = None if go_on else self.folder.kept_step(steps)
+        for step in (steps, kept):
+            found = self.folder.finished_lora(step) if step is not None else None
+            if step is not None and found is not None:
+                return step, found
+        return None
 
     def _owned_events(self) -> Iterator[Event]:
         steps = self._config.steps
         started = self.folder.open({"config": self._config.to_json(), "trigger": self._subject.trigger})
         resume = self.folder.load_checkpoint(steps)
+        if resume and resume.step == self.folder.kept_step(steps):
+            self._stop.set()  # the adapter that was kept is gone or damaged: the checkpoint still has it
         self.folder.truncate_events(resume.step if resume else 0)
         data, shown = self._encode()
         training = Training(self._base, data, self._config, shown, resume, self._device)
         with training:
             yield from self._train(training, started)
-        yield Finished(steps, self.folder.lora_path(steps), trained=True)
+            step = training.step
+        yield Finished(step, self.folder.lora_path(step), trained=True)
 
     def _train(self, training: Training, started: float) -> Iterator[Event]:
         saved_step, saved_at = training.step, time.monotonic()
@@ -91,6 +117,11 @@ class Run:
                 if not isinstance(event, ValidationStep):
                     self.folder.log(event)
                 yield event
+                if self._stop.is_set() and 0 < training.step < self._config.steps:
+                    self._save(training, started, with_lora=True)
+                    self.folder.keep(training.step, self._config.steps)
+                    saved_step = training.step
+                    return
                 if not isinstance(event, StepDone):
                     continue
                 shown = event.step == event.steps or self._config.validation_is_due(event.step)

@@ -5,6 +5,7 @@ The folder is named by the run's key, so that the same request finds it again.
 
 from __future__ import annotations
 
+import datetime
 import json
 import logging
 import re
@@ -21,7 +22,7 @@ from .checkpoint import Checkpoint
 from .errors import SubjectBoothError
 from .events import Event, StepDone, Validation, to_json
 from .safefile import body_hash, read_metadata, to_bytes
-from .storage import write_atomic
+from .storage import disk_errors, remove_parts, write_atomic
 
 logger = logging.getLogger("subjectbooth")
 
@@ -41,20 +42,27 @@ class RunFolder:
         self.path = root / f"{words}_{key[:12]}"
         self._events = self.path / "events.jsonl"
         self._checkpoint = self.path / "checkpoint.safetensors"
+        self._kept = self.path / "kept.json"
+        self.notes: list[str] = []
+        """Sentences about what was found damaged, and made anew."""
 
     def open(self, settings: dict[str, Any]) -> float:
-        """Make the folder, or find it again; returns the Unix time of its first opening.
+        """Make the folder, or find it again; returns the Unix time of its first opening. Only for who owns it.
 
         Raises:
-            OSError: the folder cannot be written.
+            SubjectBoothError: the folder cannot be written.
         """
         record = self.path / "run.json"
         try:
-            started = float(json.loads(record.read_text("utf-8"))["started"])
-        except (FileNotFoundError, ValueError, KeyError, TypeError):
+            started = float(int(json.loads(record.read_text("utf-8"))["started"]))
+            datetime.datetime.fromtimestamp(started, datetime.timezone.utc)
+        except (OSError, ValueError, KeyError, TypeError, OverflowError, RecursionError):
             started = float(int(time.time()))
-        write_atomic(record, json.dumps({"key": self.key, "started": started, **settings}, indent=1,
-                                        ensure_ascii=False))
+        with disk_errors("the run's folder cannot be written", self.path):
+            for folder in (self.path, self.path / "validation"):
+                remove_parts(folder)
+            write_atomic(record, json.dumps({"key": self.key, "started": started, **settings}, indent=1,
+                                            ensure_ascii=False))
         return started
 
     def lora_path(self, step: int) -> Path:
@@ -75,17 +83,20 @@ class RunFolder:
             whole = False
         if not whole or metadata.get("subjectbooth.run_key") != self.key:
             logger.warning("%s is damaged and is made anew", path)
+            self._note(f"{path.name} was damaged and is made anew")
             return None
         return path
 
     def write_lora(self, step: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
         """Write the adapter of that step."""
-        write_atomic(self.lora_path(step), to_bytes(tensors, metadata))
+        with disk_errors("the adapter cannot be saved", self.path):
+            write_atomic(self.lora_path(step), to_bytes(tensors, metadata))
         return self.lora_path(step)
 
     def save_checkpoint(self, state: Checkpoint) -> Path:
         """Replace the last checkpoint."""
-        checkpoint.save(self._checkpoint, state)
+        with disk_errors("the checkpoint cannot be saved", self.path):
+            checkpoint.save(self._checkpoint, state)
         return self._checkpoint
 
     def load_checkpoint(self, steps: int) -> Checkpoint | None:
@@ -96,34 +107,51 @@ class RunFolder:
             return None
         except SubjectBoothError as error:
             logger.warning("%s The run starts from step 0.", error)
+            self._note(f"the run's checkpoint cannot be used ({error.given}), so it starts from step 0")
             return None
         return found if found.step <= steps else None
 
     def forget(self) -> None:
         """Before a forced second training: the state of the first is in the way, its adapters are not."""
         self._checkpoint.unlink(missing_ok=True)
+        self.revoke()
+
+    def keep(self, step: int, steps: int) -> None:
+        """Remember that the user takes the adapter of ``step`` for the result of the run of ``steps``."""
+        with disk_errors("the stop at this step cannot be saved", self.path):
+            write_atomic(self._kept, json.dumps({"step": step, "steps": steps}))
+
+    def kept_step(self, steps: int) -> int | None:
+        """The step at which a run of that many steps was stopped and kept.
+
+        Asking for another number of steps is a new wish, to which what was kept is no answer.
+        """
+        try:
+            values = json.loads(self._kept.read_text("utf-8"))
+            step = values["step"]
+            return step if values["steps"] == steps and isinstance(step, int) and 0 < step < steps else None
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return None
+
+    def revoke(self) -> None:
+        """Before a run goes on that was stopped and kept."""
+        self._kept.unlink(missing_ok=True)
 
     def truncate_events(self, step: int) -> None:
         """Drop the lines of steps after the checkpoint that the run goes on from."""
-        lines = []
-        if self._events.is_file():
-            for line in self._events.read_text("utf-8").splitlines():
-                try:
-                    if json.loads(line)["step"] <= step and step > 0:
-                        lines.append(line)
-                except (ValueError, KeyError, TypeError):
-                    continue  # the line that was being written when the program was killed
-        self.path.mkdir(parents=True, exist_ok=True)
-        write_atomic(self._events, "".join(f"{line}\n" for line in lines))
+        kept = [entry for entry in self._logged() if entry["step"] <= step and step > 0]
+        with disk_errors("the run's log cannot be written", self.path):
+            write_atomic(self._events, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
 
     def log(self, event: Event) -> None:
         """Append the event; validation pictures are written as PNG beside the log."""
-        if isinstance(event, Validation):
-            for path, image in zip(self.pictures(event.step, len(event.prompts)), event.images, strict=True):
-                picture = Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
-                write_atomic(path, picture.save)
-        with self._events.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(to_json(event), ensure_ascii=False) + "\n")
+        with disk_errors("the run's log cannot be written", self.path):
+            if isinstance(event, Validation):
+                for path, image in zip(self.pictures(event.step, len(event.prompts)), event.images, strict=True):
+                    picture = Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
+                    write_atomic(path, picture.save)
+            with self._events.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(to_json(event), ensure_ascii=False) + "\n")
 
     def pictures(self, step: int, count: int) -> list[Path]:
         """Where the validation pictures of a step lie."""
@@ -132,27 +160,42 @@ class RunFolder:
     def validations(self, steps: int) -> list[tuple[int, tuple[str, ...], torch.Tensor]]:
         """Step, prompts and pictures (float32 [n, h, w, 3]) of every validation up to ``steps`` that is still there."""
         found: dict[int, tuple[int, tuple[str, ...], torch.Tensor]] = {}
-        for values in self._logged("Validation"):
-            step, prompts = values["step"], tuple(values["prompts"])
-            paths = self.pictures(step, len(prompts))
-            if step <= steps and all(path.is_file() for path in paths):
-                images = [np.asarray(Image.open(path).convert("RGB"), dtype=np.float32) / 255 for path in paths]
+        for values in self._logged():
+            if values["event"] != Validation.__name__ or values["step"] > steps:
+                continue
+            step, prompts = values["step"], tuple(str(prompt) for prompt in values.get("prompts", ()))
+            try:
+                images = [_read_picture(path) for path in self.pictures(step, len(prompts))]
                 found[step] = (step, prompts, torch.from_numpy(np.stack(images)))
+            except (OSError, ValueError, SyntaxError):  # gone or damaged (PIL says the last of a broken PNG)
+                continue
         return [found[step] for step in sorted(found)]
 
     def losses(self, steps: int) -> list[float]:
         """The loss of every step up to ``steps``."""
-        return [values["loss"] for values in self._logged(StepDone.__name__) if values["step"] <= steps]
+        return [values["loss"] for values in self._logged()
+                if values["event"] == StepDone.__name__ and values["step"] <= steps]
 
-    def _logged(self, kind: str) -> list[dict[str, Any]]:
+    def _note(self, sentence: str) -> None:
+        if sentence not in self.notes:
+            self.notes.append(sentence)
+
+    def _logged(self) -> list[dict[str, Any]]:
+        """The log's entries; a line that a kill or the disk has spoilt is left out."""
         if not self._events.is_file():
             return []
-        values = []
-        for line in self._events.read_text("utf-8").splitlines():
+        entries = []
+        for line in self._events.read_text("utf-8", errors="replace").split("\n"):
             try:
                 entry = json.loads(line)
-            except ValueError:
+                if isinstance(entry["step"], int) and isinstance(entry["event"], str):
+                    entries.append(entry)
+            except (ValueError, KeyError, TypeError, RecursionError):
                 continue
-            if entry.get("event") == kind:
-                values.append(entry)
-        return values
+        return entries
+
+
+def _read_picture(path: Path) -> np.ndarray:
+    """float32 [h, w, 3] in 0..1."""
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"), dtype=np.float32) / 255

@@ -7,11 +7,16 @@ import hashlib
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from .errors import SubjectBoothError
+
+PART_PREFIX = ".subjectbooth-"
+"""Begins the name of every file that is being written, so that what a killed program leaves behind can be told."""
 
 
 def write_atomic(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
@@ -25,8 +30,9 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], None]) -> N
         OSError: the folder cannot be written; the old file, if any, is untouched.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    # The suffix is kept because PIL chooses the format by it.
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem[:40]}-", suffix=path.suffix, dir=path.parent)
+    # PIL chooses the format by the suffix. Otherwise it is one that no list of LoRAs or pictures shows.
+    suffix = path.suffix if callable(content) else ".part"
+    handle, name = tempfile.mkstemp(prefix=PART_PREFIX, suffix=suffix, dir=path.parent)
     os.close(handle)
     beside = Path(name)
     try:
@@ -41,6 +47,34 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], None]) -> N
     finally:
         with contextlib.suppress(FileNotFoundError):
             beside.unlink()
+
+
+@contextlib.contextmanager
+def disk_errors(what: str, folder: Path) -> Iterator[None]:
+    """Inside, what the disk refuses becomes a sentence.
+
+    Args:
+        what: was to be written, with its verb ("the checkpoint cannot be saved").
+        folder: where.
+
+    Raises:
+        SubjectBoothError: for any OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        reason = error.strerror or str(error) or type(error).__name__
+        raise SubjectBoothError(
+            f"{what} ({reason})", "room on the disk and the right to write there",
+            "free some space or make the folder writable, or start ComfyUI with another --output-directory; then "
+            "queue again, and it goes on from the last checkpoint", str(folder)) from error
+
+
+def remove_parts(folder: Path) -> None:
+    """Remove what a killed program has left half-written in ``folder``. Only for who owns it: see trainer.lock."""
+    for path in folder.glob(f"{PART_PREFIX}*"):
+        with contextlib.suppress(OSError):
+            path.unlink()
 
 
 def _give_default_mode(path: Path) -> None:
