@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,7 @@ class ApplySubjectLoRA(io.ComfyNode):
         if lora_name in (None, NO_FILE):
             return True
         try:
-            _path_of(str(lora_name))
+            lora_path(str(lora_name))
         except SubjectBoothError as error:
             return str(error)
         return True
@@ -65,7 +66,7 @@ class ApplySubjectLoRA(io.ComfyNode):
         if lora_name in (None, NO_FILE):
             return ""
         try:
-            return sha256_of(_path_of(str(lora_name)))
+            return sha256_of(lora_path(str(lora_name)))
         except (SubjectBoothError, OSError) as error:
             return str(error)
 
@@ -81,7 +82,10 @@ class ApplySubjectLoRA(io.ComfyNode):
         if subject_lora is None and lora_name == NO_FILE:
             raise SubjectBoothError("no LoRA", "a link to subject_lora or a file in lora_name",
                                     "wire DreamBoothLoRATrain, or choose a file", "ApplySubjectLoRA")
-        lora = subject_lora or load_lora_file(_path_of(lora_name))
+        lora = subject_lora or load_lora_file(lora_path(lora_name))
+        for name, strength in (("strength_model", strength_model), ("strength_clip", strength_clip)):
+            if not math.isfinite(strength):  # ComfyUI lets it through its bounds
+                raise SubjectBoothError(f"{name} {strength}", "a number from -10 to 10", f"set {name} to 1", name)
         filled = _fill(prompt, lora)
         if strength_model == 0 and strength_clip == 0:
             return io.NodeOutput(model, clip, filled)
@@ -104,7 +108,12 @@ def _fill(prompt: str, lora: SubjectLora) -> str:
     return prompt.replace("{subject}", lora.trigger)
 
 
-def _path_of(lora_name: str) -> Path:
+def lora_path(lora_name: str) -> Path:
+    """The file that a name out of the node's list stands for.
+
+    Raises:
+        SubjectBoothError: there is no such file in ComfyUI's LoRA folders.
+    """
     # get_full_path cleans the name, but a link or a name with ".." deserves an answer rather than a silent repair.
     known = folder_paths.get_filename_list("loras")
     if lora_name not in known:

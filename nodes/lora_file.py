@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import comfy.lora
 import comfy.lora_convert
-import comfy.utils
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
+from comfy.weight_adapter.lora import LoRAAdapter
 
 from ..trainer.errors import SubjectBoothError
-from ..trainer.safefile import read_metadata
+from ..trainer.lora_reader import read_lora, trigger_words
 
 
 @dataclass(frozen=True)
@@ -33,24 +34,16 @@ class SubjectLora:
     @property
     def trigger(self) -> str:
         """The trained words ("ohwx dog"); empty for a stranger's file that does not say."""
-        return self.metadata.get("subjectbooth.trigger") or self.metadata.get("modelspec.trigger_phrase", "")
+        return trigger_words(self.metadata)
 
 
 def load_lora_file(path: Path) -> SubjectLora:
-    """Read a LoRA file, one of ours or a stranger's. Only safetensors: nothing here ever unpickles.
+    """Read a LoRA file, one of ours or a stranger's.
 
     Raises:
         SubjectBoothError: it is damaged or of another format.
     """
-    if path.suffix.lower() != ".safetensors":
-        raise SubjectBoothError(f"a LoRA file of the format {path.suffix or '(none)'}", "a .safetensors file",
-                                "convert it, or load it with ComfyUI's own LoRA loader", path.name)
-    metadata = read_metadata(path)
-    try:
-        tensors = comfy.utils.load_torch_file(str(path), safe_load=True)
-    except Exception as error:  # whatever a damaged file does to its reader
-        raise SubjectBoothError(f"a LoRA file that cannot be read ({type(error).__name__})",
-                                "a whole safetensors file", "get the file again", path.name) from error
+    tensors, metadata = read_lora(path)
     return SubjectLora(path, tensors, metadata)
 
 
@@ -63,17 +56,50 @@ def match_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP
     """How many of the file's layers ComfyUI takes for this MODEL and CLIP, and which it does not.
 
     ComfyUI itself only logs a line for a key it does not know, and then samples without it.
+
+    Raises:
+        SubjectBoothError: a layer is incomplete, or has another shape than the model's.
     """
     key_map: dict[str, str] = comfy.lora.model_lora_keys_unet(model.model, {})
     if clip is not None:
         key_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, key_map)
     layers = layers_of(tensors)
-    patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(tensors)), key_map)
-    taken = set(model.clone().add_patches(patches))
+    try:
+        patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(tensors)), key_map)
+    except Exception as error:  # half of a layer is missing, or its alpha is no number
+        raise SubjectBoothError(f"a LoRA with an incomplete layer ({type(error).__name__}: {str(error)[:100]})",
+                                "a whole LoRA file", "get the file again", "lora") from error
+    shapes = {key: tensor.shape for key, tensor in model.model.state_dict().items()}
     if clip is not None:
-        taken |= set(clip.clone().add_patches(patches))
-    unmatched = [layer for layer in layers if layer not in key_map or key_map[layer] not in taken]
+        shapes |= {key: tensor.shape for key, tensor in clip.patcher.model.state_dict().items()}
+    for key, patch in patches.items():
+        _require_shape(key, patch, shapes)
+    unmatched = [layer for layer in layers if layer not in key_map or key_map[layer] not in patches
+                 or _weight_name(key_map[layer]) not in shapes]
     return len(layers) - len(unmatched), unmatched
+
+
+def _weight_name(key: Any) -> str:
+    """The weight that a patch is for: some keys also say which part of it."""
+    return key if isinstance(key, str) else key[0]
+
+
+def _require_shape(key: Any, patch: Any, shapes: dict[str, torch.Size]) -> None:
+    """ComfyUI only logs a line for a layer that does not fit, and then samples without it."""
+    shape = shapes.get(_weight_name(key))
+    if shape is None or not isinstance(key, str) or not isinstance(patch, LoRAAdapter):
+        return
+    up, down, _, mid, _, reshape = patch.weights
+    if mid is not None or reshape is not None:  # another layout
+        return
+    rank = down.shape[0] if down.ndim > 1 else 0
+    fits = (rank and up.ndim > 1 and up.flatten(1).shape[1] == rank
+            and up.shape[0] * down.flatten(1).shape[1] == shape.numel() and up.shape[0] == shape[0])
+    if not fits:
+        raise SubjectBoothError(
+            f"a LoRA whose layer has the shapes {list(up.shape)} and {list(down.shape)} where this model's has "
+            f"{list(shape)}", "a LoRA for the wired model's family",
+            "choose another file, or wire the kind of checkpoint it was trained on", _weight_name(key))
 
 
 def require_all_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP) -> int:

@@ -14,8 +14,10 @@ from .storage import write_atomic
 
 # Characters that Windows refuses in file names; a workflow made on Linux should run there too.
 _FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
-_RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|com\d|lpt\d)(\..*)?$")
+_RESERVED = re.compile(r"(?i)^(con|prn|aux|nul|conin\$|conout\$|com[\d¹²³]|lpt[\d¹²³])(\s*\..*)?$")
 SUFFIX = ".safetensors"
+MAX_NAME_BYTES = 200
+"""Of one file name: file systems take 255 bytes (an emoji is 4), and ``_2.safetensors`` has to fit behind it."""
 
 
 def checked_name(output_name: str) -> PurePosixPath:
@@ -27,16 +29,19 @@ def checked_name(output_name: str) -> PurePosixPath:
     text = output_name.strip().replace("\\", "/").removesuffix(SUFFIX)
     parts = PurePosixPath(text).parts
     problem = ""
-    if not parts or text.endswith("/"):
+    if any(0xD800 <= ord(character) < 0xE000 for character in text):
+        problem = "has a broken character in it"
+    elif not parts or text.endswith("/"):
         problem = "is empty"
     elif text.startswith("/") or PureWindowsPath(text).drive or ".." in parts:
         problem = "leaves the LoRA folder"
     elif any(_FORBIDDEN.search(part) or _RESERVED.match(part) or part != part.strip(" .") for part in parts):
         problem = "has characters or words that Windows does not allow in file names"
-    elif len(text) > 200:
-        problem = "is longer than 200 characters"
+    elif len(text) > 200 or any(len(part.encode("utf-8")) > MAX_NAME_BYTES for part in parts):
+        problem = f"is longer than {MAX_NAME_BYTES} bytes"
     if problem:
-        raise SubjectBoothError(f"output_name {output_name!r}, which {problem}",
+        shown = output_name if len(output_name) <= 80 else f"{output_name[:77]}..."
+        raise SubjectBoothError(f"output_name {shown!r}, which {problem}",
                                 "a file name, perhaps in a sub-folder", "use a name such as rex or pets/rex",
                                 "output_name")
     return PurePosixPath(*parts)

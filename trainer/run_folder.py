@@ -21,7 +21,7 @@ from . import checkpoint
 from .checkpoint import Checkpoint
 from .errors import SubjectBoothError
 from .events import Event, StepDone, Validation, to_json
-from .safefile import body_hash, read_metadata, to_bytes
+from .safefile import is_whole, read_metadata, sealed
 from .storage import disk_errors, remove_parts, write_atomic
 
 logger = logging.getLogger("subjectbooth")
@@ -75,13 +75,10 @@ class RunFolder:
         if not path.is_file():
             return None
         try:
-            metadata = read_metadata(path)
-            import safetensors.torch
-
-            whole = body_hash(safetensors.torch.load(path.read_bytes())) == metadata["sshs_model_hash"]
+            whole = is_whole(path.read_bytes()) and read_metadata(path)["subjectbooth.run_key"] == self.key
         except Exception:  # whatever a damaged file does to its reader
             whole = False
-        if not whole or metadata.get("subjectbooth.run_key") != self.key:
+        if not whole:
             logger.warning("%s is damaged and is made anew", path)
             self._note(f"{path.name} was damaged and is made anew")
             return None
@@ -90,7 +87,7 @@ class RunFolder:
     def write_lora(self, step: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
         """Write the adapter of that step."""
         with disk_errors("the adapter cannot be saved", self.path):
-            write_atomic(self.lora_path(step), to_bytes(tensors, metadata))
+            write_atomic(self.lora_path(step), sealed(tensors, metadata))
         return self.lora_path(step)
 
     def save_checkpoint(self, state: Checkpoint) -> Path:
@@ -137,6 +134,11 @@ class RunFolder:
         """Before a run goes on that was stopped and kept."""
         self._kept.unlink(missing_ok=True)
 
+    def record_result(self, values: dict[str, Any]) -> None:
+        """Note what came of the run, as plain JSON values, for whoever looks at it later."""
+        with disk_errors("the run's result cannot be noted", self.path):
+            write_atomic(self.path / "result.json", json.dumps(values, indent=1, ensure_ascii=False))
+
     def truncate_events(self, step: int) -> None:
         """Drop the lines of steps after the checkpoint that the run goes on from."""
         kept = [entry for entry in self._logged() if entry["step"] <= step and step > 0]
@@ -163,18 +165,19 @@ class RunFolder:
         for values in self._logged():
             if values["event"] != Validation.__name__ or values["step"] > steps:
                 continue
-            step, prompts = values["step"], tuple(str(prompt) for prompt in values.get("prompts", ()))
             try:
+                step, prompts = values["step"], tuple(str(prompt) for prompt in values["prompts"])
                 images = [_read_picture(path) for path in self.pictures(step, len(prompts))]
                 found[step] = (step, prompts, torch.from_numpy(np.stack(images)))
-            except (OSError, ValueError, SyntaxError):  # gone or damaged (PIL says the last of a broken PNG)
+            except (OSError, ValueError, TypeError, KeyError, SyntaxError):  # gone or damaged (PIL says the last)
                 continue
         return [found[step] for step in sorted(found)]
 
     def losses(self, steps: int) -> list[float]:
         """The loss of every step up to ``steps``."""
         return [values["loss"] for values in self._logged()
-                if values["event"] == StepDone.__name__ and values["step"] <= steps]
+                if values["event"] == StepDone.__name__ and values["step"] <= steps
+                and isinstance(values.get("loss"), float)]
 
     def _note(self, sentence: str) -> None:
         if sentence not in self.notes:

@@ -12,6 +12,8 @@ from .errors import SubjectBoothError
 from .storage import canonical_json, write_atomic
 
 CHECKSUM = "subjectbooth.sha256"
+UNSEALED = (CHECKSUM, "ss_output_name", "modelspec.title")
+"""Metadata that a checksum leaves out: itself, and the name under which a LoRA is published."""
 
 
 def to_bytes(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
@@ -32,11 +34,23 @@ def body_hash(tensors: dict[str, torch.Tensor]) -> str:
     return hashlib.sha256(_split(to_bytes(tensors, {}))[1]).hexdigest()
 
 
+def sealed(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    """Like :func:`to_bytes`, with a checksum in the metadata over everything else, so that damage can be told."""
+    return to_bytes(tensors, {**metadata, CHECKSUM: _checksum(to_bytes(tensors, metadata))})
+
+
+def is_whole(content: bytes) -> bool:
+    """Whether these are the bytes that :func:`sealed` gave, but for the names in :data:`UNSEALED`.
+
+    Raises:
+        Exception: of any kind, for content that is damaged so far that it cannot be taken apart.
+    """
+    return bool(_split(content)[0]["__metadata__"][CHECKSUM] == _checksum(content))
+
+
 def write_checked(path: Path, tensors: dict[str, torch.Tensor], state: object) -> None:
     """Write tensors and a JSON value in one atomic file that :func:`read_checked` can tell is whole."""
-    text = canonical_json(state)
-    checksum = hashlib.sha256((body_hash(tensors) + text).encode()).hexdigest()
-    write_atomic(path, to_bytes(tensors, {CHECKSUM: checksum, "state": text}))
+    write_atomic(path, sealed(tensors, {"state": canonical_json(state)}))
 
 
 def read_checked(path: Path) -> tuple[dict[str, torch.Tensor], object]:
@@ -51,13 +65,9 @@ def read_checked(path: Path) -> tuple[dict[str, torch.Tensor], object]:
                                 "delete it; it is made anew", str(path))
     try:
         content = path.read_bytes()
-        header, body = _split(content)
-        metadata = header["__metadata__"]
-        tensors = safetensors.torch.load(content)
-        expected = hashlib.sha256((hashlib.sha256(body).hexdigest() + metadata["state"]).encode()).hexdigest()
-        if metadata[CHECKSUM] != expected:
+        if not is_whole(content):
             raise damaged
-        return tensors, json.loads(metadata["state"])
+        return safetensors.torch.load(content), json.loads(_split(content)[0]["__metadata__"]["state"])
     except FileNotFoundError:
         raise
     except Exception as error:  # a bit flip can break the header in any way at all
@@ -85,7 +95,7 @@ def read_metadata(path: Path, limit: int = 4 << 20) -> dict[str, str]:
         header = json.loads(text)
         metadata = header.get("__metadata__") or {}
         return {str(name): str(value) for name, value in metadata.items()}
-    except (ValueError, AttributeError) as error:
+    except (ValueError, AttributeError, RecursionError) as error:  # the last: brackets, thousands deep
         raise SubjectBoothError("a header that is not JSON", "a whole safetensors file", "get the file again",
                                 path.name) from error
 
@@ -93,3 +103,11 @@ def read_metadata(path: Path, limit: int = 4 << 20) -> dict[str, str]:
 def _split(content: bytes) -> tuple[dict[str, dict[str, str]], bytes]:
     length = int.from_bytes(content[:8], "little")
     return json.loads(content[8:8 + length]), content[8 + length:]
+
+
+def _checksum(content: bytes) -> str:
+    # Over the header as well: in it stand the tensors' names, and a flipped bit there is damage too.
+    header, body = _split(content)
+    metadata = {name: value for name, value in header["__metadata__"].items() if name not in UNSEALED}
+    text = canonical_json({**header, "__metadata__": metadata})
+    return hashlib.sha256(text.encode("utf-8") + b";" + body).hexdigest()

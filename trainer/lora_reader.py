@@ -1,0 +1,54 @@
+"""Reading a LoRA file, which may be a stranger's: only numbers and words come out of it, or one sentence."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from .errors import SubjectBoothError
+from .safefile import read_metadata
+
+MAX_WORDS = 200
+"""Characters of trigger words: a prompt holds about 300, and a file may claim anything."""
+
+
+def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Tensors and metadata of a LoRA file. Only safetensors: nothing here ever unpickles.
+
+    The file is read, not mapped, so that it can be replaced while its tensors are in use (Windows locks mapped files).
+
+    Raises:
+        SubjectBoothError: it is of another format, damaged, empty, or holds values that are not numbers.
+    """
+    if path.suffix.lower() != ".safetensors":
+        raise SubjectBoothError(f"a LoRA file of the format {path.suffix or '(none)'}", "a .safetensors file",
+                                "convert it, or load it with ComfyUI's own LoRA loader", path.name)
+    import safetensors.torch
+
+    try:
+        metadata = read_metadata(path)  # first: it refuses a monstrous header before anything of it is read
+        tensors = safetensors.torch.load(path.read_bytes())
+    except SubjectBoothError:
+        raise
+    except OSError as error:
+        raise SubjectBoothError(f"a LoRA file that cannot be opened ({error.strerror or type(error).__name__})",
+                                "a file that ComfyUI may read", "check that it is there, and its permissions",
+                                path.name) from error
+    except Exception as error:  # whatever a damaged file does to its reader
+        raise SubjectBoothError(f"a LoRA file that cannot be read ({type(error).__name__})",
+                                "a whole safetensors file", "get the file again", path.name) from error
+    if not tensors:
+        raise SubjectBoothError("a file without a single tensor", "a LoRA", "choose another file", path.name)
+    for name, tensor in tensors.items():
+        # float8 has no isfinite; widened it does.
+        if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
+            raise SubjectBoothError(f"values that are not finite numbers in {name[:100]!r}", "an undamaged LoRA",
+                                    "get the file again, or take one of an earlier step", path.name)
+    return tensors, metadata
+
+
+def trigger_words(metadata: dict[str, str]) -> str:
+    """The words that a file says it was trained with; empty when it says none, or something no prompt can hold."""
+    words = metadata.get("subjectbooth.trigger") or metadata.get("modelspec.trigger_phrase", "")
+    return words.strip() if len(words) <= MAX_WORDS and words.isprintable() else ""
