@@ -11,13 +11,14 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
 from ..trainer.base_model import BaseModel, build_unet, inspect_unet, lora_layer_names, make_noise_scheduler
+from ..trainer.codecs import refuse_other_latents
 from ..trainer.conditioning import Conditioning
 from ..trainer.errors import SubjectBoothError
 from ..trainer.families import Family
 from ..trainer.storage import canonical_json, sha256_of
 from ..trainer.text_encoder import TokenChunks, build_text_encoder
 from .host import release_models
-from .weights import digest_of, effective_weights, shapes_of
+from .weights import digest_of, effective_weights, shapes_of, stored_as
 
 UNET_PREFIX = "diffusion_model."
 
@@ -30,14 +31,8 @@ def base_from_graph(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
     Raises:
         SubjectBoothError: the model is of a kind that cannot be trained on, or carries patches that are not weights.
     """
-    if clip is None or vae is None:
-        missing = "CLIP" if clip is None else "VAE"
-        raise SubjectBoothError(f"a checkpoint without a {missing}", f"a {missing}",
-                                f"wire a {missing} loader, or use a checkpoint that has one", missing)
-    refuse_unlearnable_patches(model, "MODEL")
-    refuse_unlearnable_patches(clip.patcher, "CLIP")
+    family = check_wired(model, clip, vae)
     shapes = shapes_of(model, UNET_PREFIX)
-    family = inspect_unet(shapes, "MODEL")
     alphas_cumprod, prediction_type = noise_schedule(model)
 
     def build(dtype: torch.dtype) -> Any:
@@ -55,6 +50,33 @@ def base_from_graph(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
         clip_layer=clip.layer_idx,
         tokenize=lambda prompt: token_chunks(clip, prompt, family),
         build_text_encoders=lambda dtype: text_encoders(clip, family, dtype))
+
+
+def check_wired(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> Family:
+    """Refuse what cannot be trained on before anything expensive is done for it; the family of what can.
+
+    Nothing is loaded or read for it but names, shapes and kinds of numbers.
+
+    Raises:
+        SubjectBoothError: something is missing, of another family or architecture, quantised, or carries patches that
+            are not weights.
+    """
+    if clip is None or vae is None:
+        missing = "CLIP" if clip is None else "VAE"
+        raise SubjectBoothError(f"a checkpoint without a {missing}", f"a {missing}",
+                                f"wire a {missing} loader, or use a checkpoint that has one", missing)
+    refuse_unlearnable_patches(model, "MODEL")
+    refuse_unlearnable_patches(clip.patcher, "CLIP")
+    family = inspect_unet(shapes_of(model, UNET_PREFIX), "MODEL", stored_as(model, UNET_PREFIX))
+    noise_schedule(model)
+    wanted = {f"clip_{shape.name}" for shape in family.text_encoders}
+    found = {name.split(".")[0] for name in clip.patcher.model_state_dict() if "." in name}
+    if wanted != found:
+        raise SubjectBoothError(
+            f"a CLIP with {', '.join(sorted(found)) or 'no text encoder'} for a model of the family {family.name}",
+            f"one with {', '.join(sorted(wanted))}", "wire the CLIP that belongs to the model", "CLIP")
+    refuse_other_latents(getattr(vae, "latent_channels", 4), "VAE")
+    return family
 
 
 def token_chunks(clip: CLIP, prompt: str, family: Family) -> tuple[TokenChunks, ...]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import comfy.samplers
@@ -13,8 +15,8 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 from comfy_api.latest import io
 from PIL import Image
+from server import PromptServer
 
-from ..trainer.base_model import inspect_unet
 from ..trainer.captions import DEFAULT_CLASS_TEMPLATE, check_template, check_text, fill
 from ..trainer.errors import SubjectBoothError
 from ..trainer.priors import (
@@ -24,17 +26,21 @@ from ..trainer.priors import (
     class_priors,
     make_missing,
     parse_exclude,
+    picture_hash,
     split_excluded,
 )
 from ..trainer.subject import Subject
 from .album import Album
-from .bridge import UNET_PREFIX, base_digest, noise_schedule, refuse_unlearnable_patches
+from .bridge import base_digest, check_wired
 from .host import Progress, grid, pack_output_dir, readable_seconds, view_entry
 from .sampling import BATCH_INDEPENDENT, PictureSampler
 from .types import CATEGORY, ClassPriorsType, SubjectType
-from .weights import shapes_of
 
 log = logging.getLogger("subjectbooth")
+
+EVENT = "subjectbooth.class_images"
+MOST_SHOWN = 200
+"""Pictures in one message to the panel."""
 
 DEFAULT_COUNT = 24
 """At 20 steps these cost 0.8 PFLOP on SD 1.5, as much as 450 training steps, so that making them takes no longer than
@@ -143,7 +149,7 @@ class GenerateClassPriors(io.ComfyNode):
         batch_size: int,
         exclude: str,
     ) -> io.NodeOutput:
-        _check_models(model, clip, vae)
+        check_wired(model, clip, vae)  # what the trainer would refuse is refused before a picture is made for it
         _check_choices(sampler_name, scheduler, cfg)
         template = check_template(class_prompt, needs_token=False, name="class_prompt")
         excluded = parse_exclude(exclude)
@@ -166,7 +172,7 @@ class GenerateClassPriors(io.ComfyNode):
         node_id = cls.hidden.unique_id
         made = _make(store, pictures, count, batch_size, model, clip, album, node_id, notes)
         used, left_out = split_excluded(pictures, count, excluded)
-        priors = class_priors(pictures, used, recipe.prompt)
+        priors = class_priors(pictures, used, recipe.prompt, store.path.name)
         unknown = [part for part in excluded if not any(value.startswith(part) for value in left_out.values())]
         if unknown:
             notes.append(f"{len(unknown)} of {len(excluded)} hashes in exclude are of none of these pictures.")
@@ -181,6 +187,8 @@ class GenerateClassPriors(io.ComfyNode):
             "hashes": list(used.values()),
             "excluded_images": [view_entry(shown[index]) for index in left_out],
             "excluded_hashes": list(left_out.values()),
+            "folder": [store.path.name],
+            "made": [made],
             "text": [text, *notes],
         }
         return io.NodeOutput(priors, album.read(shown[index] for index in used), ui=ui)
@@ -229,24 +237,32 @@ def _make(
         return sampler.sample([recipe.seed_of(index) for index in batch], on_step)
 
     made = 0
+    found = sorted(index for index in pictures if index < count)
+    _show(node_id, store, pictures, album.paths(pictures, found, batch_size), count, made)
     for batch in make_missing(store, pictures, count, batch_size, sample):
         done += 1
         made += len(batch)
         paths = album.paths(pictures, batch, batch_size)
         progress.update(done * recipe.steps, preview=grid(album.read(paths.values())))
+        _show(node_id, store, pictures, paths, count, made)
     return made
 
 
-def _check_models(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> None:
-    """What the trainer would refuse is refused before a picture is made for it."""
-    for given, name in ((clip, "CLIP"), (vae, "VAE")):
-        if given is None:
-            todo = f"wire a {name} loader, or use a checkpoint that has one"
-            raise SubjectBoothError(f"a checkpoint without a {name}", f"a {name}", todo, name)
-    refuse_unlearnable_patches(model, "MODEL")
-    refuse_unlearnable_patches(clip.patcher, "CLIP")  # type: ignore[union-attr]
-    inspect_unet(shapes_of(model, UNET_PREFIX), "MODEL")
-    noise_schedule(model)
+def _show(
+    node_id: str | None, store: PriorStore, pictures: Mapping[int, torch.Tensor], paths: Mapping[int, Path],
+    count: int, made: int,
+) -> None:
+    """Tell the node's panel which pictures there are by now: once a batch, so never more than a few a second."""
+    message = {
+        "node": node_id,
+        "folder": store.path.name,
+        "pictures": [{"hash": picture_hash(pictures[index])[:32], **view_entry(paths[index])}
+                     for index in list(paths)[:MOST_SHOWN]],
+        "done": sum(index < count for index in pictures),
+        "count": count,
+        "made": made,
+    }
+    PromptServer.instance.send_sync(EVENT, message)
 
 
 def _check_choices(sampler_name: str, scheduler: str, cfg: float) -> None:

@@ -16,10 +16,8 @@ import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher, string_to_seed
 
-from ..trainer.errors import SubjectBoothError
 from ..trainer.storage import sha256_of
-
-PLAIN_DTYPES = (torch.float32, torch.float16, torch.bfloat16)
+from ..trainer.unsupported import refuse_quantised
 
 # ComfyUI makes these for every CLIP, but no SD 1.x checkpoint holds them (nor SDXL's first encoder): they are whatever
 # was in memory, differ from load to load, and no UNet that is trained here sees what comes out of them. SDXL's second
@@ -35,6 +33,11 @@ _patched_digests: weakref.WeakKeyDictionary[torch.nn.Module, dict[Any, str]] = w
 def shapes_of(patcher: ModelPatcher, prefix: str = "") -> dict[str, torch.Size]:
     """Name (without ``prefix``) and shape of every weight below ``prefix``."""
     return {key[len(prefix):]: tensor.shape for key, tensor in patcher.model_state_dict(prefix).items()}
+
+
+def stored_as(patcher: ModelPatcher, prefix: str = "") -> dict[str, str]:
+    """Name (without ``prefix``) and kind of number of every weight below ``prefix``; GGUF's own tensors say GGUF."""
+    return {key[len(prefix):]: _kind(tensor) for key, tensor in patcher.model_state_dict(prefix).items()}
 
 
 def effective_weights(patcher: ModelPatcher, prefix: str = "") -> dict[str, torch.Tensor]:
@@ -68,12 +71,16 @@ def digest_of(patcher: ModelPatcher, prefix: str = "") -> str:
         return known[patcher.patches_uuid]
 
 
+def _kind(weight: torch.Tensor) -> str:
+    # ComfyUI-GGUF's tensors keep a whole weight in bytes, and say of what sort.
+    if getattr(weight, "tensor_type", None) is not None:
+        return "GGUF"
+    return str(weight.dtype).removeprefix("torch.")
+
+
 def _patched(key: str, entries: list[Any]) -> torch.Tensor:
     weight, convert = entries[0]
-    if weight.is_floating_point() and weight.dtype not in PLAIN_DTYPES or hasattr(weight, "tensor_type"):
-        raise SubjectBoothError(
-            f"a base quantised to {str(weight.dtype).removeprefix('torch.')}", "weights in fp32, fp16 or bf16",
-            "load the unquantised checkpoint, with weight_dtype default", key)
+    refuse_quantised({key: _kind(weight)}, key)
     if len(entries) == 1:
         return weight
     full = comfy.model_management.cast_to_device(weight, torch.device("cpu"), torch.float32, copy=True)

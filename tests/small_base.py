@@ -17,7 +17,7 @@ from subjectbooth.trainer.base_model import BaseModel, make_noise_scheduler
 from subjectbooth.trainer.conditioning import Conditioning
 from subjectbooth.trainer.families import SD1, TextEncoderShape
 from subjectbooth.trainer.priors import ClassPriors
-from subjectbooth.trainer.single_file import token_chunks
+from subjectbooth.trainer.stored_base import token_chunks
 from subjectbooth.trainer.subject import Photo, Subject
 from subjectbooth.trainer.text_encoder import build_text_encoder
 

@@ -14,7 +14,7 @@ from subjectbooth.tests.small_base import FAMILY, small_base, small_priors, smal
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone
 from subjectbooth.trainer.run import Run
-from subjectbooth.trainer.single_file import token_chunks
+from subjectbooth.trainer.stored_base import token_chunks
 from subjectbooth.trainer.text_encoder import TokenChunks, encode, from_open_clip
 
 SETTINGS: dict[str, Any] = {

@@ -26,7 +26,7 @@ from .priors import ClassPriors
 from .publish import checked_name, publish
 from .run import Run
 from .runtime import choose
-from .single_file import base_from_file
+from .stored_base import load_base
 from .subject import CROPS, Photo, Subject, make_subject
 from .tokenizer import tokenize
 from .trigger import DEFAULT_TOKEN
@@ -37,7 +37,8 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="python -m trainer", description="DreamBooth as LoRA on a Stable Diffusion checkpoint (1.x, 2.x, SDXL).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    options.add_argument("--base", type=Path, required=True, help="Checkpoint, .safetensors.")
+    options.add_argument("--base", type=Path, required=True,
+                         help="Checkpoint (.safetensors), or a folder as diffusers saves it.")
     options.add_argument("--photos", type=Path, required=True, help="Folder with 3 to 5 photos of the subject.")
     options.add_argument("--class_word", "--class-word", required=True, help="What the subject is one of: dog.")
     options.add_argument("--token", default=DEFAULT_TOKEN, help="The word that is to mean the subject.")
@@ -47,8 +48,8 @@ def parser() -> argparse.ArgumentParser:
                          help="Class images to make (or find again) for class preservation. 0: none.")
     options.add_argument("--clip_skip", type=int, choices=(1, 2),
                          help="Text encoder layer, from the end; the family's own without it.")
-    options.add_argument("--prediction_type", default="epsilon", choices=PREDICTION_TYPES,
-                         help="v_prediction for SD 2.x at 768 pixels.")
+    options.add_argument("--prediction_type", choices=PREDICTION_TYPES,
+                         help="For a checkpoint that does not say it itself; epsilon without it.")
     options.add_argument("--output_dir", type=Path, default=Path("subjectbooth_output"),
                          help="Gets the LoRA, and the runs beside it.")
     options.add_argument("--output_name", default="my_subject", help="Name of the LoRA file.")
@@ -97,7 +98,7 @@ def _train(options: argparse.Namespace) -> None:
     subject = read_subject(options, config.resolution)
     for warning in subject.warnings:
         print(f"warning: {warning}", file=sys.stderr)
-    base = base_from_file(options.base, options.clip_skip, options.prediction_type)
+    base = load_base(options.base, options.clip_skip, options.prediction_type)
     device = torch.device("cpu") if options.cpu else None
     priors = _class_priors(options, config, subject, base, device) if options.num_class_images else None
     run = Run(base, subject, priors, config, options.output_dir / "runs", device)

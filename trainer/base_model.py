@@ -13,6 +13,7 @@ from .errors import SubjectBoothError, require
 from .families import Family, family_of
 from .ldm_unet import diffusers_config, diffusers_names, ldm_layer_names, unet_shape
 from .text_encoder import TokenChunks
+from .unsupported import refuse_quantised
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler, UNet2DConditionModel
@@ -126,9 +127,24 @@ def build_unet(
         return unet.requires_grad_(False).eval()
 
 
-def inspect_unet(shapes: Mapping[str, torch.Size], where: str) -> Family:
-    """The family of a UNet in the LDM layout; see :func:`trainer.families.family_of` for what it raises."""
-    return family_of(unet_shape(shapes, where), where)
+def inspect_unet(
+    shapes: Mapping[str, torch.Size], where: str, dtypes: Mapping[str, str] | None = None,
+) -> Family:
+    """The family of a UNet in the LDM layout, found before any weight is read.
+
+    Args:
+        shapes: of every weight by name.
+        where: what the weights came from, for messages.
+        dtypes: what every weight is stored as, by torch's or safetensors' names.
+
+    Raises:
+        SubjectBoothError: it is of no family, quantised, or of a layout that cannot be built; see
+            :func:`trainer.families.family_of` and :func:`trainer.unsupported.refuse_quantised`.
+    """
+    refuse_quantised(dtypes or {}, where)
+    family = family_of(unet_shape(shapes, where), where)
+    diffusers_names(shapes)
+    return family
 
 
 def lora_layer_names(shapes: Mapping[str, torch.Size], family: Family) -> dict[str, str] | None:

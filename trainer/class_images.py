@@ -27,8 +27,8 @@ def generate(
     store = PriorStore(root, recipe)
     pictures, _ = store.load()
     if any(number not in pictures for number in range(count)):
+        conditioning, negative = base.prompts.encode([prompt, ""])  # before the UNet takes the memory
         unet = base.build_unet(DTYPES[precision]).to(device)
-        conditioning, negative = base.prompts.encode([prompt, ""])
         shape = (4, resolution // 8, resolution // 8)
 
         def draw(numbers: tuple[int, ...]) -> torch.Tensor:
@@ -47,4 +47,4 @@ def generate(
         for _ in make_missing(store, pictures, count, 1, draw):
             yield sum(number in pictures for number in range(count))
     used, _ = split_excluded(pictures, count, ())
-    yield class_priors(pictures, used, prompt)
+    yield class_priors(pictures, used, prompt, store.path.name)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from .errors import SubjectBoothError
+from .unsupported import input_kind
 
 
 @dataclass(frozen=True)
@@ -108,6 +109,9 @@ SDXL = Family(
 
 FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL)
 
+REFINER_CONTEXT = 1280
+"""Text width of SDXL's refiner, which sees the second text encoder only."""
+
 
 def family_of(unet_shape: dict[str, Any], where: str) -> Family:
     """The family whose UNet has this shape.
@@ -123,8 +127,11 @@ def family_of(unet_shape: dict[str, Any], where: str) -> Family:
     supported = ", ".join(family.name for family in FAMILIES)
     if unet_shape["in_channels"] != 4:
         raise SubjectBoothError(
-            f"a UNet with {unet_shape['in_channels']} input channels (an inpainting or edit model)",
+            f"a UNet with {unet_shape['in_channels']} input channels, {input_kind(unet_shape['in_channels'])}",
             "a text-to-image model with 4", "load the model it was made from", where)
+    if unet_shape["context_dim"] == REFINER_CONTEXT:
+        raise SubjectBoothError("SDXL's refiner, which only finishes pictures", f"a model of one of: {supported}",
+                                "train the SDXL base model, and leave the refiner out", where)
     for family in FAMILIES:
         if all(getattr(family, name) == unet_shape[name]
                for name in ("context_dim", "linear_projection", "adm_channels")):

@@ -7,14 +7,16 @@ shapes: no configuration file, and any number of levels and blocks.
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
 
 from .errors import SubjectBoothError
 from .families import Family
+from .unsupported import architecture
 
 Shapes = Mapping[str, torch.Size]
 
@@ -36,7 +38,7 @@ def unet_shape(shapes: Shapes, where: str) -> dict[str, Any]:
     projection = next((s for name, s in shapes.items() if name.endswith(".proj_in.weight")), None)
     if first is None or context is None or projection is None:
         raise SubjectBoothError(
-            "a model that is not a Stable Diffusion UNet (Flux, SD 3, a video model or the like)",
+            f"a model that is not a Stable Diffusion UNet ({architecture(shapes)})",
             "a UNet with cross-attention, as Stable Diffusion has", "wire an SD 1.x, SD 2.x or SDXL checkpoint",
             where)
     adm = shapes.get("label_emb.0.0.weight")
@@ -110,6 +112,36 @@ def ldm_layer_names(shapes: Shapes) -> dict[str, str]:
     return {ours.rsplit(".", 1)[0]: ldm.rsplit(".", 1)[0] for ldm, ours in diffusers_names(shapes).items()}
 
 
+def ldm_names(names: Iterable[str]) -> dict[str, str]:
+    """``{diffusers weight name: LDM weight name}`` for a UNet in a diffusers folder: :func:`diffusers_names` backwards.
+
+    Raises:
+        SubjectBoothError: a weight that has no place in the layout.
+    """
+    given = list(names)
+    modules = {ours: ldm for ldm, ours in _OUTSIDE.items()}
+    blocks = itertools.count(1)
+    for level in range(_count(given, r"down_blocks\.(\d+)\.")):
+        down = f"down_blocks.{level}"
+        for index in range(_count(given, rf"down_blocks\.{level}\.resnets\.(\d+)\.")):
+            _add_ldm_block(modules, f"input_blocks.{next(blocks)}", down, index)
+        if f"{down}.downsamplers.0.conv.weight" in given:
+            modules[f"{down}.downsamplers.0.conv"] = f"input_blocks.{next(blocks)}.0.op"
+    for ldm, ours in (("middle_block.0", "mid_block.resnets.0"), ("middle_block.2", "mid_block.resnets.1")):
+        modules |= {f"{ours}.{inside}": f"{ldm}.{name}" for name, inside in _RESNET.items()}
+    modules["mid_block.attentions.0"] = "middle_block.1"
+    blocks = itertools.count()
+    for level in range(_count(given, r"up_blocks\.(\d+)\.")):
+        up = f"up_blocks.{level}"
+        for index in range(_count(given, rf"up_blocks\.{level}\.resnets\.(\d+)\.")):
+            block = next(blocks)
+            _add_ldm_block(modules, f"output_blocks.{block}", up, index)
+            # The upsampler stands last in the level's last block: behind its attention, where it has one.
+            attended = f"{up}.attentions.{index}.proj_in.weight" in given
+            modules[f"{up}.upsamplers.0.conv"] = f"output_blocks.{block}.{2 if attended else 1}.conv"
+    return {name: _rename(name, modules) for name in given}
+
+
 class _Level:
     """One resolution of the way down."""
 
@@ -150,8 +182,18 @@ def _add_block(modules: dict[str, str], ldm: str, ours: str, index: int) -> None
     modules[f"{ldm}.1"] = f"{ours}.attentions.{index}"
 
 
+def _add_ldm_block(modules: dict[str, str], ldm: str, ours: str, index: int) -> None:
+    modules |= {f"{ours}.resnets.{index}.{name}": f"{ldm}.0.{inside}" for inside, name in _RESNET.items()}
+    modules[f"{ours}.attentions.{index}"] = f"{ldm}.1"
+
+
+def _count(names: Iterable[str], numbered: str) -> int:
+    found = (re.match(numbered, name) for name in names)
+    return 1 + max((int(match.group(1)) for match in found if match), default=-1)
+
+
 def _rename(name: str, modules: dict[str, str]) -> str:
-    """The longest known module that ``name`` starts with is exchanged for its diffusers name."""
+    """The longest known module that ``name`` starts with is exchanged for its other name."""
     parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
         known = modules.get(".".join(parts[:length]))

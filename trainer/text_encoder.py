@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from transformers import CLIPTextModel, CLIPTextModelWithProjection
 
 LENGTH = 77
-_INNER = "text_model."
+INNER = "text_model."
 
 
 @dataclass(frozen=True)
@@ -57,7 +57,7 @@ def build_text_encoder(
         model = torch.nn.Module.to(model, dtype)
         for name, parameter in model.named_parameters():
             # Transformers 5.6 dropped "text_model." from CLIPTextModel's names, but checkpoints have it.
-            found = weights.get(name, weights.get(_INNER + name))
+            found = weights.get(name, weights.get(INNER + name))
             if found is None or found.shape != parameter.shape:
                 problem = "missing" if found is None else f"of shape {tuple(found.shape)}"
                 raise SubjectBoothError(
@@ -69,7 +69,7 @@ def build_text_encoder(
 
 def lora_layer_name(layer: str) -> str:
     """A layer's name in LoRA files, in which ``text_model.`` always is."""
-    return layer if layer.startswith(_INNER) else _INNER + layer
+    return layer if layer.startswith(INNER) else INNER + layer
 
 
 def encode(
@@ -139,13 +139,13 @@ def from_open_clip(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
               "attn.out_proj": "self_attn.out_proj"}
     for name, tensor in weights.items():
         if name in simple:
-            renamed[_INNER + simple[name]] = tensor
+            renamed[INNER + simple[name]] = tensor
         elif name in ("text_projection", "text_projection.weight"):
             # OpenCLIP multiplies by a matrix from the right, a Linear layer by its transpose.
             renamed["text_projection.weight"] = tensor.T if name == "text_projection" else tensor
         elif name.startswith("transformer.resblocks."):
             _, _, number, rest = name.split(".", 3)
-            layer = f"{_INNER}encoder.layers.{number}"
+            layer = f"{INNER}encoder.layers.{number}"
             if rest.startswith("attn.in_proj_"):
                 kind = rest.removeprefix("attn.in_proj_")
                 for part, piece in zip("qkv", tensor.chunk(3), strict=True):
