@@ -1,19 +1,201 @@
-// Several uploaded files are one value of the "images" widget: a list. Without a label of its own the canvas tries to
-// shorten that list as if it were a text, throws at every frame, and the node's body is not drawn (seen with front ends
-// 1.32.9 and 1.58.1).
+// LoadSubjectImages: the photos as training will see them, with what may spoil a run on each, and the words they get.
+import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { Panel, ask, chain, make, onWidgets, setWidget, valuesOf, widen } from "./lib/panel.mjs";
+import { labelOf, moved, namesOf, valueOf, withAdded, without } from "./lib/photos.mjs";
+import { t } from "./lib/words.mjs";
 
-// The front end asks for the label of the value (1.32.9: joined to a text, 1.58.1: as the list it is) and of each option.
-function label(value, asked) {
-  if (!Array.isArray(value) || String(asked) !== String(value)) return asked ?? "";
-  return value.length === 1 ? value[0] : `${value.length} photos: ${value.join(", ")}`;
+const WATCHED = ["images", "folder", "sample", "class_word", "token", "prompt_template", "resolution", "crop"];
+const ACCEPTED = "image/png,image/jpeg,image/webp,image/avif,image/gif,image/bmp,image/tiff";
+
+class PhotoPanel {
+  constructor(node) {
+    this.node = node;
+    this.asked = 0;
+    this.uploading = 0;
+    this.answer = null;
+    this.failure = "";
+    this.panel = new Panel(node, "photos", 110);
+    widen(node, 400);
+    // The photos are in the panel, so the front end's own preview of the uploads would show them a second time.
+    node.onDrawBackground = () => {};
+    node.hideOutputImages = true;
+    this.picker = make("input", { type: "file", multiple: true, accept: ACCEPTED });
+    this.picker.onchange = () => {
+      this.add([...this.picker.files]);
+      this.picker.value = "";
+    };
+    const button = node.widgets.find((widget) => widget.type === "button");
+    if (button) button.callback = () => this.picker.click();
+    const isPicture = (file) => file.type.startsWith("image/");
+    node.onDragDrop = (event) => this.add([...(event.dataTransfer?.files ?? [])].filter(isPicture));
+    node.pasteFiles = (files) => this.add([...files].filter(isPicture));
+    this.panel.element.addEventListener("dragover", (event) => event.preventDefault());
+    this.panel.element.addEventListener("drop", (event) => {
+      const files = [...(event.dataTransfer?.files ?? [])].filter(isPicture);
+      event.preventDefault();
+      event.stopPropagation();
+      if (files.length) this.add(files);
+    });
+    this.refresh = onWidgets(node, WATCHED, () => this.look());
+    chain(node, "onExecuted", () => this.refresh());
+  }
+
+  get names() {
+    return namesOf(valuesOf(this.node, ["images"]).images);
+  }
+
+  set names(names) {
+    setWidget(this.node, "images", valueOf(names));
+    this.refresh();
+  }
+
+  // Uploads the files and puts them behind the photos that are there. True when there was one, as dropping asks.
+  add(files) {
+    if (!files.length) return false;
+    void this.upload(files);
+    return true;
+  }
+
+  async upload(files) {
+    this.uploading += files.length;
+    this.show();
+    const failed = [];
+    const added = [];
+    for (const file of files) {
+      try {
+        added.push(await this.send(file));
+      } catch (error) {
+        failed.push(`${file.name}: ${error.message}`);
+      }
+      this.uploading -= 1;
+    }
+    if (failed.length) {
+      app.extensionManager.toast.add({ severity: "error", summary: t("Not uploaded"), detail: failed.join("\n") });
+    }
+    const combo = this.node.widgets.find((widget) => widget.name === "images");
+    if (Array.isArray(combo.options.values)) combo.options.values = withAdded(combo.options.values, added);
+    this.names = withAdded(this.names, added);
+  }
+
+  // ComfyUI gives a file another name when the name is taken by other content.
+  async send(file) {
+    const body = new FormData();
+    body.append("image", file, file.name);
+    if (file.name === "image.png") body.append("subfolder", "pasted"); // as the front end does with the clipboard
+    const answer = await api.fetchApi("/upload/image", { method: "POST", body });
+    if (answer.status !== 200) throw new Error(`${answer.status} ${answer.statusText}`);
+    const saved = await answer.json();
+    return saved.subfolder ? `${saved.subfolder}/${saved.name}` : saved.name;
+  }
+
+  async look() {
+    const number = (this.asked += 1);
+    const values = valuesOf(this.node, WATCHED);
+    const linked = this.node.inputs?.some((input) => WATCHED.includes(input.name) && input.link != null);
+    let answer = null;
+    let failure = "";
+    try {
+      answer = linked ? null : await ask(api, "/photos", values);
+    } catch (error) {
+      failure = error.message;
+    }
+    if (number !== this.asked) return; // something was changed meanwhile, and asked for again
+    this.answer = answer;
+    this.failure = failure;
+    this.show();
+  }
+
+  show() {
+    const { photos = [], count = 0, sentence, class_sentence: classSentence, problem, warnings = [] } = this.answer ?? {};
+    const own = photos.length > 0 && photos.length === this.names.length;
+    const grid = make("div", { className: "sb-grid" }, ...photos.map((photo, index) => this.tile(photo, index, own)));
+    const values = valuesOf(this.node, ["folder", "sample"]);
+    if (!values.folder && (values.sample ?? "none") === "none") grid.append(this.addTile());
+    const lines = [grid];
+    const line = (className, ...children) => lines.push(make("div", { className }, ...children));
+    if (count > photos.length) line("sb-line sb-quiet", t("and {n} more", { n: count - photos.length }));
+    if (this.failure) line("sb-problem", this.failure);
+    if (sentence) {
+      line("sb-line", `${t("Each photo is")} `, make("span", { className: "sb-words" }, sentence));
+      line("sb-line sb-quiet", `${t("the class is")} `, make("span", { className: "sb-words" }, classSentence));
+    } else if (problem) {
+      line("sb-note", problem);
+    }
+    for (const warning of warnings) line("sb-note", warning);
+    this.panel.show(...lines);
+  }
+
+  tile(photo, index, own) {
+    const said = photo.error ? [photo.error] : photo.warnings;
+    const tile = make("div", { className: "sb-tile", tabIndex: 0, title: [photo.name, ...said].join("\n") });
+    tile.dataset.photo = photo.name;
+    if (photo.error) tile.classList.add("sb-bad");
+    else if (said.length) tile.classList.add("sb-warn");
+    if (photo.thumbnail) tile.append(make("img", { src: photo.thumbnail, alt: photo.name, draggable: false }));
+    if (said.length) tile.append(make("span", { className: "sb-mark" }, photo.error ? "✕" : signOf(photo)));
+    if (own) this.addTools(tile, index);
+    return tile;
+  }
+
+  addTools(tile, index) {
+    const tool = (name, sign, title, act) => {
+      const button = make("button", { type: "button", title }, sign);
+      button.dataset.tool = name;
+      button.onclick = act;
+      return button;
+    };
+    const tools = make("div", { className: "sb-tools" });
+    if (index > 0) tools.append(tool("earlier", "‹", t("Move to the front"), () => this.move(index, index - 1)));
+    if (index < this.names.length - 1) {
+      tools.append(tool("later", "›", t("Move to the back"), () => this.move(index, index + 1)));
+    }
+    tools.append(tool("remove", "✕", t("Remove this photo"), () => (this.names = without(this.names, index))));
+    tile.append(tools);
+    tile.draggable = true;
+    tile.ondragstart = (event) => event.dataTransfer.setData("text/subjectbooth-photo", `${this.node.id}:${index}`);
+    tile.ondragenter = () => tile.classList.add("sb-over");
+    tile.ondragleave = () => tile.classList.remove("sb-over");
+    tile.ondrop = (event) => {
+      const [id, from] = event.dataTransfer.getData("text/subjectbooth-photo").split(":");
+      tile.classList.remove("sb-over");
+      if (id !== String(this.node.id)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      this.move(Number(from), index);
+    };
+  }
+
+  move(from, to) {
+    this.names = moved(this.names, from, to);
+  }
+
+  addTile() {
+    const text = this.uploading ? t("uploading {n}", { n: this.uploading }) : `+ ${t("photos")}`;
+    const tile = make("button", { type: "button", className: "sb-tile sb-add", title: t("Choose, drop or paste photos") });
+    tile.dataset.tool = "add";
+    tile.append(text);
+    tile.onclick = () => this.picker.click();
+    return tile;
+  }
+}
+
+// One word on the picture; the sentences are its tooltip.
+function signOf(photo) {
+  const signs = { small: t("small"), twice: t("twice"), blurred: t("blurred") };
+  return photo.kinds.map((kind) => signs[kind]).filter(Boolean).join(", ") || "!";
 }
 
 app.registerExtension({
   name: "SubjectBooth.SubjectImages",
   nodeCreated(node) {
     if (node.comfyClass !== "LoadSubjectImages") return;
-    const widget = node.widgets?.find((candidate) => candidate.name === "images");
-    if (widget) widget.options.getOptionLabel = (asked) => label(widget.value, asked);
+    // Several uploads are one value: a list. Without a label of its own the canvas tries to shorten that list as if it
+    // were a text, throws at every frame, and the node's body is not drawn (front ends 1.32.9 and 1.58.1).
+    const images = node.widgets?.find((widget) => widget.name === "images");
+    if (!images) return;
+    images.options.getOptionLabel = (asked) => labelOf(images.value, asked);
+    if (app.extensionManager.setting.get("SubjectBooth.Panels.Photos") === false) return;
+    node.subjectBoothPhotos = new PhotoPanel(node);
   },
 });

@@ -112,7 +112,11 @@ def _input_file(name: str) -> Path:
     """The file that an upload's name stands for; ComfyUI writes ``name [output]`` for files of other folders."""
     plain, directory = folder_paths.annotated_filepath(name)
     path = inside(Path(directory or folder_paths.get_input_directory()), plain, "images")
-    if not path.is_file():
+    try:
+        is_there = path.is_file()
+    except OSError:  # a name longer than the file system takes
+        is_there = False
+    if not is_there:
         raise SubjectBoothError(
             f"{plain[:120]!r} is not in ComfyUI's input folder",
             "uploaded pictures",

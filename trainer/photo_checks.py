@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -24,6 +25,45 @@ _BLUR_TILES = 8
 _BLURRED = 10.0
 
 
+@dataclass(frozen=True)
+class Finding:
+    """Something that may spoil a run.
+
+    Attributes:
+        kind: "few", "small", "twice" or "blurred".
+        text: a sentence.
+        photos: numbers of the photos that it is about; empty when it is about the set.
+    """
+
+    kind: str
+    text: str
+    photos: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True)
+class Look:
+    """What the checks need to know of one photo, a few hundred bytes.
+
+    Attributes:
+        width, height: pixels.
+        hash: bool [16, 16], from :func:`difference_hash`.
+        colours: float32 [8, 8, 3], a thumbnail.
+        blurred: whether nothing in it is sharp.
+    """
+
+    width: int
+    height: int
+    hash: np.ndarray
+    colours: np.ndarray
+    blurred: bool
+
+
+def look_at(pixels: np.ndarray) -> Look:
+    """Look at a photo uint8 [h, w, 3], as it was read."""
+    height, width = pixels.shape[:2]
+    return Look(width, height, difference_hash(pixels), _thumbnail(pixels, (8, 8), "RGB"), is_blurred(pixels))
+
+
 def check_photos(photos: Sequence[Photo], resolution: int) -> list[str]:
     """Warnings about a set of photos, each a sentence; empty when nothing is amiss.
 
@@ -31,45 +71,72 @@ def check_photos(photos: Sequence[Photo], resolution: int) -> list[str]:
         photos: as they were read, before cropping.
         resolution: the training size in pixels.
     """
-    warnings = []
-    if len(photos) < ENOUGH_PHOTOS:
-        count = f"{len(photos)} photo" + ("s" if len(photos) != 1 else "")
-        warnings.append(
-            f"Only {count}: with fewer than {ENOUGH_PHOTOS} the background and the pose are learned with the "
-            "subject; 3 to 5 from different sides work best."
-        )
-    for photo in photos:
-        height, width = photo.pixels.shape[:2]
-        if min(height, width) < resolution:
-            warnings.append(
-                f"{photo.name} is {width}x{height}, smaller than the training size {resolution}: it is "
-                "enlarged, and the subject becomes soft."
+    found = findings([photo.name for photo in photos], [look_at(photo.pixels) for photo in photos], resolution)
+    return [finding.text for finding in found]
+
+
+def findings(names: Sequence[str], looks: Sequence[Look], resolution: int) -> list[Finding]:
+    """What there is to say about a set of photos, and of which of them it is said.
+
+    Args:
+        names: what to call them.
+        looks: one a photo.
+        resolution: the training size in pixels.
+    """
+    found = []
+    if len(looks) < ENOUGH_PHOTOS:
+        count = f"{len(looks)} photo" + ("s" if len(looks) != 1 else "")
+        found.append(
+            Finding(
+                "few",
+                f"Only {count}: with fewer than {ENOUGH_PHOTOS} the background and the pose are learned with the "
+                "subject; 3 to 5 from different sides work best.",
             )
-    for first, second in equal_pairs([photo.pixels for photo in photos]):
-        warnings.append(
-            f"{photos[first].name} and {photos[second].name} are (nearly) the same picture: it counts "
-            "twice and adds nothing."
         )
-    for photo in photos:
+    for index, look in enumerate(looks):
+        if min(look.height, look.width) < resolution:
+            found.append(
+                Finding(
+                    "small",
+                    f"{names[index]} is {look.width}x{look.height}, smaller than the training size {resolution}: "
+                    "it is enlarged, and the subject becomes soft.",
+                    (index,),
+                )
+            )
+    for first, second in _pairs(looks):
+        found.append(
+            Finding(
+                "twice",
+                f"{names[first]} and {names[second]} are (nearly) the same picture: it counts twice and adds nothing.",
+                (first, second),
+            )
+        )
+    for index, look in enumerate(looks):
         # An enlarged picture is soft in any case, and that was said above.
-        if min(photo.pixels.shape[:2]) >= resolution and is_blurred(photo.pixels):
-            warnings.append(f"{photo.name} looks blurred: the blur is learned with the subject.")
-    return warnings
+        if min(look.height, look.width) >= resolution and look.blurred:
+            found.append(
+                Finding(
+                    "blurred", f"{names[index]} looks blurred: the blur is learned with the subject.", (index,)
+                )
+            )
+    return found
 
 
 def equal_pairs(images: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Index pairs of pictures that are copies of one another, however compressed or scaled.
+    """Index pairs of pictures uint8 [h, w, 3] that are copies of one another, however compressed or scaled.
 
     A difference hash (Krawetz, 2013) of 256 bits says whether the structure is the same, and a small colour
     thumbnail whether the colours are, so that one drawing before two backgrounds is two pictures.
     """
-    hashes = [difference_hash(image) for image in images]
-    colours = [_thumbnail(image, (8, 8), "RGB") for image in images]
+    return _pairs([look_at(image) for image in images])
+
+
+def _pairs(looks: Sequence[Look]) -> list[tuple[int, int]]:
     pairs = []
-    for second in range(len(images)):
+    for second in range(len(looks)):
         for first in range(second):
-            bits = int(np.count_nonzero(hashes[first] != hashes[second]))
-            colour = float(np.abs(colours[first] - colours[second]).mean())
+            bits = int(np.count_nonzero(looks[first].hash != looks[second].hash))
+            colour = float(np.abs(looks[first].colours - looks[second].colours).mean())
             if bits <= _SAME_BITS and colour <= _SAME_COLOUR:
                 pairs.append((first, second))
     return sorted(pairs)

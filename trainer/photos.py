@@ -6,6 +6,7 @@ import contextlib
 import io
 import os
 import re
+import threading
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -33,6 +34,7 @@ KEEP_SHORT_SIDE = 2048
 """Pixels. Larger sources are scaled down to this on reading: twice the largest usual training size."""
 
 _WHITE = (255, 255, 255, 255)
+_DECODING = threading.Lock()
 
 
 @dataclass(frozen=True)
@@ -258,12 +260,13 @@ def _available_formats() -> list[str]:
 @contextlib.contextmanager
 def _strict_decoding() -> Iterator[None]:
     """Some packs tell Pillow, process-wide, to fill truncated pictures with grey. Not in a training set."""
-    before = ImageFile.LOAD_TRUNCATED_IMAGES
-    ImageFile.LOAD_TRUNCATED_IMAGES = False
-    try:
-        yield
-    finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = before
+    with _DECODING:  # two threads that take turns at a process-wide setting would restore each other's value
+        before = ImageFile.LOAD_TRUNCATED_IMAGES
+        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        try:
+            yield
+        finally:
+            ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def _unreadable(path: Path, name: str, error: Exception) -> SubjectBoothError:

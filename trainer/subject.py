@@ -105,7 +105,7 @@ class Subject:
             SubjectBoothError: a resolution that is no multiple of 8 or out of range.
         """
         side = check_resolution(self.resolution if resolution is None else resolution)
-        squares = [_square(photo, side, self.crop) for photo in self.photos]
+        squares = [training_square(photo, side, self.crop) for photo in self.photos]
         any_mask = any(mask is not None for _, mask in squares)
         full = np.full((side, side), 255, dtype=np.uint8)
         items = []
@@ -206,8 +206,14 @@ def check_resolution(resolution: int) -> int:
     return resolution
 
 
-def _square(photo: Photo, side: int, crop: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """uint8 [side, side, 3] and uint8 [side, side] or None."""
+def training_square(photo: Photo, side: int, crop: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """A photo as training sees it: pixels uint8 [side, side, 3] and mask uint8 [side, side] or None.
+
+    Args:
+        photo: as it was read.
+        side: pixels.
+        crop: one of :data:`CROPS`.
+    """
     image = Image.fromarray(photo.pixels)
     # 8 bits of mask are plenty, and the same on every machine, which a hash over floats would not be.
     mask = None if photo.mask is None else Image.fromarray(np.rint(photo.mask * 255.0).astype(np.uint8))

@@ -1,0 +1,93 @@
+// ApplySubjectLoRA: the list of LoRAs as it is now, and what the chosen one says about itself.
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { Panel, ask, copyButton, make, onWidgets, valuesOf } from "./lib/panel.mjs";
+import { t } from "./lib/words.mjs";
+
+const KIND = "ApplySubjectLoRA";
+const NO_FILE = "(from subject_lora)";
+const living = new Set();
+
+class LoraPanel {
+  constructor(node) {
+    this.node = node;
+    this.asked = 0;
+    this.panel = new Panel(node, "lora", 44);
+    this.refresh = onWidgets(node, ["lora_name"], () => this.look());
+  }
+
+  async look() {
+    const number = (this.asked += 1);
+    const name = valuesOf(this.node, ["lora_name"]).lora_name;
+    if (!name || name === NO_FILE) {
+      const text = t("The LoRA and its words come from the wired training.");
+      this.panel.show(make("div", { className: "sb-quiet" }, text));
+      return;
+    }
+    let shown;
+    try {
+      shown = describe(await ask(api, `/lora?name=${encodeURIComponent(name)}`));
+    } catch (error) {
+      shown = make("div", { className: "sb-problem" }, error.message);
+    }
+    if (number === this.asked) this.panel.show(shown);
+  }
+}
+
+function describe(lora) {
+  const about = [
+    lora.step ? t("{n} steps", { n: lora.step }) : "",
+    lora.rank ? t("rank {n}", { n: lora.rank }) : "",
+    lora.base,
+    `${lora.megabytes} MB`,
+  ];
+  const words = lora.trigger
+    ? make("div", {}, make("span", { className: "sb-words" }, lora.trigger), " ", copyButton(lora.trigger, t("copy")))
+    : make("div", { className: "sb-quiet" }, t("This file does not say its trigger words: write them into the prompt."));
+  return make(
+    "div",
+    { className: "sb-row" },
+    lora.thumbnail ? make("img", { src: lora.thumbnail, alt: lora.trigger }) : null,
+    make("div", {}, words, make("div", { className: "sb-line sb-quiet" }, about.filter(Boolean).join(", "))),
+  );
+}
+
+// The list that the front end got at its start does not know what was trained since.
+async function freshList() {
+  if (!living.size) return;
+  let options;
+  try {
+    const definitions = await (await api.fetchApi(`/object_info/${KIND}`)).json();
+    const [kind, details] = definitions[KIND].input.required.lora_name;
+    options = Array.isArray(kind) ? kind : details.options;
+  } catch {
+    return; // the next run, node or press of R asks again
+  }
+  for (const node of living) {
+    const widget = node.widgets?.find((candidate) => candidate.name === "lora_name");
+    if (widget && String(widget.options.values) !== String(options)) widget.options.values = [...options];
+  }
+}
+
+app.registerExtension({
+  name: "SubjectBooth.ApplySubject",
+  setup() {
+    api.addEventListener("execution_success", () => void freshList());
+    api.addEventListener("executed", ({ detail }) => {
+      if (detail?.output?.text && living.size) void freshList();
+    });
+  },
+  nodeCreated(node) {
+    if (node.comfyClass !== KIND) return;
+    living.add(node);
+    const removed = node.onRemoved;
+    node.onRemoved = function (...given) {
+      living.delete(node);
+      return removed?.apply(this, given);
+    };
+    void freshList();
+    if (app.extensionManager.setting.get("SubjectBooth.Panels.Loras") !== false) {
+      node.subjectBoothLora = new LoraPanel(node);
+    }
+  },
+});

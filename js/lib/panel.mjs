@@ -1,0 +1,177 @@
+// Panels inside nodes: an element that both renderers show and that is saved nowhere.
+
+const STYLE = `
+.sb-panel { box-sizing: border-box; width: 100%; height: 100%; overflow: auto; padding: 6px; border-radius: 6px;
+  font: 12px/1.35 Inter, Arial, sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222);
+  contain: layout; overscroll-behavior: contain; text-align: left; }
+.sb-grid { display: grid; grid-template-columns: repeat(auto-fill, minmax(76px, 1fr)); gap: 6px; }
+.sb-tile { position: relative; aspect-ratio: 1; border-radius: 5px; overflow: hidden; border: 2px solid transparent;
+  background: #0004; padding: 0; margin: 0; color: inherit; font: inherit; display: block; width: 100%; }
+.sb-tile:focus-visible { outline: 2px solid #5b9dff; }
+.sb-tile img { width: 100%; height: 100%; object-fit: cover; display: block; -webkit-user-drag: none; }
+.sb-tile.sb-warn { border-color: #e0a63a; }
+.sb-tile.sb-bad { border-color: #d9534f; }
+.sb-tile.sb-out img { opacity: 0.25; filter: grayscale(1); }
+.sb-tile.sb-over { border-color: #5b9dff; }
+.sb-mark { position: absolute; left: 3px; bottom: 3px; padding: 0 5px; border-radius: 8px; font-weight: 700;
+  font-size: 11px; background: #e0a63a; color: #201600; }
+.sb-bad .sb-mark { background: #d9534f; color: #fff; }
+.sb-out .sb-mark { background: #999; color: #111; }
+.sb-tools { position: absolute; top: 2px; right: 2px; display: flex; gap: 2px; opacity: 0; }
+.sb-tile:hover .sb-tools, .sb-tile:focus-within .sb-tools { opacity: 1; }
+.sb-tools button, .sb-button { border: 0; border-radius: 4px; cursor: pointer; color: #fff; background: #000a;
+  font: 12px/1 Arial, sans-serif; padding: 3px 5px; }
+.sb-tools button:hover, .sb-button:hover { background: #3b82f6; }
+.sb-add { border: 2px dashed #888a; cursor: pointer; background: none; color: inherit; font-size: 11px; }
+.sb-add:hover { border-color: #5b9dff; }
+.sb-line { margin: 5px 0 0; overflow-wrap: anywhere; }
+.sb-quiet { opacity: 0.7; }
+.sb-words { padding: 1px 5px; border-radius: 4px; background: #5b9dff33; user-select: text; }
+.sb-note { margin: 4px 0 0; padding-left: 8px; border-left: 3px solid #e0a63a; }
+.sb-problem { margin: 4px 0 0; padding-left: 8px; border-left: 3px solid #d9534f; }
+.sb-row { display: flex; gap: 8px; align-items: flex-start; }
+.sb-row > img { width: 76px; height: 76px; object-fit: cover; border-radius: 5px; flex: none; }
+.sb-row > div { flex: 1; min-width: 0; }
+`;
+
+function addStyle() {
+  if (document.getElementById("subjectbooth-style")) return;
+  const style = document.createElement("style");
+  style.id = "subjectbooth-style";
+  style.textContent = STYLE;
+  document.head.append(style);
+}
+
+// An element: properties (class as className), handlers by their DOM names, children as texts or elements.
+export function make(tag, properties = {}, ...children) {
+  const element = Object.assign(document.createElement(tag), properties);
+  element.append(...children.filter((child) => child !== null && child !== undefined && child !== ""));
+  return element;
+}
+
+const HIGHEST = 420; // pixels; a longer list scrolls
+
+// A panel at the end of a node, as high as what it shows. It is no input: neither the workflow nor the prompt holds a
+// value of it.
+export class Panel {
+  constructor(node, name, least) {
+    addStyle();
+    this.node = node;
+    this.height = this.least = least;
+    this.inner = make("div");
+    this.element = make("div", { className: "sb-panel" }, this.inner);
+    // A list that scrolls keeps the wheel. Elsewhere it zooms the canvas, above which the classic editor lays the panel.
+    this.element.addEventListener("wheel", (event) => {
+      if (this.element.scrollHeight > this.element.clientHeight && !event.ctrlKey) event.stopPropagation();
+      else if (!window.LiteGraph?.vueNodesMode) window.app?.canvas?.processMouseWheel?.(event);
+    }, { passive: false });
+    this.element.addEventListener("pointerdown", (event) => event.stopPropagation());
+    const widget = node.addDOMWidget(name, `SUBJECTBOOTH_${name.toUpperCase()}`, this.element, {
+      serialize: false,
+      hideOnZoom: false,
+      getMinHeight: () => this.height,
+      getValue: () => "",
+      setValue: () => {},
+    });
+    widget.serialize = false;
+    new ResizeObserver(() => this.fit()).observe(this.inner); // also when it comes into sight for the first time
+  }
+
+  show(...children) {
+    this.inner.replaceChildren(...children);
+    this.fit();
+  }
+
+  // Makes the node higher when there is more to show, and leaves it when there is less: a user may have drawn it so.
+  fit() {
+    const content = this.inner.offsetHeight;
+    if (!content) return; // not on the screen
+    const height = Math.min(HIGHEST, Math.max(this.least, content + 14));
+    if (Math.abs(height - this.height) < 2) return;
+    this.height = height;
+    this.element.style.minHeight = `${height}px`;
+    const [width, before] = this.node.size;
+    const needed = this.node.computeSize()[1];
+    if (needed > before) this.node.setSize([width, needed]);
+    this.node.graph?.setDirtyCanvas?.(true, true);
+  }
+}
+
+// Makes a new node wide enough for what it shows; one from a workflow keeps its size.
+export function widen(node, width) {
+  if (node.size[0] < width) node.setSize([width, node.size[1]]);
+}
+
+// Calls `changed` once soon after any of the named widgets was changed, by hand, by a workflow or by undo.
+export function onWidgets(node, names, changed) {
+  let pending = 0;
+  const soon = () => {
+    if (pending) return;
+    pending = setTimeout(() => {
+      pending = 0;
+      if (node.graph) changed();
+    }, 30);
+  };
+  for (const widget of node.widgets ?? []) {
+    if (!names.includes(widget.name)) continue;
+    chain(widget, "callback", soon);
+  }
+  chain(node, "onConfigure", soon);
+  chain(node, "onAdded", soon);
+  soon();
+  return soon;
+}
+
+// Runs `more` after whatever is there under this name.
+export function chain(object, name, more) {
+  const before = object[name];
+  object[name] = function (...given) {
+    const result = before?.apply(this, given);
+    more.apply(this, given);
+    return result;
+  };
+}
+
+export function valuesOf(node, names) {
+  const values = {};
+  for (const widget of node.widgets ?? []) if (names.includes(widget.name)) values[widget.name] = widget.value;
+  return values;
+}
+
+// Sets a widget's value as a user would: its callback is called and undo knows it.
+export function setWidget(node, name, value) {
+  const widget = node.widgets?.find((candidate) => candidate.name === name);
+  if (!widget) return;
+  widget.value = value;
+  widget.callback?.(value);
+  node.graph?.setDirtyCanvas?.(true, true);
+  node.graph?.change?.();
+}
+
+// The JSON answer of one of the pack's routes.
+export async function ask(api, path, body) {
+  const request = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
+  const answer = await api.fetchApi(`/subjectbooth${path}`, request);
+  const said = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
+  if (!answer.ok) throw new Error(said.error ?? `the server answered ${answer.status}`);
+  return said;
+}
+
+export function copyButton(text, label = "copy") {
+  const button = make("button", { className: "sb-button", type: "button", title: text }, label);
+  button.addEventListener("click", async () => {
+    try {
+      await navigator.clipboard.writeText(text);
+    } catch {
+      // Not a secure page (a ComfyUI on the network over http): the old way still works there.
+      const area = make("textarea", { value: text });
+      document.body.append(area);
+      area.select();
+      document.execCommand("copy");
+      area.remove();
+    }
+    button.textContent = "✓";
+    setTimeout(() => (button.textContent = label), 1200);
+  });
+  return button;
+}

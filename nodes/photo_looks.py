@@ -1,0 +1,129 @@
+"""What LoadSubjectImages would make of its photos, for its panel: pictures as training sees them, warnings, words."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from ..trainer.captions import check_template, fill
+from ..trainer.errors import SubjectBoothError
+from ..trainer.photo_checks import Look, findings, look_at
+from ..trainer.photos import read_photo
+from ..trainer.subject import CROPS, Photo, check_resolution, training_square
+from ..trainer.trigger import check_token, check_word
+from .photo_sources import Source
+
+MOST_SHOWN = 48
+"""Photos in the panel: each is decoded for it."""
+THUMBNAIL_SIDE = 192
+
+
+@dataclass(frozen=True)
+class Seen:
+    """One photo as the panel shows it.
+
+    Attributes:
+        look: for the checks.
+        thumbnail: the training square as a ``data:`` address.
+        notes: sentences of the reading.
+    """
+
+    look: Look
+    thumbnail: str
+    notes: tuple[str, ...]
+
+
+def describe_photos(widgets: dict[str, Any]) -> dict[str, Any]:
+    """What the node would say of these widget values; nothing is written and no model is touched.
+
+    Args:
+        widgets: the node's values by name, as the editor holds them; what is missing is empty.
+
+    Returns:
+        ``photos`` (name, thumbnail, size, warnings and their kinds, or an error), ``count``, ``warnings`` about the
+        whole, the two sentences the words make, and ``problem`` where the node would refuse.
+
+    Raises:
+        SubjectBoothError: the sources or settings cannot be used.
+    """
+    source = Source.of(widgets.get("images"), widgets.get("folder"), widgets.get("sample"))
+    source.check(may_be_none=True)
+    resolution, crop = check_resolution(widgets.get("resolution", 512)), widgets.get("crop", CROPS[0])
+    if crop not in CROPS:
+        raise SubjectBoothError(f"crop {str(crop)[:40]!r}", f"one of {', '.join(CROPS)}", "choose one", "crop")
+    paths = source.paths()
+    shown = [_photo(path, resolution, crop) for path in paths[:MOST_SHOWN]]
+    seen = [(index, photo) for index, photo in enumerate(shown) if isinstance(photo, Seen)]
+    photos: list[dict[str, Any]] = []
+    for path, photo in zip(paths, shown, strict=False):
+        entry: dict[str, Any] = {"name": path.name, "warnings": [], "kinds": []}
+        if isinstance(photo, Seen):
+            entry |= {"thumbnail": photo.thumbnail, "width": photo.look.width, "height": photo.look.height,
+                      "warnings": list(photo.notes)}
+        else:
+            entry["error"] = photo
+        photos.append(entry)
+    warnings = []
+    if paths:
+        names = [paths[index].name for index, _ in seen]
+        for finding in findings(names, [photo.look for _, photo in seen], resolution):
+            for number in finding.photos:
+                photos[seen[number][0]]["warnings"].append(finding.text)
+                photos[seen[number][0]]["kinds"].append(finding.kind)
+            if not finding.photos and len(seen) == len(paths):
+                warnings.append(finding.text)
+    words = _words(widgets, source.sample_class_word())
+    return {"photos": photos, "count": len(paths), **words, "warnings": [*warnings, *words["warnings"]]}
+
+
+def _words(widgets: dict[str, Any], sample_class_word: str) -> dict[str, Any]:
+    """The sentences that token and class word make, or why they make none."""
+    from .subject import clip_tokenize
+
+    class_word = str(widgets.get("class_word") or "")
+    try:
+        token = check_word(str(widgets.get("token") or ""), "token", "ohwx")
+        class_word = check_word(class_word if class_word.strip() else sample_class_word, "class_word", "dog")
+        template = check_template(str(widgets.get("prompt_template") or ""), needs_token=True)
+    except SubjectBoothError as error:
+        return {"sentence": "", "class_sentence": "", "problem": str(error), "warnings": []}
+    return {
+        "sentence": fill(template, token, class_word),
+        "class_sentence": fill("a photo of a {class}", token, class_word),
+        "problem": "",
+        "warnings": check_token(token, class_word, clip_tokenize()),
+    }
+
+
+def _photo(path: Path, resolution: int, crop: str) -> Seen | str:
+    """The photo, or why it cannot be read."""
+    try:
+        about = path.stat()
+        return _seen(path, about.st_mtime_ns, about.st_size, resolution, crop)
+    except SubjectBoothError as error:
+        return str(error)
+    except OSError as error:
+        return f"{path.name} cannot be opened ({error.strerror or type(error).__name__})"
+
+
+@functools.lru_cache(maxsize=256)
+def _seen(path: Path, _changed: int, _size: int, resolution: int, crop: str) -> Seen:
+    """By the file's time and size besides its name, so that a changed file is read again."""
+    decoded = read_photo(path)
+    pixels, _ = training_square(Photo(decoded.pixels, decoded.mask, "", path.name), resolution, crop)
+    return Seen(look_at(decoded.pixels), data_address(Image.fromarray(pixels)), decoded.notes)
+
+
+def data_address(picture: Image.Image) -> str:
+    """A small JPEG of a picture as a ``data:`` address, which needs no route of its own."""
+    small = picture.convert("RGB")
+    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=88)
+    return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

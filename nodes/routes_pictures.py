@@ -1,0 +1,128 @@
+"""Routes behind the panels of LoadSubjectImages, GenerateClassPriors and ApplySubjectLoRA."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import re
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+from PIL import Image
+
+from ..trainer.errors import SubjectBoothError
+from ..trainer.safefile import read_metadata
+from .apply import lora_path
+from .host import pack_output_dir
+from .photo_looks import data_address, describe_photos
+from .routes import RouteError, inside, json_body, serve
+
+MOST_PICTURES = 500
+"""Class images that a panel shows."""
+CLASS_IMAGE = re.compile(r"([0-9a-f]{32})_[0-9a-f]{8}\.png")
+BESIDE = (".preview.png", ".preview.jpg", ".png", ".jpg", ".jpeg", ".webp")
+"""Endings under which LoRA managers keep a picture beside a file."""
+
+# One at a time: decoding photos must not take the processor from a training that runs.
+_worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="subjectbooth-pictures")
+
+
+def register() -> None:
+    """Register the routes; called once, before ComfyUI's server starts to listen."""
+    serve("/photos", POST=photos)
+    serve("/lora", GET=lora)
+    serve("/class_images", GET=class_images)
+
+
+async def photos(request: web.Request) -> Any:
+    """The photos that the widgets' values name, as training sees them."""
+    widgets = await json_body(request)
+    return await _aside(lambda: describe_photos(widgets))
+
+
+async def lora(request: web.Request) -> Any:
+    """What a file of models/loras says about itself."""
+    name = request.query.get("name", "")
+    return await _aside(lambda: describe_lora(name))
+
+
+async def class_images(request: web.Request) -> Any:
+    """The class images in one of the pack's folders, in the order in which they were made."""
+    folder = inside(pack_output_dir() / "class_images", request.query.get("folder", ""))
+    return await _aside(lambda: list_class_images(folder))
+
+
+async def _aside(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+    return await asyncio.get_running_loop().run_in_executor(_worker, work)
+
+
+def describe_lora(name: str) -> dict[str, Any]:
+    """Trigger words, settings and a picture of a LoRA file; ``trigger`` is empty for a stranger's that does not say.
+
+    Raises:
+        RouteError: 404, no such file.
+        SubjectBoothError: it is no safetensors file.
+    """
+    try:
+        path = lora_path(name)
+    except SubjectBoothError as error:
+        raise RouteError(404, str(error)) from error
+    metadata = read_metadata(path)
+    picture = _validation_picture(metadata) or _picture_beside(path)
+    return {
+        "name": name,
+        "trigger": metadata.get("subjectbooth.trigger") or metadata.get("modelspec.trigger_phrase", ""),
+        "prompt": metadata.get("subjectbooth.instance_prompt", ""),
+        "ours": "subjectbooth.run_key" in metadata,
+        "step": metadata.get("subjectbooth.step") or metadata.get("ss_steps", ""),
+        "rank": metadata.get("ss_network_dim", ""),
+        "base": metadata.get("ss_base_model_version", ""),
+        "megabytes": round(path.stat().st_size / 2**20, 1),
+        "thumbnail": _thumbnail(picture) if picture is not None else "",
+    }
+
+
+def _validation_picture(metadata: dict[str, str]) -> Path | None:
+    """The picture that was drawn with this adapter, or with the last one before it, in the folder of its run."""
+    key, step = metadata.get("subjectbooth.run_key", ""), metadata.get("subjectbooth.step", "")
+    if not re.fullmatch("[0-9a-f]{64}", key) or not re.fullmatch("[0-9]{1,9}", step):
+        return None
+    found = sorted(pack_output_dir().glob(f"*_{key[:12]}/validation/step_*_00.png"))
+    up_to = [path for path in found if path.name <= f"step_{int(step):06d}_00.png"]
+    return up_to[-1] if up_to else None
+
+
+def _picture_beside(path: Path) -> Path | None:
+    return next((beside for end in BESIDE if (beside := path.with_suffix(end)).is_file()), None)
+
+
+def _thumbnail(path: Path) -> str:
+    try:
+        with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as picture:
+            return data_address(picture)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
+        return ""
+
+
+def list_class_images(folder: Path) -> dict[str, Any]:
+    """Names for ComfyUI's /view and content hashes of the pictures in a folder of class images."""
+    try:
+        files = [(path.stat().st_mtime_ns, path) for path in folder.iterdir() if CLASS_IMAGE.fullmatch(path.name)]
+    except OSError as error:
+        raise RouteError(404, "there are no class images of this name") from error
+    by_hash = {path.name[:32]: path for _, path in sorted(files)}  # the last one, where several VAEs decoded it
+    shown = list(by_hash.items())[:MOST_PICTURES]
+    subfolder = f"{pack_output_dir().name}/{folder.parent.name}/{folder.name}"
+    pictures = [{"hash": digest, "filename": path.name, "subfolder": subfolder, "type": "output"}
+                for digest, path in shown]
+    return {"folder": folder.name, "prompt": _prompt(folder), "count": len(by_hash), "pictures": pictures}
+
+
+def _prompt(folder: Path) -> str:
+    try:
+        return str(json.loads((folder / "recipe.json").read_text("utf-8"))["prompt"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
