@@ -112,7 +112,7 @@ def dreambooth_row(
         "background_in_new_scenes": share(
             [a == b for a, b in zip(judge.look(made["scenes"]).background, wanted, strict=True)]
         ),
-        "class_prompt_is_the_subject": share([i == subject_at for i in after.drawing_probability.argmax(1)]),
+        "class_prompt_is_the_subject": share([i == subject_at for i in after.drawing_probability.argmax(1).tolist()]),
         "class_prompt_is_the_class": share([seen == word for seen in after.word]),
         "class_before": share([seen == word for seen in judge.look(made["before"]).word]),
     }  # fmt: skip
