@@ -13,9 +13,13 @@ class SubjectBoothExtension(ComfyExtension):
         from .demo_base import LoadDemoBase
         from .options import DreamBoothOptions
         from .priors import GenerateClassPriors
+        from .routes_pictures import register as register_picture_routes
         from .subject import LoadSubjectImages
         from .train import DreamBoothLoRATrain
+        from .train_routes import register as register_train_routes
 
+        register_picture_routes()
+        register_train_routes()
         return [
             LoadSubjectImages, GenerateClassPriors, DreamBoothLoRATrain, ApplySubjectLoRA, LoadDemoBase,
             DreamBoothOptions,

@@ -47,6 +47,16 @@ def clean_up() -> None:
     comfy.model_management.soft_empty_cache()
 
 
+def memory_in_use(device: torch.device) -> dict[str, str | int]:
+    """What is in use on the device, in bytes; on a CPU, what this process has of the machine's memory."""
+    if device.type == "cuda":
+        total = torch.cuda.get_device_properties(device).total_memory
+        return {"of": "device", "used": torch.cuda.memory_reserved(device), "total": total}
+    import psutil
+
+    return {"of": "process", "used": psutil.Process().memory_info().rss, "total": psutil.virtual_memory().total}
+
+
 def stop_if_cancelled() -> None:
     """Raise ComfyUI's own exception if the user pressed cancel."""
     comfy.model_management.throw_exception_if_processing_interrupted()

@@ -18,11 +18,14 @@ from ..trainer.priors import ClassPriors
 from ..trainer.publish import checked_name, publish
 from ..trainer.run import Run
 from ..trainer.subject import Subject
+from . import live
 from .bridge import base_from_graph
 from .host import Progress, clean_up, grid, loras_dir, pack_output_dir, readable_seconds, view_entry
 from .lora_file import SubjectLora, load_lora_file, require_all_keys
 from .settings import config_from, setting_input
 from .types import CATEGORY, ClassPriorsType, DreamBoothOptionsType, SubjectLoraType, SubjectType
+
+AFTER_STOP = ("keep", "continue")
 
 
 class DreamBoothLoRATrain(io.ComfyNode):
@@ -67,6 +70,10 @@ class DreamBoothLoRATrain(io.ComfyNode):
                                               "every dog into yours. Without them, only the subject is trained."),
                 DreamBoothOptionsType.Input("options", optional=True, tooltip="Further settings, from "
                                                                               "DreamBoothOptions."),
+                # Optional, so that prompts written before it was there still are whole.
+                io.Combo.Input("after_stop", options=list(AFTER_STOP), default="keep", optional=True,
+                               tooltip="What becomes of a run that was ended with Stop and keep. keep: its adapter "
+                                       "stays the result. continue: train on to all steps."),
             ],
             outputs=[
                 SubjectLoraType.Output(display_name="subject_lora", tooltip="For ApplySubjectLoRA."),
@@ -93,17 +100,22 @@ class DreamBoothLoRATrain(io.ComfyNode):
         return True
 
     @classmethod
-    def fingerprint_inputs(cls, force_retrain: bool | None = False, **_: Any) -> float | str:
+    def fingerprint_inputs(
+        cls, force_retrain: bool | None = False, after_stop: str | None = "keep", **_: Any,
+    ) -> float | str:
         """NaN is never equal to itself, so ComfyUI's own cache does not stand in the way of a forced training."""
-        return math.nan if force_retrain else ""
+        return math.nan if force_retrain else live.generation(after_stop or "")
 
     @classmethod
     def execute(
         cls, model: Any, clip: Any, vae: Any, subject: Subject, output_name: str, resolution: int,
         force_retrain: bool = False, class_priors: ClassPriors | None = None, options: dict[str, Any] | None = None,
-        **settings: Any,
+        after_stop: str = "keep", **settings: Any,
     ) -> io.NodeOutput:
         """Train (or find the training) and hand on what came of it."""
+        if after_stop not in AFTER_STOP:  # ComfyUI 0.3.75 does not check this kind of list
+            raise SubjectBoothError(f"after_stop {after_stop!r}", " or ".join(AFTER_STOP), "choose one of them",
+                                    "after_stop")
         config = config_from({**settings, **(options or {})}, resolution or subject.resolution)
         progress = Progress(cls.hidden.unique_id, config.steps)
         progress.say("reading the base model")
@@ -111,16 +123,25 @@ class DreamBoothLoRATrain(io.ComfyNode):
             base = base_from_graph(model, clip, vae)
             device = comfy.model_management.get_torch_device()
             run = Run(base, subject, class_priors, config, pack_output_dir(), device)
-            finished = _follow(run.events(force_retrain), progress)
-            path = publish(finished.path, loras_dir(), output_name)
-            lora = load_lora_file(path)
-        matched = require_all_keys(lora.tensors, model, clip)
-        summary = _summary(finished, lora, matched)
+            go_on = after_stop == "continue"
+            if (force_retrain or go_on) and run.folder.kept_step(config.steps) is not None:
+                live.went_on()
+            with live.feed(cls.hidden.unique_id, run, config.steps, device) as feed:
+                finished = _follow(run.events(force_retrain, go_on), progress, feed)
+                path = publish(finished.path, loras_dir(), output_name)
+                lora = load_lora_file(path)
+                matched = require_all_keys(lora.tensors, model, clip)
+                result = _result(finished, config.steps, lora, matched)
+                run.folder.record_result(result)
+                feed.end("kept" if finished.step < config.steps else "finished", result)
+        summary = _summary(finished, config.steps, lora, matched)
         progress.say(summary)
-        return cls._output(run, lora, config.steps, summary)
+        return cls._output(run, lora, finished.step, summary, {"run": run.folder.path.name, **result})
 
     @classmethod
-    def _output(cls, run: Run, lora: SubjectLora, steps: int, summary: str) -> io.NodeOutput:
+    def _output(
+        cls, run: Run, lora: SubjectLora, steps: int, summary: str, result: dict[str, Any],
+    ) -> io.NodeOutput:
         validations = run.folder.validations(steps)
         pictures = [view_entry(path) for step, prompts, _ in validations
                     for path in run.folder.pictures(step, len(prompts))]
@@ -129,15 +150,16 @@ class DreamBoothLoRATrain(io.ComfyNode):
         # Plot Loss Graph divides by the spread of the losses.
         loss_map = {"loss": losses} if len(set(losses)) > 1 else ExecutionBlocker(None)
         return io.NodeOutput(lora, str(lora.path), images, lora.tensors, loss_map,
-                             ui={"images": pictures, "text": [summary]})
+                             ui={"images": pictures, "text": [summary], "subjectbooth": [result]})
 
 
-def _follow(events: Iterator[Event], progress: Progress) -> Finished:
+def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed) -> Finished:
     """Turn the run's events into the node's progress; closing them on a cancel is what keeps the work."""
     finished: Finished | None = None
     steps = 0
     try:
         for event in events:
+            feed.note(event)
             if isinstance(event, Started):
                 steps = event.steps
                 notes = "; ".join(event.notes)
@@ -163,10 +185,19 @@ def _follow(events: Iterator[Event], progress: Progress) -> Finished:
     return finished
 
 
-def _summary(finished: Finished, lora: SubjectLora, matched: int) -> str:
+def _result(finished: Finished, steps: int, lora: SubjectLora, matched: int) -> dict[str, Any]:
+    """What came of the run, for the panel; the file by its name in the LoRA folder, so that no path is told."""
+    return {
+        "lora": lora.path.relative_to(loras_dir()).as_posix(), "size": lora.path.stat().st_size, "matched": matched,
+        "layers": matched, "trigger": lora.trigger, "step": finished.step, "steps": steps,
+    }
+
+
+def _summary(finished: Finished, steps: int, lora: SubjectLora, matched: int) -> str:
     verb = "trained" if finished.trained else "found again (trained before)"
     size = lora.path.stat().st_size / 2**20
-    return (f"{verb}: {lora.path.name}, {size:.1f} MB, step {finished.step}, matched {matched}/{matched}, "
+    step = f"step {finished.step}" + (f" of {steps} (stopped and kept)" if finished.step < steps else "")
+    return (f"{verb}: {lora.path.name}, {size:.1f} MB, {step}, matched {matched}/{matched}, "
             f"write “{lora.trigger}” in prompts")
 
 

@@ -15,7 +15,7 @@ import comfy.model_management
 import psutil
 import torch
 
-from . import digests, predictions
+from . import digests, live_probes, predictions
 from .subject_probes import ProbePriors, ProbeSubject
 
 
@@ -163,4 +163,5 @@ NODE_CLASS_MAPPINGS = {
     "ProbePriors": ProbePriors,
     **predictions.NODES,
     **digests.NODES,
+    **live_probes.NODES,
 }

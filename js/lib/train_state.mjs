@@ -1,0 +1,108 @@
+// What the panel knows of one run, out of messages and of the run's log. No page, no ComfyUI.
+import { Series } from "./numbers.mjs";
+
+const MOST_VALIDATIONS = 400;
+const MOST_NOTES = 20;
+const AT_WORK = ["preparing", "training", "drawing", "stopping"];
+
+export class TrainState {
+  constructor(run) {
+    this.run = run;
+    this.state = "";
+    this.step = 0;
+    this.steps = 0;
+    this.seconds = null;
+    this.eta = null;
+    this.memory = null;
+    this.drawn = null;
+    this.chosen = {};
+    this.notes = [];
+    this.series = new Map();
+    this.saved = [];
+    this.validations = [];
+    this.result = null;
+    this._recent = [];
+  }
+
+  /** Whether the run is being trained now. */
+  get atWork() {
+    return AT_WORK.includes(this.state);
+  }
+
+  /** Whether it was stopped and kept, so that it could go on. */
+  get kept() {
+    return this.state === "kept";
+  }
+
+  /** Take in a "subjectbooth.train" message. */
+  take(message) {
+    // Only the first message of a start says what was chosen without a note: what the log had beyond is made anew.
+    if (message.chosen && message.note === undefined) this._cut(message.step);
+    this._now(message);
+    this._add(message);
+    if (message.notes) this.notes = message.notes.slice(-MOST_NOTES);
+    if (message.note) this.notes = [...this.notes, message.note].slice(-MOST_NOTES);
+  }
+
+  /** Take in what the server reads from the run's folder. */
+  fill(history) {
+    // Older points cannot be put in front of newer ones: the log has them all, so it comes first.
+    const later = new Map([...this.series].map(([name, series]) => [name, series.points]));
+    this.series = new Map();
+    this._add(history);
+    for (const [name, points] of later) this._series(name).add(points);
+    if (history.notes?.length) this.notes = history.notes.slice(-MOST_NOTES);
+    if (history.active) {
+      this._now(history.active);
+    } else if (!this.atWork || !history.active) {
+      const done = history.result && history.step >= history.steps && history.steps > 0;
+      const state = history.kept ? "kept" : done ? "finished" : history.step ? "cancelled" : "";
+      this._now({ ...history, state, eta: null, drawn: null });
+    }
+    if (Number.isFinite(history.seconds)) this.seconds = history.seconds;
+  }
+
+  /** Take in what the node says when it is done. */
+  done(result) {
+    const { step, steps } = result;
+    this._now({ step, steps, state: step < steps ? "kept" : "finished", eta: null });
+    this.result = result;
+  }
+
+  _now(message) {
+    if (message.state !== undefined) this.state = message.state;
+    if (Number.isFinite(message.step)) this.step = message.step;
+    if (Number.isFinite(message.steps) && message.steps > 0) this.steps = message.steps;
+    if ("eta" in message) this.eta = message.eta;
+    if (message.memory) this.memory = message.memory;
+    this.drawn = this.state === "drawing" ? message.drawn ?? this.drawn : null;
+    if (!Number.isFinite(message.seconds)) return;
+    this._recent = [...this._recent, message.seconds].slice(-20);
+    this.seconds = this._recent.reduce((sum, value) => sum + value, 0) / this._recent.length;
+  }
+
+  _add(message) {
+    if (message.chosen && Object.keys(message.chosen).length) this.chosen = message.chosen;
+    for (const [name, points] of Object.entries(message.series ?? {})) this._series(name).add(points);
+    this.saved = [...new Set([...this.saved, ...(message.saved ?? [])])].sort((one, two) => one - two);
+    const byStep = new Map(this.validations.map((shown) => [shown.step, shown]));
+    for (const shown of message.validations ?? []) byStep.set(shown.step, shown);
+    this.validations = [...byStep.values()].sort((one, two) => one.step - two.step);
+    while (this.validations.length > MOST_VALIDATIONS) {
+      const last = this.validations.length - 1;
+      this.validations = this.validations.filter((_, at) => at % 2 === 1 || at === last);
+    }
+    if (message.result) this.result = message.result;
+  }
+
+  _series(name) {
+    if (!this.series.has(name)) this.series.set(name, new Series());
+    return this.series.get(name);
+  }
+
+  _cut(step) {
+    for (const series of this.series.values()) series.cut(step);
+    this.validations = this.validations.filter((shown) => shown.step <= step);
+    this.result = null;
+  }
+}

@@ -1,0 +1,305 @@
+// The training panel's elements. It shows a TrainState and calls back; it asks no server and knows no node.
+import { colourOf, drawChart, shownSeries, stepAt } from "./loss_chart.mjs";
+import { readableBytes, readableSeconds, readableTime } from "./numbers.mjs";
+
+/** Heights in CSS pixels: what the panel needs of the node. */
+const HEIGHTS = { idle: 44, status: 46, chart: 158, strip: 200, actions: 30, result: 52, padding: 12 };
+
+function make(kind, className = "", text = "") {
+  const element = document.createElement(kind);
+  if (className) element.className = className;
+  if (text) element.textContent = text;
+  return element;
+}
+
+/**
+ * @param words see train_words.mjs
+ * @param actions {stop, resume, viewAddress(image), sharpness()}
+ */
+export class TrainView {
+  constructor(words, actions) {
+    this._words = words;
+    this._actions = actions;
+    this._run = null;
+    this._picked = null;
+    this._held = null;
+    this._pointed = null;
+    this._frame = 0;
+    this.element = make("div", "subjectbooth-train");
+    this._build();
+    this._sizes = new ResizeObserver(() => this._draw());
+    this._sizes.observe(this._canvas);
+    this.show(null);
+  }
+
+  /** How high the panel is to be, in CSS pixels. */
+  get height() {
+    if (!this._run) return HEIGHTS.idle;
+    const parts = ["status", "padding"];
+    if (!this._chart.hidden) parts.push("chart");
+    if (!this._strip.hidden) parts.push("strip");
+    if (!this._actionsLine.hidden) parts.push("actions");
+    if (!this._result.hidden) parts.push("result");
+    return parts.reduce((sum, part) => sum + HEIGHTS[part], 0);
+  }
+
+  /** Show a run, or with null that there is none yet. */
+  show(run) {
+    if (run?.run !== this._run?.run) {
+      this._picked = null;
+      this._held = null;
+    }
+    this._run = run;
+    this._idle.hidden = Boolean(run);
+    for (const part of [this._status, this._bar, this._legend, this._chart, this._strip, this._actionsLine, this._result]) {
+      part.hidden = !run;
+    }
+    this.element.dataset.state = run?.state ?? "idle";
+    this.element.dataset.step = String(run?.step ?? 0);
+    if (!run) return;
+    this._showStatus(run);
+    this._showCurves(run);
+    this._showPictures(run);
+    this._showActions(run);
+    this._showResult(run);
+  }
+
+  remove() {
+    this._sizes.disconnect();
+    cancelAnimationFrame(this._frame);
+    this.element.remove();
+  }
+
+  _build() {
+    const words = this._words;
+    this._idle = make("div", "sbt-idle sbt-faint", words.idle);
+    this._status = make("div");
+    this._state = make("span", "sbt-grow");
+    this._state.setAttribute("role", "status");
+    this._numbers = make("span", "sbt-faint sbt-numbers");
+    this._count = make("span", "sbt-grow sbt-numbers");
+    const [first, second] = [make("div", "sbt-line"), make("div", "sbt-line")];
+    this._setting = make("span", "sbt-faint");
+    first.append(this._state, this._setting);
+    second.append(this._count, this._numbers);
+    this._status.append(first, second);
+    this._bar = make("div", "sbt-bar");
+    this._done = make("div");
+    this._bar.append(this._done);
+
+    this._legend = make("div", "sbt-legend sbt-faint");
+    this._chart = make("div", "sbt-chart");
+    this._canvas = make("canvas");
+    this._canvas.setAttribute("role", "img");
+    this._chart.append(this._canvas);
+    this._canvas.addEventListener("pointermove", (event) => {
+      // Lengths on the screen follow the editor's zoom; offsetWidth does not.
+      const box = this._canvas.getBoundingClientRect();
+      const left = ((event.clientX - box.left) * this._canvas.offsetWidth) / (box.width || 1);
+      this._pointed = this._run ? stepAt(left, this._canvas.offsetWidth, this._run) : null;
+      this._draw();
+    });
+    this._canvas.addEventListener("pointerleave", () => {
+      this._pointed = null;
+      this._draw();
+    });
+
+    this._strip = make("div", "sbt-strip");
+    this._pictures = make("div", "sbt-pictures");
+    const steps = make("div", "sbt-line");
+    this._slider = make("input");
+    this._slider.type = "range";
+    this._slider.min = "0";
+    this._slider.setAttribute("aria-label", words.slider);
+    this._slider.addEventListener("input", () => {
+      this._picked = this._run?.validations[Number(this._slider.value)]?.step ?? null;
+      this.show(this._run);
+    });
+    this._pickedText = make("span", "sbt-faint sbt-numbers");
+    this._compare = make("button", "", words.compare);
+    this._compare.type = "button";
+    this._compare.title = words.compareHelp;
+    this._compare.addEventListener("click", () => {
+      this._held = this._held === null ? this._shown()?.step ?? null : null;
+      this.show(this._run);
+    });
+    steps.append(this._slider, this._pickedText, this._compare);
+    this._strip.append(this._pictures, steps);
+
+    this._actionsLine = make("div", "sbt-line");
+    this._stop = this._button(words.stop, words.stopHelp, () => this._actions.stop());
+    this._resume = this._button(words.resume, words.resumeHelp, () => this._actions.resume());
+    this._resume.classList.add("sbt-main");
+    this._actionsLine.append(this._stop, this._resume);
+
+    this._result = make("div");
+    this._file = make("div", "sbt-line");
+    this._fileName = make("span", "sbt-grow sbt-file");
+    this._fileFacts = make("span", "sbt-faint sbt-numbers");
+    this._file.append(this._fileName, this._fileFacts);
+    const trigger = make("div", "sbt-line");
+    this._trigger = make("code");
+    this._copy = this._button(words.copy, words.copyHelp, () => this._copyTrigger());
+    trigger.append(make("span", "sbt-faint", words.words), this._trigger, this._copy);
+    this._result.append(this._file, trigger);
+
+    this.element.append(this._idle, this._status, this._bar, this._legend, this._chart, this._strip, this._actionsLine,
+      this._result);
+  }
+
+  _button(text, help, action) {
+    const button = make("button", "", text);
+    button.type = "button";
+    button.title = help;
+    button.addEventListener("click", action);
+    return button;
+  }
+
+  _showStatus(run) {
+    const words = this._words;
+    const drawn = run.drawn ? ` ${run.drawn[0]}/${run.drawn[1]}` : "";
+    this._state.textContent = (words[run.state] ?? run.state) + drawn;
+    this._state.title = run.notes.join("\n");
+    const { precision, device } = run.chosen;
+    this._setting.textContent = [precision, device].filter(Boolean).join(" · ");
+    this._setting.title = Object.entries(run.chosen).map(([name, value]) => `${name}: ${value}`).join("\n");
+    this._count.textContent = `${words.step} ${run.step}${run.steps ? ` / ${run.steps}` : ""}`;
+    const numbers = [];
+    if (Number.isFinite(run.seconds)) numbers.push(`${readableSeconds(run.seconds)} ${words.perStep}`);
+    if (run.atWork && Number.isFinite(run.eta)) numbers.push(`${readableTime(run.eta)} ${words.left}`);
+    if (run.memory && run.atWork) numbers.push(readableBytes(run.memory.used));
+    this._numbers.textContent = numbers.join(" · ");
+    this._done.style.width = `${run.steps ? Math.min(100, (100 * run.step) / run.steps) : 0}%`;
+  }
+
+  _showCurves(run) {
+    const curves = shownSeries(run.series);
+    this._chart.hidden = !curves.length;
+    this._legend.hidden = !curves.length;
+    const names = curves.map(([name]) => name);
+    const entries = curves.map(([name, series]) => {
+      const entry = make("span");
+      const sign = make("i");
+      sign.style.background = colourOf(name, names);
+      entry.append(sign, `${this._words[name] ?? name} ${series.last.toFixed(4)}`);
+      return entry;
+    });
+    if (run.saved.length) {
+      const entry = make("span");
+      entry.append(make("i", "sbt-triangle"), this._words.saved);
+      entries.push(entry);
+    }
+    this._legend.replaceChildren(...entries);
+    const said = curves.map(([name, series]) => `${name} ${series.last.toFixed(4)}`).join(", ");
+    this._canvas.setAttribute("aria-label", `${this._words.chart}: ${said}`);
+    this._draw();
+  }
+
+  _draw() {
+    if (this._frame) return;
+    this._frame = requestAnimationFrame(() => {
+      this._frame = 0;
+      const run = this._run;
+      const [width, height] = [this._canvas.offsetWidth, this._canvas.offsetHeight];
+      if (!run || !width || !height) return;
+      const sharpness = this._actions.sharpness();
+      const [pixelsAcross, pixelsDown] = [Math.round(width * sharpness), Math.round(height * sharpness)];
+      if (this._canvas.width !== pixelsAcross) this._canvas.width = pixelsAcross;
+      if (this._canvas.height !== pixelsDown) this._canvas.height = pixelsDown;
+      const context = this._canvas.getContext("2d");
+      context.setTransform(sharpness, 0, 0, sharpness, 0, 0);
+      const style = getComputedStyle(this.element);
+      const colour = (name, other) => style.getPropertyValue(name).trim() || other;
+      drawChart(context, { width, height }, {
+        series: run.series, steps: run.steps, saved: run.saved, pointed: this._pointed,
+        picked: this._strip.hidden ? null : this._shown()?.step ?? null,
+      }, {
+        text: style.color, faint: colour("--descrip-text", "#999"), grid: colour("--border-color", "#444"),
+        back: style.backgroundColor,
+      });
+    });
+  }
+
+  /** The validation that the slider is at: the newest, until somebody moves it. */
+  _shown() {
+    const all = this._run?.validations ?? [];
+    return all.find(({ step }) => step === this._picked) ?? all.at(-1) ?? null;
+  }
+
+  _showPictures(run) {
+    const shown = this._shown();
+    this._strip.hidden = !shown;
+    if (!shown) return;
+    const held = run.validations.find(({ step }) => step === this._held);
+    if (!held) this._held = null;
+    this._slider.max = String(run.validations.length - 1);
+    this._slider.value = String(run.validations.indexOf(shown));
+    this._slider.disabled = run.validations.length < 2;
+    this._compare.hidden = run.validations.length < 2;
+    this._compare.textContent = held ? this._words.release : this._words.compare;
+    this._compare.setAttribute("aria-pressed", String(Boolean(held)));
+    this._pickedText.textContent = `${this._words.step} ${shown.step}`;
+    const figures = (held ? [held, shown] : [shown]).map((validation) => this._figure(validation, Boolean(held)));
+    const now = JSON.stringify([held?.step, shown.step, shown.images]);
+    // The same pictures stay where they are: making them anew at each message would flicker.
+    if (this._pictures.dataset.now !== now) this._pictures.replaceChildren(...figures);
+    this._pictures.dataset.now = now;
+  }
+
+  _figure(validation, named) {
+    const figure = make("figure");
+    const row = make("div");
+    for (const [at, image] of validation.images.entries()) {
+      const picture = make("img");
+      picture.src = this._actions.viewAddress(image);
+      picture.alt = `${this._words.picturesOf} ${validation.step}: ${validation.prompts?.[at] ?? ""}`;
+      picture.title = validation.prompts?.[at] ?? "";
+      picture.draggable = false;
+      picture.addEventListener("click", () => window.open(picture.src, "_blank", "noopener"));
+      row.append(picture);
+    }
+    figure.append(row);
+    if (named) figure.append(make("figcaption", "", `${this._words.step} ${validation.step}`));
+    return figure;
+  }
+
+  _showActions(run) {
+    this._stop.hidden = !run.atWork;
+    this._stop.disabled = run.state === "stopping";
+    this._resume.hidden = !run.kept;
+    this._actionsLine.hidden = this._stop.hidden && this._resume.hidden;
+  }
+
+  _showResult(run) {
+    const result = run.atWork ? null : run.result;
+    this._result.hidden = !result;
+    if (!result) return;
+    this._fileName.textContent = `models/loras/${result.lora}`;
+    this._fileName.title = this._fileName.textContent;
+    this._fileFacts.textContent =
+      `${readableBytes(result.size)} · ${this._words.matched} ${result.matched}/${result.layers}`;
+    this._trigger.textContent = result.trigger;
+  }
+
+  async _copyTrigger() {
+    await copyText(this._trigger.textContent, this.element);
+    this._copy.textContent = this._words.copied;
+    setTimeout(() => {
+      this._copy.textContent = this._words.copy;
+    }, 1500);
+  }
+}
+
+/** To the clipboard; by the old way where the page has no right to it (http on another machine than this one). */
+async function copyText(text, near) {
+  try {
+    await navigator.clipboard.writeText(text);
+  } catch {
+    const field = make("textarea");
+    field.value = text;
+    near.append(field);
+    field.select();
+    document.execCommand("copy");
+    field.remove();
+  }
+}

@@ -1,0 +1,241 @@
+// The live panel on DreamBoothLoRATrain. Nothing that a run needs is here: it shows what the server tells, asks it to
+// stop at the next step, and sets the node's own inputs.
+import { api } from "../../scripts/api.js";
+import { app } from "../../scripts/app.js";
+import { nodeAt, pathOf } from "./lib/node_path.mjs";
+import { TrainState } from "./lib/train_state.mjs";
+import { TrainView } from "./lib/train_view.mjs";
+import { wordsOf } from "./lib/train_words.mjs";
+
+const NODE = "DreamBoothLoRATrain";
+const PROPERTY = "subjectbooth_run";
+const REMEMBERED = "SubjectBooth.runs";
+const MOST_REMEMBERED = 50;
+const SILENCE = 3000;
+
+/** Panel by node. */
+const panels = new WeakMap();
+
+const rootGraph = () => app.rootGraph ?? app.graph;
+
+class TrainPanel {
+  constructor(node) {
+    this.node = node;
+    this.run = null;
+    this.heard = 0;
+    const words = wordsOf(app.extensionManager?.setting?.get("Comfy.Locale"));
+    this.view = new TrainView(words, {
+      stop: () => this.stop(),
+      resume: () => this.resume(),
+      viewAddress: (image) => api.apiURL(`/view?${new URLSearchParams(image)}`),
+      sharpness: () => (window.devicePixelRatio || 1) * Math.min(2, Math.max(1, app.canvas?.ds?.scale ?? 1)),
+    });
+    this.words = words;
+    this.height = this.view.height;
+    this.widget = node.addDOMWidget("training", "SUBJECTBOOTH_TRAINING", this.view.element, {
+      // Out of the prompt; the widget's own flag keeps it out of the saved workflow.
+      serialize: false, hideOnZoom: false, getMinHeight: () => this.height, getValue: () => "", setValue: () => {},
+    });
+    this.widget.serialize = false;
+    this.view.element.addEventListener("wheel", (event) => {
+      // In the classic editor the page's elements lie above the canvas, which does the zooming.
+      if (!window.LiteGraph?.vueNodesMode) app.canvas?.processMouseWheel?.(event);
+    }, { passive: false });
+    this.show();
+  }
+
+  /** A message of the run, or null when this run's history is to be read first. */
+  async hear(message) {
+    this.heard = Date.now();
+    if (this.run?.run !== message.run) {
+      this.run = new TrainState(message.run);
+      this.remember(message.run);
+      this.run.take(message);
+      this.show();
+      await this.read(message.run);
+      return;
+    }
+    this.run.take(message);
+    this.show();
+    this.watch();
+  }
+
+  /** What the node itself says at its end, or ComfyUI for it out of its cache. */
+  async finish(result) {
+    if (this.run?.run !== result.run) {
+      this.run = new TrainState(result.run);
+      this.remember(result.run);
+      await this.read(result.run);
+    }
+    if (this.run?.run !== result.run) return;
+    this.run.done(result);
+    this.show();
+  }
+
+  /** Fill the panel from the run's folder. */
+  async read(run) {
+    const answer = await api.fetchApi(`/subjectbooth/runs/${encodeURIComponent(run)}/events`);
+    if (!answer.ok) {
+      // Before its first step a run has no log yet; a run whose folder was removed is nobody's any more.
+      if (this.run?.run === run && !this.run.atWork) {
+        this.run = null;
+        this.show();
+      }
+      return;
+    }
+    const history = await answer.json();
+    if (this.run?.run !== run) return;
+    this.run.fill(history);
+    this.show();
+    this.watch();
+  }
+
+  /** After a reload, or when a workflow is opened: the run that is at work on this node, else its last. */
+  async restore(active) {
+    const root = rootGraph();
+    const mine = active.find(({ node }) => nodeAt(root, node) === this.node);
+    const run = mine?.run ?? this.node.properties?.[PROPERTY] ?? recall(this.key());
+    if (!run || this.run?.run === run || typeof run !== "string") return;
+    this.run = new TrainState(run);
+    await this.read(run);
+    if (mine) this.remember(run);
+  }
+
+  async stop() {
+    const run = this.run;
+    this.setAfterStop("keep");
+    const answer = await api.fetchApi(`/subjectbooth/runs/${encodeURIComponent(run.run)}/stop`, { method: "POST" });
+    const said = await answer.json();
+    if (answer.ok) {
+      run.state = "stopping";
+      this.show();
+    } else {
+      app.extensionManager?.toast?.add({ severity: "warn", summary: this.words.stopFailed, detail: said.error, life: 5000 });
+      await this.read(run.run);
+    }
+  }
+
+  async resume() {
+    this.setAfterStop("continue");
+    await app.queuePrompt(0, 1);
+  }
+
+  setAfterStop(value) {
+    const widget = this.node.widgets?.find(({ name }) => name === "after_stop");
+    if (!widget || widget.value === value) return;
+    widget.value = value;
+    widget.callback?.(value, app.canvas, this.node);
+    this.node.graph?.setDirtyCanvas(true, true);
+  }
+
+  /** While a run is at work and no message comes (another browser has started it), ask. */
+  watch() {
+    clearTimeout(this.timer);
+    if (!this.run?.atWork) return;
+    this.timer = setTimeout(() => {
+      if (!panels.has(this.node) || !this.run?.atWork) return;
+      if (Date.now() - this.heard < SILENCE) this.watch();
+      else this.read(this.run.run).catch(() => this.watch());
+    }, SILENCE);
+  }
+
+  show() {
+    this.view.show(this.run);
+    const { height } = this.view;
+    if (height === this.height) return;
+    this.height = height;
+    const [width, now] = this.node.size;
+    const needed = this.node.computeSize()[1];
+    // Only ever taller: what a user has made room for stays.
+    if (needed > now) this.node.setSize([width, needed]);
+    this.node.graph?.setDirtyCanvas(true, true);
+  }
+
+  key() {
+    const root = rootGraph();
+    const path = pathOf(root, this.node);
+    return path === null ? null : `${root.id}/${path}`;
+  }
+
+  /** The run's name goes with the workflow when it is saved, and is kept by the browser for one that is not. */
+  remember(run) {
+    this.node.properties ??= {};
+    this.node.properties[PROPERTY] = run;
+    const key = this.key();
+    if (key === null) return;
+    const entries = remembered().filter(([other]) => other !== key);
+    try {
+      localStorage.setItem(REMEMBERED, JSON.stringify([...entries, [key, run]].slice(-MOST_REMEMBERED)));
+    } catch {
+      // A full or forbidden storage costs only the panel after a reload.
+    }
+  }
+
+  remove() {
+    clearTimeout(this.timer);
+    panels.delete(this.node);
+    this.view.remove();
+  }
+}
+
+function remembered() {
+  try {
+    const entries = JSON.parse(localStorage.getItem(REMEMBERED) ?? "[]");
+    return Array.isArray(entries) ? entries.filter((entry) => Array.isArray(entry) && entry.length === 2) : [];
+  } catch {
+    return [];
+  }
+}
+
+function recall(key) {
+  return remembered().find(([other]) => other === key)?.[1];
+}
+
+let asked = null;
+
+/** The runs at work now; one question for all nodes of a workflow. */
+function activeRuns() {
+  asked ??= api.fetchApi("/subjectbooth/active")
+    .then((answer) => (answer.ok ? answer.json() : { runs: [] }))
+    .then(({ runs }) => runs)
+    .catch(() => [])
+    .finally(() => setTimeout(() => { asked = null; }, 500));
+  return asked;
+}
+
+function panelAt(path) {
+  const node = nodeAt(rootGraph(), path);
+  return node ? panels.get(node) : undefined;
+}
+
+app.registerExtension({
+  name: "SubjectBooth.TrainPanel",
+
+  setup() {
+    const style = document.createElement("link");
+    style.rel = "stylesheet";
+    style.href = new URL("./lib/train_panel.css", import.meta.url).href;
+    document.head.append(style);
+    api.addEventListener("subjectbooth.train", ({ detail }) => panelAt(detail.node)?.hear(detail));
+    api.addEventListener("executed", ({ detail }) => {
+      const result = detail?.output?.subjectbooth?.[0];
+      if (result?.run) panelAt(detail.display_node ?? detail.node)?.finish(result);
+    });
+  },
+
+  nodeCreated(node) {
+    if (node.comfyClass !== NODE) return;
+    const panel = new TrainPanel(node);
+    panels.set(node, panel);
+    const { onConfigure, onRemoved } = node;
+    node.onConfigure = function (...args) {
+      onConfigure?.apply(this, args);
+      // The graph is being built: a moment later the node is in it, and subgraphs are known.
+      setTimeout(() => activeRuns().then((active) => panel.restore(active)), 0);
+    };
+    node.onRemoved = function (...args) {
+      onRemoved?.apply(this, args);
+      panel.remove();
+    };
+  },
+});

@@ -1,0 +1,77 @@
+"""What the panel on DreamBoothLoRATrain asks the server for: a run's curves and pictures, and to stop it."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+from aiohttp import web
+
+from ..trainer.history import read_history
+from .host import pack_output_dir, view_entry
+from .live import active, all_active
+from .routes import RouteError, inside, query_int, serve
+
+
+def register() -> None:
+    """Add the routes to ComfyUI's server; called once, when the pack is loaded."""
+    serve("/active", GET=_active)
+    serve("/runs/{name}/events", GET=_events)
+    serve("/runs/{name}/stop", POST=_stop)
+
+
+async def _active(_request: web.Request) -> dict[str, Any]:
+    """The runs that are being trained now."""
+    return {"runs": [feed.now() for feed in all_active()]}
+
+
+async def _events(request: web.Request) -> dict[str, Any]:
+    """A run's history since a step, and where it is when it is being trained now."""
+    folder, since = _run_folder(request), query_int(request, "since")
+    # Read before the log, so that no step is missed between the two; the panel takes a point twice without harm.
+    feed = active(folder.name)
+    history = await asyncio.to_thread(_history, folder, since)
+    return {"run": folder.name, **history, "active": feed.now() if feed else None}
+
+
+def _history(folder: Path, since: int) -> dict[str, Any]:
+    history = read_history(folder, since)
+    shown = []
+    for validation in history["validations"]:
+        paths = [folder / picture for picture in validation.pop("pictures")]
+        if paths and all(path.is_file() for path in paths):
+            shown.append({**validation, "images": [view_entry(path) for path in paths]})
+    return {**history, "validations": shown}
+
+
+async def _stop(request: web.Request) -> dict[str, Any]:
+    """Have a run end at its next step, with what it has learned as its result."""
+    folder = _run_folder(request)
+    feed = active(folder.name)
+    if feed is None:
+        raise RouteError(409, "this run is not being trained now")
+    feed.stop_and_keep()
+    return feed.now()
+
+
+def _run_folder(request: web.Request) -> Path:
+    """The folder of the run that the address names.
+
+    Raises:
+        RouteError: 400 for what is no name, 404 when there is no such run.
+    """
+    name = request.match_info["name"]
+    root = pack_output_dir()
+    folder = inside(root, name)
+    # A link to another run is refused too: a run is known by the name of its own folder.
+    is_run = folder.parent == root.resolve() and folder.name == name and _is_file(folder, "run.json")
+    if not is_run and active(name) is None:
+        raise RouteError(404, "there is no such run")
+    for file in ("events.jsonl", "kept.json", "result.json", "validation"):
+        inside(folder, file)
+    return root / name
+
+
+def _is_file(folder: Path, name: str) -> bool:
+    return folder.is_dir() and inside(folder, name).is_file()
