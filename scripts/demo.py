@@ -10,6 +10,7 @@ COMFYUI_PATH uses an existing ComfyUI; its own models and outputs are left alone
 from __future__ import annotations
 
 import argparse
+import io
 import json
 import os
 import re
@@ -132,6 +133,7 @@ def _run_workflow(server: ComfyServer, path: Path, output: Path) -> None:
         _Reporter(client, prompt).follow(prompt_id)
         entry = client.wait(prompt_id)
         saved = _save_results(client, entry, prompt, server, output)
+        saved += _save_grid(client, entry, prompt, output)
     seconds = time.monotonic() - started
     print(f"\nDone in {seconds:.0f} s. In {output}:")
     for file in saved:
@@ -216,6 +218,26 @@ def _save_results(
     if not saved:
         raise ComfyError(f"The workflow ran, but no node showed a picture or a LoRA.\n{server.log_tail()}")
     return saved
+
+
+def _save_grid(
+    client: ComfyClient, entry: dict[str, Any], prompt: dict[str, dict[str, Any]], output: Path
+) -> list[Path]:
+    """The photos, the class before, the subject in new scenes and the class after, in one picture."""
+    # Pillow is in the environment that ensure_environment() made, not in the Python that the script began in.
+    from demo_grid import draw_grid, grid_rows
+    from PIL import Image
+
+    asked = grid_rows(prompt)
+    if asked is None:
+        return []
+    print("Drawing the grid ...", flush=True)
+    loader = next(name for name, node in prompt.items() if node["class_type"] == "LoadSubjectImages")
+    shown = entry["outputs"].get(loader, {}).get("images", [])
+    photos: list[Image.Image] = [Image.open(io.BytesIO(client.view(**record))) for record in shown]
+    target = output / "grid.png"
+    draw_grid(client, *asked, photos).save(target)
+    return [target]
 
 
 def _plain(title: str) -> str:

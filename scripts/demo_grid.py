@@ -1,0 +1,117 @@
+"""The picture that says whether it worked: the photos, the class before, the subject in new scenes, the class after.
+
+Added to what the example workflow has trained already: everything before the samplers is found again.
+"""
+
+from __future__ import annotations
+
+import copy
+import io
+from collections.abc import Iterator
+from typing import Any
+
+from comfy_server import ComfyClient
+from PIL import Image, ImageDraw
+
+Graph = dict[str, dict[str, Any]]
+
+SCENES = ("on a beach", "at night", "on a purple background", "on a striped background")
+"""The sample subjects were photographed in none of these."""
+SIDE, LABEL, GAP = 160, 20, 4
+SEED = 1
+
+
+def grid_rows(prompt: Graph) -> tuple[Graph, dict[str, list[str]]] | None:
+    """A graph that draws the rows of the grid, and the save nodes of each row; None if the workflow trains nothing.
+
+    Args:
+        prompt: the example in API format, as it was run.
+    """
+    found = {node["class_type"]: name for name, node in prompt.items()}
+    if not {"LoadSubjectImages", "DreamBoothLoRATrain", "ApplySubjectLoRA", "KSampler"} <= found.keys():
+        return None
+    subject = prompt[found["LoadSubjectImages"]]["inputs"]
+    trained, sampler = prompt[found["DreamBoothLoRATrain"]]["inputs"], prompt[found["KSampler"]]
+    if any(isinstance(subject[name], list) for name in ("token", "class_word")):
+        return None
+    graph = copy.deepcopy(_needed(prompt, found["ApplySubjectLoRA"]))
+    word = subject["class_word"]
+    applied = {"model": [found["ApplySubjectLoRA"], 0], "clip": [found["ApplySubjectLoRA"], 1]}
+    base = {"model": trained["model"], "clip": trained["clip"]}
+    wanted = {
+        f"“{word}” before": [(base, f"a photo of a {word} {scene}") for scene in SCENES],
+        f"“{subject['token']} {word}” in new scenes": [
+            (applied, f"a photo of {subject['token']} {word} {scene}") for scene in SCENES
+        ],
+        f"“{word}” after": [(applied, f"a photo of a {word} {scene}") for scene in SCENES],
+    }
+    size = _source(prompt, sampler["inputs"]["latent_image"])["inputs"]
+    graph["grid.latent"] = {"class_type": "EmptyLatentImage", "inputs": {**size, "batch_size": 1}}
+    rows: dict[str, list[str]] = {}
+    for row, pictures in enumerate(wanted.values()):
+        for column, (models, text) in enumerate(pictures):
+            name = f"grid.{row}.{column}"
+            graph |= _picture(name, sampler["inputs"], models, trained["vae"], text)
+            rows.setdefault(list(wanted)[row], []).append(f"{name}.save")
+    return graph, rows
+
+
+def _picture(name: str, sampler: dict[str, Any], models: dict[str, Any], vae: Any, text: str) -> Graph:
+    def encode(words: str) -> dict[str, Any]:
+        return {"class_type": "CLIPTextEncode", "inputs": {"clip": models["clip"], "text": words}}
+
+    settings = {key: sampler[key] for key in ("steps", "cfg", "sampler_name", "scheduler", "denoise")}
+    wires = {
+        "positive": [f"{name}.text", 0],
+        "negative": [f"{name}.none", 0],
+        "latent_image": ["grid.latent", 0],
+    }
+    sampled = {**settings, **wires, "model": models["model"], "seed": SEED}
+    return {
+        f"{name}.text": encode(text),
+        f"{name}.none": encode(""),
+        f"{name}.sampler": {"class_type": "KSampler", "inputs": sampled},
+        f"{name}.decode": {
+            "class_type": "VAEDecode",
+            "inputs": {"samples": [f"{name}.sampler", 0], "vae": vae},
+        },
+        f"{name}.save": {"class_type": "PreviewImage", "inputs": {"images": [f"{name}.decode", 0]}},
+    }
+
+
+def draw_grid(
+    client: ComfyClient, graph: Graph, rows: dict[str, list[str]], photos: list[Image.Image]
+) -> Image.Image:
+    """Run the graph and lay the rows, the photos first, under one another with their labels."""
+    result = client.run(graph, timeout=3600)
+    shown = {"photos": photos[: len(SCENES)]}
+    for label, saves in rows.items():
+        records = [result.images(save)[0] for save in saves]
+        shown[label] = [Image.open(io.BytesIO(client.view(**record))) for record in records]
+    height = LABEL + SIDE + GAP
+    sheet = Image.new("RGB", (len(SCENES) * (SIDE + GAP), len(shown) * height + LABEL), "white")
+    pen = ImageDraw.Draw(sheet)
+    for row, (label, pictures) in enumerate(shown.items()):
+        pen.text((4, row * height + 3), label, fill="black", font_size=13)
+        for column, picture in enumerate(pictures):
+            resized = picture.convert("RGB").resize((SIDE, SIDE), Image.Resampling.BICUBIC)
+            sheet.paste(resized, (column * (SIDE + GAP), row * height + LABEL))
+    for column, scene in enumerate(SCENES):
+        pen.text((column * (SIDE + GAP) + 4, len(shown) * height + 2), scene, fill="black", font_size=12)
+    return sheet
+
+
+def _source(prompt: Graph, link: Any) -> dict[str, Any]:
+    return prompt[link[0]]
+
+
+def _needed(prompt: Graph, name: str) -> Graph:
+    """The node and everything that it is wired to, directly or not."""
+
+    def walk(at: str) -> Iterator[str]:
+        yield at
+        for value in prompt[at]["inputs"].values():
+            if isinstance(value, list):
+                yield from walk(value[0])
+
+    return {at: prompt[at] for at in walk(name)}
