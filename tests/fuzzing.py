@@ -1,11 +1,13 @@
 """What the fuzz tests share: how many cases, from which seed, and ways to spoil a file.
 
-SUBJECTBOOTH_FUZZ sets the number of cases (`make soak` uses 10,000), SUBJECTBOOTH_FUZZ_SEED repeats a run.
+SUBJECTBOOTH_FUZZ sets how many cases all fuzz tests try together (`make soak` uses 10,000), SUBJECTBOOTH_FUZZ_SEED
+repeats a run, and SUBJECTBOOTH_REPORT names a file that gets a JSON line with what each test has seen.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import pickle
 import random
@@ -16,9 +18,22 @@ from pathlib import Path
 SEED = int(os.environ.get("SUBJECTBOOTH_FUZZ_SEED", "20261122"))
 
 
+USUAL_TOTAL = 1760
+"""Of all fuzz tests in CI: what the numbers handed to `cases` add up to."""
+
+
 def cases(usual: int) -> int:
-    """How many cases to try; `usual` in CI."""
-    return int(os.environ.get("SUBJECTBOOTH_FUZZ", usual))
+    """How many cases a test is to try; `usual` in CI."""
+    wanted = os.environ.get("SUBJECTBOOTH_FUZZ")
+    return usual if wanted is None else math.ceil(usual * int(wanted) / USUAL_TOTAL)
+
+
+def report(name: str, **seen: object) -> None:
+    """Say what was seen, for the test's output and for docs/reliability.md."""
+    print(name, seen)
+    if os.environ.get("SUBJECTBOOTH_REPORT"):
+        with Path(os.environ["SUBJECTBOOTH_REPORT"]).open("a", encoding="utf-8") as file:
+            file.write(json.dumps({"name": name, **seen}) + "\n")
 
 
 def announced(name: str) -> random.Random:

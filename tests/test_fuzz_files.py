@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from subjectbooth.tests.fuzzing import announced, cases, files_below, is_clean, spoiled
+from subjectbooth.tests.fuzzing import announced, cases, files_below, is_clean, report, spoiled
 from subjectbooth.trainer import checkpoint
 from subjectbooth.trainer.captions import read_caption
 from subjectbooth.trainer.checkpoint import Checkpoint
@@ -57,7 +57,7 @@ def test_lora_files_of_strangers(tmp_path: Path) -> None:
         assert all(torch.isfinite(tensor.float()).all() for tensor in tensors.values()), (number, kind)
         assert len(trigger_words(metadata)) <= 200
         assert trigger_words(metadata).isprintable()
-    print(refused)
+    report("LoRA files, read", cases=cases(400), outcomes={"refused": sum(refused.values())})
     for kind in ("zero bytes", "truncated", "zeroed", "a pickle under its name", "text", "values that are no numbers"):
         assert refused[kind] > 0
     assert files_below(tmp_path) == {path}, "something was unpickled, or written"
@@ -94,7 +94,7 @@ def test_damaged_checkpoints_and_class_images_are_found(tmp_path: Path) -> None:
     file = next(store.path.glob("*.safetensors"))
     latents, made = file.read_bytes(), store.load()[0]
     accepted = 0
-    for number in range(cases(200)):
+    for number in range(cases(100)):
         kind, spoilt = spoiled(content, choose, mark)
         whole.write_bytes(spoilt)
         if not _refused(lambda: checkpoint.load(whole), (number, kind)):
@@ -112,7 +112,8 @@ def test_damaged_checkpoints_and_class_images_are_found(tmp_path: Path) -> None:
             assert len(notes) == 1
             assert not file.exists()
         file.write_bytes(latents)
-    assert accepted < cases(200) // 10
+    report("checkpoints and files of class images, damaged", cases=2 * cases(100))
+    assert accepted < cases(100) // 10
     assert not mark.exists()
 
 
@@ -149,6 +150,7 @@ def test_a_spoilt_log_never_stops_a_run(tmp_path: Path) -> None:
         assert started >= 0, number
         folder.truncate_events(choose.choice((0, 2, 3)))
         assert all(json.loads(line) for line in log.read_text("utf-8").splitlines()), number
+    report("logs and pictures of a run, damaged", cases=cases(60))
 
 
 def _picture(choose: random.Random) -> tuple[bytes, str]:
@@ -193,7 +195,7 @@ def test_pictures(tmp_path: Path) -> None:
             assert pixels.dtype == np.uint8
             assert pixels.ndim == 3
             outcomes["read"] += 1
-    print(outcomes)
+    report("picture files", cases=cases(300), outcomes=outcomes)
     assert min(outcomes.values()) > cases(300) // 20
 
 
@@ -215,7 +217,7 @@ def test_captions_in_any_encoding(tmp_path: Path) -> None:
             assert read_caption(path).strip()
             assert "\0" not in read_caption(path)
             outcomes["read"] += 1
-    print(outcomes)
+    report("caption files", cases=cases(300), outcomes=outcomes)
     assert min(outcomes.values()) > cases(300) // 20
 
 

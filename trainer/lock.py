@@ -8,6 +8,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import SubjectBoothError
+from .storage import disk_errors
+
+LOCK_NAME = ".lock"
 
 logger = logging.getLogger("subjectbooth")
 
@@ -19,25 +22,44 @@ def owned(folder: Path) -> Iterator[None]:
     The operating system holds the lock and gives it back when its process ends, however it ends, so a lock that is
     left behind by a crash is none. On file systems without locks (some network drives) it goes on with a warning.
 
+    Args:
+        folder: made when it is missing.
+
     Raises:
-        SubjectBoothError: another program has it.
-        OSError: the folder cannot be written.
+        SubjectBoothError: another program has it, or the folder cannot be written.
     """
     from filelock import FileLock, Timeout
 
-    folder.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(folder / ".lock", timeout=0)
-    try:
-        lock.acquire()
-    except Timeout:
-        raise SubjectBoothError(
-            "a run that another ComfyUI (or a shell) is training at this moment", "one owner at a time",
-            "wait until it has finished, which this run then finds done, or stop it there", str(folder)) from None
-    except NotImplementedError:
-        logger.warning("%s lies on a drive without file locks: do not train the same run from two programs", folder)
-        yield
-        return
+    with disk_errors("the run's folder cannot be written", folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(folder / LOCK_NAME, timeout=0)
+        try:
+            lock.acquire()
+        except Timeout:  # an OSError too, but not one of the disk
+            raise SubjectBoothError(
+                "a run that another ComfyUI (or a shell) is training at this moment", "one owner at a time",
+                "wait until it has finished, which this run then finds done, or stop it there",
+                str(folder)) from None
+        except NotImplementedError:
+            logger.warning("%s lies on a drive without file locks: do not use it from two programs", folder)
     try:
         yield
     finally:
         lock.release()
+
+
+def is_owned(folder: Path) -> bool:
+    """Whether a program is at work in ``folder`` at this moment."""
+    from filelock import FileLock, Timeout
+
+    if not (folder / LOCK_NAME).exists():
+        return False
+    lock = FileLock(folder / LOCK_NAME, timeout=0)
+    try:
+        lock.acquire()
+    except Timeout:
+        return True
+    except (OSError, NotImplementedError):
+        return False
+    lock.release()
+    return False

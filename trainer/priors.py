@@ -14,7 +14,7 @@ import torch
 
 from .errors import SubjectBoothError
 from .safefile import read_checked, write_checked
-from .storage import canonical_json, sha256_of, write_atomic
+from .storage import canonical_json, disk_errors, remove_parts, sha256_of, write_atomic
 
 logger = logging.getLogger("subjectbooth")
 
@@ -32,12 +32,14 @@ class ClassPriors:
         prompt: the class prompt they were made with.
         hashes: one content hash a picture.
         digest: SHA-256 over latents and prompt.
+        store: name of the folder that keeps them, so that they are not cleaned away while a LoRA needs them.
     """
 
     latents: torch.Tensor
     prompt: str
     hashes: tuple[str, ...]
     digest: str
+    store: str = ""
 
 
 @dataclass(frozen=True)
@@ -133,16 +135,10 @@ class PriorStore:
             )
         path = self.path / f"{indices[0]:05d}-{indices[-1]:05d}.safetensors"
         about = self.path / "recipe.json"
-        try:
+        with disk_errors("class images cannot be kept", self.path):
             if not about.is_file():
                 write_atomic(about, canonical_json(dataclasses.asdict(self.recipe)))
             write_checked(path, {"latents": latents}, {"key": self.recipe.key, "indices": list(indices)})
-        except OSError as error:
-            raise SubjectBoothError(
-                f"class images cannot be kept ({error.strerror or type(error).__name__})",
-                "room and the right to write in ComfyUI's output folder",
-                "free some space, or start ComfyUI with another --output-directory",
-            ) from error
 
     def _read(self, path: Path) -> dict[int, torch.Tensor]:
         tensors, state = read_checked(path)
@@ -188,8 +184,14 @@ def make_missing(
         count: how many are wanted.
         batch_size: pictures at once.
         sample: picture numbers -> latents float32 [n, 4, h/8, w/8] in the training space.
+
+    Raises:
+        SubjectBoothError: the disk does not take them.
     """
-    for batch in batches_to_make(pictures.keys(), count, batch_size, store.recipe.grouping):
+    batches = batches_to_make(pictures.keys(), count, batch_size, store.recipe.grouping)
+    # No lock: two programs at once make the same files, each in one step, so both end with the same bits.
+    remove_parts(store.path, older_than=3600)
+    for batch in batches:
         latents = sample(batch)
         store.save(batch, latents)
         for index, latent in zip(batch, latents, strict=True):
@@ -229,8 +231,10 @@ def split_excluded(
     return {index: value for index, value in hashes.items() if index not in left_out}, left_out
 
 
-def class_priors(pictures: Mapping[int, torch.Tensor], used: Mapping[int, str], prompt: str) -> ClassPriors:
-    """Put the used pictures together.
+def class_priors(
+    pictures: Mapping[int, torch.Tensor], used: Mapping[int, str], prompt: str, store: str = "",
+) -> ClassPriors:
+    """Put the used pictures together; ``store`` is the name of their folder.
 
     Raises:
         SubjectBoothError: none is left.
@@ -245,4 +249,4 @@ def class_priors(pictures: Mapping[int, torch.Tensor], used: Mapping[int, str], 
     hashes = tuple(used.values())
     with torch.inference_mode(False):  # in ComfyUI's inference mode they could not be trained on
         latents = torch.stack([pictures[index].clone() for index in used])
-    return ClassPriors(latents, prompt, hashes, sha256_of(f"class priors {FORMAT_VERSION}", prompt, *hashes))
+    return ClassPriors(latents, prompt, hashes, sha256_of(f"class priors {FORMAT_VERSION}", prompt, *hashes), store)

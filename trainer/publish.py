@@ -10,7 +10,7 @@ import torch
 from .errors import SubjectBoothError
 from .metadata import named
 from .safefile import read_metadata, to_bytes
-from .storage import write_atomic
+from .storage import disk_errors, remove_parts, write_atomic
 
 # Characters that Windows refuses in file names; a workflow made on Linux should run there too.
 _FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
@@ -61,16 +61,17 @@ def publish(lora: Path, folder: Path, output_name: str) -> Path:
         Where it lies now.
 
     Raises:
-        SubjectBoothError: the name cannot be used.
-        OSError: the folder cannot be written.
+        SubjectBoothError: the name cannot be used, or the folder cannot be written.
     """
     name = checked_name(output_name)
     metadata = read_metadata(lora)
     target = _free_name(folder, name, metadata["subjectbooth.run_key"])
     relative = target.relative_to(folder).with_suffix("").as_posix()
     content = to_bytes(_tensors(lora), named(metadata, relative.rsplit("/", 1)[-1]))
-    if not (target.is_file() and target.read_bytes() == content):
-        write_atomic(target, content)
+    with disk_errors("the LoRA cannot be written", target.parent):
+        if not (target.is_file() and target.read_bytes() == content):
+            write_atomic(target, content)
+        remove_parts(target.parent, older_than=3600)
     return target
 
 

@@ -8,8 +8,10 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import os
 import re
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -97,20 +99,37 @@ class RunFolder:
         return self._checkpoint
 
     def load_checkpoint(self, steps: int) -> Checkpoint | None:
-        """The last checkpoint, when it is whole and not beyond ``steps``."""
+        """The last whole checkpoint that is not beyond ``steps``.
+
+        One that is beyond, of a longer run of the same settings, is put aside: asked for more steps again, the run
+        goes on from there.
+        """
         try:
-            found = checkpoint.load(self._checkpoint)
+            found = self._read_checkpoint(self._checkpoint)
+            if found is not None and found.step > steps:
+                with disk_errors("the checkpoint of a longer run cannot be put aside", self.path):
+                    os.replace(self._checkpoint, self.path / f"checkpoint_{found.step:06d}.safetensors")
+                found = None
         except FileNotFoundError:
-            return None
+            found = None
+        aside = [path for path in self.path.glob("checkpoint_*.safetensors") if path.stem[11:].isdigit()]
+        for path in sorted(aside, key=lambda path: int(path.stem[11:]), reverse=True):
+            if (found.step if found else 0) < int(path.stem[11:]) <= steps:
+                found = self._read_checkpoint(path) or found
+        return found
+
+    def _read_checkpoint(self, path: Path) -> Checkpoint | None:
+        try:
+            return checkpoint.load(path)
         except SubjectBoothError as error:
-            logger.warning("%s The run starts from step 0.", error)
-            self._note(f"the run's checkpoint cannot be used ({error.given}), so it starts from step 0")
+            logger.warning("%s", error)
+            self._note(f"{path.name} cannot be used ({error.given}): the run goes on from what is left")
             return None
-        return found if found.step <= steps else None
 
     def forget(self) -> None:
         """Before a forced second training: the state of the first is in the way, its adapters are not."""
-        self._checkpoint.unlink(missing_ok=True)
+        for path in self.path.glob("checkpoint*.safetensors"):
+            path.unlink()
         self.revoke()
 
     def keep(self, step: int, steps: int) -> None:
@@ -139,9 +158,22 @@ class RunFolder:
         with disk_errors("the run's result cannot be noted", self.path):
             write_atomic(self.path / "result.json", json.dumps(values, indent=1, ensure_ascii=False))
 
-    def truncate_events(self, step: int) -> None:
-        """Drop the lines of steps after the checkpoint that the run goes on from."""
+    def truncate_events(self, step: int, losses: Sequence[Sequence[float | None]] = ()) -> None:
+        """Drop the lines of steps after the checkpoint that the run goes on from, and write those that are missing.
+
+        Args:
+            step: the checkpoint's.
+            losses: of each of its steps; the log is appended to without a flush to the disk, so a power cut can cost
+                some of its lines.
+        """
         kept = [entry for entry in self._logged() if entry["step"] <= step and step > 0]
+        there = {entry["step"] for entry in kept if entry["event"] == StepDone.__name__}
+        for number, (loss, instance, prior) in enumerate(losses[:step], start=1):
+            if number not in there:
+                kept.append({"event": StepDone.__name__, "step": number, "loss": loss, "instance_loss": instance,
+                             "prior_loss": prior})
+        if len(there) < step:
+            kept.sort(key=lambda entry: entry["step"])
         with disk_errors("the run's log cannot be written", self.path):
             write_atomic(self._events, "".join(json.dumps(entry, ensure_ascii=False) + "\n" for entry in kept))
 

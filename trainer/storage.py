@@ -7,6 +7,7 @@ import hashlib
 import json
 import os
 import tempfile
+import time
 from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
@@ -66,15 +67,20 @@ def disk_errors(what: str, folder: Path) -> Iterator[None]:
         reason = error.strerror or str(error) or type(error).__name__
         raise SubjectBoothError(
             f"{what} ({reason})", "room on the disk and the right to write there",
-            "free some space or make the folder writable, or start ComfyUI with another --output-directory; then "
-            "queue again, and it goes on from the last checkpoint", str(folder)) from error
+            "free some space, make the folder writable, or start ComfyUI with another --output-directory; what was "
+            "saved before is still there", str(folder)) from error
 
 
-def remove_parts(folder: Path) -> None:
-    """Remove what a killed program has left half-written in ``folder``. Only for who owns it: see trainer.lock."""
+def remove_parts(folder: Path, older_than: float = 0.0) -> None:
+    """Remove what a killed program has left half-written in ``folder``.
+
+    Args:
+        older_than: seconds; where somebody else may be writing at this moment, an hour.
+    """
     for path in folder.glob(f"{PART_PREFIX}*"):
         with contextlib.suppress(OSError):
-            path.unlink()
+            if time.time() - path.stat().st_mtime >= older_than:
+                path.unlink()
 
 
 def _give_default_mode(path: Path) -> None:

@@ -1,0 +1,163 @@
+"""The disk is bounded: the oldest that no LoRA needs, shown before it goes, and nothing else."""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from subjectbooth.tests.fuzzing import files_below
+from subjectbooth.trainer import cleanup
+from subjectbooth.trainer.__main__ import main
+from subjectbooth.trainer.cleanup import choose, over_limit_note, parse_size, readable, remove, survey
+from subjectbooth.trainer.errors import SubjectBoothError
+from subjectbooth.trainer.lock import owned
+from subjectbooth.trainer.priors import PriorRecipe, PriorStore
+from subjectbooth.trainer.run_folder import RunFolder
+from subjectbooth.trainer.safefile import to_bytes
+
+HOUR = 3600
+
+
+def _age(folder: Path, hours: float) -> None:
+    for path in folder.rglob("*"):
+        os.utime(path, (time.time() - hours * HOUR,) * 2)
+
+
+def _run(root: Path, number: int, hours: float, class_images: str = "", size: int = 1000) -> RunFolder:
+    folder = RunFolder(root, f"{number:064d}"[::-1], f"ohwx собака {number}")
+    folder.open({"class_images": class_images})
+    (folder.path / "checkpoint.safetensors").write_bytes(bytes(size))
+    _age(folder.path, hours)
+    return folder
+
+
+def _store(root: Path, seed: int, hours: float) -> PriorStore:
+    store = PriorStore(root, PriorRecipe("b", "a photo of a dog", "", 64, 64, "ddim", "x", 2, 7.0, seed, 0))
+    store.save([0], torch.randn(1, 4, 8, 8))
+    _age(store.path, hours)
+    return store
+
+
+def _lora(path: Path, run: RunFolder) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(to_bytes({"x": torch.zeros(2)}, {"subjectbooth.run_key": run.key}))
+    return path
+
+
+def test_the_oldest_that_no_lora_needs_go_and_nothing_else(tmp_path: Path) -> None:
+    root, images, loras = tmp_path / "subjectbooth", tmp_path / "subjectbooth" / "class_images", tmp_path / "loras"
+    kept_store, free_store = _store(images, 1, 90), _store(images, 2, 80)
+    needed = _run(root, 1, 100, kept_store.path.name)
+    old, older, recent = _run(root, 2, 50), _run(root, 3, 60), _run(root, 4, 0)
+    lora = _lora(loras / "pets" / "rex.safetensors", needed)
+    (loras / "broken.safetensors").write_bytes(b"x")
+    foreign = root / "somebody_else"
+    foreign.mkdir()
+    (foreign / "run.json").write_text(json.dumps({"key": "0" * 64}))
+    elsewhere = _run(tmp_path / "elsewhere", 5, 500)
+    (root / "link_to_it").symlink_to(elsewhere.path, target_is_directory=True)
+
+    items = survey(root, images, [loras])
+    assert [item.path for item in items] == [
+        needed.path, kept_store.path, free_store.path, older.path, old.path, recent.path]
+    reasons = {item.path: item.needed for item in items}
+    assert reasons[needed.path] == "its LoRA is there"
+    assert reasons[kept_store.path] == "a run needs them"
+    assert reasons[recent.path] == "in use"
+    total = sum(item.size for item in items)
+    assert choose(items, total) == []
+    assert [item.path for item in choose(items, total - 1)] == [free_store.path]
+    chosen = choose(items, 0)
+    assert [item.path for item in chosen] == [free_store.path, older.path, old.path]
+
+    before = files_below(tmp_path)
+    gone = {path for item in chosen for path in files_below(item.path)}
+    assert remove(chosen) == sum(item.size for item in chosen)
+    assert files_below(tmp_path) == before - gone
+    assert not old.path.exists()
+    assert lora.is_file()
+    assert elsewhere.path.is_dir()
+    # Without its LoRA the run, and then its class images, are needed no more.
+    lora.unlink()
+    items = survey(root, images, [loras])
+    assert [item.path for item in choose(items, 0)] == [needed.path, kept_store.path]
+
+
+def test_a_run_that_somebody_is_at_work_in_stays_with_its_class_images(tmp_path: Path) -> None:
+    images = tmp_path / "class_images"
+    store = _store(images, 1, 90)
+    run = _run(tmp_path, 1, 90, store.path.name)
+    items = survey(tmp_path, images, [])
+    assert len(choose(items, 0)) == 2
+    with owned(run.path):
+        _age(run.path, 90)
+        assert choose(survey(tmp_path, images, []), 0) == []
+        assert remove([item for item in items if item.kind == "run"]) == 0  # begun after it was looked at
+    assert (run.path / "checkpoint.safetensors").is_file()
+
+
+def test_the_command_shows_first_and_removes_with_yes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    output = tmp_path / "out"
+    old, needed = _run(output / "runs", 1, 90, size=5000), _run(output / "runs", 2, 95)
+    _lora(output / "rex.safetensors", needed)
+    _lora(old.path / "lora_000001.safetensors", old)  # a run's own adapters keep nothing alive
+    _age(old.path, 90)
+    arguments = ["clean", "--output_dir", str(output), "--limit", "2KB"]
+    before = files_below(tmp_path)
+    assert main(arguments) == 0
+    said = capsys.readouterr().out
+    assert f"{old.path.name}  goes" in said
+    assert f"{needed.path.name}  stays (its LoRA is there)" in said
+    assert "Nothing has been removed now" in said
+    assert files_below(tmp_path) == before
+    assert main([*arguments, "--yes"]) == 0
+    assert "Removed 5." in capsys.readouterr().out
+    assert not old.path.exists()
+    assert needed.path.is_dir()
+    assert (output / "rex.safetensors").is_file()
+    assert main([*arguments, "--yes"]) == 0
+    assert "Nothing is to be removed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("arguments", "sentence"), [
+    (["--limit", "much"], "the size 'much'"), (["--limit", "5GB", "--output_dir", "/no/such"], "no folder with runs"),
+])
+def test_mistakes_of_the_command(
+    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert main(["clean", *arguments]) == 2
+    assert sentence in capsys.readouterr().err
+
+
+def test_runs_of_comfyui_need_to_be_told_where_its_loras_are(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _run(tmp_path, 1, 90)
+    assert main(["clean", "--output_dir", str(tmp_path), "--yes", "--limit", "0"]) == 2
+    assert "no folder with LoRAs" in capsys.readouterr().err
+
+
+def test_sizes() -> None:
+    assert [parse_size(text) for text in ("5GB", "1.5 mb", "12", "3k", "0")] == [5 * 10**9, 1_500_000, 12, 3000, 0]
+    assert [readable(size) for size in (0, 999, 1500, 2.5e9)] == ["0 B", "999 B", "1.5 KB", "2.5 GB"]
+    with pytest.raises(SubjectBoothError):
+        parse_size("-5GB")
+
+
+def test_it_is_said_when_the_disk_fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _run(tmp_path, 1, 0, size=5000)
+    assert over_limit_note([tmp_path]) == ""
+    monkeypatch.setenv(cleanup.LIMIT_VARIABLE, "4KB")
+    assert "(limit 4.0 KB)" in over_limit_note([tmp_path])
+    assert "python -m trainer clean --limit 4.0KB" in over_limit_note([tmp_path])
+    monkeypatch.setenv(cleanup.LIMIT_VARIABLE, "lots")
+    assert over_limit_note([tmp_path]) == ""
