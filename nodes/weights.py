@@ -36,7 +36,7 @@ def shapes_of(patcher: ModelPatcher, prefix: str = "") -> dict[str, torch.Size]:
 
 
 def stored_as(patcher: ModelPatcher, prefix: str = "") -> dict[str, str]:
-    """Name (without ``prefix``) and kind of number of every weight below ``prefix``; GGUF's own tensors say GGUF."""
+    """Name (without ``prefix``) and kind of number of every weight below ``prefix``."""
     return {key[len(prefix):]: _kind(tensor) for key, tensor in patcher.model_state_dict(prefix).items()}
 
 
@@ -72,9 +72,9 @@ def digest_of(patcher: ModelPatcher, prefix: str = "") -> str:
 
 
 def _kind(weight: torch.Tensor) -> str:
-    # ComfyUI-GGUF's tensors keep a whole weight in bytes, and say of what sort.
-    if getattr(weight, "tensor_type", None) is not None:
-        return "GGUF"
+    # ComfyUI-GGUF's weights are packed bytes; its state dict has stand-ins of them.
+    if getattr(weight, "tensor_type", None) is not None or weight.dtype in (torch.uint8, torch.int8):
+        return "packed bytes, as GGUF and nf4 are"
     return str(weight.dtype).removeprefix("torch.")
 
 

@@ -34,4 +34,37 @@ class ProbeBaseDigest:
         return {"ui": {"report": [{"digest": bridge.base_digest(model, clip, vae)}]}}
 
 
-NODES = {"ProbeBaseDigest": ProbeBaseDigest}
+class ProbeQuantised:
+    """What is said of a model one of whose layers keeps its weight as ComfyUI-GGUF's do."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",), "clip": ("CLIP",), "vae": ("VAE",)}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    def probe(self, model: Any, clip: Any, vae: Any) -> dict[str, Any]:
+        check = pack_module("nodes.bridge").check_wired
+        layer = model.model.diffusion_model.out[2]
+
+        def save(destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+            destination[f"{prefix}weight"] = torch.zeros(3, 5, dtype=torch.uint8, device="meta")
+            destination[f"{prefix}bias"] = torch.zeros(3, device="meta")
+            destination[f"{prefix}temp.weight"] = torch.zeros(4, 320, 3, 3, dtype=torch.float16, device="meta")
+
+        family = check(model, clip, vae).name
+        layer._save_to_state_dict = save
+        try:
+            check(model, clip, vae)
+            said = ""
+        except Exception as error:  # whatever it says is what the test wants to see
+            said = str(error)
+        finally:
+            del layer._save_to_state_dict
+        return {"ui": {"report": [{"family": family, "said": said}]}}
+
+
+NODES = {"ProbeBaseDigest": ProbeBaseDigest, "ProbeQuantised": ProbeQuantised}
