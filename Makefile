@@ -2,13 +2,14 @@
 # COMFYUI_PATH=... uses an existing ComfyUI; SUBJECTBOOTH_PYTHON=... an existing Python instead of .venv.
 PYTHON ?= python3
 
-.PHONY: help setup demo ui test test-oldest lint clean
+.PHONY: help setup demo ui test test-oldest soak lint clean
 
 help:
 	@echo "make demo         train and sample in a real ComfyUI; the results go to demo_output/"
 	@echo "make ui           the same ComfyUI, left running for a browser"
 	@echo "make test         all tests, those in the real ComfyUI included"
 	@echo "make test-oldest  the tests that also run with the oldest allowed libraries"
+	@echo "make soak         kill trainings again and again, try 10,000 strange inputs, run 50 trainings in one ComfyUI: hours"
 	@echo "make lint         style and types"
 	@echo "make setup        only set up what the others need (.venv, .cache)"
 	@echo "make clean        remove .venv, .cache and demo_output"
@@ -27,6 +28,9 @@ test:
 
 test-oldest:
 	@$(PYTHON) scripts/run_tests.py --oldest
+
+soak:
+	@$(PYTHON) scripts/soak.py
 
 lint:
 	@$(PYTHON) scripts/lint.py
