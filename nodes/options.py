@@ -40,6 +40,9 @@ class DreamBoothOptions(io.ComfyNode):
                 setting_input("train_text_encoder"),
                 setting_input("text_encoder_lr", step=1e-6, round=1e-8),
                 setting_input("text_encoder_share", step=0.05, round=0.001),
+                setting_input("attention"),
+                setting_input("enable_bucket"),
+                setting_input("pictures_per_forward"),
             ],
             outputs=[DreamBoothOptionsType.Output(display_name="options", tooltip="For DreamBooth LoRA Train.")],
         )

@@ -15,11 +15,11 @@ from subjectbooth.trainer import adapter
 from subjectbooth.trainer.base_model import make_noise_scheduler
 from subjectbooth.trainer.conditioning import Conditioning
 from subjectbooth.trainer.config import TrainConfig
-from subjectbooth.trainer.data import TrainingData, make_batch, order
+from subjectbooth.trainer.data import TrainingData, make_batches, order
 from subjectbooth.trainer.ema import AdapterAverage
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Started, StepDone
-from subjectbooth.trainer.loss import dreambooth_loss, min_snr_weights
+from subjectbooth.trainer.loss import Batch, dreambooth_loss, min_snr_weights
 from subjectbooth.trainer.optimizers import make_optimizer
 from subjectbooth.trainer.run import Run
 
@@ -40,6 +40,11 @@ def _data(photos: int = 3) -> TrainingData:
                  **{f"photo {number}": Conditioning(torch.full((1, 77, 16), number + 1.0))
                     for number in range(photos)}},
         flipped_latents=100 + torch.randn(photos, 4, 8, 8, generator=random))
+
+
+def make_batch(*arguments: Any) -> Batch:
+    (batch,) = make_batches(*arguments)
+    return batch
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])

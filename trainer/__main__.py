@@ -1,5 +1,7 @@
 """The same trainer from a shell: ``python -m trainer --base model.safetensors --photos folder --class-word dog``.
 
+``python -m trainer clean`` shows which old runs and class images could go from the disk.
+
 Also runs under ``accelerate launch --num_processes 1 -m trainer ...``.
 """
 
@@ -18,6 +20,7 @@ import torch
 from .base_model import PREDICTION_TYPES, BaseModel
 from .captions import DEFAULT_TEMPLATE
 from .class_images import generate
+from .clean_command import main as clean
 from .config import TrainConfig
 from .errors import SubjectBoothError
 from .events import Adjusted, Finished, Started, StepDone, Validation
@@ -54,6 +57,8 @@ def parser() -> argparse.ArgumentParser:
                          help="Gets the LoRA, and the runs beside it.")
     options.add_argument("--output_name", default="my_subject", help="Name of the LoRA file.")
     options.add_argument("--force_retrain", action="store_true", help="Train again from step 0.")
+    options.add_argument("--plan", action="store_true",
+                         help="Say what would be in memory and which settings would be chosen, and train nothing.")
     options.add_argument("--cpu", action="store_true", help="Train on the CPU even when there is a GPU.")
     for setting in dataclasses.fields(TrainConfig):
         if setting.name == "validation_prompts":
@@ -70,8 +75,11 @@ def parser() -> argparse.ArgumentParser:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run it; returns the exit code. A user's mistake is one sentence on stderr, Ctrl+C keeps the steps so far."""
-    options = parser().parse_args(arguments)
+    given = list(sys.argv[1:] if arguments is None else arguments)
     logging.basicConfig(level=logging.INFO, format="%(message)s")
+    if given[:1] == ["clean"]:
+        return clean(given[1:])
+    options = parser().parse_args(given)
     try:
         _train(options)
     except SubjectBoothError as error:

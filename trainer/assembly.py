@@ -4,17 +4,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import replace
 from typing import Any
 
 import torch
 
 from . import adapter
+from .attention import choose_attention, use_attention
 from .base_model import BaseModel
 from .checkpoint import Checkpoint
 from .conditioning import Conditioning, concatenate
 from .config import TrainConfig
 from .ema import AdapterAverage
-from .optimizers import make_optimizer
+from .memory import free_bytes
+from .optimizers import make_optimizer, usable_optimizer
+from .plan import FreeMemory, Load, Plan, make_plan
 from .runtime import DTYPES, accelerate_precision, choose
 from .text_encoder import TokenChunks, encode, lora_layer_name
 
@@ -27,17 +31,21 @@ class Assembly:
         config: the requested settings.
         device: where to train; None lets accelerate choose.
         resume: weights and optimizer state to go on with.
+        load: what one step takes in.
+        free_memory: bytes free on a device; None asks torch and the system.
 
     Attributes:
         unet: the UNet as accelerate wraps it.
         optimizer: likewise.
         parameters: everything that is trained.
         chosen: what every ``auto`` became; a resumed run keeps its first choice.
+        plan: what will be in memory.
         notes: sentences for the user about what had to be changed.
     """
 
     def __init__(
-        self, base: BaseModel, config: TrainConfig, device: torch.device | None, resume: Checkpoint | None,
+        self, base: BaseModel, config: TrainConfig, device: torch.device | None, resume: Checkpoint | None, load: Load,
+        free_memory: FreeMemory | None = None,
     ) -> None:
         from accelerate import Accelerator
         from accelerate.state import PartialState
@@ -46,7 +54,8 @@ class Assembly:
         self.device = device or PartialState().device
         found, self.notes = choose(config, self.device)
         # A resumed run keeps what was chosen at its start: another precision would give other weights.
-        self.chosen = {**found, **(resume.chosen if resume else {}), "device": found["device"]}
+        kept = resume.chosen if resume else {}
+        self.chosen = {**found, "optimizer": config.optimizer, **kept, "device": found["device"]}
         precision = self.chosen["precision"]
         self.accelerator = Accelerator(
             mixed_precision=accelerate_precision(precision), cpu=self.device.type == "cpu", device_placement=False)
@@ -54,16 +63,22 @@ class Assembly:
         unet_parameters = adapter.inject(self._modules["unet"], config)
         text_parameters = self._add_text_encoders(DTYPES[precision]) if config.train_text_encoder else []
         self.parameters = unet_parameters + text_parameters
+        self._modules["unet"].train()  # diffusers checkpoints activations in train mode only; the base has no dropout
+        self._groups = unet_parameters, text_parameters
+        asked = self.chosen["optimizer"]
+        self.chosen["optimizer"], missing = usable_optimizer(asked, self.device)
+        self.plan = self._make_plan(kept, load, free_memory or free_bytes)
+        self.chosen |= self.plan.chosen
         for module in self._modules.values():
             module.to(self.device)
         if resume:
             self._load(resume.adapter)
         self.apply_memory_settings()
-        self._modules["unet"].train()  # diffusers checkpoints activations in train mode only; the base has no dropout
-        self._optimizer, notes = make_optimizer(unet_parameters, text_parameters, config, self.device)
-        self.notes += notes
+        self._use_attention()
+        self._optimizer, notes = self._make_optimizer()
+        self.notes += tuple(note for note in (missing, *notes, self.plan.warning) if note)
         self._average = AdapterAverage(self.parameters, config.ema_decay) if config.ema_decay else None
-        if resume:
+        if resume and self.chosen["optimizer"] == resume.chosen.get("optimizer", asked):
             self._resume_optimizer(resume)
         prepared = self.accelerator.prepare(*self._modules.values(), self._optimizer)
         self.unet, *self._text_encoders, self.optimizer = prepared
@@ -97,6 +112,19 @@ class Assembly:
         """Bring the modules into line with :attr:`chosen`, which a step-down may have changed."""
         if self.chosen["gradient_checkpointing"] == "on":
             self._modules["unet"].enable_gradient_checkpointing()
+
+    def use_chosen_optimizer(self) -> None:
+        """Go on with another optimizer, from the adapter as it is; its own averages start anew."""
+        self._optimizer, _ = self._make_optimizer()
+        # Gradients of fp16 are unscaled once for every optimizer that accelerate knows.
+        self.accelerator._optimizers.clear()
+        self.optimizer = self.accelerator.prepare(self._optimizer)
+
+    def _use_attention(self) -> None:
+        # Chosen anew on every machine: kernels differ by rounding only.
+        attention, missing = choose_attention(self._config.attention, self.device)
+        self.chosen["attention"], unusable = use_attention(self._modules["unet"], attention)
+        self.notes += tuple(note for note in (missing, unusable) if note)
 
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the modules have what is saved and shown: the running average, if there is one."""
@@ -134,6 +162,17 @@ class Assembly:
     def close(self) -> None:
         """Let accelerate drop its references to the model."""
         self.accelerator.free_memory()
+
+    def _make_optimizer(self) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
+        return make_optimizer(*self._groups, replace(self._config, optimizer=self.chosen["optimizer"]), self.device)
+
+    def _make_plan(self, kept: dict[str, str], load: Load, free_memory: FreeMemory) -> Plan:
+        unet, *text_encoders = self._modules.values()
+        free = free_memory(self.device)
+        if free is not None and self.device.type == "cpu":  # the weights lie there already
+            free += sum(tensor.nbytes for module in self._modules.values() for tensor in module.parameters())
+        return make_plan(self._config, {name: self.chosen[name] for name in ("precision", "optimizer")}, kept, unet,
+                         text_encoders, self._base.family, load, free)
 
     def _add_text_encoders(self, dtype: torch.dtype) -> list[torch.nn.Parameter]:
         assert self._base.build_text_encoders is not None

@@ -60,11 +60,15 @@ class TrainConfig:
     max_grad_norm: float = _setting(
         1.0, "Gradients with a larger norm are scaled down to it. 0 turns this off.", low=0.0, high=1e6)
     gradient_checkpointing: str = _setting(
-        AUTO, "Saves memory and costs about a third of the speed. auto: on where the card has under 12 GB.",
+        AUTO, "Saves memory and costs about a third of the speed. auto: on where the memory is too small without it.",
         choices=(AUTO, "on", "off"), in_key=False)
     precision: str = _setting(
         AUTO, "Precision of the base model; the adapter always is fp32. auto: bf16 where the card has it, else fp16, "
               "and fp32 on a CPU.", choices=(AUTO, "fp32", "fp16", "bf16"))
+    attention: str = _setting(
+        AUTO, "How attention is computed. auto: torch's own sdpa. xformers needs the package of that name and an NVIDIA "
+              "GPU; where it cannot be used, that is said and sdpa is used.",
+        choices=(AUTO, "sdpa", "xformers"), in_key=False)
     optimizer: str = _setting(
         "adamw", "adamw8bit needs bitsandbytes and a GPU, prodigy needs prodigyopt (and a learning rate of about 1). "
                  "A missing package is said, and adamw is used.",
@@ -100,6 +104,12 @@ class TrainConfig:
     text_encoder_share: float = _setting(
         1.0, "Share of the steps in which the text encoder's LoRA is trained; after them it stays as it is.",
         low=0.0, high=1.0)
+    enable_bucket: bool = _setting(
+        False, "Aspect-ratio buckets: photos keep about their own shape, at the area of resolution, in place of a "
+               "square. Class images stay square.")
+    pictures_per_forward: int = _setting(
+        0, "Photos and class images at once; the rest of a batch follows, with the gradients summed up. Changes memory "
+           "and speed only. 0: as many as fit.", low=0, high=512, in_key=False)
     validation_prompts: tuple[str, ...] = _setting(
         (), "Prompts drawn while training. {subject} becomes the trained words.", in_key=False)
     validation_interval: int = _setting(
@@ -161,6 +171,8 @@ class TrainConfig:
         chosen = {s.name: getattr(self, s.name) for s in dataclasses.fields(self) if s.metadata["in_key"]}
         if not self.train_text_encoder:
             del chosen["text_encoder_lr"], chosen["text_encoder_share"]
+        if not self.enable_bucket:
+            del chosen["enable_bucket"]  # runs from before there were buckets are found again
         if self.lr_scheduler == "constant" and not (self.train_text_encoder and self.text_encoder_share < 1.0):
             del chosen["steps"]
         return chosen
@@ -187,21 +199,24 @@ class TrainConfig:
         return cls(**{**values, "validation_prompts": prompts})
 
 
-def run_key(config: TrainConfig, subject_digest: str, base_digest: str, priors_digest: str | None) -> str:
-    """Name of a run: 64 hex digits that change when, and only when, the trained weights would.
+def run_key(
+    config: TrainConfig, subject_digest: str, base_digest: str, priors_digest: str | None, trigger: str = "",
+) -> str:
+    """Name of a run: 64 hex digits that change when, and only when, what it ends with would.
 
     Args:
         config: the requested settings.
         subject_digest: over the prepared photos' pixels, masks and captions.
         base_digest: over the base's weights (patches included), noise schedule and prompt encoder.
         priors_digest: over the class images' latents, None without them.
+        trigger: the trained words, which the file tells every loader. Captions of one's own need not hold them.
     """
     fields = config.key_fields()
     if priors_digest is None:
         del fields["prior_loss_weight"]
     return sha256_of(canonical_json({
         "format": FORMAT_VERSION, "config": fields, "subject": subject_digest, "base": base_digest,
-        "priors": priors_digest,
+        "priors": priors_digest, "trigger": trigger,
     }))
 
 

@@ -22,27 +22,47 @@ from .loss import Batch
 class TrainingData:
     """Everything that is encoded once, before the first step, on the CPU.
 
+    Photos of one size lie in one tensor; with aspect-ratio buckets they have several, and lie in a tuple.
+
     Attributes:
-        latents: float32 [n, 4, h/8, w/8], the photos in the training space.
+        latents: float32 [n, 4, h/8, w/8], the photos in the training space; or n times [4, h/8, w/8].
         captions: n, one a photo.
         encoded: every prompt that training or looking needs, encoded, batch size 1; the empty prompt included.
         prior_latents: float32 [m, 4, h/8, w/8], the class images; None without them.
         class_prompt: what the class images show.
         flipped_latents: like ``latents``, of the mirrored photos; None without flipping.
-        masks: float32 [n, 1, h/8, w/8] in 0..1, None without a masked loss.
+        masks: float32 [n, 1, h/8, w/8] in 0..1, or n times [1, h/8, w/8]; None without a masked loss.
+        names: n labels for messages, empty without.
+        resolution: pixels; needed with buckets only, where the photos do not say it.
     """
 
-    latents: torch.Tensor
+    latents: torch.Tensor | Sequence[torch.Tensor]
     captions: tuple[str, ...]
     encoded: Mapping[str, Conditioning]
     prior_latents: torch.Tensor | None = None
     class_prompt: str = ""
-    flipped_latents: torch.Tensor | None = None
-    masks: torch.Tensor | None = None
+    flipped_latents: torch.Tensor | Sequence[torch.Tensor] | None = None
+    masks: torch.Tensor | Sequence[torch.Tensor] | None = None
+    names: tuple[str, ...] = ()
+    resolution: int = 0
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """A batch of prompts as the frozen text encoder gave them."""
         return concatenate([self.encoded[prompt] for prompt in prompts])
+
+    @property
+    def square(self) -> tuple[int, ...]:
+        """[4, h/8, w/8] of class images and validation pictures."""
+        side = self.resolution // 8
+        return (4, side, side) if self.resolution else tuple(self.latents[0].shape)
+
+    @property
+    def buckets(self) -> list[list[int]]:
+        """Photos by number, those of one size together."""
+        found: dict[torch.Size, list[int]] = {}
+        for number, latents in enumerate(self.latents):
+            found.setdefault(latents.shape, []).append(number)
+        return list(found.values())
 
     def __post_init__(self) -> None:
         if self.prior_latents is None:
@@ -50,9 +70,9 @@ class TrainingData:
         if len(self.prior_latents) == 0:
             raise SubjectBoothError("class priors without a single picture", "one or more",
                                     "make more class images, or exclude fewer", "CLASS_PRIORS")
-        if self.prior_latents.shape[1:] != self.latents.shape[1:]:
+        if tuple(self.prior_latents.shape[1:]) != self.square:
             height, width = (8 * side for side in self.prior_latents.shape[2:])
-            wanted = 8 * self.latents.shape[2]
+            wanted = 8 * self.square[1]
             raise SubjectBoothError(
                 f"class images of {width}x{height} pixels", f"the training resolution, {wanted}x{wanted}",
                 f"make the class images at {wanted} pixels, or set resolution to {width}", "CLASS_PRIORS")
@@ -80,54 +100,104 @@ def order(first: int, count: int, size: int, seed: int, purpose: str) -> list[in
     return picked
 
 
-def make_batch(
+def photos_of(data: TrainingData, first: int, count: int, micro_step: int, seed: int) -> list[int]:
+    """The photos of one batch, all of one size.
+
+    Without buckets they are the next ``count`` of one endless sequence of shuffles. With them a photo is drawn from
+    such a sequence, and the next ``count`` of its bucket's own sequence are the batch: so a bucket comes up as often as
+    it has photos, and every photo is seen as often as every other.
+
+    Args:
+        first: pictures drawn before, over the whole run.
+        micro_step: batches drawn before.
+    """
+    buckets = data.buckets
+    if len(buckets) == 1:
+        return order(first, count, len(data.latents), seed, "photos")
+    total = len(data.latents)
+    epoch, place = divmod(micro_step, total)
+    drawn = order(epoch * total, place + 1, total, seed, "buckets")
+    number = next(index for index, bucket in enumerate(buckets) if drawn[-1] in bucket)
+    bucket = buckets[number]
+    # Batches that this bucket had before: all of its photos in each epoch that is over, and those of this one.
+    before = epoch * len(bucket) + sum(photo in bucket for photo in drawn[:-1])
+    return [bucket[index] for index in order(before * count, count, len(bucket), seed, f"photos {number}")]
+
+
+def make_batches(
     data: TrainingData, config: TrainConfig, timesteps: int, micro_step: int, device: torch.device,
     process: int = 0, processes: int = 1,
-) -> Batch:
-    """The batch of one forward pass.
+) -> list[Batch]:
+    """One batch: ``train_batch_size`` photos and, with class priors, as many class images behind them.
 
     Args:
         data: on the CPU.
         config: batch size and seed count.
         timesteps: length of the noise schedule.
-        micro_step: forward passes done before, over the whole run.
+        micro_step: batches done before, over the whole run.
         device: where the batch goes.
         process, processes: under ``accelerate launch`` each process takes its own part of one common draw.
 
     Returns:
-        ``train_batch_size`` photos and, with class priors, as many class images behind them.
+        One :class:`Batch`; or two, photos and class images, where their sizes differ and they cannot share a forward
+        pass.
     """
     per_process = config.train_batch_size
     whole = per_process * processes
     own = slice(process * per_process, (process + 1) * per_process)
-    parts = 1 if data.prior_latents is None else 2
-    random = generator_for(config.seed, "noise", micro_step)
-    noise = torch.randn((parts, whole, *data.latents.shape[1:]), generator=random)[:, own].flatten(0, 1)
-    drawn = torch.randint(0, timesteps, (parts, whole), generator=random)[:, own].flatten(0, 1)
+    photos = photos_of(data, micro_step * whole, whole, micro_step, config.seed)[own]
+    sizes = [tuple(data.latents[photos[0]].shape)]
+    sizes += [tuple(data.prior_latents.shape[1:])] if data.prior_latents is not None else []
 
+    random = generator_for(config.seed, "noise", micro_step)
+    noise = _noise(random, sizes, whole, own)
+    drawn = torch.randint(0, timesteps, (len(sizes), whole), generator=random)[:, own]
     if config.noise_offset:
         # Drawn behind everything else, so that the other noise is the same with and without it.
-        noise = noise + config.noise_offset * torch.randn(
-            (parts, whole, data.latents.shape[1], 1, 1), generator=random)[:, own].flatten(0, 1)
+        offset = config.noise_offset * torch.randn((len(sizes), whole, sizes[0][0], 1, 1), generator=random)[:, own]
+        noise = [part + shift for part, shift in zip(noise, offset, strict=True)]
 
-    photos = order(micro_step * whole, whole, len(data.latents), config.seed, "photos")[own]
-    latents, masks = data.latents[photos], data.masks[photos] if data.masks is not None else None
+    latents, masks = _picked(data.latents, photos), None if data.masks is None else _picked(data.masks, photos)
     if data.flipped_latents is not None:
         mirrored = _chance(0.5, whole, config.seed, "flip", micro_step)[own]
-        latents = torch.where(mirrored[:, None, None, None], data.flipped_latents[photos], latents)
+        latents = torch.where(mirrored[:, None, None, None], _picked(data.flipped_latents, photos), latents)
         if masks is not None:
             masks = torch.where(mirrored[:, None, None, None], masks.flip(-1), masks)
     prompts = [data.captions[index] for index in photos]
     if config.caption_dropout:
         dropped = _chance(config.caption_dropout, whole, config.seed, "caption", micro_step)[own].tolist()
         prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
-    if data.prior_latents is not None:
-        classes = order(micro_step * whole, whole, len(data.prior_latents), config.seed, "class images")[own]
-        latents = torch.cat([latents, data.prior_latents[classes]])
-        prompts += [data.class_prompt] * per_process
-    return Batch(
-        latents.to(device), noise.to(device), drawn.to(device), data.encode(prompts).to(device), per_process,
-        masks.to(device) if masks is not None else None, tuple(prompts))
+    labels = [data.names[index] if data.names else f"photo {index + 1}" for index in photos]
+
+    def batch(latents: torch.Tensor, noise: torch.Tensor, drawn: torch.Tensor, prompts: list[str], instances: int,
+              labels: list[str]) -> Batch:
+        return Batch(
+            latents.to(device), noise.to(device), drawn.to(device), data.encode(prompts).to(device), instances,
+            masks.to(device) if masks is not None and instances else None, tuple(prompts), tuple(labels))
+
+    if data.prior_latents is None:
+        return [batch(latents, noise[0], drawn[0], prompts, per_process, labels)]
+    classes = order(micro_step * whole, whole, len(data.prior_latents), config.seed, "class images")[own]
+    priors, class_prompts = data.prior_latents[classes], [data.class_prompt] * per_process
+    class_labels = [f"class image {index + 1}" for index in classes]
+    if sizes[0] != sizes[1]:
+        return [batch(latents, noise[0], drawn[0], prompts, per_process, labels),
+                batch(priors, noise[1], drawn[1], class_prompts, 0, class_labels)]
+    return [batch(torch.cat([latents, priors]), torch.cat(list(noise)), drawn.flatten(), prompts + class_prompts,
+                  per_process, labels + class_labels)]
+
+
+def _noise(
+    random: torch.Generator, sizes: list[tuple[int, ...]], whole: int, own: slice,
+) -> Sequence[torch.Tensor]:
+    """Noise [own, 4, h/8, w/8] for photos and class images; drawn at once where they have one size."""
+    if len(set(sizes)) == 1:
+        return list(torch.randn((len(sizes), whole, *sizes[0]), generator=random)[:, own])
+    return [torch.randn((whole, *size), generator=random)[own] for size in sizes]
+
+
+def _picked(stored: torch.Tensor | Sequence[torch.Tensor], numbers: list[int]) -> torch.Tensor:
+    return torch.stack([stored[number] for number in numbers])
 
 
 def _chance(share: float, count: int, seed: int, purpose: str, micro_step: int) -> torch.Tensor:

@@ -19,6 +19,7 @@ class Started:
         chosen: what every ``auto`` setting became, and on which device.
         trainable_parameters: weights that are trained.
         notes: sentences for the user, such as an option that fell back.
+        plan: one line about what will be in memory.
     """
 
     step: int
@@ -26,6 +27,7 @@ class Started:
     chosen: dict[str, str]
     trainable_parameters: int
     notes: tuple[str, ...] = ()
+    plan: str = ""
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -16,14 +17,17 @@ from types import TracebackType
 import torch
 
 from .assembly import Assembly
+from .attention import tf32
 from .base_model import BaseModel
 from .checkpoint import Checkpoint
 from .config import TrainConfig
-from .data import TrainingData, derived_seed, make_batch
+from .data import TrainingData, derived_seed, make_batches
 from .errors import SubjectBoothError, require
 from .events import Adjusted, Event, Started, StepDone, Validation, ValidationStep
-from .loss import batch_losses
+from .loss import Batch, batch_losses
 from .memory import free_memory, is_out_of_memory, step_down
+from .optimizers import usable_optimizer
+from .plan import FreeMemory, Load, Plan
 from .runtime import isolated_accelerate
 from .sample import sample
 
@@ -41,6 +45,7 @@ class Training:
         shown: the prompts of the validation pictures.
         resume: where to go on; None starts from step 0.
         device: where to train; None lets accelerate choose (under ``accelerate launch`` each process gets its own).
+        free: bytes free on a device, for the plan; None asks torch and the system.
 
     Raises:
         SubjectBoothError: a package is missing, or a setting does not fit the base.
@@ -48,14 +53,15 @@ class Training:
 
     def __init__(
         self, base: BaseModel, data: TrainingData, config: TrainConfig, shown: tuple[str, ...] = (),
-        resume: Checkpoint | None = None, device: torch.device | None = None,
+        resume: Checkpoint | None = None, device: torch.device | None = None, free: FreeMemory | None = None,
     ) -> None:
         require("diffusers", "peft", "accelerate")
         self._base, self._data, self._config = base, data, config
-        self._shown, self._resume, self._device = shown, resume, device
+        self._shown, self._resume, self._device, self._free = shown, resume, device, free
         self._assembly: Assembly | None = None
         self.step = resume.step if resume else 0
         self.losses: list[list[float | None]] = list(resume.losses) if resume else []
+        self._learning = False  # between two states, neither of which is to be kept
 
     def __enter__(self) -> Training:
         self._leaving = ExitStack()
@@ -70,8 +76,18 @@ class Training:
 
     @property
     def is_built(self) -> bool:
-        """Whether there is a model to take a snapshot of."""
-        return self._assembly is not None
+        """Whether there is a whole state to take a snapshot of."""
+        return self._assembly is not None and not self._learning
+
+    @property
+    def chosen(self) -> dict[str, str]:
+        """What every ``auto`` setting is by now."""
+        assert self._assembly is not None
+        return dict(self._assembly.chosen)
+
+    def plan(self) -> Plan:
+        """Build, count, and train nothing."""
+        return self._build().plan
 
     def snapshot(self) -> Checkpoint:
         """The run as it is now, copied to the CPU."""
@@ -94,11 +110,9 @@ class Training:
             SubjectBoothError: the loss or the gradient is not finite; the adapter still is the last good one.
         """
         config = self._config
-        made = self._assembly = Assembly(self._base, config, self._device, self._resume)
-        self._leaving.callback(made.close)
-        self._resume = None  # its tensors are not needed any more
+        made = self._build()
         trainable = sum(parameter.numel() for parameter in made.parameters)
-        yield Started(self.step, config.steps, made.chosen, trainable, made.notes)
+        yield Started(self.step, config.steps, dict(made.chosen), trainable, made.notes, made.plan.sentence)
 
         clock = _Clock()
         while self.step < config.steps:
@@ -111,9 +125,11 @@ class Training:
                 yield Adjusted(self.step, note, dict(made.chosen))
                 continue
             grad_norm = self._clip(made)
-            self._stop_if_not_finite(made, sums[0], grad_norm)
+            self._stop_if_gradient_is_not_finite(made, grad_norm)
+            self._learning = True
             made.optimizer.step()
             made.update_average()
+            self._learning = False
             self.step += 1
             prior = sums[2] if self._data.prior_latents is not None else None
             self.losses.append([sums[0], sums[1], prior])
@@ -130,6 +146,18 @@ class Training:
                         raise
                     yield Adjusted(self.step, "not enough memory for validation pictures: left out", dict(made.chosen))
                 clock.validation = time.perf_counter() - began
+
+    def _build(self) -> Assembly:
+        data = self._data
+        sizes = {tuple(latents.shape[1:]) for latents in data.latents} | {data.square[1:]}
+        height, width = max(sizes, key=math.prod)
+        parts = 1 if data.prior_latents is None else 2
+        load = Load(data.encode(data.captions[:1]), (height, width), parts * self._config.train_batch_size)
+        made = self._assembly = Assembly(self._base, self._config, self._device, self._resume, load, self._free)
+        self._leaving.callback(made.close)
+        self._leaving.enter_context(tf32(made.device))
+        self._resume = None  # its tensors are not needed any more
+        return made
 
     def _try_gradients(self, made: Assembly) -> tuple[tuple[float, float, float] | None, str]:
         """The losses of this step, its gradients being in place; or, out of memory, None and what was changed.
@@ -148,7 +176,9 @@ class Training:
         made.optimizer.zero_grad()
         free_memory(made.device)
         parts = 1 if self._data.prior_latents is None else 2
-        note = step_down(made.chosen, parts * self._config.train_batch_size)
+        optimizer = made.chosen["optimizer"]
+        eight_bit = usable_optimizer("adamw8bit", made.device)[0] == "adamw8bit"
+        note = step_down(made.chosen, parts * self._config.train_batch_size, eight_bit)
         if note is None:
             raise SubjectBoothError(
                 f"too little memory on {made.device} for one picture of {self._config.resolution} pixels",
@@ -156,6 +186,8 @@ class Training:
                 f"lower resolution or rank, or close other programs; the adapter of step {self.step} is kept",
                 "training")
         made.apply_memory_settings()
+        if made.chosen["optimizer"] != optimizer:
+            made.use_chosen_optimizer()
         return None, note
 
     def _gradients(self, made: Assembly) -> tuple[float, float, float]:
@@ -164,18 +196,23 @@ class Training:
         accumulate = config.gradient_accumulation_steps
         learn_text = self.step < config.text_encoder_share * config.steps
         made.optimizer.zero_grad()
+        self._labels: list[str] = []
         sums = (0.0, 0.0, 0.0)
         for micro_step in range(self.step * accumulate, (self.step + 1) * accumulate):
-            whole = make_batch(
+            sizes = make_batches(
                 self._data, config, len(scheduler.alphas_cumprod), micro_step, made.device,
                 made.accelerator.process_index, made.accelerator.num_processes)
-            totals = whole.instances, len(whole.latents) - whole.instances
-            for number, batch in enumerate(whole.split(int(made.chosen["pictures_per_forward"]))):
+            photos = sum(batch.instances for batch in sizes)
+            totals = photos, sum(len(batch.latents) for batch in sizes) - photos
+            at_once = int(made.chosen["pictures_per_forward"])
+            for number, batch in enumerate(part for same_size in sizes for part in same_size.split(at_once)):
                 with torch.enable_grad(), self._dropout_seed(micro_step, number, made.device):
                     if made.trains_text:
                         batch = replace(batch, conditioning=made.encode(batch.prompts, learn=learn_text))
                     losses = batch_losses(
                         made.unet, scheduler, batch, config.prior_loss_weight, config.snr_gamma, totals)
+                    self._labels += batch.labels
+                    self._stop_if_loss_is_not_finite(batch, losses.each)
                     made.accelerator.backward(losses.total / accumulate)
                 found = (losses.total.detach(), losses.instance, losses.prior)
                 sums = tuple(total + float(part) / accumulate if part is not None else total  # type: ignore[assignment]
@@ -193,14 +230,31 @@ class Training:
         norm = made.accelerator.clip_grad_norm_(made.parameters, limit)
         return float(norm) if norm is not None else float("nan")
 
-    def _stop_if_not_finite(self, made: Assembly, loss: float, grad_norm: float) -> None:
-        # fp16's loss scaling skips single overflowing steps by itself, so there only the loss counts.
-        values = (loss,) if made.accelerator.scaler is not None else (loss, grad_norm)
-        if all(abs(value) < float("inf") for value in values):
+    def _stop_if_loss_is_not_finite(self, batch: Batch, each: torch.Tensor) -> None:
+        finite = torch.isfinite(each)
+        if bool(finite.all()):
+            return
+        wrong = (~finite).nonzero().flatten().tolist()
+        whose = " and ".join(batch.labels[index] for index in wrong)
+        if not bool(torch.isfinite(batch.latents[wrong]).all()):
+            # Its latents came so from the VAE: SDXL's overflows in fp16, for one.
+            todo = "run the VAE in fp32 (ComfyUI: --fp32-vae) or use another one, or leave that picture out"
+        else:
+            todo = "lower the learning rate, or set precision to bf16 or fp32"
+        raise SubjectBoothError(
+            f"a loss of {float(each[wrong[0]]):g} at step {self.step + 1}, on {whose}", "finite numbers",
+            f"{todo}; the adapter of step {self.step} is kept", "training")
+
+    def _stop_if_gradient_is_not_finite(self, made: Assembly, norm: float) -> None:
+        if abs(norm) < float("inf"):
+            return
+        # fp16's loss scaling skips single overflowing steps by itself and lowers its scale, which cannot help for ever.
+        if made.accelerator.scaler is not None and made.accelerator.scaler.get_scale() >= 1.0:
             return
         raise SubjectBoothError(
-            f"a loss of {loss:g} with a gradient norm of {grad_norm:g} at step {self.step + 1}", "finite numbers",
-            f"lower the learning rate or use bf16 or fp32; the adapter of step {self.step} is kept", "training")
+            f"a gradient norm of {norm:g} at step {self.step + 1}, on {', '.join(dict.fromkeys(self._labels))}",
+            "finite numbers", "lower the learning rate, or set precision to bf16 or fp32; "
+            f"the adapter of step {self.step} is kept", "training")
 
     def _validate(self, made: Assembly) -> Iterator[Event]:
         config, latents = self._config, []
@@ -209,7 +263,7 @@ class Training:
         for number, prompt in enumerate(self._shown):
             drawing = sample(
                 made.unet, self._base.noise_scheduler, encode([prompt]), encode([""]),
-                tuple(self._data.latents.shape[1:]), config.validation_steps, config.validation_guidance_scale,
+                self._data.square, config.validation_steps, config.validation_guidance_scale,
                 VALIDATION_SEED + number, made.device)
             while True:
                 try:

@@ -27,6 +27,7 @@ class Batch:
         instances: how many of the b, from the front, are photos; the others are class images.
         masks: float32 [instances, 1, h/8, w/8] in 0..1, the part of each photo that counts; None counts all of it.
         prompts: what ``conditioning`` was encoded from.
+        labels: what each picture is called in messages.
     """
 
     latents: torch.Tensor
@@ -36,6 +37,7 @@ class Batch:
     instances: int
     masks: torch.Tensor | None = None
     prompts: tuple[str, ...] = ()
+    labels: tuple[str, ...] = ()
 
     def split(self, pictures: int) -> list[Batch]:
         """The batch in parts of at most that many pictures, for a device that cannot take it whole."""
@@ -50,16 +52,18 @@ class Batch:
                                     pooled[first:last] if pooled is not None else None)
         masks = self.masks[first:last] if self.masks is not None and first < self.instances else None
         return Batch(self.latents[first:last], self.noise[first:last], self.timesteps[first:last], conditioning,
-                     max(0, min(self.instances, last) - first), masks, self.prompts[first:last])
+                     max(0, min(self.instances, last) - first), masks, self.prompts[first:last],
+                     self.labels[first:last])
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars; ``total`` carries the graph for the backward pass."""
+    """Scalars; ``total`` carries the graph for the backward pass. ``each`` is [b], a picture's own part."""
 
     total: torch.Tensor
     instance: torch.Tensor
     prior: torch.Tensor | None
+    each: torch.Tensor
 
 
 def prediction_target(
@@ -111,9 +115,10 @@ def dreambooth_loss(
         each = each * weights
     instance = each[:instances].sum() / photos
     if not classes:
-        return Losses(instance, instance.detach(), None)
+        return Losses(instance, instance.detach(), None, each.detach())
     prior = each[instances:].sum() / classes
-    return Losses(instance + prior_loss_weight * prior, instance.detach(), prior.detach())
+    return Losses(instance + prior_loss_weight * prior, instance.detach(), prior.detach(),
+                  each.detach())
 
 
 def batch_losses(

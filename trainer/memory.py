@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import sys
+from pathlib import Path
 
 import torch
 
@@ -17,15 +19,16 @@ def is_out_of_memory(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SAID)
 
 
-def step_down(chosen: dict[str, str], pictures: int) -> str | None:
+def step_down(chosen: dict[str, str], pictures: int, eight_bit: bool = False) -> str | None:
     """Choose the next setting that needs less memory, in place.
 
     First gradient checkpointing, which changes no result, then fewer pictures a forward pass with their gradients
-    summed up, which changes rounding only. A batch is never smaller than one picture.
+    summed up, which changes rounding only, and last the 8-bit optimizer. A batch is never smaller than one picture.
 
     Args:
         chosen: what the run uses now.
         pictures: of one whole batch, class images included.
+        eight_bit: the 8-bit optimizer can be used here.
 
     Returns:
         A sentence for the user, or None when there is nothing left to try.
@@ -37,7 +40,45 @@ def step_down(chosen: dict[str, str], pictures: int) -> str | None:
     if now > 1:
         chosen["pictures_per_forward"] = str((now + 1) // 2)
         return f"out of memory: {chosen['pictures_per_forward']} pictures at once instead of {now}"
+    if eight_bit and chosen["optimizer"] == "adamw":
+        chosen["optimizer"] = "adamw8bit"
+        return "out of memory: the optimizer is adamw8bit from here on, and its averages start anew"
     return None
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """Bytes free on ``device``, None when nobody can say. Inside ComfyUI, ComfyUI is asked instead."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return _free_system_memory() if device.type == "cpu" else None
+
+
+def _free_system_memory() -> int | None:
+    if sys.platform == "win32":
+        return _free_on_windows()
+    try:
+        lines = Path("/proc/meminfo").read_text("ascii").splitlines()
+        return next(1024 * int(line.split()[1]) for line in lines if line.startswith("MemAvailable:"))
+    except (OSError, StopIteration, ValueError, IndexError):
+        return None
+
+
+def _free_on_windows() -> int | None:
+    import ctypes
+
+    class Status(ctypes.Structure):
+        _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [
+            (name, ctypes.c_ulonglong) for name in ("total", "free", "page_total", "page_free", "total_virtual",
+                                                    "free_virtual", "extended")]
+
+    status = Status(length=ctypes.sizeof(Status))
+    windows = getattr(ctypes, "windll", None)
+    if windows is None or not windows.kernel32.GlobalMemoryStatusEx(ctypes.byref(status)):
+        return None
+    return int(status.free)
 
 
 def free_memory(device: torch.device) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import datetime
 import json
+from collections.abc import Mapping
 
 import torch
 
@@ -23,7 +24,7 @@ IMPLEMENTATION = "SubjectBooth"
 
 def lora_metadata(
     tensors: dict[str, torch.Tensor], subject: Subject, base: BaseModel, config: TrainConfig, *,
-    step: int, run_key: str, started: float, class_images: int,
+    step: int, run_key: str, started: float, class_images: int, chosen: Mapping[str, str], buckets: Mapping[str, int],
 ) -> dict[str, str]:
     """All metadata but the file's name, which :func:`named` adds.
 
@@ -33,6 +34,8 @@ def lora_metadata(
         run_key: 64 hex digits.
         started: Unix time at which the run was first started (a resumed run keeps it).
         class_images: how many class images the run had.
+        chosen: what every ``auto`` setting became.
+        buckets: photos by size ("512x512"); one size without aspect-ratio buckets.
     """
     digest = body_hash(tensors)
     photos = len(subject.photos)
@@ -54,7 +57,13 @@ def lora_metadata(
         "ss_lr_scheduler": config.lr_scheduler,
         "ss_lr_warmup_steps": str(config.lr_warmup_steps),
         "ss_seed": str(config.seed),
-        "ss_optimizer": config.optimizer,
+        "ss_optimizer": chosen["optimizer"],
+        "ss_mixed_precision": {"fp32": "no"}.get(chosen["precision"], chosen["precision"]),
+        "ss_gradient_checkpointing": str(chosen["gradient_checkpointing"] == "on"),
+        "ss_enable_bucket": str(config.enable_bucket),
+        "ss_bucket_info": json.dumps({"buckets": {str(number): {"resolution": [int(side) for side in size.split("x")],
+                                                                "count": count}
+                                                  for number, (size, count) in enumerate(buckets.items())}}),
         "ss_min_snr_gamma": f"{config.snr_gamma:g}",
         "ss_noise_offset": f"{config.noise_offset:g}",
         "ss_caption_dropout_rate": f"{config.caption_dropout:g}",
@@ -87,6 +96,9 @@ def lora_metadata(
         "subjectbooth.instance_prompt": subject.instance_prompt,
         "subjectbooth.class_prompt": subject.class_prompt,
         "subjectbooth.step": str(step),
+        "subjectbooth.precision": chosen["precision"],
+        "subjectbooth.gradient_checkpointing": chosen["gradient_checkpointing"],
+        "subjectbooth.pictures_per_forward": chosen["pictures_per_forward"],
     }
 
 

@@ -33,9 +33,7 @@ def _make(
     parameters: list[dict[str, Any]], config: TrainConfig, device: torch.device,
 ) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
     name, learning_rate, decay = config.optimizer, config.learning_rate, config.weight_decay
-    missing = _missing(name, device)
-    if missing:
-        return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=decay), (missing,)
+    name, missing = usable_optimizer(name, device)
     if name == "adamw8bit":
         import bitsandbytes
 
@@ -52,7 +50,13 @@ def _make(
             f"prodigy multiplies its estimate by the learning rate: {learning_rate:g} all but stops it, 1 is usual",)
         return prodigyopt.Prodigy(parameters, lr=learning_rate, weight_decay=decay, safeguard_warmup=True,
                                   use_bias_correction=True), notes
-    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=decay), ()
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=decay), (missing,) if missing else ()
+
+
+def usable_optimizer(name: str, device: torch.device) -> tuple[str, str]:
+    """The optimizer that is used where ``name`` is asked for, and a sentence when that is another one."""
+    missing = _missing(name, device)
+    return ("adamw", missing) if missing else (name, "")
 
 
 def _missing(name: str, device: torch.device) -> str:

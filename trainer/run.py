@@ -15,12 +15,14 @@ from .base_model import BaseModel
 from .config import TrainConfig, run_key
 from .data import TrainingData
 from .errors import SubjectBoothError
-from .events import CheckpointSaved, Event, Finished, StepDone, ValidationStep
+from .events import Adjusted, CheckpointSaved, Event, Finished, StepDone, ValidationStep
 from .lock import owned
 from .loop import Training
 from .metadata import lora_metadata
+from .plan import FreeMemory, Plan
 from .run_folder import RunFolder
-from .subject import Subject
+from .storage import sha256_of
+from .subject import PreparedSubject, Subject
 
 if TYPE_CHECKING:
     from .priors import ClassPriors
@@ -38,6 +40,7 @@ class Run:
         config: the requested settings.
         root: the folder that holds all runs.
         device: where to train; None lets accelerate choose.
+        free: bytes free on a device, for the plan; None asks torch and the system.
 
     Raises:
         SubjectBoothError: photos and settings do not fit.
@@ -45,12 +48,17 @@ class Run:
 
     def __init__(
         self, base: BaseModel, subject: Subject, priors: ClassPriors | None, config: TrainConfig, root: Path,
-        device: torch.device | None = None,
+        device: torch.device | None = None, free: FreeMemory | None = None,
     ) -> None:
         self._base, self._subject, self._priors, self._config = base, subject, priors, config
-        self._device = device
-        self._prepared = subject.prepare(config.resolution)
-        key = run_key(config, self._prepared.digest, base.digest, priors.digest if priors else None)
+        self._device, self._free = device, free
+        # One group of photos, or one for each aspect-ratio bucket.
+        self._prepared = (subject.prepare_buckets(config.resolution) if config.enable_bucket
+                          else (subject.prepare(config.resolution),))
+        digests = [group.digest for group in self._prepared]
+        digest = sha256_of(*digests) if config.enable_bucket else digests[0]
+        key = run_key(config, digest, base.digest, priors.digest if priors else None,
+                      subject.trigger)
         self.folder = RunFolder(root, key, subject.trigger)
         self._stop = threading.Event()
 
@@ -61,6 +69,12 @@ class Run:
         told to go on; a run without a single step first makes one.
         """
         self._stop.set()
+
+    def plan(self) -> Plan:
+        """What a run from step 0 would keep in memory. Reads and encodes everything, writes and trains nothing."""
+        data, shown = self._encode()
+        with Training(self._base, data, self._config, shown, None, self._device, self._free) as training:
+            return training.plan()
 
     def events(self, force_retrain: bool = False, go_on: bool = False) -> Iterator[Event]:
         """Train, or say that it was done before.
@@ -98,13 +112,17 @@ class Run:
 
     def _owned_events(self) -> Iterator[Event]:
         steps = self._config.steps
-        started = self.folder.open({"config": self._config.to_json(), "trigger": self._subject.trigger})
+        started = self.folder.open({
+            "config": self._config.to_json(), "trigger": self._subject.trigger,
+            "class_images": self._priors.store if self._priors else ""})
         resume = self.folder.load_checkpoint(steps)
+        for note in self.folder.notes:
+            yield Adjusted(resume.step if resume else 0, note, resume.chosen if resume else {})
         if resume and resume.step == self.folder.kept_step(steps):
             self._stop.set()  # the adapter that was kept is gone or damaged: the checkpoint still has it
-        self.folder.truncate_events(resume.step if resume else 0)
+        self.folder.truncate_events(resume.step if resume else 0, resume.losses if resume else ())
         data, shown = self._encode()
-        training = Training(self._base, data, self._config, shown, resume, self._device)
+        training = Training(self._base, data, self._config, shown, resume, self._device, self._free)
         with training:
             yield from self._train(training, started)
             step = training.step
@@ -134,8 +152,16 @@ class Run:
                 self._save(training, started, with_lora=True)
         finally:
             if training.is_built and training.step > saved_step:
-                self._save(training, started, with_lora=True)
-                logger.info("kept %d of %d steps in %s", training.step, self._config.steps, self.folder.path)
+                self._save_last(training, started)
+
+    def _save_last(self, training: Training, started: float) -> None:
+        """Keep the steps so far while something else (a cancel, an error) ends the run: that is what is to be told."""
+        try:
+            self._save(training, started, with_lora=True)
+        except SubjectBoothError as error:
+            logger.error("the steps since the last checkpoint are lost: %s", error)
+        else:
+            logger.info("kept %d of %d steps in %s", training.step, self._config.steps, self.folder.path)
 
     def _save(self, training: Training, started: float, with_lora: bool) -> Path:
         """Checkpoint, and the adapter too where somebody will want to use it: at pictures, and wherever a run ends."""
@@ -143,31 +169,41 @@ class Run:
             tensors = training.lora()
             metadata = lora_metadata(
                 tensors, self._subject, self._base, self._config, step=training.step, run_key=self.folder.key,
-                started=started, class_images=len(self._priors.latents) if self._priors else 0)
+                started=started, class_images=len(self._priors.latents) if self._priors else 0, chosen=training.chosen,
+                buckets={f"{group.images.shape[3]}x{group.images.shape[2]}": len(group.images)
+                         for group in self._prepared})
             self.folder.write_lora(training.step, tensors, metadata)
         return self.folder.save_checkpoint(training.snapshot())
 
     def _encode(self) -> tuple[TrainingData, tuple[str, ...]]:
         """Everything the text encoder and the VAE have to say, once, while they still are in memory."""
-        base, prepared, priors = self._base, self._prepared, self._priors
+        base, groups, priors = self._base, self._prepared, self._priors
         shown = tuple(prompt.replace("{subject}", self._subject.trigger) for prompt in self._config.validation_prompts)
         class_prompt = priors.prompt if priors else ""
-        prompts = list(dict.fromkeys([*prepared.captions, class_prompt, *shown, ""]))
+        captions = tuple(caption for group in groups for caption in group.captions)
+        prompts = list(dict.fromkeys([*captions, class_prompt, *shown, ""]))
+        names = [f"photo {index + 1} ({self._subject.photos[index].name})" for group in groups for index in group.order]
         data = TrainingData(
-            latents=base.codec.encode(prepared.images),
-            captions=prepared.captions,
+            latents=_one([base.codec.encode(group.images) for group in groups]),
+            captions=captions,
             encoded=dict(zip(prompts, base.prompts.encode(prompts), strict=True)),
             prior_latents=priors.latents if priors else None,
             class_prompt=class_prompt,
-            flipped_latents=base.codec.encode(prepared.images.flip(-1)) if self._config.flip else None,
-            masks=self._latent_masks())
+            flipped_latents=_one([base.codec.encode(group.images.flip(-1)) for group in groups])
+            if self._config.flip else None,
+            masks=_one([_latent_masks(group) for group in groups]) if self._config.masked_loss else None,
+            names=tuple(names), resolution=self._config.resolution)
         return data, shown
 
-    def _latent_masks(self) -> torch.Tensor | None:
-        if not self._config.masked_loss:
-            return None
-        if self._prepared.masks is None:
-            raise SubjectBoothError("masked_loss without a mask", "a mask for the photos",
-                                    "wire a MASK to LoadSubjectImages, use photos with transparency, or turn it off",
-                                    "masked_loss")
-        return torch.nn.functional.interpolate(self._prepared.masks, scale_factor=1 / 8, mode="area")
+
+def _one(groups: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """Groups of pictures of one size each, as one sequence of pictures."""
+    return groups[0] if len(groups) == 1 else tuple(picture for group in groups for picture in group)
+
+
+def _latent_masks(group: PreparedSubject) -> torch.Tensor:
+    if group.masks is None:
+        raise SubjectBoothError("masked_loss without a mask", "a mask for the photos",
+                                "wire a MASK to LoadSubjectImages, use photos with transparency, or turn it off",
+                                "masked_loss")
+    return torch.nn.functional.interpolate(group.masks, scale_factor=1 / 8, mode="area")

@@ -14,12 +14,9 @@ from .errors import require
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _ACCELERATE = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 
-SMALL_CARD_BYTES = 12 * 2**30
-"""Below this gradient checkpointing is on by default: SD 1.5 at 512 px with activations does not fit 8 GB."""
-
 
 def choose(config: TrainConfig, device: torch.device) -> tuple[dict[str, str], tuple[str, ...]]:
-    """What every ``auto`` setting becomes on ``device``, and sentences about what had to be changed.
+    """Device and precision, and sentences about what had to be changed. :mod:`trainer.plan` chooses what else is auto.
 
     Half precision is not used on a CPU: it is right there but hundreds of times slower.
     """
@@ -32,12 +29,7 @@ def choose(config: TrainConfig, device: torch.device) -> tuple[dict[str, str], t
     elif precision == "fp16" and device.type == "cpu":
         precision = "fp32"
         notes.append("precision fp16 needs a GPU; this run uses fp32")
-    checkpointing = config.gradient_checkpointing
-    if checkpointing == AUTO:
-        small = device.type == "cuda" and torch.cuda.get_device_properties(device).total_memory < SMALL_CARD_BYTES
-        checkpointing = "on" if small else "off"
-    return {"device": str(device), "precision": precision, "gradient_checkpointing": checkpointing,
-            "pictures_per_forward": str(2 * config.train_batch_size)}, tuple(notes)
+    return {"device": str(device), "precision": precision}, tuple(notes)
 
 
 @contextmanager

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from .buckets import nearest_bucket
 from .captions import DEFAULT_CLASS_TEMPLATE, DEFAULT_TEMPLATE, check_template, fill
 from .errors import SubjectBoothError
 from .photo_checks import check_photos
@@ -41,13 +42,13 @@ class Photo:
 
 @dataclass(frozen=True)
 class PreparedSubject:
-    """Square images ready for the latent codec.
+    """Images of one size, ready for the latent codec.
 
     The order is by content, not by file name, so that a renamed photo changes nothing about a run.
 
     Attributes:
-        images: float32 [n, 3, r, r] in 0..1, on the CPU.
-        masks: float32 [n, 1, r, r] in 0..1, None when no photo has one (among others, one without is all 1).
+        images: float32 [n, 3, h, w] in 0..1, on the CPU; square but for aspect-ratio buckets.
+        masks: float32 [n, 1, h, w] in 0..1, None when no photo has one (among others, one without is all 1).
         captions: one an image.
         digest: SHA-256 over pixels, masks and captions.
         order: ``images[i]`` is made of the subject's ``photos[order[i]]``.
@@ -105,16 +106,39 @@ class Subject:
             SubjectBoothError: a resolution that is no multiple of 8 or out of range.
         """
         side = check_resolution(self.resolution if resolution is None else resolution)
-        squares = [training_square(photo, side, self.crop) for photo in self.photos]
-        any_mask = any(mask is not None for _, mask in squares)
-        full = np.full((side, side), 255, dtype=np.uint8)
+        return self._prepare(range(len(self.photos)), (side, side), f"subject 1 {side}")
+
+    def prepare_buckets(self, resolution: int | None = None) -> tuple[PreparedSubject, ...]:
+        """Crop and scale every photo to the aspect-ratio bucket that is nearest to its shape.
+
+        Args:
+            resolution: the side of the square whose area all buckets have about; the subject's own when None.
+
+        Returns:
+            the photos of each bucket that has some.
+
+        Raises:
+            SubjectBoothError: as for :meth:`prepare`.
+        """
+        side = check_resolution(self.resolution if resolution is None else resolution)
+        sizes = [nearest_bucket(photo.pixels.shape[1], photo.pixels.shape[0], side) for photo in self.photos]
+        return tuple(
+            self._prepare([index for index, own in enumerate(sizes) if own == size], size,
+                          f"subject bucket {size[0]}x{size[1]}")
+            for size in sorted(set(sizes)))
+
+    def _prepare(self, indices: Sequence[int], size: tuple[int, int], kind: str) -> PreparedSubject:
+        photos = [self.photos[index] for index in indices]
+        pictures = [training_picture(photo, size, self.crop) for photo in photos]
+        any_mask = any(photo.mask is not None for photo in self.photos)
+        full = np.full((size[1], size[0]), 255, dtype=np.uint8)
         items = []
-        for index, (photo, (pixels, mask)) in enumerate(zip(self.photos, squares, strict=True)):
+        for index, photo, (pixels, mask) in zip(indices, photos, pictures, strict=True):
             mask = (full if mask is None else mask) if any_mask else None
             content = sha256_of(pixels.tobytes(), b"" if mask is None else mask.tobytes(), photo.caption)
             items.append((content, index, pixels, mask))
         items.sort(key=lambda item: item[0])
-        digest = hashlib.sha256(f"subject 1 {side} {any_mask};".encode())
+        digest = hashlib.sha256(f"{kind} {any_mask};".encode())
         for content, *_ in items:
             digest.update(content.encode())
         order = tuple(index for _, index, _, _ in items)
@@ -214,51 +238,60 @@ def training_square(photo: Photo, side: int, crop: str) -> tuple[np.ndarray, np.
         side: pixels.
         crop: one of :data:`CROPS`.
     """
+    return training_picture(photo, (side, side), crop)
+
+
+def training_picture(photo: Photo, size: tuple[int, int], crop: str) -> tuple[np.ndarray, np.ndarray | None]:
+    """The same for any width and height: uint8 [height, width, 3] and uint8 [height, width] or None."""
     image = Image.fromarray(photo.pixels)
     # 8 bits of mask are plenty, and the same on every machine, which a hash over floats would not be.
     mask = None if photo.mask is None else Image.fromarray(np.rint(photo.mask * 255.0).astype(np.uint8))
     if crop == "pad":
-        image, mask = _padded(image, mask)
-    box = _crop_box(photo, image.size, side, crop)
-    # Cropped before scaling, so that nothing from outside the square bleeds in at its border.
-    pixels = image.crop(box).resize((side, side), Image.Resampling.LANCZOS)
+        image, mask = _padded(image, mask, size)
+    box = _crop_box(photo, image.size, size, crop)
+    # Cropped before scaling, so that nothing from outside the box bleeds in at its border.
+    pixels = image.crop(box).resize(size, Image.Resampling.LANCZOS)
     # Lanczos overshoots at a mask's hard edge; a triangle filter does not.
-    scaled = (
-        None if mask is None else np.array(mask.crop(box).resize((side, side), Image.Resampling.BILINEAR))
-    )
+    scaled = None if mask is None else np.array(mask.crop(box).resize(size, Image.Resampling.BILINEAR))
     return np.array(pixels), scaled
 
 
-def _crop_box(photo: Photo, size: tuple[int, int], side: int, crop: str) -> tuple[int, int, int, int]:
-    """The square (left, top, right, bottom) that is kept, inside ``size``."""
-    width, height = size
-    edge = min(width, height)
+def _crop_box(
+    photo: Photo, available: tuple[int, int], size: tuple[int, int], crop: str
+) -> tuple[int, int, int, int]:
+    """The box (left, top, right, bottom) of ``size``'s shape that is kept, inside ``available``."""
+    width, height = available
+    scale = min(width / size[0], height / size[1])  # photo pixels a training pixel
     center_x, center_y = width / 2, height / 2
     if crop == "subject" and photo.mask is not None and (photo.mask >= 0.5).any():
         rows = np.flatnonzero((photo.mask >= 0.5).any(axis=1))
         columns = np.flatnonzero((photo.mask >= 0.5).any(axis=0))
-        extent = max(int(rows[-1] - rows[0]), int(columns[-1] - columns[0])) + 1
+        extent = max((columns[-1] - columns[0] + 1) / size[0], (rows[-1] - rows[0] + 1) / size[1])
         # Never closer than the training size: enlarging a small subject adds blur and no detail.
-        edge = min(edge, max(round(extent * (1 + 2 * _SUBJECT_MARGIN)), side))
+        scale = min(scale, max(float(extent) * (1 + 2 * _SUBJECT_MARGIN), 1.0))
         center_x, center_y = (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
-    left = min(max(int(center_x - edge / 2), 0), width - edge)
-    top = min(max(int(center_y - edge / 2), 0), height - edge)
-    return left, top, left + edge, top + edge
+    box_width, box_height = min(round(size[0] * scale), width), min(round(size[1] * scale), height)
+    left = min(max(int(center_x - box_width / 2), 0), width - box_width)
+    top = min(max(int(center_y - box_height / 2), 0), height - box_height)
+    return left, top, left + box_width, top + box_height
 
 
-def _padded(image: Image.Image, mask: Image.Image | None) -> tuple[Image.Image, Image.Image | None]:
-    """The picture in the middle of a square whose bars have the mean colour of the edges they touch."""
-    edge = max(image.size)
-    if image.width == image.height:
+def _padded(
+    image: Image.Image, mask: Image.Image | None, size: tuple[int, int]
+) -> tuple[Image.Image, Image.Image | None]:
+    """The picture in the middle of one of ``size``'s shape whose bars have the mean colour of the edges they touch."""
+    scale = max(image.width / size[0], image.height / size[1])
+    whole = max(round(size[0] * scale), image.width), max(round(size[1] * scale), image.height)
+    if whole == image.size:
         return image, mask
     pixels = np.asarray(image, dtype=np.float64)
-    edges = pixels[[0, -1]] if image.width > image.height else pixels[:, [0, -1]]
+    edges = pixels[[0, -1]] if whole[1] > image.height else pixels[:, [0, -1]]
     colour = tuple(int(v) for v in np.rint(edges.reshape(-1, 3).mean(axis=0)))
-    corner = ((edge - image.width) // 2, (edge - image.height) // 2)
-    square = Image.new("RGB", (edge, edge), colour)
-    square.paste(image, corner)
+    corner = ((whole[0] - image.width) // 2, (whole[1] - image.height) // 2)
+    padded = Image.new("RGB", whole, colour)
+    padded.paste(image, corner)
     if mask is not None:
-        square_mask = Image.new("L", (edge, edge), 0)
-        square_mask.paste(mask, corner)
-        mask = square_mask
-    return square, mask
+        padded_mask = Image.new("L", whole, 0)
+        padded_mask.paste(mask, corner)
+        mask = padded_mask
+    return padded, mask
