@@ -12,6 +12,7 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
+from ..trainer.cleanup import over_limit_note
 from ..trainer.errors import SubjectBoothError
 from ..trainer.events import Adjusted, Event, Finished, Started, StepDone, Validation, ValidationStep
 from ..trainer.priors import ClassPriors
@@ -122,7 +123,8 @@ class DreamBoothLoRATrain(io.ComfyNode):
         with _training_mode():
             base = base_from_graph(model, clip, vae)
             device = comfy.model_management.get_torch_device()
-            run = Run(base, subject, class_priors, config, pack_output_dir(), device)
+            run = Run(base, subject, class_priors, config, pack_output_dir(), device,
+                      comfy.model_management.get_free_memory)
             go_on = after_stop == "continue"
             if (force_retrain or go_on) and run.folder.kept_step(config.steps) is not None:
                 live.went_on()
@@ -135,12 +137,13 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 run.folder.record_result(result)
                 feed.end("kept" if finished.step < config.steps else "finished", result)
         summary = _summary(finished, config.steps, lora, matched)
-        progress.say(summary)
-        return cls._output(run, lora, finished.step, summary, {"run": run.folder.path.name, **result})
+        text = [summary, *filter(None, [over_limit_note([pack_output_dir()])])]
+        progress.say("\n".join(text))
+        return cls._output(run, lora, finished.step, text, {"run": run.folder.path.name, **result})
 
     @classmethod
     def _output(
-        cls, run: Run, lora: SubjectLora, steps: int, summary: str, result: dict[str, Any],
+        cls, run: Run, lora: SubjectLora, steps: int, text: list[str], result: dict[str, Any],
     ) -> io.NodeOutput:
         validations = run.folder.validations(steps)
         pictures = [view_entry(path) for step, prompts, _ in validations
@@ -150,7 +153,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
         # Plot Loss Graph divides by the spread of the losses.
         loss_map = {"loss": losses} if len(set(losses)) > 1 else ExecutionBlocker(None)
         return io.NodeOutput(lora, str(lora.path), images, lora.tensors, loss_map,
-                             ui={"images": pictures, "text": [summary], "subjectbooth": [result]})
+                             ui={"images": pictures, "text": text, "subjectbooth": [result]})
 
 
 def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed) -> Finished:
@@ -162,9 +165,9 @@ def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed) -> Fin
             feed.note(event)
             if isinstance(event, Started):
                 steps = event.steps
-                notes = "; ".join(event.notes)
+                notes = "; ".join((event.plan, *event.notes))
                 progress.say(f"training on {event.chosen['device']} in {event.chosen['precision']}"
-                             + (f"; {notes}" if notes else ""))
+                             + f"; {notes}")
                 progress.update(event.step)
             elif isinstance(event, StepDone):
                 prior = f" (subject {event.instance_loss:.4f}, class {event.prior_loss:.4f})" \
