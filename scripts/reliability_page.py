@@ -1,15 +1,16 @@
-"""docs/reliability.md: what holds, and the figures that the last soak has measured."""
+"""docs/reliability.md: what holds, and the figures that the soak has measured."""
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 PAGE = """# Reliability: what was tried, and what was seen
 
-Written by `make soak`; every figure below is of its last run, on {date} ({machine}, random seed {seed}).
-It was run on a small model of Stable Diffusion 1.5's layout at 64 pixels, because what it is about (files, locks,
-random states) does not depend on the size; nothing here says anything about speed.
+Written by `make soak`, with what it measured, on what and when; the raw figures are in `reliability.json` beside this
+page. All of it was run on a small model of Stable Diffusion 1.5's layout at 64 pixels, because what it is about (files,
+locks, random states) does not depend on the size; nothing here says anything about speed.
 
 ## Killed at random moments
 
@@ -19,7 +20,7 @@ were compared with those of the same training that was never killed.
 
 | Training | Kills survived | starting | making class images | training | Most steps lost by one kill | End |
 |---|---|---|---|---|---|---|
-{rows}
+{kills}
 
 A kill costs the steps since the last checkpoint and the step it falls into, and of the class images the batch it
 falls into.
@@ -41,29 +42,53 @@ Each change is tested with a short form of all this, and with: cancel, an error 
 of a run; two programs on one folder; a full disk and a folder that cannot be written; a lock left by a killed program;
 damaged checkpoints, class images, adapters and logs; names with spaces, Cyrillic and emoji.
 """
+NONE = "Not measured yet."
 
 
-def write_page(path: Path, found: dict[str, Any]) -> Path:
-    """Write the page from what scripts/soak.py has found."""
+def write_page(path: Path, found: dict[str, dict[str, Any]]) -> Path:
+    """Write the page; a part that was not measured now keeps the figures of its last time."""
     from soak_shell import CHECKPOINT_SECONDS
 
-    rows = []
-    for plan in [*found["plans"], *([found["comfyui"]] if "comfyui" in found else [])]:
-        cells = [plan["name"], plan["kills"], plan["starting"], plan["class images"], plan["training"],
-                 f"{plan['lost steps']} ({plan['lost seconds']:.1f} s of work)",
-                 "bit-identical" if plan["identical"] else "DIFFERENT"]
-        rows.append("| " + " | ".join(str(cell) for cell in cells) + " |")
-    inputs = found.get("inputs") or []
-    lines = [f"* {entry['name']}: {entry['cases']} cases" + (f" ({_outcomes(entry['outcomes'])})" if entry.get(
-        "outcomes") else "") for entry in inputs]
-    total = sum(int(entry["cases"]) for entry in inputs)
-    tried = "\n".join([f"{total:,} cases:", "", *lines]) if lines else "None were tried in the last run."
-    traces = "\n".join(f"* {entry['name']}: {entry['said']}" for entry in found.get("traces") or [])
+    raw = path.with_suffix(".json")
+    known: dict[str, dict[str, Any]] = json.loads(raw.read_text("utf-8")) if raw.is_file() else {}
+    known.update(found)
+    raw.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", "utf-8")
     path.write_text(PAGE.format(
-        date=found["date"], machine=found["machine"], seed=found["seed"], seconds=f"{CHECKPOINT_SECONDS:g}",
-        rows="\n".join(rows), inputs=tried, traces=traces or "None were looked for in the last run."), "utf-8")
+        seconds=f"{CHECKPOINT_SECONDS:g}", kills=_kills(known.get("kills")), inputs=_inputs(known.get("inputs")),
+        traces=_traces(known.get("traces"))), "utf-8")
     return path
 
 
-def _outcomes(outcomes: dict[str, int]) -> str:
-    return ", ".join(f"{name} {count}" for name, count in outcomes.items())
+def _when(part: dict[str, Any]) -> str:
+    return f"Measured on {part['date']} ({part['machine']}, random seed {part['seed']})"
+
+
+def _kills(part: dict[str, Any] | None) -> str:
+    if part is None:
+        return f"| {NONE} | | | | | | |"
+    lines = []
+    for row in part["rows"]:
+        cells = [row["name"], row["kills"], row["starting"], row["class images"], row["training"],
+                 f"{row['lost steps']} ({row['lost seconds']:.1f} s of work)",
+                 "bit-identical" if row["identical"] else "DIFFERENT"]
+        lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
+    total = sum(row["kills"] for row in part["rows"])
+    return "\n".join([*lines, "", f"{_when(part)}: {total} kills, {len(part['rows'])} of {len(part['rows'])} trainings "
+                                  "bit-identical."])
+
+
+def _inputs(part: dict[str, Any] | None) -> str:
+    if part is None:
+        return NONE
+    total = sum(int(row["cases"]) for row in part["rows"])
+    lines = [f"{_when(part)}: {total:,} cases.", ""]
+    for row in part["rows"]:
+        told = ", ".join(f"{name} {count}" for name, count in (row.get("outcomes") or {}).items())
+        lines.append(f"* {row['name']}: {row['cases']}" + (f" ({told})" if told else ""))
+    return "\n".join(lines)
+
+
+def _traces(part: dict[str, Any] | None) -> str:
+    if part is None:
+        return NONE
+    return "\n".join([f"{_when(part)}.", "", *(f"* {row['name']}: {row['said']}" for row in part["rows"])])

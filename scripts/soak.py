@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from comfy_server import FP32_FLAGS
 from reliability_page import write_page
@@ -49,7 +50,7 @@ def make_material(environment: Environment, photos: Path) -> Path:
     return Path(made.stdout.strip().splitlines()[-1])
 
 
-def run_tests(environment: Environment, files: tuple[str, ...], settings: dict[str, str]) -> list[dict[str, object]]:
+def run_tests(environment: Environment, files: tuple[str, ...], settings: dict[str, str]) -> list[dict[str, Any]]:
     """Run test files in their long mode; what they report. Ends the program when one fails."""
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.jsonl"
@@ -73,32 +74,33 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     environment = ensure_environment()
     choose = random.Random(options.seed)
-    found: dict[str, object] = {
-        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(), "seed": options.seed,
-        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, no GPU"}
+    about = {"date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(), "seed": options.seed,
+             "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, no GPU"}
+    found: dict[str, dict[str, Any]] = {}
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
         photos = Path(scratch) / "photos"
         base = make_material(environment, photos)
-        plans = []
+        rows = []
         chosen = [plan for plan in PLANS if options.only in (None, plan.name)]
         for number, plan in enumerate(chosen):
             share = options.kills // len(chosen) + (number < options.kills % len(chosen))
             if share:
-                plans.append(kill_plan(
+                rows.append(kill_plan(
                     environment, base, photos, plan, share, choose, Path(scratch) / plan.name, steps=options.steps))
-        found["plans"] = plans
         if options.comfyui_kills:
-            found["comfyui"] = kill_comfyui(
-                environment, base, options.comfyui_kills, choose, Path(scratch) / "comfyui", FP32_FLAGS)
+            rows.append(kill_comfyui(
+                environment, base, options.comfyui_kills, choose, Path(scratch) / "comfyui", FP32_FLAGS))
+        if rows:
+            found["kills"] = {**about, "rows": rows}
     if options.inputs:
-        found["inputs"] = run_tests(environment, FUZZ, {
-            "SUBJECTBOOTH_FUZZ": str(options.inputs), "SUBJECTBOOTH_FUZZ_SEED": str(options.seed)})
+        found["inputs"] = {**about, "rows": run_tests(environment, FUZZ, {
+            "SUBJECTBOOTH_FUZZ": str(options.inputs), "SUBJECTBOOTH_FUZZ_SEED": str(options.seed)})}
     if options.runs:
-        found["traces"] = run_tests(environment, (TRACE,), {"SUBJECTBOOTH_RUNS": str(options.runs)})
+        found["traces"] = {**about, "rows": run_tests(environment, (TRACE,), {"SUBJECTBOOTH_RUNS": str(options.runs)})}
     print(json.dumps(found, indent=1))
-    different = [plan["name"] for plan in plans if not plan["identical"]]
-    if different or not found.get("comfyui", {"identical": True})["identical"]:  # type: ignore[index]
-        print(f"NOT bit-identical: {', '.join(different) or 'ComfyUI'}")
+    different = [row["name"] for row in rows if not row["identical"]]
+    if different:
+        print(f"NOT bit-identical: {', '.join(different)}")
         return 1
     if not options.no_write:
         print(f"written: {write_page(ROOT / 'docs' / 'reliability.md', found)}")

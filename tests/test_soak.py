@@ -1,0 +1,28 @@
+"""The soak in a short form: a training with all options and class images is killed twice and ends bit-identical."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from subjectbooth.scripts.comfy_server import find_comfyui
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+def test_killed_trainings_end_bit_identical() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "soak.py"), "--only", "all of it", "--kills", "2",
+               "--steps", "10", "--comfyui-kills", "0", "--inputs", "0", "--runs", "0", "--no-write"]
+    env = {**os.environ, "SUBJECTBOOTH_PYTHON": sys.executable, "PYTHONIOENCODING": "utf-8"}
+    comfyui = find_comfyui(ROOT)
+    if comfyui is not None:
+        env["COMFYUI_PATH"] = str(comfyui)
+    done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, encoding="utf-8")
+    print(done.stdout)
+    assert done.returncode == 0, done.stderr
+    (plan,) = json.loads(done.stdout[done.stdout.index("{"):])["kills"]["rows"]
+    assert plan["identical"] is True
+    assert plan["kills"] == 2
