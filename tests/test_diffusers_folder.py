@@ -168,6 +168,21 @@ def test_a_folder_of_another_version_of_transformers(sd1: Path) -> None:
         assert torch.equal(load_base(sd1).prompts.encode([PROMPT])[0].hidden_states, expected)
 
 
+def test_all_that_decides_what_the_base_is_counts_in_its_digest(sd1: Path) -> None:
+    digests = [load_base(sd1).digest, load_base(sd1, clip_skip=2).digest,
+               load_base(sd1, prediction_type="v_prediction").digest]
+    _config("scheduler", "scheduler_config.json", beta_end=0.013)(sd1)
+    digests.append(load_base(sd1).digest)
+    for part in ("unet", "vae", "text_encoder"):
+        path = next((sd1 / part).glob("*.safetensors"))
+        stored = safetensors.torch.load_file(path)
+        name = next(iter(stored))
+        safetensors.torch.save_file({**stored, name: stored[name] + 1}, path)
+        digests.append(load_base(sd1).digest)
+    assert len(set(digests)) == len(digests)
+    assert load_base(sd1).digest == digests[-1]
+
+
 def _pickled(folder: Path) -> None:
     (folder / "unet" / "diffusion_pytorch_model.safetensors").rename(folder / "unet" / "diffusion_pytorch_model.bin")
 

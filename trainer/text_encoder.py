@@ -53,8 +53,12 @@ def build_text_encoder(
         num_attention_heads=shape.heads, hidden_act=shape.activation, projection_dim=shape.width, vocab_size=49408,
         max_position_embeddings=LENGTH, bos_token_id=START, eos_token_id=END)
     with torch.inference_mode(False), torch.no_grad():
-        model = (CLIPTextModelWithProjection if shape.projects else CLIPTextModel)(config)
-        model = torch.nn.Module.to(model, dtype)
+        with torch.device("meta"):  # first weights that nobody uses would take 10 seconds for SDXL's second one
+            model = (CLIPTextModelWithProjection if shape.projects else CLIPTextModel)(config)
+        model = torch.nn.Module.to(model.to_empty(device="cpu"), dtype)
+        for name, buffer in model.named_buffers():
+            assert name.endswith("position_ids"), name
+            buffer.copy_(torch.arange(LENGTH).expand(buffer.shape))
         for name, parameter in model.named_parameters():
             # Transformers 5.6 dropped "text_model." from CLIPTextModel's names, but checkpoints have it.
             found = weights.get(name, weights.get(INNER + name))
