@@ -12,6 +12,8 @@ const PROPERTY = "subjectbooth_run";
 const REMEMBERED = "SubjectBooth.runs";
 const MOST_REMEMBERED = 50;
 const SILENCE = 3000;
+/** Pixels that the classic editor leaves free around an element. */
+const MARGIN = 8;
 
 /** Panel by node. */
 const panels = new WeakMap();
@@ -34,7 +36,8 @@ class TrainPanel {
     this.height = this.view.height;
     this.widget = node.addDOMWidget("training", "SUBJECTBOOTH_TRAINING", this.view.element, {
       // Out of the prompt; the widget's own flag keeps it out of the saved workflow.
-      serialize: false, hideOnZoom: false, getMinHeight: () => this.height, getValue: () => "", setValue: () => {},
+      serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: () => this.height + 2 * MARGIN,
+      getValue: () => "", setValue: () => {},
     });
     this.widget.serialize = false;
     this.view.element.addEventListener("wheel", (event) => {
@@ -227,6 +230,8 @@ app.registerExtension({
     if (node.comfyClass !== NODE) return;
     const panel = new TrainPanel(node);
     panels.set(node, panel);
+    // The panel has the validation pictures: the same ones below it, as ComfyUI shows any node's, would only take room.
+    Object.defineProperty(node, "imgs", { configurable: true, get: () => undefined, set() {} });
     const { onConfigure, onRemoved } = node;
     node.onConfigure = function (...args) {
       onConfigure?.apply(this, args);

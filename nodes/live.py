@@ -112,7 +112,7 @@ class Feed:
                 self._series.setdefault(name, []).append([event.step, value])
             at_once = False
         elif isinstance(event, Started):
-            self._news |= {"chosen": event.chosen, "notes": list(event.notes)}
+            self._news |= {"chosen": event.chosen, "notes": [note for note in (event.plan, *event.notes) if note]}
         elif isinstance(event, Adjusted):
             self._news |= {"chosen": event.chosen, "note": event.note}
         elif isinstance(event, ValidationStep):

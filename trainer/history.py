@@ -19,7 +19,7 @@ LIMIT = 2000
 RECENT = 20
 """Steps over which the time of a step is averaged, as the estimate of what is left is (see trainer.loop)."""
 
-_STEP_LINE = b'{"event": "StepDone"'
+_STEP_LINE = re.compile(rb'\{"event": "StepDone", "step": (\d{1,15}),')
 _LORA = re.compile(r"lora_(\d{6,})\.safetensors")
 
 
@@ -71,7 +71,7 @@ def _split(log: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
         return [], []
     lines, others = [], []
     for line in content.split(b"\n"):
-        if line.startswith(_STEP_LINE):
+        if _STEP_LINE.match(line):
             lines.append(line)
         elif values := _parse(line):
             others.append(values)
@@ -86,9 +86,12 @@ def _told(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str], lis
     for values in entries:
         if values.get("event") in (Started.__name__, Adjusted.__name__):
             found = values.get("chosen")
-            chosen = found if isinstance(found, dict) else chosen
-            said = values.get("notes", [values.get("note")])
-            notes = [str(note) for note in said if note] if "notes" in values else [*notes, *map(str, said)]
+            chosen = found if isinstance(found, dict) and found else chosen
+            said = values.get("notes")
+            told = [values.get("plan"), *said] if isinstance(said, list) else [values.get("note")]
+            told = [str(note) for note in told if note]
+            # A start tells all that holds for it; a change adds to it.
+            notes = told if values["event"] == Started.__name__ else [*notes, *told]
         elif values.get("event") == Validation.__name__:
             step, prompts = _whole(values.get("step")), values.get("prompts")
             prompts = [str(prompt) for prompt in prompts] if isinstance(prompts, list) else []
@@ -113,7 +116,8 @@ def _evenly(lines: list[bytes], limit: int) -> list[bytes]:
 
 
 def _step_of(line: bytes) -> int:
-    return _whole(_parse(line).get("step"))
+    found = _STEP_LINE.match(line)
+    return int(found[1]) if found else 0
 
 
 def _whole(value: Any) -> int:

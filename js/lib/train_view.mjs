@@ -3,7 +3,7 @@ import { colourOf, drawChart, shownSeries, stepAt } from "./loss_chart.mjs";
 import { readableBytes, readableSeconds, readableTime } from "./numbers.mjs";
 
 /** Heights in CSS pixels: what the panel needs of the node. */
-const HEIGHTS = { idle: 44, status: 46, chart: 158, strip: 200, actions: 30, result: 52, padding: 12 };
+const HEIGHTS = { idle: 54, status: 46, chart: 158, strip: 200, actions: 30, result: 52, padding: 12 };
 
 function make(kind, className = "", text = "") {
   const element = document.createElement(kind);
@@ -51,7 +51,7 @@ export class TrainView {
     }
     this._run = run;
     this._idle.hidden = Boolean(run);
-    for (const part of [this._status, this._bar, this._legend, this._chart, this._strip, this._actionsLine, this._result]) {
+    for (const part of [this._status, this._bar, this._actionsLine, this._result, this._legend, this._chart, this._strip]) {
       part.hidden = !run;
     }
     this.element.dataset.state = run?.state ?? "idle";
@@ -143,8 +143,9 @@ export class TrainView {
     trigger.append(make("span", "sbt-faint", words.words), this._trigger, this._copy);
     this._result.append(this._file, trigger);
 
-    this.element.append(this._idle, this._status, this._bar, this._legend, this._chart, this._strip, this._actionsLine,
-      this._result);
+    // Buttons above what comes and goes, so that they stay where they are.
+    this.element.append(this._idle, this._status, this._bar, this._actionsLine, this._result, this._legend, this._chart,
+      this._strip);
   }
 
   _button(text, help, action) {
