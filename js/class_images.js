@@ -17,6 +17,9 @@ class ClassImagesPanel {
     this.panel = new Panel(node, "class_images", 60);
     node.onDrawBackground = () => {}; // the pictures are in the panel
     node.hideOutputImages = true;
+    // A list of hashes needs no room: the pictures do.
+    const exclude = node.widgets.find((widget) => widget.name === "exclude");
+    if (exclude?.options) exclude.options.getMaxHeight = () => 44;
     this.refresh = onWidgets(node, ["exclude"], () => this.show());
     chain(node, "onExecuted", (output) => this.finished(output));
     chain(node, "onConfigure", () => void this.restore());

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from subjectbooth.scripts.comfy_server import ComfyClient
+from subjectbooth.scripts.comfy_server import ComfyClient, PromptRejected
 from subjectbooth.scripts.workflow import to_api
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -27,20 +27,59 @@ def test_there_is_an_example_with_a_picture() -> None:
     assert ROOT / "example_workflows" / "train_and_sample.json" in EXAMPLES
     for path in EXAMPLES:
         assert path.with_suffix(".jpg").is_file(), f"{path.name} has no picture for the template browser"
+        assert path.with_suffix(".jpg").stat().st_size <= 150_000
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs(comfy: ComfyClient, path: Path) -> None:
+def prompt_of(comfy: ComfyClient, name: str) -> dict[str, Any]:
+    """An example with few steps, over the API."""
+    path = ROOT / "example_workflows" / f"{name}.json"
     prompt = to_api(json.loads(path.read_text(encoding="utf-8")), comfy.object_info())
     for node in prompt.values():
         node["inputs"].update(FEW.get(node["class_type"], {}))
         if node["class_type"] == "DreamBoothLoRATrain":
-            node["inputs"]["output_name"] = f"examples/{path.stem}"
-    result = comfy.run(prompt)
-    kinds = {prompt[node_id]["class_type"]: shown for node_id, shown in result.outputs.items()}
-    assert kinds["SaveImage"]["images"]
+            node["inputs"]["output_name"] = f"examples/{name}"
+    return prompt
+
+
+def lora_of(comfy: ComfyClient, name: str) -> Path:
     assert comfy.server is not None
-    assert (comfy.server.models_dir / "loras" / "examples" / f"{path.stem}.safetensors").is_file()
+    return comfy.server.models_dir / "loras" / "examples" / f"{name}.safetensors"
+
+
+@pytest.mark.parametrize("name", ["train_and_sample", "train_only", "compare_steps"])
+def test_example_runs(comfy: ComfyClient, name: str) -> None:
+    prompt = prompt_of(comfy, name)
+    result = comfy.run(prompt)
+    shown = {prompt[node_id]["class_type"]: output for node_id, output in result.outputs.items()}
+    assert lora_of(comfy, name).is_file()
+    assert len(shown["DreamBoothLoRATrain"]["images"]) == 2, "a picture at each of two validations"
+    saved = len(shown["SaveImage"]["images"]) if "SaveImage" in shown else None
+    assert saved == {"train_and_sample": 4, "train_only": None, "compare_steps": 2}[name]
+
+
+def test_the_example_with_a_trained_lora_runs(comfy: ComfyClient) -> None:
+    if not lora_of(comfy, "train_and_sample").is_file():
+        comfy.run(prompt_of(comfy, "train_and_sample"))
+    prompt = prompt_of(comfy, "use_a_trained_lora")
+    (apply,) = (node for node in prompt.values() if node["class_type"] == "ApplySubjectLoRA")
+    (train,) = (n for n in prompt_of(comfy, "train_and_sample").values() if n["class_type"] == "DreamBoothLoRATrain")
+    assert apply["inputs"]["lora_name"] == "my_dog.safetensors"
+    assert "my_dog" in (ROOT / "example_workflows" / "train_and_sample.json").read_text("utf-8")
+    assert "subject_lora" not in apply["inputs"] and train["inputs"]["output_name"] == "examples/train_and_sample"
+    apply["inputs"]["lora_name"] = str(Path("examples") / "train_and_sample.safetensors")
+    assert comfy.run(prompt).images(next(k for k, node in prompt.items() if node["class_type"] == "SaveImage"))
+
+
+def test_the_sdxl_example_is_refused_only_for_its_checkpoint(comfy: ComfyClient) -> None:
+    """It cannot be run here at its size; ComfyUI checks all its values before it misses the file."""
+    with pytest.raises(PromptRejected) as refused:
+        comfy.queue(prompt_of(comfy, "sdxl_train_and_sample"))
+    problems = [
+        (report["class_type"], problem["extra_info"].get("input_name"))
+        for report in refused.value.node_errors.values()
+        for problem in report["errors"]
+    ]
+    assert problems == [("CheckpointLoaderSimple", "ckpt_name")]
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
