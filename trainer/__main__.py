@@ -57,6 +57,12 @@ def parser() -> argparse.ArgumentParser:
                          help="Gets the LoRA, and the runs beside it.")
     options.add_argument("--output_name", default="my_subject", help="Name of the LoRA file.")
     options.add_argument("--force_retrain", action="store_true", help="Train again from step 0.")
+    options.add_argument("--after_stop", default="keep", choices=("keep", "continue"),
+                         help="What becomes of a run that was stopped and kept: its adapter stays the result, or it is "
+                              "trained on to all steps.")
+    options.add_argument("--keep", action="store_true",
+                         help="Take what the run has learned so far (after Ctrl+C, say) for its result: it ends at its "
+                              "next step.")
     options.add_argument("--plan", action="store_true",
                          help="Say what would be in memory and which settings would be chosen, and train nothing.")
     options.add_argument("--cpu", action="store_true", help="Train on the CPU even when there is a GPU.")
@@ -108,14 +114,20 @@ def _train(options: argparse.Namespace) -> None:
         print(f"warning: {warning}", file=sys.stderr)
     base = load_base(options.base, options.clip_skip, options.prediction_type)
     device = torch.device("cpu") if options.cpu else None
+    if options.plan:
+        print(_plan(options, config, subject, base, device))
+        return
     priors = _class_priors(options, config, subject, base, device) if options.num_class_images else None
     run = Run(base, subject, priors, config, options.output_dir / "runs", device)
     bar = tqdm(total=config.steps, unit="step", dynamic_ncols=True)
     finished: Finished | None = None
-    for event in run.events(options.force_retrain):
+    if options.keep:
+        run.stop_and_keep()
+    for event in run.events(options.force_retrain, go_on=options.after_stop == "continue"):
         if isinstance(event, Started):
             bar.update(event.step - bar.n)
             bar.write(", ".join([f"{name} {value}" for name, value in event.chosen.items()] + list(event.notes)))
+            bar.write(event.plan)
         elif isinstance(event, StepDone):
             bar.set_postfix(loss=f"{event.loss:.4f}", refresh=False)
             bar.update(event.step - bar.n)
@@ -129,7 +141,20 @@ def _train(options: argparse.Namespace) -> None:
     assert finished is not None
     path = publish(finished.path, options.output_dir, options.output_name)
     done = "trained" if finished.trained else "found again, trained before"
+    if finished.step < config.steps:
+        done += f" (stopped and kept at step {finished.step} of {config.steps})"
     print(f"{done}: {path} (write {subject.trigger!r} in prompts)")
+
+
+def _plan(
+    options: argparse.Namespace, config: TrainConfig, subject: Subject, base: BaseModel, device: torch.device | None,
+) -> str:
+    """The plan of the run that these options ask for; its class images need not be there yet."""
+    side = config.resolution // 8
+    priors = ClassPriors(torch.zeros(1, 4, side, side), subject.class_prompt, ("",), "") \
+        if options.num_class_images else None
+    plan = Run(base, subject, priors, config, options.output_dir / "runs", device).plan()
+    return "\n".join(filter(None, [plan.sentence, plan.warning]))
 
 
 def read_subject(options: argparse.Namespace, resolution: int) -> Subject:

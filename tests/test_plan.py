@@ -1,0 +1,258 @@
+"""The plan of a run's memory: its figures against what real tensors take, and what is chosen because of it."""
+
+from __future__ import annotations
+
+import dataclasses
+import weakref
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from subjectbooth.tests.small_base import (
+    FAMILY,
+    small_base,
+    small_priors,
+    small_subject,
+    small_text_encoder,
+    small_unet,
+)
+from subjectbooth.trainer import adapter, plan
+from subjectbooth.trainer.conditioning import Conditioning
+from subjectbooth.trainer.config import TrainConfig
+from subjectbooth.trainer.events import Started, StepDone
+from subjectbooth.trainer.footprint import Footprint, unet_footprint
+from subjectbooth.trainer.memory import free_bytes
+from subjectbooth.trainer.optimizers import make_optimizer
+from subjectbooth.trainer.plan import Load, make_plan, optimizer_bytes
+from subjectbooth.trainer.run import Run
+
+CPU = torch.device("cpu")
+CONFIG = TrainConfig(steps=2, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2)
+PROMPT = Conditioning(torch.zeros(1, 77, 16))
+
+
+class RealMemory(TorchDispatchMode):
+    """The most bytes of real tensors that are alive at once, `ignored` not among them."""
+
+    def __init__(self, ignored: Any) -> None:
+        super().__init__()
+        self.live = self.peak = 0
+        self.seen = {tensor.untyped_storage()._cdata: 0 for tensor in ignored}
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = function(*args, **(kwargs or {}))
+        for tensor in made if isinstance(made, (tuple, list)) else (made,):
+            if isinstance(tensor, torch.Tensor) and tensor.untyped_storage()._cdata not in self.seen:
+                storage = tensor.untyped_storage()
+                self.seen[storage._cdata] = storage.nbytes()
+                self.live += storage.nbytes()
+                self.peak = max(self.peak, self.live)
+                weakref.finalize(storage, self.drop, storage._cdata)
+        return made
+
+    def drop(self, key: int) -> None:
+        self.live -= self.seen.pop(key, 0)
+
+
+def _real_peak(unet: torch.nn.Module, pictures: int, size: int) -> int:
+    for parameter in unet.parameters():
+        parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
+    latents, context = torch.randn(pictures, 4, size, size), torch.randn(pictures, 77, 16)
+    gradients = [parameter.grad for parameter in unet.parameters() if parameter.grad is not None]
+    memory = RealMemory([*unet.parameters(), *gradients, latents, context])
+    with memory:
+        loss = (unet(latents, torch.zeros(pictures, dtype=torch.int64), context).sample - latents).square().mean()
+        loss.backward()
+    return memory.peak
+
+
+@pytest.mark.oldest
+@pytest.mark.parametrize("targets", ["attention", "all"])
+def test_activations_are_what_real_tensors_take(targets: str) -> None:
+    unet = small_unet()
+    adapter.inject(unet, dataclasses.replace(CONFIG, lora_targets=targets))
+    unet.train()
+    before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
+    processors = [type(processor) for processor in unet.attn_processors.values()]
+    state = torch.get_rng_state()
+    counted = unet_footprint(unet, PROMPT, (32, 32), torch.float32)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert [type(processor) for processor in unet.attn_processors.values()] == processors
+    assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
+    for pictures in (1, 3):
+        assert pictures * counted.whole == pytest.approx(_real_peak(unet, pictures, 32), rel=0.05)
+    unet.enable_gradient_checkpointing()
+    for pictures in (1, 3):
+        assert pictures * counted.checkpointed == pytest.approx(_real_peak(unet, pictures, 32), rel=0.1)
+    # A UNet that checkpoints already is counted no differently.
+    assert unet_footprint(unet, PROMPT, (32, 32), torch.float32) == counted
+
+
+def test_half_precision_takes_less_but_not_half() -> None:
+    unet = small_unet()
+    adapter.inject(unet, CONFIG)
+    full, half = (unet_footprint(unet.train(), PROMPT, (32, 32), dtype) for dtype in (torch.float32, torch.float16))
+    assert 0.5 < half.whole / full.whole < 0.85  # norms stay in float32
+    assert not any(module._forward_pre_hooks for module in unet.modules())
+    assert not any("forward" in module.__dict__ for module in unet.modules())
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor"])
+def test_optimizer_states_are_counted_exactly(name: str) -> None:
+    unet = small_unet()
+    parameters = adapter.inject(unet, dataclasses.replace(CONFIG, lora_targets="all"))
+    optimizer, _ = make_optimizer(parameters, [], dataclasses.replace(CONFIG, optimizer=name), CPU)
+    for parameter in parameters:
+        parameter.grad = torch.ones_like(parameter)
+    optimizer.step()
+    real = sum(value.nbytes for state in optimizer.state.values() for value in state.values()
+               if isinstance(value, torch.Tensor) and value.numel() > 1)
+    assert optimizer_bytes(name, parameters) == pytest.approx(real, rel=0.02)
+    assert optimizer_bytes("adamw8bit", [torch.empty(64, 64)]) == 2 * 4096 + 8 * 4096 // 256
+    assert optimizer_bytes("prodigy", [torch.empty(10, 10)]) == 1600
+
+
+GB = 10**9
+
+
+def _choose(monkeypatch: pytest.MonkeyPatch, free: int | None, pictures: int = 4, kept: dict[str, str] | None = None,
+            config: TrainConfig = CONFIG) -> plan.Plan:
+    """With activations of 2 GB a picture, 0.4 GB with checkpointing."""
+    monkeypatch.setattr(plan, "unet_footprint", lambda *_: Footprint(2 * GB, 4 * GB // 10))
+    monkeypatch.setattr(plan, "_counted", {})
+    unet = small_unet()
+    adapter.inject(unet, config)
+    chosen = {"precision": "fp32", "optimizer": "adamw"}
+    return make_plan(config, chosen, kept or {}, unet, [], FAMILY, Load(PROMPT, (8, 8), pictures), free)
+
+
+@pytest.mark.parametrize(("free", "checkpointing", "pictures"), [
+    (None, "off", 4), (10 * GB, "off", 4), (8 * GB, "off", 2), (4 * GB, "on", 4), (GB, "on", 2), (GB // 2, "on", 1),
+    (GB // 10, "on", 1),
+])
+def test_what_fits_is_chosen_the_fastest_first(
+    monkeypatch: pytest.MonkeyPatch, free: int | None, checkpointing: str, pictures: int
+) -> None:
+    made = _choose(monkeypatch, free)
+    assert made.chosen["gradient_checkpointing"] == checkpointing
+    assert made.chosen["pictures_per_forward"] == str(pictures)
+    assert made.fits == (free != GB // 10)
+    if not made.fits:  # the smallest is tried all the same
+        assert "will probably not fit" in made.warning
+        assert "a lower resolution, a lower rank, the optimizer adamw8bit" in made.warning
+    else:
+        assert made.warning == ""
+        assert free is None or made.needed <= 0.9 * free
+
+
+def test_what_was_asked_for_or_kept_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = dataclasses.replace(CONFIG, gradient_checkpointing="off", pictures_per_forward=3)
+    assert _choose(monkeypatch, GB, config=asked).chosen["gradient_checkpointing"] == "off"
+    assert _choose(monkeypatch, GB, config=asked).chosen["pictures_per_forward"] == "3"
+    on = dataclasses.replace(CONFIG, gradient_checkpointing="on")
+    assert _choose(monkeypatch, 100 * GB, config=on).chosen["gradient_checkpointing"] == "on"
+    kept = {"gradient_checkpointing": "on", "pictures_per_forward": "1"}
+    made = _choose(monkeypatch, 100 * GB, kept=kept, config=asked)
+    assert made.chosen == {"precision": "fp32", "optimizer": "adamw", **kept}
+
+
+def test_the_sentence_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = _choose(monkeypatch, GB)
+    assert made.needed == made.base + made.adapter + made.optimizer + 2 * 4 * GB // 10
+    assert made.sentence.endswith(
+        "+ activations 0.80 = 0.80 of 1.00 GB free; fp32, adamw, checkpointing on, 2 of 4 pictures at once")
+    unet = small_unet()
+    assert made.base == sum(parameter.nbytes for parameter in unet.parameters())
+    trained = sum(parameter.nbytes for parameter in adapter.inject(unet, CONFIG))
+    assert made.adapter == 2 * trained
+    average = _choose(monkeypatch, GB, config=dataclasses.replace(CONFIG, ema_decay=0.9))
+    assert average.adapter == 3 * trained
+
+
+def test_a_trained_text_encoder_counts(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = _choose(monkeypatch, None)
+    unet, text = small_unet(), small_text_encoder()
+    adapter.inject(unet, CONFIG)
+    adapter.inject(text, CONFIG, adapter.text_target_layers)
+    both = make_plan(CONFIG, {"precision": "fp32", "optimizer": "adamw"}, {}, unet, [text], FAMILY,
+                     Load(PROMPT, (8, 8), 4), None)
+    frozen = sum(tensor.nbytes for name, tensor in (*text.named_parameters(), *text.named_buffers())
+                 if ".subject." not in name)
+    assert both.base - alone.base == frozen
+    assert both.activations is not None and alone.activations is not None
+    # 2 prompts, 2 layers, s h (34 + 5 a s / h) bytes in half, twice that in fp32
+    assert both.activations - alone.activations == 2 * 2 * 77 * 16 * (34 + 5 * 2 * 77 / 16) * 2
+
+
+def test_what_cannot_be_counted_ends_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def fails(*_: Any) -> Footprint:
+        raise NotImplementedError("another diffusers")
+
+    monkeypatch.setattr(plan, "unet_footprint", fails)
+    monkeypatch.setattr(plan, "_counted", {})
+    run = Run(small_base(), small_subject(), None, CONFIG, tmp_path, CPU)
+    started = next(event for event in run.events() if isinstance(event, Started))
+    assert "activations (unknown)" in started.plan
+
+
+def _run(root: Path, free: int, config: TrainConfig = CONFIG) -> Run:
+    return Run(small_base(), small_subject(), small_priors(), config, root, CPU, lambda device: free)
+
+
+def test_a_resumed_run_keeps_its_first_choice_and_the_file_says_it(tmp_path: Path) -> None:
+    import safetensors
+
+    unet = small_unet()
+    weights = sum(parameter.nbytes for parameter in unet.parameters())
+    reading = _run(tmp_path, 1).events()  # a single byte beside the weights: the smallest is used
+    started = next(reading)
+    assert isinstance(started, Started)
+    assert started.chosen["gradient_checkpointing"] == "on"
+    assert started.chosen["pictures_per_forward"] == "1"
+    assert f"of {weights / 1e9:.2f} GB free" in started.plan
+    assert any("will probably not fit" in note for note in started.notes)
+    for event in reading:
+        if isinstance(event, StepDone):
+            reading.close()
+            break
+    assert _run(tmp_path, 10**12).folder.key == _run(tmp_path, 1).folder.key
+    events = list(_run(tmp_path, 10**12).events())
+    assert events[0].step == 1
+    assert events[0].chosen["gradient_checkpointing"] == "on"
+    assert events[0].chosen["pictures_per_forward"] == "1"
+    assert not events[0].notes
+    path = _run(tmp_path, 1).folder.finished_lora(2)
+    assert path is not None
+    with safetensors.safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    assert metadata["subjectbooth.gradient_checkpointing"] == "on"
+    assert metadata["subjectbooth.pictures_per_forward"] == "1"
+    assert metadata["ss_gradient_checkpointing"] == "True"
+    assert metadata["ss_mixed_precision"] == "no"
+    assert metadata["ss_optimizer"] == "adamw"
+
+
+def test_with_memory_enough_nothing_is_cut(tmp_path: Path) -> None:
+    started = next(_run(tmp_path, 10**12).events())
+    assert isinstance(started, Started)
+    assert started.chosen["gradient_checkpointing"] == "off"
+    assert started.chosen["pictures_per_forward"] == "4"
+    assert started.notes == ()
+
+
+def test_free_memory_of_this_machine() -> None:
+    free = free_bytes(CPU)
+    if free is not None:  # not known on macOS
+        import psutil
+
+        assert free == pytest.approx(psutil.virtual_memory().available, rel=0.2)
+
+
+def test_plan_alone_writes_nothing(tmp_path: Path) -> None:
+    made = _run(tmp_path / "runs", 10**12).plan()
+    assert made.pictures == 4
+    assert made.chosen["pictures_per_forward"] == "4"
+    assert not (tmp_path / "runs").exists()
