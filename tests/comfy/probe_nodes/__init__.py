@@ -8,10 +8,17 @@ from __future__ import annotations
 
 import ctypes
 import gc
+import hashlib
+import logging
+import os
+import random
+import signal
 import sys
+import threading
 from typing import Any
 
 import comfy.model_management
+import numpy
 import psutil
 import torch
 
@@ -56,6 +63,44 @@ def give_back_freed_memory() -> None:
             trim(0)
 
 
+def process_state() -> dict[str, Any]:
+    """What a node could leave behind in the process besides memory: threads, handles, and everybody's settings."""
+    process = psutil.Process()
+    settings = {
+        "grad mode": torch.is_grad_enabled(),
+        "default dtype": str(torch.get_default_dtype()),
+        "tf32": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32,
+                 torch.get_float32_matmul_precision()],
+        "deterministic": [torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark],
+        "threads of torch": torch.get_num_threads(),
+        "environment": hashlib.sha256(repr(sorted(os.environ.items())).encode()).hexdigest(),
+        "working directory": os.getcwd(),  # noqa: PTH109
+        "path": list(sys.path),
+        "log level": logging.getLogger().level,
+        "log handlers": [type(handler).__name__ for handler in logging.getLogger().handlers],
+        "exception hook": repr(sys.excepthook),
+        "signals": [repr(signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)],
+    }
+    random_states = {
+        "torch": hashlib.sha256(torch.get_rng_state().numpy().tobytes()).hexdigest(),
+        "numpy": hashlib.sha256(numpy.random.get_state()[1].tobytes()).hexdigest(),  # type: ignore[index,union-attr]
+        "python": hashlib.sha256(repr(random.getstate()).encode()).hexdigest(),
+    }
+    return {
+        "settings": settings, "random_states": random_states,
+        "threads": sorted(thread.name for thread in threading.enumerate()),
+        "handles": process.num_fds() if hasattr(process, "num_fds") else process.num_handles(),
+        "open_files": sorted(file.path for file in process.open_files()),
+        "tensors": live_tensors(),
+    }
+
+
+def live_tensors() -> int:
+    """How many torch tensors are alive."""
+    gc.collect()
+    return sum(1 for thing in gc.get_objects() if issubclass(type(thing), torch.Tensor))
+
+
 class ProbeState:
     """Models ComfyUI holds, live parameters, memory of the process, which heavy libraries are imported.
 
@@ -84,6 +129,7 @@ class ProbeState:
             "loaded_models": len(loaded),
             "loaded_model_types": [type(m.model.model).__name__ for m in loaded if m.model is not None],
             **parameters,
+            **process_state(),
             "rss_mb": psutil.Process().memory_info().rss / 2**20,
             "inference_mode": torch.is_inference_mode_enabled(),
             "imported": [name for name in heavy if name in sys.modules],
