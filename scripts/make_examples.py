@@ -95,7 +95,7 @@ def _make(page: Page, name: str, quick: bool, no_run: bool) -> bytes:
     time.sleep(2)
     if not quick:
         saved: dict[str, Any] = page.evaluate("JSON.parse(JSON.stringify(app.graph.serialize()))")
-        text = json.dumps(as_shipped(saved), ensure_ascii=False)
+        text = json.dumps(as_shipped(saved), ensure_ascii=False, indent=1)
         path.write_text(text + "\n", encoding="utf-8")
     else:
         page.evaluate(
@@ -137,11 +137,11 @@ def photograph(page: Page) -> bytes:
 def photograph_node(page: Page, kind: str) -> bytes:
     """One node at its natural size; a new one of this kind when the graph has none."""
     page.evaluate(
-        f"window.shown = app.graph.nodes.find(n => n.type === {json.dumps(kind)});"
+        f"(() => {{ window.shown = app.graph.nodes.find(n => n.type === {json.dumps(kind)});"
         f" if (!window.shown) {{ window.shown = LiteGraph.createNode({json.dumps(kind)});"
         "  window.shown.pos = [-900, 100]; app.graph.add(window.shown); }"
         " const ds = app.canvas.ds; ds.scale = 1; ds.offset[0] = 300 - window.shown.pos[0];"
-        " ds.offset[1] = 150 - window.shown.pos[1]; app.graph.setDirtyCanvas(true, true)"
+        " ds.offset[1] = 150 - window.shown.pos[1]; app.graph.setDirtyCanvas(true, true); })()"
     )
     time.sleep(4)
     return _clip(page, "[window.shown]", 8, MOST_BYTES_OF_A_NODE)
@@ -153,7 +153,7 @@ def _clip(page: Page, nodes: str, margin: int, most: int) -> bytes:
 
     box = page.evaluate(
         f"(() => {{ const all = {nodes}.map(n => n.getBounding()), ds = app.canvas.ds, margin = {margin};"
-        " const left = Math.min(...all.map(b => b[0])) - margin, top = Math.min(...all.map(b => b[1])) - margin;"
+        " const left = Math.min(...all.map(b => b[0])) - margin, top = Math.min(...all.map(b => b[1])) - margin - 15;"
         " const right = Math.max(...all.map(b => b[0] + b[2])) + margin;"
         " const bottom = Math.max(...all.map(b => b[1] + b[3])) + margin;"
         " const c = app.canvas.canvas.getBoundingClientRect(), at = (v, o) => (v + o) * ds.scale;"
