@@ -21,14 +21,20 @@ import comfy.cli_args  # noqa: E402
 
 comfy.cli_args.args.cpu = True
 
+# The bridge imports it, and what is asked of the bridge here has no use for a running server.
+sys.modules["server"] = types.ModuleType("server")
+sys.modules["server"].PromptServer = None  # type: ignore[attr-defined]
+
 import comfy.lora  # noqa: E402
 import comfy.supported_models  # noqa: E402
 import torch  # noqa: E402
 
+from subjectbooth.nodes.bridge import noise_schedule  # noqa: E402
 from subjectbooth.trainer import adapter  # noqa: E402
 from subjectbooth.trainer.base_model import inspect_unet, lora_layer_names  # noqa: E402
 from subjectbooth.trainer.config import TrainConfig  # noqa: E402
-from subjectbooth.trainer.ldm_unet import diffusers_config, diffusers_names  # noqa: E402
+from subjectbooth.trainer.ldm_unet import diffusers_config, diffusers_names, ldm_names  # noqa: E402
+from subjectbooth.trainer.stored_base import stable_diffusion_schedule  # noqa: E402
 
 COMMON: dict[str, Any] = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "use_spatial_transformer": True,
@@ -78,7 +84,21 @@ def compare(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
     return {"family": family.name, "parameters": sum(shape.numel() for shape in expected.values()),
             "same_names": set(found) == set(expected),
             "same_shapes": all(found.get(name) == shape for name, shape in expected.items()),
+            "names_backwards": ldm_names(expected) == {ours: ldm for ldm, ours in diffusers_names(shapes).items()},
             "layers": len(layers), "taken": len(fitting), "example": sorted(layers)[0]}
 
 
-print(json.dumps({name: compare(kind, config) for name, (kind, config) in LAYOUTS.items()}))
+def sampling(kind: Any, config: dict[str, Any], marks: tuple[str, ...]) -> dict[str, Any]:
+    """How ComfyUI's own model of a checkpoint with these marks predicts, read through the bridge and as from a file."""
+    model = kind(dict(config)).get_model({mark: torch.zeros(0) for mark in marks}, "", device=torch.device("meta"))
+    patcher = types.SimpleNamespace(get_model_object=lambda name: getattr(model, name))
+    alphas_cumprod, prediction_type = noise_schedule(patcher)
+    from_file = stable_diffusion_schedule("ztsnr" in marks)
+    return {"prediction_type": prediction_type, "last": float(alphas_cumprod[-1]),
+            "difference": float((alphas_cumprod - from_file).abs().max())}
+
+
+MARKS: tuple[tuple[str, ...], ...] = ((), ("v_pred",), ("v_pred", "ztsnr"))
+found = {name: compare(kind, config) for name, (kind, config) in LAYOUTS.items()}
+found["sampling"] = {" ".join(marks): sampling(*LAYOUTS["SDXL"], marks) for marks in MARKS}
+print(json.dumps(found))

@@ -39,4 +39,17 @@ def test_a_true_layout_is_read_weight_by_weight_and_its_adapter_taken_key_by_key
     assert found["parameters"] == parameters
     assert found["same_names"]
     assert found["same_shapes"]
+    assert found["names_backwards"]  # as a diffusers folder is read
     assert found["layers"] == found["taken"] == layers
+
+
+@pytest.mark.comfy
+@pytest.mark.parametrize(("marks", "prediction_type", "last"), [
+    ("", "epsilon", 0.00466), ("v_pred", "v_prediction", 0.00466), ("v_pred ztsnr", "v_prediction", 0.0)])
+def test_sdxls_marks_mean_the_same_in_a_graph_and_from_a_file(
+    layouts: dict[str, Any], marks: str, prediction_type: str, last: float
+) -> None:
+    found = layouts["sampling"][marks]
+    assert found["prediction_type"] == prediction_type
+    assert found["last"] == pytest.approx(last, abs=1e-5)
+    assert found["difference"] < 1e-6
