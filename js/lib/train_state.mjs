@@ -54,8 +54,8 @@ export class TrainState {
     if (history.notes?.length) this.notes = history.notes.slice(-MOST_NOTES);
     if (history.active) {
       this._now(history.active);
-    } else if (!this.atWork || !history.active) {
-      const done = history.result && history.step >= history.steps && history.steps > 0;
+    } else {
+      const done = history.steps > 0 && history.step >= history.steps;
       const state = history.kept ? "kept" : done ? "finished" : history.step ? "cancelled" : "";
       this._now({ ...history, state, eta: null, drawn: null });
     }

@@ -86,6 +86,16 @@ def test_class_images_and_a_second_call_from_the_shell(tiny_checkpoint: Path, tm
     assert "found again" in second.stdout
 
 
+def test_stop_keep_and_continue_from_the_shell(tiny_checkpoint: Path, tmp_path: Path) -> None:
+    arguments = _arguments(tiny_checkpoint, write_photos(tmp_path / "photos"), tmp_path / "out")
+    kept = run_in_shell(*arguments, "--keep")
+    assert "stopped and kept at step 1 of 4" in kept.stdout, kept.stderr
+    assert read_metadata(tmp_path / "out" / "cat.safetensors")["subjectbooth.step"] == "1"
+    assert "found again, trained before (stopped and kept at step 1 of 4)" in run_in_shell(*arguments).stdout
+    assert "trained:" in run_in_shell(*arguments, "--after_stop", "continue").stdout
+    assert read_metadata(tmp_path / "out" / "cat.safetensors")["subjectbooth.step"] == "4"
+
+
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (["--rank", "0"], "rank 0; needed: a whole number from 1 to 1024"),
     (["--learning_rate", "nan"], "learning_rate nan; needed: a number"),

@@ -1,0 +1,226 @@
+"""The live panel in the real graph editor: Run is pressed, it fills, the run is stopped, kept and continued; a reload
+in the middle and after; in a subgraph; in both renderers."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from subjectbooth.scripts.comfy_server import ComfyClient
+from subjectbooth.tests.comfy.graphs import node
+from subjectbooth.tests.comfy.training_graphs import SIZE, train_node
+from subjectbooth.tests.ui.browser import Browser, Page, find_chromium
+from subjectbooth.tests.ui.test_editor import READY
+
+pytestmark = [
+    pytest.mark.comfy,
+    pytest.mark.skipif(not find_chromium(), reason="no Chromium on this machine (CHROMIUM_PATH names one)"),
+]
+
+SHOTS = Path(os.environ.get("SUBJECTBOOTH_SHOTS", Path(__file__).parent / "shots"))
+PANEL = "[...document.querySelectorAll('.subjectbooth-train')].find(e => e.offsetWidth)"
+RUN = "document.querySelector('[data-testid=\"queue-button\"]')"
+BLUE = (59, 142, 234)  # the subject's curve
+
+
+@pytest.fixture(scope="module")
+def page(_comfy_client: ComfyClient) -> Iterator[Page]:
+    _comfy_client.request("POST", "/settings/Comfy.TutorialCompleted", True)
+    with Browser(height=1400) as browser:
+        page = browser.open(_comfy_client.url)
+        page.wait_for(READY, 120)
+        yield page
+
+
+def graph(**train: Any) -> dict[str, Any]:
+    """The checkpoint "1", the sample dog "10", the trainer "11"."""
+    subject = {"images": "", "folder": "", "sample": "dog", "class_word": "dog", "token": "ohwx",
+               "prompt_template": "a photo of {token} {class}", "captions": "template", "resolution": SIZE,
+               "crop": "center"}
+    return {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+            "10": node("LoadSubjectImages", **subject), "11": train_node(**train)}
+
+
+def load(page: Page, prompt: dict[str, Any], name: str) -> None:
+    page.evaluate(f"app.loadApiJson({json.dumps(prompt)}, {json.dumps(name)})")
+    page.wait_for("app.graph.nodes.length === 3")
+    look_at_panel(page)
+
+
+def look_at_panel(page: Page) -> None:
+    """Bring all nodes on the screen. Nodes 2.0 measures a new node a moment later, and shows none that is outside."""
+    page.wait_for(f"(app.extensionManager.command.execute('Comfy.Canvas.FitView'), !!{PANEL})")
+
+
+def use_renderer(page: Page, renderer: str) -> None:
+    new = renderer == "nodes 2.0"
+    page.evaluate(f"app.extensionManager.setting.set('Comfy.VueNodes.Enabled', {json.dumps(new)})")
+    page.wait_for(f"!!LiteGraph.vueNodesMode === {json.dumps(new)}")
+
+
+def state(page: Page) -> str:
+    return str(page.evaluate(f"{PANEL}?.dataset.state"))
+
+
+def until(page: Page, *states: str, step: int = 0, timeout: float = 300) -> None:
+    page.wait_for(f"(() => {{ const e = {PANEL}; return e && {json.dumps(states)}.includes(e.dataset.state)"
+                  f" && Number(e.dataset.step) >= {step}; }})()", timeout)
+
+
+def button(text: str) -> str:
+    return f"[...{PANEL}.querySelectorAll('button')].find(b => b.textContent === {json.dumps(text)})"
+
+
+def press(page: Page, text: str) -> None:
+    page.wait_for(f"!!({button(text)})?.offsetWidth")
+    page.click(button(text))
+
+
+def shot(page: Page, name: str) -> None:
+    """A picture of the editor as it is now, for people; the README's are chosen from these."""
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    page.evaluate("new Promise(resolve => setTimeout(resolve, 600))")
+    page.screenshot(SHOTS / f"{name}.png")
+
+
+def queue_is_done(comfy: ComfyClient, since: int) -> None:
+    """Wait for the end of what was queued after that many events."""
+    def left(event: Any) -> Any:
+        return event.data.get("status", {}).get("exec_info", {}).get("queue_remaining")
+
+    begun = comfy.wait_event(lambda event: event.type == "status" and left(event) == 1, since=since, timeout=60)
+    comfy.wait_event(lambda event: event.type == "status" and left(event) == 0 and event.time >= begun.time,
+                     since=since, timeout=300)
+
+
+def curve_pixels(page: Page) -> int:
+    """How many of the chart's pixels have the colour of the subject's curve."""
+    red, green, blue = BLUE
+    return int(page.evaluate(
+        f"(() => {{ const c = {PANEL}.querySelector('canvas');"
+        " const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0;"
+        f" for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 60 && Math.abs(d[i] - {red}) < 12"
+        f" && Math.abs(d[i + 1] - {green}) < 12 && Math.abs(d[i + 2] - {blue}) < 12) n += 1;"
+        " return n; })()"))
+
+
+def ours(page: Page) -> list[Any]:
+    """Errors and warnings that name the pack: its scripts or its routes."""
+    return [m for m in page.console if "subjectbooth" in (m.url + m.text).lower() and m.level not in ("log", "info")]
+
+
+def test_without_a_run_there_is_a_hint_and_no_input(page: Page) -> None:
+    load(page, graph(), "idle")
+    assert "appear here while it trains" in page.evaluate(f"{PANEL}.innerText")
+    assert page.evaluate(f"{PANEL}.scrollHeight <= {PANEL}.clientHeight"), "the hint is not cut off"
+    trainer = "app.graph.nodes.find(n => n.type === 'DreamBoothLoRATrain')"
+    saved = page.evaluate(f"JSON.parse(JSON.stringify({trainer}.serialize()))")
+    names = page.evaluate(f"{trainer}.widgets.map(w => w.name)")
+    assert names[-1] == "training"
+    assert len(saved["widgets_values"]) == len(names) - 1, "the panel holds no place among the saved values"
+    inputs = page.evaluate("app.graphToPrompt().then(p => Object.values(p.output)"
+                           ".find(n => n.class_type === 'DreamBoothLoRATrain').inputs)")
+    assert "training" not in inputs
+    assert inputs["after_stop"] == "keep"
+
+
+@pytest.mark.parametrize("renderer", ["classic", "nodes 2.0"])
+def test_run_stop_keep_continue(page: Page, comfy: ComfyClient, renderer: str) -> None:
+    use_renderer(page, renderer)
+    name = renderer.replace(" ", "_").replace(".", "_")
+    load(page, graph(steps=30, learning_rate=0.0032 if renderer == "classic" else 0.0033, output_name=f"ui_{name}",
+                     validation_prompts="a photo of {subject}", validation_interval=5), name)
+    assert state(page) == "idle"
+    page.click(RUN)
+    until(page, "training", "drawing", step=6)
+    text = page.evaluate(f"{PANEL}.innerText")
+    press(page, "Stop and keep")
+    until(page, "kept")
+    assert "/ 30" in text and "s/step" in text and "fp32" in text and "GB" in text, text
+    stopped = int(page.evaluate(f"{PANEL}.dataset.step"))
+    assert 6 <= stopped < 30
+    assert curve_pixels(page) > 50
+    page.wait_for(f"[...{PANEL}.querySelectorAll('img')].some(i => i.naturalWidth === {SIZE})")
+    page.wait_for(f"{PANEL}.innerText.includes('models/loras/ui_{name}.safetensors')")
+    assert "ohwx dog" in page.evaluate(f"{PANEL}.innerText")
+    shot(page, f"{name}_kept")
+
+    # Queueing again finds it and trains nothing.
+    since = len(comfy.events)
+    page.click(RUN)
+    queue_is_done(comfy, since)
+    until(page, "kept", step=stopped)
+    assert int(page.evaluate(f"{PANEL}.dataset.step")) == stopped
+
+    press(page, "Continue")
+    until(page, "finished")
+    assert page.evaluate("app.graph.nodes.find(n => n.type === 'DreamBoothLoRATrain').widgets"
+                         ".find(w => w.name === 'after_stop').value") == "continue"
+    page.wait_for(f"/matched (\\d+)\\/\\1/.test({PANEL}.innerText)")
+    press(page, "Compare")
+    page.wait_for(f"{PANEL}.querySelectorAll('figure').length === 2")
+    page.evaluate(f"(() => {{ const s = {PANEL}.querySelector('input[type=range]'); s.value = 0;"
+                  " s.dispatchEvent(new Event('input')); })()")
+    captions = page.evaluate(f"[...{PANEL}.querySelectorAll('figcaption')].map(c => c.textContent)")
+    assert captions == ["step 30", "step 5"]
+    page.wait_for(f"[...{PANEL}.querySelectorAll('img')].every(i => i.naturalWidth === {SIZE})")
+    page.wait_for(f"{PANEL}.clientHeight >= {PANEL}.scrollHeight", 10)
+    shot(page, f"{name}_finished")
+    page.evaluate("(() => { window.copied = ''; Object.defineProperty(navigator, 'clipboard', {configurable: true,"
+                  " value: {writeText: async (text) => { window.copied = text; }}}); })()")
+    press(page, "Copy")
+    assert page.wait_for("window.copied") == "ohwx dog"
+    assert not ours(page), ours(page)
+    use_renderer(page, "classic")
+
+
+def test_a_reload_in_the_middle_and_after(page: Page, comfy: ComfyClient) -> None:
+    load(page, graph(steps=5000, learning_rate=0.0034, output_name="ui_reload"), "reload")
+    page.click(RUN)
+    until(page, "training", step=5)
+    page.call("Page.reload")
+    page.evaluate("new Promise(resolve => setTimeout(resolve, 500))")
+    page.wait_for(READY, 120)
+    look_at_panel(page)
+    until(page, "training", step=6)
+    (active,) = comfy.request("GET", "/subjectbooth/active")["runs"]
+    before = int(page.evaluate(f"{PANEL}.dataset.step"))
+    until(page, "training", step=before + 3)
+    page.wait_for(f"!{PANEL}.querySelector('canvas').hidden")
+    assert curve_pixels(page) > 50, "the curve from before the reload"
+    shot(page, "reloaded_in_the_middle")
+    press(page, "Stop and keep")
+    until(page, "kept")
+    assert active["steps"] == 5000
+    page.call("Page.reload")
+    page.evaluate("new Promise(resolve => setTimeout(resolve, 500))")
+    page.wait_for(READY, 120)
+    look_at_panel(page)
+    until(page, "kept", step=before)
+    text = page.evaluate(f"{PANEL}.innerText")
+    assert "models/loras/ui_reload.safetensors" in text and "ohwx dog" in text and "Continue" in text, text
+    assert not ours(page), ours(page)
+
+
+def test_in_a_subgraph(page: Page, comfy: ComfyClient) -> None:
+    load(page, graph(steps=6, learning_rate=0.0035, output_name="ui_subgraph"), "subgraph")
+    page.evaluate("(() => { const inside = app.graph.nodes.filter(n => n.type !== 'CheckpointLoaderSimple');"
+                  " window.outer = app.graph.convertToSubgraph(new Set(inside)).node; })()")
+    page.wait_for("app.graph.nodes.length === 2")
+    since = len(comfy.events)
+    page.click(RUN)
+    queue_is_done(comfy, since)
+    page.evaluate("app.canvas.openSubgraph(window.outer.subgraph, window.outer)")
+    page.wait_for("app.canvas.graph === window.outer.subgraph")
+    look_at_panel(page)
+    until(page, "finished", step=6)
+    assert page.evaluate("window.outer.subgraph.nodes.some(n => n.properties.subjectbooth_run)")
+    assert curve_pixels(page) > 20
+    shot(page, "in_a_subgraph")
+    assert not ours(page), ours(page)
