@@ -101,6 +101,62 @@ def test_a_resumed_run_keeps_what_it_stepped_down_to(tmp_path: Path) -> None:
     assert set(limit.sizes) == {1}
 
 
+def test_the_last_thing_to_try_is_the_8_bit_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """bitsandbytes cannot be run here: its class is AdamW under its name, and a CPU is taken for a GPU."""
+    import sys
+    import types
+
+    from subjectbooth.trainer import optimizers
+
+    class AdamW8bit(torch.optim.AdamW):
+        made = 0
+
+        def __init__(self, *arguments: Any, **keywords: Any) -> None:
+            super().__init__(*arguments, **keywords)
+            AdamW8bit.made += 1
+
+    package = types.ModuleType("bitsandbytes")
+    package.optim = types.SimpleNamespace(AdamW8bit=AdamW8bit)
+    monkeypatch.setitem(sys.modules, "bitsandbytes", package)
+    monkeypatch.setattr(optimizers, "_missing", lambda name, device: "")
+
+    class UntilEightBit(Limit):
+        def __call__(self, *arguments: Any) -> None:
+            self.pictures = 1 if AdamW8bit.made else 0
+            super().__call__(*arguments)
+
+    run = _run(tmp_path, UntilEightBit(0, after=2))
+    events = []
+    reading = run.events()
+    for event in reading:
+        events.append(event)
+        if isinstance(event, StepDone) and event.step == 3:
+            reading.close()
+            break
+    notes = [(event.step, event.note.removeprefix("out of memory: "))
+             for event in events if isinstance(event, Adjusted)]
+    assert notes == [
+        (2, "gradient checkpointing is now on"), (2, "2 pictures at once instead of 4"),
+        (2, "1 pictures at once instead of 2"),
+        (2, "the optimizer is adamw8bit from here on, and its averages start anew")]
+    kept = run.folder.load_checkpoint(4)
+    assert kept.step == 3
+    assert all(int(state["step"]) == 1 for state in kept.optimizer.values())  # of the new optimizer
+    # What it resumes with is what it stepped down to, its averages included.
+    again = list(_run(tmp_path).events())
+    assert again[0].chosen["optimizer"] == "adamw8bit"
+    assert AdamW8bit.made == 2
+    assert all(int(state["step"]) == 2 for state in run.folder.load_checkpoint(4).optimizer.values())
+    with safetensors.safe_open(run.folder.finished_lora(4), "pt") as file:
+        assert file.metadata()["ss_optimizer"] == "adamw8bit"
+
+
+def test_without_bitsandbytes_there_is_no_8_bit_optimizer_to_step_down_to() -> None:
+    chosen = {"gradient_checkpointing": "on", "pictures_per_forward": "1", "optimizer": "adamw"}
+    assert step_down(chosen, 2, eight_bit=False) is None
+    assert step_down(chosen | {"optimizer": "adafactor"}, 2, eight_bit=True) is None
+
+
 def test_when_nothing_is_left_it_says_what_to_do_and_keeps_the_steps(tmp_path: Path) -> None:
     with pytest.raises(SubjectBoothError, match="Lower resolution or rank") as failure:
         list(_run(tmp_path, Limit(0, after=2)).events())

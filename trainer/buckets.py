@@ -22,7 +22,7 @@ def bucket_sizes(resolution: int) -> list[tuple[int, int]]:
     found = {(resolution, resolution)}
     for side in range(math.ceil(resolution / 2 / step) * step, 2 * resolution + 1, step):
         other = min(resolution**2 // side, 2 * resolution) // step * step
-        if 2 * other >= resolution:
+        if 2 * other >= resolution and other != side:
             found |= {(side, other), (other, side)}
     return sorted(found)
 

@@ -126,10 +126,7 @@ class Training:
                 continue
             grad_norm = self._clip(made)
             self._stop_if_gradient_is_not_finite(made, grad_norm)
-            self._learning = True
-            made.optimizer.step()
-            made.update_average()
-            self._learning = False
+            self._learn(made)
             self.step += 1
             prior = sums[2] if self._data.prior_latents is not None else None
             self.losses.append([sums[0], sums[1], prior])
@@ -158,6 +155,21 @@ class Training:
         self._leaving.enter_context(tf32(made.device))
         self._resume = None  # its tensors are not needed any more
         return made
+
+    def _learn(self, made: Assembly) -> None:
+        """The optimizer's step. What fails in the middle of it leaves weights of two steps, which are not kept."""
+        self._learning = True
+        try:
+            made.optimizer.step()
+            made.update_average()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise SubjectBoothError(
+                f"too little memory on {made.device} for the {made.chosen['optimizer']} optimizer", "a smaller adapter",
+                "close other programs, lower rank or choose adamw8bit; the same run goes on from its last checkpoint",
+                "training") from error
+        self._learning = False
 
     def _try_gradients(self, made: Assembly) -> tuple[tuple[float, float, float] | None, str]:
         """The losses of this step, its gradients being in place; or, out of memory, None and what was changed.
