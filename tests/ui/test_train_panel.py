@@ -25,6 +25,11 @@ pytestmark = [
 SHOTS = Path(os.environ.get("SUBJECTBOOTH_SHOTS", Path(__file__).parent / "shots"))
 PANEL = "[...document.querySelectorAll('.subjectbooth-train')].find(e => e.offsetWidth)"
 RUN = "document.querySelector('[data-testid=\"queue-button\"]')"
+PICTURES_BESIDE = (
+    "[...document.querySelectorAll('[data-node-id] img')].filter(i => i.offsetWidth"
+    " && !i.closest('.subjectbooth-train') && i.closest('[data-node-id]').querySelector('.subjectbooth-train')).length"
+    " + (app.graph.nodes.find(n => n.type === 'DreamBoothLoRATrain').imgs?.length ?? 0)"
+)
 BLUE = (59, 142, 234)  # the subject's curve
 
 
@@ -171,6 +176,7 @@ def test_run_stop_keep_continue(page: Page, comfy: ComfyClient, renderer: str) -
     assert captions == ["step 30", "step 5"]
     page.wait_for(f"[...{PANEL}.querySelectorAll('img')].every(i => i.naturalWidth === {SIZE})")
     page.wait_for(f"{PANEL}.clientHeight >= {PANEL}.scrollHeight", 10)
+    assert page.evaluate(PICTURES_BESIDE) == 0, "the editor's own grid would show the same pictures again"
     shot(page, f"{name}_finished")
     page.evaluate("(() => { window.copied = ''; Object.defineProperty(navigator, 'clipboard', {configurable: true,"
                   " value: {writeText: async (text) => { window.copied = text; }}}); })()")
