@@ -33,7 +33,7 @@ from ..trainer.subject import Subject
 from .album import Album
 from .bridge import base_digest, check_wired
 from .host import Progress, grid, pack_output_dir, readable_seconds, view_entry
-from .sampling import BATCH_INDEPENDENT, PictureSampler
+from .sampling import BATCH_INDEPENDENT, PictureSampler, pictures_at_once
 from .types import CATEGORY, ClassPriorsType, SubjectType
 
 log = logging.getLogger("subjectbooth")
@@ -114,7 +114,12 @@ class GenerateClassPriors(io.ComfyNode):
                     tooltip="The first picture's seed; each further one has the next. A changed seed makes new ones.",
                 ),
                 io.Int.Input(
-                    "batch_size", default=4, min=1, max=64, tooltip="Pictures at once. Lower it if memory runs out."
+                    "batch_size",
+                    default=0,
+                    min=0,
+                    max=64,
+                    tooltip="Pictures at once. 0: as many as fit in the free memory, up to 4; always 4 with ancestral "
+                    "and SDE samplers, whose pictures depend on it. Lower it if memory runs out.",
                 ),
                 io.String.Input(
                     "exclude",
@@ -151,6 +156,7 @@ class GenerateClassPriors(io.ComfyNode):
     ) -> io.NodeOutput:
         check_wired(model, clip, vae)  # what the trainer would refuse is refused before a picture is made for it
         _check_choices(sampler_name, scheduler, cfg)
+        batch_size = batch_size or pictures_at_once(model, subject.resolution, sampler_name)
         template = check_template(class_prompt, needs_token=False, name="class_prompt")
         excluded = parse_exclude(exclude)
         recipe = PriorRecipe(

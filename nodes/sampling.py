@@ -14,6 +14,7 @@ from comfy.sd import CLIP
 from PIL import Image
 
 from ..trainer.errors import SubjectBoothError
+from ..trainer.plan import pictures_that_fit
 from .bridge import normal
 
 # These draw no noise of their own and treat each picture of a batch alone, so that a picture is the same in a batch
@@ -27,8 +28,26 @@ BATCH_INDEPENDENT = frozenset(
     )
 )  # fmt: skip
 
+MOST_AT_ONCE = 4
+"""Pictures in a batch that is left to the node: more are hardly faster."""
+
 StepCallback = Callable[[int, int, Image.Image | None], None]
 """Called after each denoising step with steps done, steps in all, and a rough picture where previews are on."""
+
+
+def pictures_at_once(model: ModelPatcher, resolution: int, sampler_name: str) -> int:
+    """How many class images to sample together, by ComfyUI's own estimate of a batch and what it reports free.
+
+    Where a picture depends on its batch, it must not depend on the memory that is free today.
+    """
+    if sampler_name not in BATCH_INDEPENDENT:
+        return MOST_AT_ONCE
+    free = comfy.model_management.get_free_memory(model.load_device)
+    to_load = model.model_size() - model.loaded_size()
+    side = resolution // 8
+    # A picture is two in a batch: with the prompt, and with the negative one.
+    return pictures_that_fit(lambda pictures: model.memory_required([2 * pictures, 4, side, side]), free - to_load,
+                             MOST_AT_ONCE)
 
 
 class PictureSampler:

@@ -26,7 +26,7 @@ from subjectbooth.trainer.events import Started, StepDone
 from subjectbooth.trainer.footprint import Footprint, unet_footprint
 from subjectbooth.trainer.memory import free_bytes
 from subjectbooth.trainer.optimizers import make_optimizer
-from subjectbooth.trainer.plan import Load, make_plan, optimizer_bytes
+from subjectbooth.trainer.plan import Load, make_plan, optimizer_bytes, pictures_that_fit
 from subjectbooth.trainer.run import Run
 
 CPU = torch.device("cpu")
@@ -241,6 +241,11 @@ def test_with_memory_enough_nothing_is_cut(tmp_path: Path) -> None:
     assert started.chosen["gradient_checkpointing"] == "off"
     assert started.chosen["pictures_per_forward"] == "4"
     assert started.notes == ()
+
+
+def test_pictures_that_fit() -> None:
+    assert [pictures_that_fit(lambda count: 100.0 * count, free, 4) for free in (-5, 90, 222, 223, 400, 445, 9999)] == [
+        1, 1, 1, 2, 3, 4, 4]
 
 
 def test_free_memory_of_this_machine() -> None:

@@ -141,6 +141,16 @@ def make_plan(
     return plans[-1]
 
 
+def pictures_that_fit(needed: Callable[[int], float], free: float, most: int) -> int:
+    """The most pictures up to ``most`` whose bytes fit; never fewer than one, which is tried in any case.
+
+    Args:
+        needed: bytes of so many pictures.
+        free: bytes.
+    """
+    return next((count for count in range(most, 1, -1) if needed(count) <= SHARE * free), 1)
+
+
 def optimizer_bytes(name: str, parameters: Sequence[torch.Tensor]) -> int:
     """Bytes of an optimizer's states once it has made a step."""
     if name == "adafactor":  # one number a row and a column in place of one a weight
