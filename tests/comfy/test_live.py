@@ -194,7 +194,7 @@ NAMES = [
     "..", ".", "%2e%2e", "..%2fbeside", "..%2Fbeside", "..%5cbeside", "%2e%2e%2fbeside", "..%252fbeside", "%2fetc",
     "%2Fetc%2Fpasswd", "/etc", "//etc", "C:%5CWindows", "C:", "c:x", "%5c%5chost%5cshare", "whole%2f", "whole%2f.",
     "whole%2f..%2fwhole", "./whole", "x%00y", "whole%00", "%0d%0aX-Evil:1", "link", "alias", "half", "no_such_run",
-    "class_images", ".lock", "~", "x" * 300, "%ff%fe", "con", "nul", "whole.", " whole", "%F0%9F%90%B6", "*",
+    "class_images", ".lock", "~", "x" * 300, "%ff%fe", "con", "nul", "whole.", "%20whole", "%F0%9F%90%B6", "*",
     "whole%3f",
 ]  # fmt: skip
 UNROUTED = ("..", ".", "%2e%2e", "/etc", "//etc", "./whole", "%0d%0aX-Evil:1", "%ff%fe")
