@@ -1,0 +1,211 @@
+"""Full-size models with random weights, a few steps at a small size: does it run, and how much memory does it take?
+
+    python scripts/full_size.py sd1     SD 1.5 in the real ComfyUI: train, apply, sample (an estimated 9 GB)
+    python scripts/full_size.py sdxl    SDXL from the shell, out of a diffusers folder (an estimated 13 GB)
+
+Not part of the tests: it takes minutes and more memory than most machines for tests have. Linux only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from comfy_server import FP32_FLAGS, ComfyClient, ComfyServer
+from setup_env import ROOT, ensure_environment
+
+PHOTOS = ROOT / "demo" / "subjects" / "cat" / "train"
+SIZE = 64
+STEPS = 2
+GIB = 2**30
+
+# As published with the original releases.
+UNETS: dict[str, dict[str, Any]] = {
+    "sd1": {"cross_attention_dim": 768, "attention_head_dim": 8},
+    "sdxl": {
+        "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20),
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
+        "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True,
+        "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816},
+}
+TEXT: dict[str, dict[str, Any]] = {
+    "l": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"},
+    "g": {"hidden_size": 1280, "num_hidden_layers": 32, "num_attention_heads": 20, "hidden_act": "gelu"},
+}
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("family", choices=("sd1", "sdxl"))
+    family = options.parse_args().family
+    environment = ensure_environment()
+    if Path(sys.executable).resolve() != Path(environment.python).resolve():
+        return subprocess.run([str(environment.python), __file__, family], check=False).returncode
+    with tempfile.TemporaryDirectory(prefix="full_size_") as scratch:
+        if family == "sd1":
+            in_comfyui(environment.comfyui, Path(scratch))
+        else:
+            from_the_shell(environment.python, Path(scratch))
+    return 0
+
+
+def in_comfyui(comfyui: Path, scratch: Path) -> None:
+    """One graph: train, apply, sample. Prints the most memory that ComfyUI's process had."""
+    server = ComfyServer(comfyui, scratch, packs={"SubjectBooth": ROOT}, args=[*FP32_FLAGS, "--disable-api-nodes"])
+    checkpoint = server.models_dir / "checkpoints" / "full.safetensors"
+    checkpoint.parent.mkdir(parents=True, exist_ok=True)
+    shapes = {f"model.diffusion_model.{ldm_name}": shape for ldm_name, shape in ldm_unet(unet_shapes("sd1")).items()}
+    shapes |= {f"cond_stage_model.transformer.{name}": shape for name, shape in text_shapes("l").items()}
+    shapes |= {f"first_stage_model.{name}": shape for name, shape in vae_shapes().items()}
+    write_random(checkpoint, shapes)
+    with server, ComfyClient(server.url, server) as client:
+        images = client.upload_images(sorted(PHOTOS.glob("*"))[:2])
+        began = time.monotonic()
+        result = client.run(graph(client, images), timeout=3600)
+        said = result.outputs["11"]["text"][0]
+        print(f"{said}; {time.monotonic() - began:.0f} s; most memory of ComfyUI's process: {peak(server):.1f} GiB")
+        if "matched" not in said or len(result.images("7")) != 1:
+            raise SystemExit("it did not train and sample")
+
+
+def graph(client: ComfyClient, images: list[str]) -> dict[str, Any]:
+    """Load, train, apply, sample one picture; settings that matter not are at their defaults."""
+    def node(kind: str, **inputs: Any) -> dict[str, Any]:
+        given = client.object_info(kind)["input"]
+        defaults = {name: spec[1]["default"] for part in given.values() if isinstance(part, dict)
+                    for name, spec in part.items() if len(spec) > 1 and "default" in spec[1]}
+        return {"class_type": kind, "inputs": {**defaults, **inputs}}
+
+    return {
+        "1": node("CheckpointLoaderSimple", ckpt_name="full.safetensors"),
+        "10": node("LoadSubjectImages", images={"__value__": images}, sample="none", class_word="cat",
+                   resolution=SIZE, crop="center"),
+        "11": node("DreamBoothLoRATrain", model=["1", 0], clip=["1", 1], vae=["1", 2], subject=["10", 0],
+                   steps=STEPS, validation_prompts="", output_name="full"),
+        "12": node("ApplySubjectLoRA", model=["1", 0], clip=["1", 1], lora_name="(from subject_lora)",
+                   subject_lora=["11", 0]),
+        "2": node("CLIPTextEncode", clip=["12", 1], text=["12", 2]),
+        "4": node("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=1),
+        "5": node("KSampler", model=["12", 0], positive=["2", 0], negative=["2", 0], latent_image=["4", 0], seed=1,
+                  steps=1, cfg=1.0, sampler_name="euler", scheduler="normal", denoise=1.0),
+        "6": node("VAEDecode", samples=["5", 0], vae=["1", 2]),
+        "7": node("SaveImage", images=["6", 0], filename_prefix="full"),
+    }
+
+
+def from_the_shell(python: Path, scratch: Path) -> None:
+    """A training out of a diffusers folder. Prints the most memory that its process had."""
+    base = scratch / "pipeline"
+    write_random(base / "unet" / "diffusion_pytorch_model.fp16.safetensors", unet_shapes("sdxl"))
+    write_random(base / "text_encoder" / "model.fp16.safetensors", text_shapes("l"))
+    write_random(base / "text_encoder_2" / "model.fp16.safetensors",
+                 {**text_shapes("g"), "text_projection.weight": (1280, 1280)})
+    write_random(base / "vae" / "diffusion_pytorch_model.fp16.safetensors", vae_shapes())
+    began = time.monotonic()
+    done = subprocess.run(
+        [str(python), "-m", "trainer", "--base", str(base), "--photos", str(PHOTOS), "--class-word", "cat",
+         "--output_dir", str(scratch / "out"), "--resolution", str(SIZE), "--steps", str(STEPS), "--cpu"],
+        cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}, check=False,
+        stdout=subprocess.PIPE, text=True, encoding="utf-8")
+    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / GIB
+    print(f"{done.stdout.strip()}; {time.monotonic() - began:.0f} s; most memory of the process: {most:.1f} GiB")
+    if done.returncode or "trained:" not in done.stdout:
+        raise SystemExit("it did not train")
+
+
+def unet_shapes(family: str) -> dict[str, tuple[int, ...]]:
+    """Names as in diffusers folders."""
+    import torch
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        model = UNet2DConditionModel(**UNETS[family])
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def ldm_unet(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
+    """The same with the names of single files."""
+    sys.path.insert(0, str(ROOT))  # for the trainer, which is a package of the root here
+    from trainer.ldm_unet import ldm_names
+
+    names = ldm_names(shapes)
+    return {names[name]: shape for name, shape in shapes.items()}
+
+
+def text_shapes(kind: str) -> dict[str, tuple[int, ...]]:
+    """transformers' names, with the ``text_model.`` that files have and its newest versions do not."""
+    import torch
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = TEXT[kind]
+    with torch.device("meta"):
+        model = CLIPTextModel(CLIPTextConfig(
+            vocab_size=49408, intermediate_size=4 * config["hidden_size"], projection_dim=config["hidden_size"],
+            **config))
+    return {name if name.startswith("text_model.") else f"text_model.{name}": tuple(tensor.shape)
+            for name, tensor in model.named_parameters()}
+
+
+def vae_shapes() -> dict[str, tuple[int, ...]]:
+    """Stable Diffusion's VAE, which ComfyUI takes with diffusers' names too."""
+    import torch
+    from diffusers import AutoencoderKL
+
+    with torch.device("meta"):
+        model = AutoencoderKL(
+            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+    return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
+
+
+def write_random(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
+    """A .safetensors file in fp16, written tensor by tensor, so that making it takes no memory."""
+    import torch
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    header, offset = {}, 0
+    for name, shape in shapes.items():
+        size = 2 * torch.Size(shape).numel()
+        header[name] = {"dtype": "F16", "shape": list(shape), "data_offsets": [offset, offset + size]}
+        offset += size
+    text = json.dumps(header).encode()
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for tensor in _random(shapes):
+            file.write(tensor.numpy().tobytes())
+
+
+def _random(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Any]:
+    import torch
+
+    generator = torch.Generator().manual_seed(0)
+    for name, shape in shapes.items():
+        if len(shape) == 1:
+            yield torch.full(shape, 1.0 if name.endswith("weight") else 0.0, dtype=torch.float16)
+        else:
+            spread = 0.5 / torch.Size(shape[1:]).numel() ** 0.5
+            yield (torch.randn(shape, generator=generator) * spread).half()
+
+
+def peak(server: ComfyServer) -> float:
+    """The most memory that the server's process has had, in GiB."""
+    assert server.process is not None
+    status = Path(f"/proc/{server.process.pid}/status").read_text("utf-8")
+    line = next(line for line in status.splitlines() if line.startswith("VmHWM"))
+    return int(line.split()[1]) * 1024 / GIB
+
+
+if __name__ == "__main__":
+    sys.exit(main())
