@@ -15,6 +15,7 @@ from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import CheckpointSaved, Event, Finished, Started, StepDone, Validation
 from subjectbooth.trainer.run import Run
+from subjectbooth.trainer.safefile import read_metadata
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(steps=6, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2)
@@ -188,6 +189,19 @@ def test_an_error_in_the_middle_keeps_the_steps_so_far(tmp_path: Path) -> None:
     events = _read(_run(tmp_path).events())
     assert events[0].step == 4
     assert _run(tmp_path).folder.finished_lora(4) is not None
+
+
+def test_a_cancel_right_after_a_checkpoint_still_leaves_an_adapter(tmp_path: Path) -> None:
+    """The checkpoint of that step is there already; somebody may want to use the adapter all the same."""
+    often = TrainConfig(**{**CONFIG.to_json(), "validation_prompts": (), "checkpoint_seconds": 0.0})
+    events = _run(tmp_path, often).events()
+    for event in events:
+        if isinstance(event, CheckpointSaved) and event.step == 3:
+            events.close()
+            break
+    path = _run(tmp_path, often).folder.finished_lora(3)
+    assert path is not None
+    assert read_metadata(path)["subjectbooth.step"] == "3"
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_adapter(tmp_path: Path) -> None:

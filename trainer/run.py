@@ -151,7 +151,9 @@ class Run:
             if self.folder.finished_lora(self._config.steps) is None:
                 self._save(training, started, with_lora=True)
         finally:
-            if training.is_built and training.step > saved_step:
+            # Also where a checkpoint of this very step is there, but no adapter that somebody could use.
+            if training.is_built and training.step and (
+                    training.step > saved_step or not self.folder.lora_path(training.step).is_file()):
                 self._save_last(training, started)
 
     def _save_last(self, training: Training, started: float) -> None:
