@@ -1,6 +1,7 @@
 """Kill trainings again and again, compare what they end with, and write down what was seen: docs/reliability.md.
 
-python scripts/soak.py [--kills 42] [--comfyui-kills 10] [--inputs 10000] [--runs 50] [--seed 1] [--no-write]
+python scripts/soak.py [--kills 42] [--comfyui-kills 10] [--fork-kills 50] [--inputs 10000] [--runs 50] [--seed 1]
+                       [--only KIND] [--steps 24] [--no-write]
 """
 
 from __future__ import annotations
@@ -65,6 +66,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python scripts/soak.py", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=42, help="Kills of trainings from a shell.")
     parser.add_argument("--comfyui-kills", type=int, default=10, help="Kills of ComfyUI while it trains.")
+    parser.add_argument("--fork-kills", type=int, default=50, help="Kills of each kind of run in forks. 0: none.")
     parser.add_argument("--inputs", type=int, default=10_000, help="Strange inputs to try. 0: none.")
     parser.add_argument("--runs", type=int, default=50, help="Train-and-sample runs in one ComfyUI. 0: none.")
     parser.add_argument("--only", choices=[plan.name for plan in PLANS], help="One kind of training from a shell.")
@@ -92,6 +94,9 @@ def main(arguments: list[str]) -> int:
                 environment, base, options.comfyui_kills, choose, Path(scratch) / "comfyui", FP32_FLAGS))
         if rows:
             found["kills"] = {**about, "rows": rows}
+    if options.fork_kills:
+        found["forks"] = {**about, "rows": run_tests(environment, ("test_kill.py",), {
+            "SUBJECTBOOTH_KILLS": str(options.fork_kills), "SUBJECTBOOTH_FUZZ_SEED": str(options.seed)})}
     if options.inputs:
         found["inputs"] = {**about, "rows": run_tests(environment, FUZZ, {
             "SUBJECTBOOTH_FUZZ": str(options.inputs), "SUBJECTBOOTH_FUZZ_SEED": str(options.seed)})}
