@@ -117,6 +117,9 @@ def test_a_photo_that_moves_to_another_bucket_changes_the_key(tmp_path: Path) ->
     turned = dataclasses.replace(subject.photos[0], pixels=subject.photos[0].pixels.reshape(120, 72, 3),
                                  mask=subject.photos[0].mask.reshape(120, 72))
     assert key(subject) != key(dataclasses.replace(subject, photos=(turned, *subject.photos[1:])))
+    for index, photo in enumerate(subject.photos):  # whichever bucket it is in
+        other = [*subject.photos[:index], dataclasses.replace(photo, caption="ohwx dog"), *subject.photos[index + 1:]]
+        assert key(subject) != key(dataclasses.replace(subject, photos=tuple(other)))
     assert key(subject) != key(subject, enable_bucket=False)
     assert key(subject) == key(dataclasses.replace(subject, photos=subject.photos[::-1]))
     assert "enable_bucket" not in dataclasses.replace(CONFIG, enable_bucket=False).key_fields()
