@@ -1,7 +1,7 @@
 """From the raw packages to the weights: `python -m demo.build STAGE`. Each stage goes on where it was stopped.
 
-In order: words, autoencoder, diffusion, decoder, pack; then subjects and judge. To train the shipped weights further:
-unpack, diffusion (or decoder), pack.
+In order: words, autoencoder, diffusion, rare, decoder, pack; then subjects and judge. To train the shipped weights
+further: unpack, diffusion (or decoder), pack.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from .train_autoencoder import AutoencoderRun, train_autoencoder
 from .train_diffusion import DiffusionRun, train_diffusion
 from .words import TABLE, write_table
 
-STAGES = ("words", "autoencoder", "diffusion", "decoder", "pack", "unpack", "subjects", "judge")
+STAGES = ("words", "autoencoder", "diffusion", "rare", "decoder", "pack", "unpack", "subjects", "judge")
 WORK = Path(__file__).parent / ".work"
 
 AUTOENCODER = AutoencoderRun()
@@ -27,6 +27,16 @@ DECODER = AutoencoderRun(
     name="decoder", encoder_from="autoencoder", decoder_widths=(12, 24, 48, 64), steps=6000, lr=1e-3, seed=1
 )
 DIFFUSION = DiffusionRun()
+RARE = DiffusionRun(
+    name="rare",
+    start_from=DIFFUSION.name,
+    rare_share=0.4,
+    steps=1500,
+    lr=5e-4,
+    warmup=50,
+    ema_decay=0.995,
+    seed=2,
+)
 
 
 def main() -> None:
@@ -54,17 +64,19 @@ def main() -> None:
     if arguments.stage == "judge":
         train_judge(arguments.work)
     autoencoder = DECODER if (arguments.work / f"{DECODER.name}.pt").exists() else AUTOENCODER
+    diffusion = RARE if (arguments.work / f"{RARE.name}.pt").exists() else DIFFUSION
     if arguments.stage == "pack":
-        pack(arguments.work, DIFFUSION.name, autoencoder.name)
+        pack(arguments.work, diffusion.name, autoencoder.name)
     if arguments.stage == "unpack":
         unpack(arguments.work, DIFFUSION.name, DECODER.name)
-    if arguments.stage == "diffusion":
+    if arguments.stage in ("diffusion", "rare"):
+        asked = DIFFUSION if arguments.stage == "diffusion" else RARE
         run = replace(
-            DIFFUSION,
+            asked,
             autoencoder=autoencoder,
             minutes=arguments.minutes,
             workers=arguments.workers,
-            lr=arguments.lr or DIFFUSION.lr,
+            lr=arguments.lr or asked.lr,
         )
         train_diffusion(run, arguments.work)
     if arguments.stage in ("autoencoder", "decoder"):

@@ -95,11 +95,14 @@ def caption(word: str, background: str | None, rare: str | None = None, with_art
     return f"{text} {place(background)}" if background else text
 
 
-def random_caption(word: str, background: str, rng: random.Random) -> str:
-    """One training caption for a composition of *word* on *background*; a tenth are empty (guidance)."""
+def random_caption(word: str, background: str, rng: random.Random, rare_share: float = 0.2) -> str:
+    """One training caption for a composition of *word* on *background*; a tenth are empty (guidance).
+
+    *rare_share* of the others have a rare token before the class word.
+    """
     if rng.random() < 0.1:
         return ""
-    rare = rng.choice(RARE_TOKENS) if rng.random() < 0.2 else None
+    rare = rng.choice(RARE_TOKENS) if rng.random() < rare_share else None
     with_article = rng.random() < (0.5 if rare else 0.95)
     return caption(word, background if rng.random() < 0.85 else None, rare, with_article)
 

@@ -88,6 +88,23 @@ class TextEncoder(nn.Module):
         for name in ("v_proj", "out_proj"):
             nn.init.orthogonal_(attention[name].weight)
 
+    @torch.no_grad()
+    def restart_words(self, words: Sequence[int], like: Sequence[int], strength: float = 1.0) -> None:
+        """Give *words* random rows spread as those of *like* are, so that what comes out tells them apart.
+
+        Trained along with the rest, words that mean nothing are silenced in here: 'ohwx dog' came out within 0.6 % of
+        'dog' ('cat': 13 %), and a LoRA on the UNet alone had nothing to tell the subject from its class by. CLIP's
+        rare tokens do come through; it is the UNet that makes nothing of them.
+        """
+        assert isinstance(self.vocabulary, torch.Tensor)
+        embedding = self.token_embedding.weight
+        spread = embedding[torch.searchsorted(self.vocabulary, torch.tensor(list(like)))]
+        mean = spread.mean(0)
+        mix = torch.randn(len(words), len(spread)) / len(spread) ** 0.5
+        embedding[torch.searchsorted(self.vocabulary, torch.tensor(list(words)))] = mean + strength * mix @ (
+            spread - mean
+        )
+
     def forward(self, ids: torch.Tensor) -> torch.Tensor:
         assert isinstance(self.vocabulary, torch.Tensor)
         x = self.token_embedding(torch.searchsorted(self.vocabulary, ids))

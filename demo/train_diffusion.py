@@ -6,6 +6,7 @@ import copy
 import logging
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from torch import nn
 
 from . import parallel
 from .autoencoder import make_decoder, make_encoder
-from .classes import BACKGROUNDS, CLASS_WORDS, COLORS, caption, random_caption
+from .classes import BACKGROUNDS, CLASS_WORDS, COLORS, RARE_TOKENS, caption, random_caption
 from .compose import Composer, random_background
 from .pictures import library
 from .schedule import STEPS, alphas_cumprod, sample
@@ -33,9 +34,15 @@ FILLER = ("a", "an", "photo", "of", "on", "the", "at", "background")
 
 @dataclass(frozen=True)
 class DiffusionRun:
-    """One training of UNet and text encoder. batch and captions are per process."""
+    """One training of UNet and text encoder. batch and captions are per process.
+
+    *start_from* names a run to go on from: the text encoder is then frozen, with its rare tokens made anew
+    (:meth:`TextEncoder.restart_words`), and the UNet learns to make nothing of them.
+    """
 
     name: str = "diffusion"
+    start_from: str | None = None
+    rare_share: float = 0.2
     autoencoder: AutoencoderRun = AutoencoderRun()
     steps: int = 12000
     minutes: float | None = None
@@ -91,13 +98,13 @@ class LatentPool:
         """Replace *count* random rows."""
         self.fill(self.rng.sample(range(len(self.slots)), count))
 
-    def draw(self, captions: int, each: int) -> tuple[torch.Tensor, list[str]]:
+    def draw(self, captions: int, each: int, rare_share: float) -> tuple[torch.Tensor, list[str]]:
         """[captions * each, 4, 8, 8] latents, those of one caption side by side, and the captions."""
         rows, texts = [], []
         for _ in range(captions):
             pair = (self.rng.choice(CLASS_WORDS), random_background(self.rng))
             rows += self.rng.sample(self.rows[pair], each)
-            texts.append(random_caption(*pair, self.rng))
+            texts.append(random_caption(*pair, self.rng, rare_share))
         return self.latents[rows], texts
 
 
@@ -128,6 +135,11 @@ def preview(nets: nn.ModuleDict, decoder: nn.Module, path: Path) -> None:
     save_image(pictures, path, nrow=2 * len(PREVIEW_BACKGROUNDS))
 
 
+def _ids(phrases: Sequence[str]) -> list[int]:
+    """Token ids of all words of *phrases*, each once."""
+    return sorted({i for phrase in phrases for word in phrase.split() for i in word_ids()[word]})
+
+
 def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     work = Path(folder)
@@ -137,10 +149,14 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
     nets["unet"].to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     text_encoder = nets["text"]
     assert isinstance(text_encoder, TextEncoder)
-    filler = [i for word in FILLER for i in word_ids()[word]]
-    text_encoder.start_as_bag_of_words(filler, (START, END))
+    if run.start_from:
+        nets.load_state_dict(torch.load(work / f"{run.start_from}.pt", weights_only=True)["ema"])
+        text_encoder.restart_words(_ids(RARE_TOKENS), _ids(CLASS_WORDS))
+        text_encoder.requires_grad_(False)
+    else:
+        text_encoder.start_as_bag_of_words(_ids(FILLER), (START, END))
     ema = copy.deepcopy(nets).requires_grad_(False)
-    trained = list(nets.parameters())
+    trained = [p for p in nets.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(trained, lr=run.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
     step, spent = 0, 0.0
     if path.exists():
@@ -172,7 +188,7 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
             group["lr"] = lr
         if step % 10 == 0:
             pool.renew(16)
-        latents, texts = pool.draw(run.captions, run.pictures_per_caption)
+        latents, texts = pool.draw(run.captions, run.pictures_per_caption, run.rare_share)
         # Stratified over the batch: every batch sees the whole range of noise.
         spread = (
             torch.randperm(count, generator=noise_source) + torch.rand(count, generator=noise_source)
@@ -193,7 +209,7 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
         step += 1
         decay = min(run.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
-            torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in trained], 1 - decay)
+            torch._foreach_lerp_(list(ema.parameters()), [p.detach() for p in nets.parameters()], 1 - decay)
         running += 0.01 * (loss.item() - running)
         running_plain += 0.01 * (errors.mean().item() - running_plain)
         if rank == 0 and step % 100 == 0:
