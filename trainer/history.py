@@ -88,8 +88,8 @@ def _told(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str], lis
             found = values.get("chosen")
             chosen = found if isinstance(found, dict) and found else chosen
             said = values.get("notes")
-            told = [values.get("plan"), *said] if isinstance(said, list) else [values.get("note")]
-            told = [str(note) for note in told if note]
+            found = [values.get("plan"), *said] if isinstance(said, list) else [values.get("note")]
+            told = [str(note) for note in found if note]
             # A start tells all that holds for it; a change adds to it.
             notes = told if values["event"] == Started.__name__ else [*notes, *told]
         elif values.get("event") == Validation.__name__:
