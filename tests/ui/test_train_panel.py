@@ -3,8 +3,10 @@ in the middle and after; in a subgraph; in both renderers."""
 
 from __future__ import annotations
 
+import concurrent.futures
 import json
 import os
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -60,6 +62,22 @@ def load(page: Page, prompt: dict[str, Any], name: str) -> None:
 def look_at_panel(page: Page) -> None:
     """Bring all nodes on the screen. Nodes 2.0 measures a new node a moment later, and shows none that is outside."""
     page.wait_for(f"(app.extensionManager.command.execute('Comfy.Canvas.FitView'), !!{PANEL})")
+
+
+def reload(page: Page) -> None:
+    """As the browser's button does. What is asked while the old page goes away is never answered: hence the pauses."""
+    page.evaluate("window.old = true")
+    page.call("Page.reload")
+    deadline = time.monotonic() + 120
+    while True:
+        time.sleep(1)
+        try:
+            if page.evaluate("!window.old && " + READY, 10):
+                break
+        except (RuntimeError, concurrent.futures.TimeoutError):
+            pass
+        assert time.monotonic() < deadline, "the page does not come back"
+    look_at_panel(page)
 
 
 def use_renderer(page: Page, renderer: str) -> None:
@@ -190,10 +208,7 @@ def test_a_reload_in_the_middle_and_after(page: Page, comfy: ComfyClient) -> Non
     load(page, graph(steps=5000, learning_rate=0.0034, output_name="ui_reload"), "reload")
     page.click(RUN)
     until(page, "training", step=5)
-    page.call("Page.reload")
-    page.evaluate("new Promise(resolve => setTimeout(resolve, 500))")
-    page.wait_for(READY, 120)
-    look_at_panel(page)
+    reload(page)
     until(page, "training", step=6)
     (active,) = comfy.request("GET", "/subjectbooth/active")["runs"]
     before = int(page.evaluate(f"{PANEL}.dataset.step"))
@@ -204,10 +219,7 @@ def test_a_reload_in_the_middle_and_after(page: Page, comfy: ComfyClient) -> Non
     press(page, "Stop and keep")
     until(page, "kept")
     assert active["steps"] == 5000
-    page.call("Page.reload")
-    page.evaluate("new Promise(resolve => setTimeout(resolve, 500))")
-    page.wait_for(READY, 120)
-    look_at_panel(page)
+    reload(page)
     until(page, "kept", step=before)
     text = page.evaluate(f"{PANEL}.innerText")
     assert "models/loras/ui_reload.safetensors" in text and "ohwx dog" in text and "Continue" in text, text
