@@ -8,9 +8,9 @@ from typing import Any
 
 PAGE = """# Reliability: what was tried, and what was seen
 
-Written by `make soak`, with what it measured, on what and when; the raw figures are in `reliability.json` beside this
-page. All of it was run on small models of Stable Diffusion 1.5's kind at 64 pixels, because what it is about (files,
-locks, random states) does not depend on the size; nothing here says anything about speed.
+Written by the parts of `make soak`: what each measured, on what and when. The raw figures are in `reliability.json`
+beside this page. All of it was run on small models of Stable Diffusion 1.5's kind at 64 pixels, because what it is
+about (files, locks, random states) does not depend on the size; nothing here says anything about speed.
 
 ## Killed at random moments
 
