@@ -86,7 +86,8 @@ def test_several_files_at_once_become_a_grid(page: Page, comfy: ComfyClient) -> 
         f"app.nodeOutputs['{node_id}']?.warnings && JSON.parse(JSON.stringify(app.nodeOutputs['{node_id}']))", 60
     )
     assert [record["type"] for record in shown["images"]] == ["temp"] * 3 and shown["warnings"] == []
-    page.wait_for("window.made.imgs?.length === 3 && window.made.imgs.every(i => i.naturalWidth === 128)", 30)
+    shown = "[...document.querySelectorAll('.sb-tile[data-photo] img')].filter(i => i.naturalWidth === 128)"
+    page.wait_for(f"{shown}.length === 3", 30)  # in the panel, at the resolution that the run was made with
     # Front end 1.32.9 cannot draw a list of names by itself: the toasts it throws then are its errors.
     assert page.evaluate("document.querySelectorAll('.p-toast-message').length") == 0
     assert page.evaluate("window.made.widgets[0]._displayValue") == "3 photos: " + ", ".join(value)
