@@ -66,8 +66,8 @@ class TrainConfig:
         AUTO, "Precision of the base model; the adapter always is fp32. auto: bf16 where the card has it, else fp16, "
               "and fp32 on a CPU.", choices=(AUTO, "fp32", "fp16", "bf16"))
     attention: str = _setting(
-        AUTO, "How attention is computed. auto: torch's own sdpa. xformers needs the package of that name and an NVIDIA "
-              "GPU; where it cannot be used, that is said and sdpa is used.",
+        AUTO, "How attention is computed. auto: torch's own sdpa. xformers needs the package of that name and an "
+              "NVIDIA GPU; where it cannot be used, that is said and sdpa is used.",
         choices=(AUTO, "sdpa", "xformers"), in_key=False)
     optimizer: str = _setting(
         "adamw", "adamw8bit needs bitsandbytes and a GPU, prodigy needs prodigyopt (and a learning rate of about 1). "
