@@ -66,6 +66,8 @@ def look_at_panel(page: Page) -> None:
 
 def reload(page: Page) -> None:
     """As the browser's button does. What is asked while the old page goes away is never answered: hence the pauses."""
+    # The editor asks whether to leave unsaved changes, and the browser would wait for an answer.
+    page.evaluate("window.addEventListener('beforeunload', e => e.stopImmediatePropagation(), true)")
     page.evaluate("window.old = true")
     page.call("Page.reload")
     deadline = time.monotonic() + 120
