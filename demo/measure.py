@@ -53,7 +53,7 @@ def measure_autoencoder(nets: Narrow, work: Path, count: int = 256) -> Figures:
 
 
 def draw(
-    nets: Narrow, captions: list[str], seeds: list[int], steps: int = 30, cfg: float = 5.0
+    nets: Narrow, captions: list[str], seeds: list[int], steps: int = 30, cfg: float = 4.0
 ) -> torch.Tensor:
     """Pictures float32 [n, 3, 64, 64] in 0..1."""
     made = []
@@ -89,7 +89,7 @@ def score(verdict: Verdict, pairs: list[tuple[str, str]]) -> Figures:
     }
 
 
-def measure_text_to_image(nets: Narrow, judge: LoadedJudge, cfg: float = 5.0) -> Figures:
+def measure_text_to_image(nets: Narrow, judge: LoadedJudge, cfg: float = 4.0) -> Figures:
     """1,040 prompts: every class over ten backgrounds."""
     pairs = all_prompts()
     pictures = draw(nets, [caption(*pair) for pair in pairs], list(range(len(pairs))), cfg=cfg)
@@ -99,7 +99,7 @@ def measure_text_to_image(nets: Narrow, judge: LoadedJudge, cfg: float = 5.0) ->
 def measure_diversity(nets: Narrow, judge: LoadedJudge, seeds: int = 16) -> Figures:
     """Drawing styles among *seeds* pictures of each plain class prompt, counted where the class is right."""
     words = [word for word in CLASS_WORDS for _ in range(seeds)]
-    pictures = draw(nets, [caption(word, None) for word in words], list(range(len(words))), steps=20)
+    pictures = draw(nets, [caption(word, None) for word in words], list(range(len(words))), 20, cfg=5.0)
     verdict = judge.look(pictures)
     styles: dict[str, set[str]] = {word: set() for word in CLASS_WORDS}
     for word, seen, style in zip(words, verdict.word, verdict.style, strict=True):

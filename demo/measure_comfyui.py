@@ -71,7 +71,7 @@ def pictures_of(client: Any, result: Any, name: str) -> torch.Tensor:
     return torch.stack([pixels(client.view(**image)) for image in result.images(f"{name}.save")])
 
 
-def measure_comfyui(judge: LoadedJudge, count: int = 64, cfg: float = 5.0) -> Figures:
+def measure_comfyui(judge: LoadedJudge, count: int = 64, cfg: float = 4.0) -> Figures:
     """KSampler on the wide model: *count* prompts spread over classes and backgrounds, 30 steps."""
     pairs = all_prompts()[:: max(1, len(all_prompts()) // count)][:count]
     pictures = []

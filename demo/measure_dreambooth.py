@@ -36,7 +36,7 @@ SERIES = ("dog", "clock")
 SERIES_STEPS = (100, 200, 400, 800)
 
 SETTINGS: dict[str, Any] = {
-    "learning_rate": 1e-3, "rank": 8, "network_alpha": 8.0, "train_batch_size": 2,
+    "learning_rate": 2e-3, "rank": 8, "network_alpha": 8.0, "train_batch_size": 2,
     "gradient_accumulation_steps": 1, "prior_loss_weight": 1.0, "seed": 0, "resolution": 0,
     "lr_scheduler": "constant", "lr_warmup_steps": 0, "gradient_checkpointing": "off", "precision": "fp32",
     "validation_prompts": "", "validation_interval": 0, "force_retrain": False,

@@ -35,8 +35,9 @@ PICTURES_BESIDE = (
 BLUE = (59, 142, 234)  # the subject's curve
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def page(_comfy_client: ComfyClient) -> Iterator[Page]:
+    """A browser for each test: a trainer opened after a switch to Nodes 2.0 shows no panel until a reload."""
     _comfy_client.request("POST", "/settings/Comfy.TutorialCompleted", True)
     with Browser(height=1400) as browser:
         page = browser.open(_comfy_client.url)
