@@ -86,6 +86,16 @@ def make_decoder(widths: Sequence[int]) -> nn.Sequential:
     return net
 
 
+def encoder_widths(state: dict[str, torch.Tensor]) -> list[int]:
+    """The widths that an encoder's weights were made with: those of the convolutions that begin a resolution."""
+    return [len(state[f"{i}.weight"]) for i in (0, 2, 6, 10)]
+
+
+def decoder_widths(state: dict[str, torch.Tensor]) -> list[int]:
+    """The same of a decoder's weights."""
+    return [len(state[f"{i}.weight"]) for i in (17, 12, 7, 1)]
+
+
 @torch.no_grad()
 def grow(net: nn.Module, trained: dict[str, torch.Tensor]) -> None:
     """Start a wider net from a trained narrower one of the same layout: the same function, with room to learn.

@@ -1,7 +1,7 @@
 """From the raw packages to the weights: `python -m demo.build STAGE`. Each stage goes on where it was stopped.
 
-In order: words, autoencoder, diffusion, rare, decoder, pack; then subjects and judge. To train the shipped weights
-further: unpack, diffusion (or decoder), pack.
+In order: words, autoencoder, wide, diffusion, rare, pack; then subjects and judge. To train the shipped weights
+further: unpack, diffusion, rare, pack.
 """
 
 from __future__ import annotations
@@ -19,12 +19,18 @@ from .train_autoencoder import AutoencoderRun, train_autoencoder
 from .train_diffusion import DiffusionRun, train_diffusion
 from .words import TABLE, write_table
 
-STAGES = ("words", "autoencoder", "diffusion", "rare", "decoder", "pack", "unpack", "subjects", "judge")
+STAGES = ("words", "autoencoder", "wide", "diffusion", "rare", "pack", "unpack", "subjects", "judge")
 WORK = Path(__file__).parent / ".work"
 
 AUTOENCODER = AutoencoderRun()
-DECODER = AutoencoderRun(
-    name="decoder", encoder_from="autoencoder", decoder_widths=(12, 24, 48, 64), steps=6000, lr=1e-3, seed=1
+WIDE = AutoencoderRun(
+    name="wide",
+    start_from=AUTOENCODER.name,
+    keep_latents=0.01,
+    encoder_widths=(16, 32, 64, 64),
+    decoder_widths=(24, 48, 64, 64),
+    lr=1e-3,
+    seed=1,
 )
 DIFFUSION = DiffusionRun()
 RARE = DiffusionRun(
@@ -63,24 +69,24 @@ def main() -> None:
         write_subjects(arguments.work)
     if arguments.stage == "judge":
         train_judge(arguments.work)
-    autoencoder = DECODER if (arguments.work / f"{DECODER.name}.pt").exists() else AUTOENCODER
+    autoencoder = WIDE if (arguments.work / f"{WIDE.name}.pt").exists() else AUTOENCODER
     diffusion = RARE if (arguments.work / f"{RARE.name}.pt").exists() else DIFFUSION
     if arguments.stage == "pack":
         pack(arguments.work, diffusion.name, autoencoder.name)
     if arguments.stage == "unpack":
-        unpack(arguments.work, DIFFUSION.name, DECODER.name)
+        unpack(arguments.work, DIFFUSION.name, WIDE.name)
     if arguments.stage in ("diffusion", "rare"):
         asked = DIFFUSION if arguments.stage == "diffusion" else RARE
         run = replace(
             asked,
-            autoencoder=autoencoder,
+            autoencoder=autoencoder.name,
             minutes=arguments.minutes,
             workers=arguments.workers,
             lr=arguments.lr or asked.lr,
         )
         train_diffusion(run, arguments.work)
-    if arguments.stage in ("autoencoder", "decoder"):
-        which = AUTOENCODER if arguments.stage == "autoencoder" else DECODER
+    if arguments.stage in ("autoencoder", "wide"):
+        which = AUTOENCODER if arguments.stage == "autoencoder" else WIDE
         train_autoencoder(
             replace(which, minutes=arguments.minutes, workers=arguments.workers), arguments.work
         )

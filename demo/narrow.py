@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from .autoencoder import make_decoder, make_encoder
+from .autoencoder import decoder_widths, encoder_widths, make_decoder, make_encoder
 from .base import WEIGHTS, read_packed
 from .expand import narrow_state
 from .text import TextEncoder
@@ -33,9 +33,8 @@ def load_narrow(path: Path = WEIGHTS) -> Narrow:
     """Build and fill the nets; the autoencoder's widths are read off the weights."""
     state = narrow_state(read_packed(path))
     text = TextEncoder(state["text.vocabulary"].tolist())
-    # Convolutions that begin a resolution: 64, 32, 16 and 8 px.
-    encoder = make_encoder([len(state[f"vae.encoder.{i}.weight"]) for i in (0, 2, 6, 10)])
-    decoder = make_decoder([len(state[f"vae.decoder.{i}.weight"]) for i in (17, 12, 7, 1)])
+    encoder = make_encoder(encoder_widths(_under(state, "vae.encoder.")))
+    decoder = make_decoder(decoder_widths(_under(state, "vae.decoder.")))
     parts = Narrow(UNet(), text, encoder, decoder)
     prefixes = {"unet.": parts.unet, "text.": text, "vae.encoder.": encoder, "vae.decoder.": decoder}
     for prefix, net in prefixes.items():

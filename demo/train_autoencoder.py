@@ -1,4 +1,4 @@
-"""Train the autoencoder: first both halves, then (encoder frozen) a wider decoder. Shell only."""
+"""Train the autoencoder: both halves from nothing, then wider ones grown from them. Shell only."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import parallel
-from .autoencoder import grow, make_decoder, make_encoder
+from .autoencoder import encoder_widths, grow, make_decoder, make_encoder
 from .compose import Composer
 from .pictures import library
 
@@ -22,13 +22,17 @@ logger = logging.getLogger("subjectbooth")
 
 @dataclass(frozen=True)
 class AutoencoderRun:
-    """One autoencoder training. *name* names its saved state; *encoder_from* freezes that run's
-    encoder and starts from its decoder."""
+    """One autoencoder training. *name* names its saved state.
+
+    *start_from* names a run with fewer channels to grow from. The UNet goes on with the latents of that run, so they are
+    held near them: *keep_latents* weights the squared distance.
+    """
 
     name: str = "autoencoder"
     encoder_widths: tuple[int, ...] = (8, 16, 32, 64)
     decoder_widths: tuple[int, ...] = (8, 16, 32, 64)
-    encoder_from: str | None = None
+    start_from: str | None = None
+    keep_latents: float = 0.0
     steps: int = 5000
     minutes: float | None = None
     batch: int = 8
@@ -59,12 +63,17 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
     encoder, decoder = make_encoder(run.encoder_widths), make_decoder(run.decoder_widths)
     nets = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
     nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    if run.encoder_from:
-        encoder.requires_grad_(False)
-        if not path.exists():
-            saved = torch.load(work / f"{run.encoder_from}.pt", weights_only=True)["nets"]
-            encoder.load_state_dict({k[8:]: v for k, v in saved.items() if k.startswith("encoder.")})
-            grow(decoder, {k[8:]: v for k, v in saved.items() if k.startswith("decoder.")})
+    before: nn.Module | None = None
+    if run.start_from:
+        saved = torch.load(work / f"{run.start_from}.pt", weights_only=True)["nets"]
+        halves = {
+            part: {k[8:]: v for k, v in saved.items() if k.startswith(f"{part}.")}
+            for part in ("encoder", "decoder")
+        }
+        before = make_encoder(encoder_widths(halves["encoder"])).requires_grad_(False)
+        before.load_state_dict(halves["encoder"])
+        grow(encoder, halves["encoder"])
+        grow(decoder, halves["decoder"])
     trained = [p for p in nets.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=run.lr, betas=(0.9, 0.99))
     step, spent = 0, 0.0
@@ -86,7 +95,9 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
         decoded = decoder(latents + run.latent_noise * torch.randn_like(latents))
         loss = F.mse_loss(decoded, images) + 0.1 * F.l1_loss(decoded, images)
         running += 0.02 * (float(loss) - running)
-        if not run.encoder_from:
+        if before is not None:
+            loss = loss + run.keep_latents * F.mse_loss(latents, before(images))
+        else:
             # Latents of mean 0 and deviation 1 in each channel: what the noise schedule of SD expects.
             mean, var = latents.mean((0, 2, 3)), latents.var((0, 2, 3))
             loss = loss + 1e-3 * (mean.square() + (var - 1).square()).mean()

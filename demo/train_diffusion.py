@@ -15,13 +15,12 @@ import torch
 from torch import nn
 
 from . import parallel
-from .autoencoder import make_decoder, make_encoder
+from .autoencoder import decoder_widths, encoder_widths, make_decoder, make_encoder
 from .classes import BACKGROUNDS, CLASS_WORDS, COLORS, RARE_TOKENS, caption, random_caption
 from .compose import Composer, random_background
 from .pictures import library
 from .schedule import STEPS, alphas_cumprod, sample
 from .text import TextEncoder
-from .train_autoencoder import AutoencoderRun
 from .unet import UNet
 from .words import END, START, token_ids, vocabulary, word_ids
 
@@ -43,7 +42,7 @@ class DiffusionRun:
     name: str = "diffusion"
     start_from: str | None = None
     rare_share: float = 0.2
-    autoencoder: AutoencoderRun = AutoencoderRun()
+    autoencoder: str = "autoencoder"
     steps: int = 12000
     minutes: float | None = None
     captions: int = 12
@@ -108,13 +107,14 @@ class LatentPool:
         return self.latents[rows], texts
 
 
-def load_autoencoder(work: Path, run: AutoencoderRun) -> tuple[nn.Module, nn.Module]:
+def load_autoencoder(work: Path, name: str) -> tuple[nn.Module, nn.Module]:
     """Encoder and decoder of a saved training state, in eval mode."""
-    saved = torch.load(work / f"{run.name}.pt", weights_only=True)["nets"]
+    saved = torch.load(work / f"{name}.pt", weights_only=True)["nets"]
     parts = []
-    nets = {"encoder": make_encoder(run.encoder_widths), "decoder": make_decoder(run.decoder_widths)}
-    for name, net in nets.items():
-        net.load_state_dict({k[8:]: v for k, v in saved.items() if k.startswith(f"{name}.")})
+    for half in ("encoder", "decoder"):
+        state = {k[8:]: v for k, v in saved.items() if k.startswith(f"{half}.")}
+        net = make_encoder(encoder_widths(state)) if half == "encoder" else make_decoder(decoder_widths(state))
+        net.load_state_dict(state)
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         parts.append(net.eval().requires_grad_(False))
     return parts[0], parts[1]
