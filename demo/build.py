@@ -36,11 +36,10 @@ DIFFUSION = DiffusionRun()
 RARE = DiffusionRun(
     name="rare",
     start_from=DIFFUSION.name,
-    rare_share=0.4,
-    steps=1500,
-    lr=5e-4,
-    warmup=50,
-    ema_decay=0.995,
+    rare_share=0.25,
+    steps=4000,
+    warmup=100,
+    ema_decay=0.998,
     seed=2,
 )
 

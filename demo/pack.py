@@ -54,4 +54,4 @@ def unpack(work: Path, diffusion: str, autoencoder: str) -> None:
         path = work / f"{name}.pt"
         if path.exists():
             raise FileExistsError(f"{path} is there already; move it away to start from the shipped weights")
-        torch.save({**saved, "optimizer": None, "step": 0, "spent": 0.0}, path)
+        torch.save({**saved, "step": 0, "spent": 0.0}, path)

@@ -24,8 +24,8 @@ logger = logging.getLogger("subjectbooth")
 class AutoencoderRun:
     """One autoencoder training. *name* names its saved state.
 
-    *start_from* names a run with fewer channels to grow from. The UNet goes on with the latents of that run, so they are
-    held near them: *keep_latents* weights the squared distance.
+    *start_from* names a run with fewer channels to grow from. The UNet goes on with the latents of that run, so they
+    are held near them: *keep_latents* weights the squared distance.
     """
 
     name: str = "autoencoder"
@@ -80,7 +80,7 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
     if path.exists():
         state = torch.load(path, weights_only=True)
         nets.load_state_dict(state["nets"])
-        if state["optimizer"] is not None:
+        if "optimizer" in state:
             optimizer.load_state_dict(state["optimizer"])
         step, spent = state["step"], state["spent"]
     clock = parallel.Clock(run.steps, run.minutes, spent)

@@ -18,6 +18,7 @@ from . import parallel
 from .autoencoder import decoder_widths, encoder_widths, make_decoder, make_encoder
 from .classes import BACKGROUNDS, CLASS_WORDS, COLORS, RARE_TOKENS, caption, random_caption
 from .compose import Composer, random_background
+from .muon import Muon
 from .pictures import library
 from .schedule import STEPS, alphas_cumprod, sample
 from .text import TextEncoder
@@ -113,7 +114,9 @@ def load_autoencoder(work: Path, name: str) -> tuple[nn.Module, nn.Module]:
     parts = []
     for half in ("encoder", "decoder"):
         state = {k[8:]: v for k, v in saved.items() if k.startswith(f"{half}.")}
-        net = make_encoder(encoder_widths(state)) if half == "encoder" else make_decoder(decoder_widths(state))
+        net = (
+            make_encoder(encoder_widths(state)) if half == "encoder" else make_decoder(decoder_widths(state))
+        )
         net.load_state_dict(state)
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         parts.append(net.eval().requires_grad_(False))
@@ -140,6 +143,20 @@ def _ids(phrases: Sequence[str]) -> list[int]:
     return sorted({i for phrase in phrases for word in phrase.split() for i in word_ids()[word]})
 
 
+def make_optimizers(nets: nn.ModuleDict, lr: float, rank: int, world: int) -> list[torch.optim.Optimizer]:
+    """Muon for the weights of inner layers, AdamW for the rest: first and last layers, embeddings, norms and biases."""
+    ends = ("input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight", "embedding.weight")
+    inner: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for name, p in nets.named_parameters():
+        if p.requires_grad:
+            (inner if p.dim() > 1 and not name.endswith(ends) else rest).append(p)
+    return [
+        torch.optim.AdamW(rest, lr=lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True),
+        *([Muon(inner, lr, rank=rank, world=world)] if inner else []),
+    ]
+
+
 def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     work = Path(folder)
@@ -157,14 +174,14 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
         text_encoder.start_as_bag_of_words(_ids(FILLER), (START, END))
     ema = copy.deepcopy(nets).requires_grad_(False)
     trained = [p for p in nets.parameters() if p.requires_grad]
-    optimizer = torch.optim.AdamW(trained, lr=run.lr, betas=(0.9, 0.99), weight_decay=0.01, fused=True)
+    optimizers = make_optimizers(nets, run.lr, rank, world)
     step, spent = 0, 0.0
     if path.exists():
         state = torch.load(path, weights_only=True)
         nets.load_state_dict(state["nets"])
         ema.load_state_dict(state["ema"])
-        if state["optimizer"] is not None:
-            optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state.get("optimizers", ()), strict=False):
+            optimizer.load_state_dict(saved)
         step, spent = state["step"], state["spent"]
     encoder, decoder = load_autoencoder(work, run.autoencoder)
     rng = random.Random(f"{run.seed} {rank} {step}")
@@ -184,8 +201,8 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
             * min(1.0, (step + 1) / run.warmup)
             * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
         )
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = lr
         if step % 10 == 0:
             pool.renew(16)
         latents, texts = pool.draw(run.captions, run.pictures_per_caption, run.rare_share)
@@ -201,11 +218,12 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
         )
         errors = (unet(noisy, times, text(token_ids(texts))) - noise).square().flatten(1).mean(1)
         loss = (errors * weights[times]).mean()
-        optimizer.zero_grad(set_to_none=True)
+        nets.zero_grad(set_to_none=True)
         loss.backward()
         parallel.average_gradients(trained, world)
         nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         decay = min(run.ema_decay, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -218,10 +236,10 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
                 step, clock.seconds(), running, running_plain, lr, 100 * progress,
             )  # fmt: skip
         if rank == 0 and step % 500 == 0:
-            _save(path, nets, ema, optimizer, step, clock)
+            _save(path, nets, ema, optimizers, step, clock)
             preview(ema, decoder, work / f"preview-{step:05d}.png")
     if rank == 0:
-        _save(path, nets, ema, optimizer, step, clock)
+        _save(path, nets, ema, optimizers, step, clock)
         preview(ema, decoder, work / "preview-final.png")
 
 
@@ -229,14 +247,14 @@ def _save(
     path: Path,
     nets: nn.ModuleDict,
     ema: nn.ModuleDict,
-    optimizer: torch.optim.Optimizer,
+    optimizers: Sequence[torch.optim.Optimizer],
     step: int,
     clock: parallel.Clock,
 ) -> None:
     state: dict[str, Any] = {
         "nets": nets.state_dict(),
         "ema": ema.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
     parallel.save(path, {**state, "step": step, "spent": clock.seconds()})
 

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from subjectbooth.demo import base
-from subjectbooth.demo.autoencoder import grow, make_decoder, make_encoder
+from subjectbooth.demo.autoencoder import decoder_widths, encoder_widths, grow, make_decoder, make_encoder
 from subjectbooth.demo.expand import WIDE_TEXT, WIDE_UNET, WIDE_VAE, narrow_state, pack_state, wide_tensors
 from subjectbooth.demo.text import TextEncoder
 from subjectbooth.demo.unet import UNet
@@ -135,17 +135,30 @@ def test_the_file_is_the_same_bytes_every_time(
     assert all(torch.equal(loaded[name].float(), wide[name]) for name in wide)
 
 
-def test_a_grown_decoder_starts_as_the_same_function() -> None:
-    torch.manual_seed(1)
-    small, large = make_decoder((8, 8, 16, 16)), make_decoder((12, 16, 16, 24))
+def _grown(small: nn.Module, large: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """*large* grown from *small* (its zeros stirred first) gives the same for *x*; the loss it starts from."""
     for parameter in small.parameters():
         parameter.data.add_(0.05 * torch.randn_like(parameter))
     grow(large, small.state_dict())
-    latents = torch.randn(2, 4, 8, 8)
     with torch.no_grad():
-        assert (small(latents) - large(latents)).abs().max() < 1e-4
-    loss = large(latents).square().mean()
-    loss.backward()
+        assert (small(x) - large(x)).abs().max() < 1e-4
+    loss: torch.Tensor = large(x).square().mean()
+    return loss
+
+
+def test_a_grown_autoencoder_starts_as_the_same_function() -> None:
+    torch.manual_seed(1)
+    decoder = make_decoder((12, 16, 16, 24))
+    _grown(make_decoder((8, 8, 16, 16)), decoder, torch.randn(2, 4, 8, 8)).backward()
     # The new channels take part as soon as it learns.
-    gradient = large[19].weight.grad
+    gradient = decoder[19].weight.grad
     assert gradient is not None and gradient[:, 8:].abs().max() > 0
+    encoder = make_encoder((12, 16, 16, 24))
+    _grown(make_encoder((8, 8, 16, 16)), encoder, torch.rand(2, 3, 64, 64)).backward()
+    gradient = encoder[14].weight.grad
+    assert gradient is not None and gradient[:, 16:].abs().max() > 0
+
+
+def test_widths_are_read_off_the_weights() -> None:
+    assert encoder_widths(make_encoder((8, 16, 24, 32)).state_dict()) == [8, 16, 24, 32]
+    assert decoder_widths(make_decoder((16, 24, 32, 40)).state_dict()) == [16, 24, 32, 40]
