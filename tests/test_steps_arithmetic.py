@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -92,3 +93,19 @@ def test_the_class_images_count_by_their_weight(tmp_path: Path) -> None:
         event = _run(tmp_path, steps=1, prior_loss_weight=weight)[0]
         assert event.prior_loss is not None and event.prior_loss > 0.01
         assert event.loss == pytest.approx(event.instance_loss + weight * event.prior_loss, rel=1e-5)
+
+
+def test_the_halves_of_a_photo_masked_one_by_one_are_its_whole_loss(tmp_path: Path) -> None:
+    """Each half is averaged over itself, so the two losses' mean is that of the unmasked photo."""
+    left = np.zeros((80, 80), np.float32)
+    left[:, :40] = 1.0
+
+    def loss(name: str, mask: np.ndarray, masked: bool = True) -> float:
+        photos = tuple(dataclasses.replace(photo, mask=mask) for photo in small_subject().photos)
+        config = dataclasses.replace(CONFIG, steps=1, masked_loss=masked)
+        run = Run(small_base(), dataclasses.replace(small_subject(), photos=photos), None, config, tmp_path / name, CPU)
+        return next(event.loss for event in run.events() if isinstance(event, StepDone))
+
+    one, other, whole = loss("left", left), loss("right", 1 - left), loss("whole", left, masked=False)
+    assert (one + other) / 2 == pytest.approx(whole, rel=1e-2)
+    assert abs(one - other) > 0.1 * whole
