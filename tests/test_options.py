@@ -225,7 +225,9 @@ def test_a_cancelled_run_with_everything_on_ends_bit_identical(tmp_path: Path, o
 def test_every_option_changes_the_weights_and_the_key(tmp_path: Path, option: str) -> None:
     plain, _ = _train(tmp_path)
     changed, events = _train(tmp_path, **{option: ALL_AT_ONCE[option]})
-    assert plain != changed
+    # Of the weights alone: the metadata name every setting, so the files always differ.
+    first, second = (safetensors.torch.load(content) for content in (plain, changed))
+    assert any(not torch.equal(first[name], second[name]) for name in first if name.endswith("lora_up.weight"))
     assert isinstance(events[0], Started)  # not found again under the plain run's key
 
 

@@ -56,6 +56,8 @@ class Family:
         kohya_base_model_version: ``ss_base_model_version``, which other tools tell the family by.
         kohya_v2: ``ss_v2``.
         modelspec_architecture: ``modelspec.architecture`` without the ``/lora``.
+        v_told_by: a bias of the UNet whose standard deviation is over 0.09 in what was trained on v, by which ComfyUI
+            tells single files that say nothing; None where a file's marks alone say it.
     """
 
     name: str
@@ -70,6 +72,7 @@ class Family:
     kohya_base_model_version: str
     kohya_v2: bool
     modelspec_architecture: str
+    v_told_by: str | None = None
 
 
 SD1 = Family(
@@ -89,6 +92,7 @@ SD2 = Family(
         projects=False, prefix="lora_te", single_file="cond_stage_model.model.", open_clip=True),),
     kohya_ldm_names=False, latent_scale=0.18215, default_resolution=768,
     kohya_base_model_version="sd_v2", kohya_v2=True, modelspec_architecture="stable-diffusion-v2",
+    v_told_by="output_blocks.11.1.transformer_blocks.0.norm1.bias",
 )
 
 SDXL = Family(

@@ -5,16 +5,19 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+from . import families
 from .codecs import KLCodec, TinyCodec, from_ldm_vae, from_taesd
 from .conditioning import LatentCodec
 from .errors import SubjectBoothError
-from .families import SD2, Family
+from .families import Family
 from .stored_base import StoredParts, WeightsReader, missing_part, stable_diffusion_schedule
 from .stored_tensors import StoredTensors
 from .text_encoder import from_open_clip
 from .unsupported import architecture, refuse_sampling_marks
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
+V_SPREAD = 0.09
+"""Standard deviation of a family's ``v_told_by`` between those trained on noise and those trained on v."""
 
 
 def read_file(path: Path) -> StoredParts:
@@ -50,15 +53,18 @@ def read_file(path: Path) -> StoredParts:
 
 
 def _prediction_type(whole: StoredTensors) -> str | None:
-    """What a file says of itself, read as ComfyUI does: SDXL by a mark; SD 2.x by how far the biases of one norm lie
-    apart, which are over 0.09 in what was trained on v."""
+    """What a file says of itself, read as ComfyUI does: by a mark, or by a weight that tells it for the family."""
     if "v_pred" in whole:
         return "v_prediction"
-    name = f"{UNET}output_blocks.11.1.transformer_blocks.0.norm1.bias"
-    context = whole.shapes.get(f"{UNET}output_blocks.11.1.transformer_blocks.0.attn2.to_k.weight")
-    if name not in whole or context is None or context[1] != SD2.context_dim:
-        return None
-    return "v_prediction" if float(whole[name].float().std(unbiased=False)) > 0.09 else None
+    for family in families.FAMILIES:
+        if family.v_told_by is None or UNET + family.v_told_by not in whole:
+            continue
+        block = family.v_told_by.rsplit(".", 2)[0]
+        context = whole.shapes.get(f"{UNET}{block}.attn2.to_k.weight")
+        if context is not None and context[1] == family.context_dim:
+            spread = float(whole[UNET + family.v_told_by].float().std(unbiased=False))
+            return "v_prediction" if spread > V_SPREAD else None
+    return None
 
 
 def _text_encoders(whole: StoredTensors, family: Family, where: str) -> list[WeightsReader]:

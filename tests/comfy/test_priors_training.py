@@ -17,43 +17,49 @@ def trained(comfy: ComfyClient, *, train: dict[str, Any] | None = None, **priors
     return comfy.run(graph)
 
 
-def trained_steps(result: RunResult) -> int:
-    return sum(1 for e in result.of_type("progress") if e.data["node"] == "11")
+def run_of(result: RunResult) -> str:
+    """The folder of the run that the trainer's node did or found again."""
+    return str(result.outputs["11"]["subjectbooth"][0]["run"])
 
 
-def run_events(comfy: ComfyClient) -> list[list[dict[str, Any]]]:
-    """The steps of every run in the output folder; other tests leave damaged logs there."""
-    runs = []
-    for path in (comfy.server.output_dir / "subjectbooth").rglob("events.jsonl"):
-        lines = [json.loads(line) for line in path.read_text("utf-8").splitlines() if line.startswith("{")]
-        runs.append([line for line in lines if line["event"] == "StepDone"])
-    return runs
+def says(result: RunResult) -> str:
+    """``trained`` or ``found again (trained before)``."""
+    return str(result.outputs["11"]["text"][0]).split(":")[0]
+
+
+def steps_of(comfy: ComfyClient, run: str) -> list[dict[str, Any]]:
+    """The steps in one run's log. Other tests leave other runs in the output folder, damaged ones too."""
+    log = comfy.server.output_dir / "subjectbooth" / run / "events.jsonl"
+    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    return [line for line in lines if line["event"] == "StepDone"]
 
 
 def test_class_images_train_and_changed_ones_train_anew(comfy: ComfyClient) -> None:
-    before = len(run_events(comfy))
     first = trained(comfy)
-    assert trained_steps(first) > 0
-    runs = [steps for steps in run_events(comfy) if steps and steps[0]["prior_loss"] is not None]
-    assert len(run_events(comfy)) == before + 1 and runs
-    for step in runs[-1]:
+    assert says(first) == "trained"
+    steps = steps_of(comfy, run_of(first))
+    assert len(steps) == 3
+    for step in steps:
         assert step["prior_loss"] > 0
         assert abs(step["loss"] - (step["instance_loss"] + step["prior_loss"])) < 1e-4 * step["loss"]
     # ComfyUI forgets; neither the class images nor the training are done again.
     comfy.free()
     again = trained(comfy)
-    assert sampler_steps(again) == 0 and len(run_events(comfy)) == before + 1
+    assert sampler_steps(again) == 0
+    assert says(again).startswith("found again") and run_of(again) == run_of(first)
+    assert len(steps_of(comfy, run_of(first))) == 3
     hashes = again.outputs["20"]["hashes"]
     # The same pictures, one left out: nothing is sampled, and the LoRA is another one.
-    trained(comfy, exclude=hashes[1])
-    assert len(run_events(comfy)) == before + 2
+    without = trained(comfy, exclude=hashes[1])
+    assert sampler_steps(without) == 0
+    assert says(without) == "trained" and run_of(without) != run_of(first)
+    assert len(steps_of(comfy, run_of(without))) == 3
 
 
 def test_a_picture_made_under_other_settings_trains_anew(comfy: ComfyClient) -> None:
-    trained(comfy, seed=2200)
-    before = len(run_events(comfy))
-    trained(comfy, seed=2201)
-    assert len(run_events(comfy)) == before + 1
+    first = trained(comfy, seed=2200)
+    other = trained(comfy, seed=2201)
+    assert says(first) == says(other) == "trained" and run_of(first) != run_of(other)
 
 
 def test_the_latents_are_not_touched_by_training(comfy: ComfyClient) -> None:
