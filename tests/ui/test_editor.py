@@ -69,7 +69,7 @@ def test_run_button_trains_and_shows_pictures(page: Page, comfy: ComfyClient) ->
     load(page, workflow)
     few = {
         "GenerateClassPriors": {"count": 2, "steps": 2},
-        # A seed of its own: the same training is done by comfy/test_examples.py on the same server, and what was trained
+        # A seed of its own: comfy/test_examples.py does the same training on the same server, and what was trained
         # before is found again without a step of progress.
         "DreamBoothLoRATrain": {"steps": 4, "validation_interval": 2, "output_name": "ui_test", "seed": 20_261_126},
         "KSampler": {"steps": 2},
@@ -82,7 +82,8 @@ def test_run_button_trains_and_shows_pictures(page: Page, comfy: ComfyClient) ->
     trainer = next(node["id"] for node in workflow["nodes"] if node["type"] == "DreamBoothLoRATrain")
     page.evaluate(
         "window.seen = {progress: [], text: []};"
-        " app.api.addEventListener('progress', e => window.seen.progress.push([e.detail.node, e.detail.value, e.detail.max]));"
+        " app.api.addEventListener('progress',"
+        " ({detail: d}) => window.seen.progress.push([d.node, d.value, d.max]));"
         " app.api.addEventListener('progress_text', e => { window.seen.text.push(e.detail.text); })"
     )
     page.click("document.querySelector('[data-testid=\"queue-button\"]')")
