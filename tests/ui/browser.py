@@ -59,6 +59,7 @@ class Page:
         self._socket = socket
         self._ids = itertools.count(1)
         self._answers: dict[int, asyncio.Future[dict[str, Any]]] = {}
+        self._dialogs: list[asyncio.Task[dict[str, Any]]] = []
         self.console: list[Message] = []
 
     def call(self, method: str, timeout: float = 60.0, **params: Any) -> dict[str, Any]:
@@ -86,6 +87,10 @@ class Page:
                 self._note(message["method"], message["params"])
 
     def _note(self, method: str, params: dict[str, Any]) -> None:
+        if method == "Page.javascriptDialogOpening":
+            # "Leave with unsaved changes?": until it is answered the page, and each command to it, stands still.
+            answer = self._call("Page.handleJavaScriptDialog", {"accept": True})
+            self._dialogs.append(asyncio.get_running_loop().create_task(answer))
         if method == "Runtime.consoleAPICalled":
             parts = [str(a.get("value", a.get("description", ""))) for a in params["args"]]
             frames = params.get("stackTrace", {}).get("callFrames") or [{}]
@@ -126,10 +131,19 @@ class Page:
         return value
 
     def click(self, element: str, timeout: float = 30.0) -> None:
-        """A real mouse click on the middle of the element that a JavaScript expression gives."""
+        """A real mouse click on the middle of the element that a JavaScript expression gives.
+
+        Waits until it stands still there (the editor moves its view slowly on a busy machine) and nothing covers it.
+        """
         box = self.wait_for(
-            f"(() => {{ const e = {element}; if (!e) return null; const b = e.getBoundingClientRect();"
-            " return b.width ? {x: b.x + b.width / 2, y: b.y + b.height / 2} : null; })()",
+            f"(async () => {{ const find = () => {{ const e = {element}; if (!e) return null;"
+            " const b = e.getBoundingClientRect(); if (!b.width) return null;"
+            " const at = {x: b.x + b.width / 2, y: b.y + b.height / 2};"
+            " const top = document.elementFromPoint(at.x, at.y);"
+            " return top && (e.contains(top) || top.contains(e)) ? at : null; };"
+            " const one = find(); if (!one) return null;"
+            " await new Promise(done => setTimeout(done, 120)); const two = find();"
+            " return two && one.x === two.x && one.y === two.y ? two : null; })()",
             timeout,
         )
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):

@@ -24,11 +24,10 @@ NODES = sorted(path.name for path in (ROOT / "js" / "docs").iterdir())
 pytestmark = [
     pytest.mark.comfy,
     pytest.mark.skipif(not find_chromium(), reason="no Chromium on this machine (CHROMIUM_PATH names one)"),
-    pytest.mark.skipif(
-        os.environ.get("SUBJECTBOOTH_PANELS") != "1",
-        reason="not yet seen green from end to end (its machine was too busy for a browser): SUBJECTBOOTH_PANELS=1",
-    ),
 ]
+not_yet_green = pytest.mark.skipif(
+    os.environ.get("SUBJECTBOOTH_PANELS") != "1", reason="not yet seen green: SUBJECTBOOTH_PANELS=1 runs it"
+)
 USUAL = {"Comfy.TutorialCompleted": True, "Comfy.Locale": "en", "Comfy.VueNodes.Enabled": False}
 PANEL = {"LoadSubjectImages": "PHOTOS", "GenerateClassPriors": "CLASS_IMAGES", "ApplySubjectLoRA": "LORA"}
 
@@ -193,6 +192,7 @@ def test_the_same_photo_twice_and_a_bad_token_are_said(page: Page) -> None:
     page.wait_for("[...document.querySelectorAll('.sb-problem')].some(n => n.textContent.includes('leads out'))")
 
 
+@not_yet_green
 def test_class_images_come_and_a_click_leaves_one_out(page: Page, comfy: ComfyClient) -> None:
     page.evaluate(
         "(() => { const g = app.graph; g.clear(); const add = (type, values) => { const n = LiteGraph.createNode(type);"
@@ -237,6 +237,7 @@ def test_class_images_come_and_a_click_leaves_one_out(page: Page, comfy: ComfyCl
     assert not ours(page)
 
 
+@not_yet_green
 def test_a_lora_trained_meanwhile_is_in_the_list_with_its_words(page: Page, comfy: ComfyClient) -> None:
     import torch
 
@@ -267,6 +268,7 @@ def close_dialog(page: Page) -> None:
     page.evaluate(f"document.querySelectorAll({json.dumps(closers)}).forEach(b => b.click())")
 
 
+@not_yet_green
 def test_the_templates_are_listed(page: Page) -> None:
     names = sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
     listed = page.evaluate("fetch('/api/workflow_templates').then(r => r.json())")
@@ -300,6 +302,7 @@ def test_the_box_for_photos_in_picture_out(page: Page, comfy: ComfyClient) -> No
     keep_picture(page, "blueprint")
 
 
+@not_yet_green
 def test_settings_are_under_one_heading_and_the_badge_is_there(page: Page) -> None:
     ids = page.evaluate("Object.keys(app.ui.settings.settingsLookup).filter(id => id.startsWith('SubjectBooth'))")
     assert sorted(ids) == [f"SubjectBooth.Panels.{name}" for name in ("ClassImages", "Loras", "Photos")]
@@ -316,6 +319,7 @@ def test_settings_are_under_one_heading_and_the_badge_is_there(page: Page) -> No
     close_dialog(page)
 
 
+@not_yet_green
 @pytest.mark.parametrize("language", ["en", "ru"])
 def test_help_pages_open_with_their_picture(page: Page, comfy: ComfyClient, language: str) -> None:
     """In Russian the titles and the panels' words are Russian too."""
@@ -349,6 +353,7 @@ def open_help(page: Page) -> None:
     page.evaluate(f"{button}.click()")
 
 
+@not_yet_green
 def test_the_panels_work_in_the_other_renderer(page: Page, comfy: ComfyClient) -> None:
     reload_with(comfy, page, Comfy_VueNodes_Enabled=True)
     page.wait_for("window.LiteGraph.vueNodesMode === true")
