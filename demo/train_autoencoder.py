@@ -24,8 +24,8 @@ logger = logging.getLogger("subjectbooth")
 class AutoencoderRun:
     """One autoencoder training. *name* names its saved state.
 
-    *start_from* names a run with fewer channels to grow from. The UNet goes on with the latents of that run, so they are
-    held near them: *keep_latents* weights the squared distance.
+    *start_from* names a run with fewer channels to grow from. The UNet goes on with the latents of that run, so they
+    are held near them: *keep_latents* weights the squared distance.
     """
 
     name: str = "autoencoder"
