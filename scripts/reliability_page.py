@@ -23,17 +23,27 @@ checkpoint after every step:
 
 {forks}
 
-The whole program from a shell and ComfyUI, on the small model, with a checkpoint after every {seconds} seconds of work
-(the default is 60):
+The whole program from a shell, on the small model, with a checkpoint after every {seconds} seconds of work (the default
+is 60):
 
 {kills}
 
+ComfyUI, likewise:
+
+{comfyui}
+
 ## Strange inputs
+
+Files, read by the trainer's own functions (each gives its content or one sentence):
+
+{files}
+
+Inputs of the nodes, files and requests in a real ComfyUI:
 
 {inputs}
 
-After each the server answered `/queue`, no message held a traceback, and nothing was written outside the folders that
-the pack may write to.
+After each of these the server answered `/queue`, no message held a traceback, and nothing was written outside the folders
+that the pack may write to.
 
 ## Traces
 
@@ -58,7 +68,8 @@ def write_page(path: Path, found: dict[str, dict[str, Any]]) -> Path:
     raw.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", "utf-8")
     path.write_text(PAGE.format(
         seconds=f"{CHECKPOINT_SECONDS:g}", forks=_kills(known.get("forks")),
-        kills=_kills(known.get("kills")), inputs=_inputs(known.get("inputs")),
+        kills=_kills(known.get("kills")), comfyui=_kills(known.get("comfyui")),
+        files=_inputs(known.get("files")), inputs=_inputs(known.get("inputs")),
         traces=_traces(known.get("traces"))), "utf-8")
     return path
 

@@ -21,6 +21,7 @@ from typing import Any
 from comfy_server import FP32_FLAGS
 from reliability_page import write_page
 from setup_env import ROOT, Environment, ensure_environment
+from soak_comfyui import PLANS as COMFYUI_PLANS
 from soak_comfyui import kill_comfyui
 from soak_shell import PLANS, kill_plan
 
@@ -41,7 +42,7 @@ for path, size in zip(cats, ((160, 160), (160, 110), (110, 160))):
 print(tiny_checkpoint(root / ".cache" / "tiny"))
 """
 TRACE = "comfy/test_memory.py"
-FUZZ = ("test_fuzz_files.py", "comfy/test_fuzz_nodes.py")
+FUZZ = {"files": ("test_fuzz_files.py",), "inputs": ("comfy/test_fuzz_nodes.py",)}
 
 
 def make_material(environment: Environment, photos: Path) -> Path:
@@ -62,6 +63,11 @@ def run_tests(environment: Environment, files: tuple[str, ...], settings: dict[s
         return [json.loads(line) for line in report.read_text("utf-8").splitlines()] if report.exists() else []
 
 
+def _shares(total: int, parts: int) -> list[int]:
+    """``total`` in ``parts`` that differ by one at most."""
+    return [total // parts + (number < total % parts) for number in range(parts)]
+
+
 def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(prog="python scripts/soak.py", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=42, help="Kills of trainings from a shell.")
@@ -79,36 +85,41 @@ def main(arguments: list[str]) -> int:
     about = {"date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(), "seed": options.seed,
              "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, no GPU"}
     found: dict[str, dict[str, Any]] = {}
+
+    def measured(part: str, rows: list[dict[str, Any]]) -> None:
+        """Written at once: what fails or is stopped later costs only itself."""
+        if rows:
+            found[part] = {**about, "rows": rows}
+            if not options.no_write:
+                print(f"written: {write_page(ROOT / 'docs' / 'reliability.md', {part: found[part]})}", flush=True)
+
     with tempfile.TemporaryDirectory(prefix="soak-") as scratch:
         photos = Path(scratch) / "photos"
         base = make_material(environment, photos)
-        rows = []
         chosen = [plan for plan in PLANS if options.only in (None, plan.name)]
-        for number, plan in enumerate(chosen):
-            share = options.kills // len(chosen) + (number < options.kills % len(chosen))
-            if share:
-                rows.append(kill_plan(
-                    environment, base, photos, plan, share, choose, Path(scratch) / plan.name, steps=options.steps))
-        if options.comfyui_kills:
-            rows.append(kill_comfyui(
-                environment, base, options.comfyui_kills, choose, Path(scratch) / "comfyui", FP32_FLAGS))
-        if rows:
-            found["kills"] = {**about, "rows": rows}
+        shares = zip(chosen, _shares(options.kills, len(chosen)), strict=True)
+        measured("kills", [
+            kill_plan(environment, base, photos, plan, share, choose, Path(scratch) / plan.name, steps=options.steps)
+            for plan, share in shares if share])
+        comfyui = zip(COMFYUI_PLANS, _shares(options.comfyui_kills, len(COMFYUI_PLANS)), strict=True)
+        measured("comfyui", [
+            kill_comfyui(environment, base, name, share, choose, Path(scratch) / f"comfyui {number}", FP32_FLAGS)
+            for number, (name, share) in enumerate(comfyui) if share])
     if options.fork_kills:
-        found["forks"] = {**about, "rows": run_tests(environment, ("test_kill.py",), {
-            "SUBJECTBOOTH_KILLS": str(options.fork_kills), "SUBJECTBOOTH_FUZZ_SEED": str(options.seed)})}
+        measured("forks", run_tests(environment, ("test_kill.py",), {
+            "SUBJECTBOOTH_KILLS": str(options.fork_kills), "SUBJECTBOOTH_FUZZ_SEED": str(options.seed)}))
     if options.inputs:
-        found["inputs"] = {**about, "rows": run_tests(environment, FUZZ, {
-            "SUBJECTBOOTH_FUZZ": str(options.inputs), "SUBJECTBOOTH_FUZZ_SEED": str(options.seed)})}
+        for part, files in FUZZ.items():
+            measured(part, run_tests(environment, files, {
+                "SUBJECTBOOTH_FUZZ": str(options.inputs), "SUBJECTBOOTH_FUZZ_SEED": str(options.seed)}))
     if options.runs:
-        found["traces"] = {**about, "rows": run_tests(environment, (TRACE,), {"SUBJECTBOOTH_RUNS": str(options.runs)})}
+        measured("traces", run_tests(environment, (TRACE,), {"SUBJECTBOOTH_RUNS": str(options.runs)}))
     print(json.dumps(found, indent=1))
+    rows = [row for part in ("kills", "comfyui") if part in found for row in found[part]["rows"]]
     different = [row["name"] for row in rows if not row["identical"]]
     if different:
         print(f"NOT bit-identical: {', '.join(different)}")
         return 1
-    if not options.no_write:
-        print(f"written: {write_page(ROOT / 'docs' / 'reliability.md', found)}")
     return 0
 
 

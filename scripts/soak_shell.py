@@ -34,8 +34,8 @@ PLANS = (
     Plan("aspect-ratio buckets", ("--enable_bucket", "--train_batch_size", "2")),
     Plan("text encoder", ("--train_text_encoder",)),
     Plan("all of it", ("--num_class_images", "4", "--train_text_encoder", "--text_encoder_share", "0.5", "--ema_decay",
-                       "0.9", "--gradient_accumulation_steps", "2", "--lr_scheduler", "linear",
-                       "--lora_dropout", "0.1")),
+                       "0.9", "--gradient_accumulation_steps", "2", "--enable_bucket", "--train_batch_size", "2",
+                       "--lr_scheduler", "linear", "--lora_dropout", "0.1")),
 )
 
 

@@ -30,11 +30,13 @@ from subjectbooth.tests.small_base import small_base, small_subject  # noqa: E40
 from subjectbooth.trainer import checkpoint  # noqa: E402
 from subjectbooth.trainer.class_images import generate  # noqa: E402
 from subjectbooth.trainer.config import TrainConfig  # noqa: E402
+from subjectbooth.trainer.events import StepDone  # noqa: E402
 from subjectbooth.trainer.priors import ClassPriors  # noqa: E402
 from subjectbooth.trainer.run import Run  # noqa: E402
 from subjectbooth.trainer.subject import Subject  # noqa: E402
 
 STEPS = 20
+SAMPLING_STEPS = 6
 CPU = torch.device("cpu")
 KINDS: dict[str, tuple[int, dict[str, Any]]] = {
     "plain": (0, {}),
@@ -65,14 +67,34 @@ def train(folder: Path, kind: str) -> None:
                          checkpoint_seconds=0.0, **options)
     base, priors = small_base(), None
     if count:
-        for made in generate(base, "a photo of a dog", count, 64, folder / "class_images", CPU, steps=3):
+        enter(folder, "class images")
+        for made in generate(base, "a photo of a dog", count, 64, folder / "class_images", CPU, steps=SAMPLING_STEPS):
             priors = made if isinstance(made, ClassPriors) else None
-    for _ in Run(base, subject(config.enable_bucket), priors, config, folder / "runs", CPU).events():
-        pass
+        enter(folder, "starting")
+    for event in Run(base, subject(config.enable_bucket), priors, config, folder / "runs", CPU).events():
+        if isinstance(event, StepDone) and entered(folder) != "training":
+            enter(folder, "training")
 
 
-def run_once(folder: Path, kind: str, seconds: float | None) -> bool:
-    """Whether it was killed, after so many seconds; None lets it end."""
+def enter(folder: Path, phase: str) -> None:
+    """Note what the run is at, so that a kill is counted where it fell."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "phase").write_text(phase, "utf-8")
+
+
+def entered(folder: Path) -> str:
+    """What the run was at last; a program that was killed between opening the note and writing it is starting."""
+    note = folder / "phase"
+    return (note.read_text("utf-8") if note.is_file() else "") or "starting"
+
+
+def run_once(folder: Path, kind: str, seconds: float | None, after: str = "") -> bool:
+    """Whether it was killed, after so many seconds; None lets it end.
+
+    Args:
+        after: count the seconds from when the run gets to this phase; from its begin without.
+    """
+    enter(folder, "starting")
     child = os.fork()
     if child == 0:
         try:
@@ -81,10 +103,16 @@ def run_once(folder: Path, kind: str, seconds: float | None) -> bool:
             print(f"{kind}: {type(error).__name__}: {error}", file=sys.stderr, flush=True)
             os._exit(1)
         os._exit(0)
+    ended, status = 0, 0
     if seconds is not None:
-        time.sleep(seconds)
-        os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
+        while after and entered(folder) != after and not ended:
+            ended, status = os.waitpid(child, os.WNOHANG)
+            time.sleep(0.001)
+        if not ended:
+            time.sleep(seconds)
+            os.kill(child, signal.SIGKILL)
+    if not ended:
+        _, status = os.waitpid(child, 0)
     if os.WIFSIGNALED(status):
         return True
     if os.WEXITSTATUS(status):
@@ -111,36 +139,47 @@ def images_of(folder: Path) -> dict[str, bytes]:
             if not path.name.startswith(".")}
 
 
+def seconds_a_picture(folder: Path) -> float:
+    """Between two class images of a run that was never killed; 0 without any."""
+    times = sorted(path.stat().st_mtime for path in folder.glob("class_images/*/*.safetensors"))
+    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
+
+
 def outcome(folder: Path) -> tuple[object, ...]:
     (lora,) = folder.glob(f"runs/*/lora_{STEPS:06d}.safetensors")
     weights = {name: tensor.numpy().tobytes() for name, tensor in safetensors.torch.load_file(lora).items()}
     return weights, images_of(folder), [(entry["step"], entry["loss"]) for entry in log_of(folder)]
 
 
-def progress(folder: Path) -> tuple[int, int]:
-    """Class images that are there, and the last step in the log."""
-    return len(images_of(folder)), max((entry["step"] for entry in log_of(folder)), default=0)
+def last_step(folder: Path) -> int:
+    """The last step in the log."""
+    return max((entry["step"] for entry in log_of(folder)), default=0)
 
 
 def soak(folder: Path, kind: str, kills: int, choose: random.Random) -> dict[str, Any]:
-    """The same run, never killed and killed again and again; as many of the latter as the kills take."""
+    """The same run, never killed and killed again and again; as many of the latter as the kills take.
+
+    Every other kill of a run that makes class images is timed from when it begins to, and so falls among them.
+    """
     began = time.monotonic()
     run_once(folder / "whole", kind, None)
     usual, expected = time.monotonic() - began, outcome(folder / "whole")
+    picture = seconds_a_picture(folder / "whole")
     row: dict[str, Any] = {"name": kind, "kills": 0, "starting": 0, "class images": 0, "training": 0, "trainings": 0,
                            "lost steps": 0, "identical": True}
     while row["kills"] < kills and row["identical"] and row["trainings"] < 20 * kills:
         row["trainings"] += 1
         cut = folder / f"cut {row['trainings']}"
-        before = progress(cut)
-        while row["kills"] < kills and run_once(cut, kind, choose.uniform(0.0, usual)):
-            after = progress(cut)
-            phase = "training" if after[1] > before[1] else "class images" if after[0] > before[0] else "starting"
-            row[phase] += 1
+        while row["kills"] < kills:
+            missing = KINDS[kind][0] - len(images_of(cut))
+            among = missing > 0 and row["kills"] % 2 == 0
+            seconds = choose.uniform(0.0, missing * picture if among else usual)
+            if not run_once(cut, kind, seconds, after="class images" if among else ""):
+                break
+            row[entered(cut)] += 1
             row["kills"] += 1
             saved = [checkpoint.load(path).step for path in cut.glob("runs/*/checkpoint.safetensors")]  # never half
-            row["lost steps"] = max(row["lost steps"], after[1] - max(saved, default=0))
-            before = after
+            row["lost steps"] = max(row["lost steps"], last_step(cut) - max(saved, default=0))
         run_once(cut, kind, None)
         row["identical"] = outcome(cut) == expected
     return row
