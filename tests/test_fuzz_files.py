@@ -73,6 +73,15 @@ def test_a_header_of_100_mb_is_refused_unread(tmp_path: Path, monkeypatch: pytes
         read_lora(path)
 
 
+def test_a_tensor_of_a_thousand_dimensions_is_refused(tmp_path: Path) -> None:
+    """The format allows it, torch fails on it: found by the long fuzz."""
+    header = json.dumps({"a": {"dtype": "F32", "shape": [1] * 1000, "data_offsets": [0, 4]}}).encode()
+    path = tmp_path / "deep.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
+    with pytest.raises(SubjectBoothError, match="a tensor of 1000 dimensions, 'a'"):
+        read_lora(path)
+
+
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin", ".pkl", ""])
 def test_other_formats_are_refused_by_name(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"model{suffix}"

@@ -12,6 +12,9 @@ from .safefile import read_metadata
 MAX_WORDS = 200
 """Characters of trigger words: a prompt holds about 300, and a file may claim anything."""
 
+MAX_DIMENSIONS = 5
+"""Of a layer's weights: a convolution over time, height and width has five."""
+
 
 def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a LoRA file. Only safetensors: nothing here ever unpickles.
@@ -41,6 +44,9 @@ def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     if not tensors:
         raise SubjectBoothError("a file without a single tensor", "a LoRA", "choose another file", path.name)
     for name, tensor in tensors.items():
+        if tensor.dim() > MAX_DIMENSIONS:  # torch itself fails from 65 on, wherever the tensor is first used
+            raise SubjectBoothError(f"a tensor of {tensor.dim()} dimensions, {name[:100]!r}",
+                                    f"a LoRA's layers, of {MAX_DIMENSIONS} at most", "choose another file", path.name)
         # float8 has no isfinite; widened it does.
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise SubjectBoothError(f"values that are not finite numbers in {name[:100]!r}", "an undamaged LoRA",
