@@ -8,8 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.trainer.single_file import _prediction_type
-from subjectbooth.trainer.stored_tensors import StoredTensors
+from subjectbooth.trainer.single_file import read_file
 
 BLOCK = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0"
 
@@ -28,8 +27,10 @@ def _biases(spread: float) -> torch.Tensor:
 def test_a_file_tells_by_its_marks_or_as_its_family_does(
     tmp_path: Path, context: int, spread: float, marks: tuple[str, ...], expected: str | None
 ) -> None:
+    """ComfyUI's rules (0.3.75, SD20.model_type), so that the shell trains what ComfyUI samples."""
     path = tmp_path / "base.safetensors"
     safetensors.torch.save_file({
         f"{BLOCK}.norm1.bias": _biases(spread), f"{BLOCK}.attn2.to_k.weight": torch.zeros(320, context),
+        "first_stage_model.x": torch.zeros(1),
         **{mark: torch.zeros(0) for mark in marks}}, path)
-    assert _prediction_type(StoredTensors.open([path])) == expected
+    assert read_file(path).prediction_type == expected

@@ -15,7 +15,6 @@ from subjectbooth.trainer import families
 from subjectbooth.trainer.base_model import inspect_unet
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.loss import prediction_target
-from subjectbooth.trainer.single_file import read_file
 from subjectbooth.trainer.stored_base import load_base
 from subjectbooth.trainer.unsupported import refuse_quantised
 
@@ -163,16 +162,3 @@ def test_sdxls_marks_for_v_prediction_and_zero_terminal_snr(
     target = prediction_target(found, latents, noise, steps)
     torch.testing.assert_close(target, rescaled.get_velocity(latents, noise, steps), atol=2e-3, rtol=1e-4)
     torch.testing.assert_close(target[0], -latents[0], atol=1e-3, rtol=1e-3)  # pure noise: v is the picture's negative
-
-
-@pytest.mark.parametrize(("spread", "context", "kind"), [
-    (0.2, 1024, "v_prediction"), (0.02, 1024, None), (0.2, 768, None)])
-def test_sd_2_tells_v_prediction_by_one_norms_biases(
-    tmp_path: Path, spread: float, context: int, kind: str | None
-) -> None:
-    """ComfyUI's rule (0.3.75, SD20.model_type), so that the shell trains what ComfyUI samples."""
-    block = f"{UNET}output_blocks.11.1.transformer_blocks.0."
-    state = {f"{block}norm1.bias": torch.tensor([spread, -spread]), "first_stage_model.x": ONE,
-             f"{block}attn2.to_k.weight": torch.zeros(2, context)}
-    safetensors.torch.save_file(state, tmp_path / "base.safetensors")
-    assert read_file(tmp_path / "base.safetensors").prediction_type == kind
