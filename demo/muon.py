@@ -10,7 +10,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-import torch.distributed as dist
+
+from . import parallel
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 """Of the quintic Newton-Schulz iteration, from the page above: the steepest at zero that still ends near 1."""
@@ -54,37 +55,27 @@ class Muon(torch.optim.Optimizer):
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[torch.Tensor]] = {}
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                buffer = self.state[p].setdefault("momentum", torch.zeros_like(p))
-                buffer.lerp_(p.grad, 1 - group["momentum"])
-                matrix = p.grad.lerp(buffer, group["momentum"]).reshape(len(p), -1)
-                by_shape.setdefault((matrix.shape[0], matrix.shape[1]), []).append(matrix)
-                p.mul_(1 - group["lr"] * group["weight_decay"])
-            steps = {shape: self._directions(torch.stack(found)) for shape, found in by_shape.items()}
-            self._exchange(list(steps.values()))
-            taken = dict.fromkeys(steps, 0)
-            for p in group["params"]:
-                if p.grad is None:
-                    continue
-                shape = (len(p), p[0].numel())
-                direction = steps[shape][taken[shape]].view_as(p)
-                p.add_(direction, alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
-                taken[shape] += 1
+                if p.grad is not None:
+                    by_shape.setdefault((len(p), p[0].numel()), []).append(p)
+            steps = []
+            for shape, alike in by_shape.items():
+                matrices = [self._momentum(p, group["momentum"]).reshape(shape) for p in alike]
+                steps.append(self._directions(torch.stack(matrices)))
+            parallel.add_up(steps, self.world)
+            for (shape, alike), directions in zip(by_shape.items(), steps, strict=True):
+                for p, direction in zip(alike, directions, strict=True):
+                    p.mul_(1 - group["lr"] * group["weight_decay"])
+                    p.add_(direction.view_as(p), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
+
+    def _momentum(self, p: torch.Tensor, momentum: float) -> torch.Tensor:
+        """Nesterov's: the running mean of the gradients, looked at one step ahead."""
+        assert p.grad is not None
+        buffer: torch.Tensor = self.state[p].setdefault("momentum", torch.zeros_like(p))
+        buffer.lerp_(p.grad, 1 - momentum)
+        return p.grad.lerp(buffer, momentum)
 
     def _directions(self, matrices: torch.Tensor) -> torch.Tensor:
         """The orthogonalised matrices of this process's share, zeros for the others."""
         directions = torch.zeros_like(matrices)
         directions[self.rank :: self.world] = orthogonalised(matrices[self.rank :: self.world])
         return directions
-
-    def _exchange(self, parts: list[torch.Tensor]) -> None:
-        """Fill in what the other processes made."""
-        if self.world == 1 or not parts:
-            return
-        flat = torch.cat([part.reshape(-1) for part in parts])
-        dist.all_reduce(flat)
-        at = 0
-        for part in parts:
-            part.copy_(flat[at : at + part.numel()].view_as(part))
-            at += part.numel()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -35,18 +35,22 @@ def run(job: Callable[..., None], world: int, *args: Any) -> None:
         mp.spawn(_worker, (world, meeting, job, args), nprocs=world, join=True)  # type: ignore[no-untyped-call]
 
 
+def add_up(tensors: Sequence[torch.Tensor], world: int) -> None:
+    """Replace each tensor by its sum over all processes, in one meeting."""
+    if world == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
+    dist.all_reduce(flat)
+    for tensor, summed in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+        tensor.copy_(summed.view_as(tensor))
+
+
 def average_gradients(parameters: Iterable[torch.nn.Parameter], world: int) -> None:
     """Replace each gradient by its mean over all processes."""
-    if world == 1:
-        return
     gradients = [p.grad for p in parameters if p.grad is not None]
-    flat = torch.cat([g.reshape(-1) for g in gradients])
-    dist.all_reduce(flat)
-    flat /= world
-    at = 0
+    add_up(gradients, world)
     for gradient in gradients:
-        gradient.copy_(flat[at : at + gradient.numel()].view_as(gradient))
-        at += gradient.numel()
+        gradient /= world
 
 
 class Clock:

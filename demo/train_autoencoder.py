@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from . import parallel
-from .autoencoder import encoder_widths, grow, make_decoder, make_encoder
+from .autoencoder import decoder_widths, encoder_widths, grow, make_decoder, make_encoder
 from .compose import Composer
 from .pictures import library
 
@@ -53,6 +53,21 @@ def psnr(picture: torch.Tensor, target: torch.Tensor) -> float:
     return float((-10 * torch.log10(error)).mean())
 
 
+def load_autoencoder(work: Path, name: str) -> tuple[nn.Module, nn.Module]:
+    """Encoder and decoder of a saved training state, in eval mode."""
+    saved = torch.load(work / f"{name}.pt", weights_only=True)["nets"]
+    parts = []
+    for half in ("encoder", "decoder"):
+        state = {k[8:]: v for k, v in saved.items() if k.startswith(f"{half}.")}
+        net = (
+            make_encoder(encoder_widths(state)) if half == "encoder" else make_decoder(decoder_widths(state))
+        )
+        net.load_state_dict(state)
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        parts.append(net.eval().requires_grad_(False))
+    return parts[0], parts[1]
+
+
 def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     work = Path(folder)
@@ -65,15 +80,9 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
     nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     before: nn.Module | None = None
     if run.start_from:
-        saved = torch.load(work / f"{run.start_from}.pt", weights_only=True)["nets"]
-        halves = {
-            part: {k[8:]: v for k, v in saved.items() if k.startswith(f"{part}.")}
-            for part in ("encoder", "decoder")
-        }
-        before = make_encoder(encoder_widths(halves["encoder"])).requires_grad_(False)
-        before.load_state_dict(halves["encoder"])
-        grow(encoder, halves["encoder"])
-        grow(decoder, halves["decoder"])
+        before, old_decoder = load_autoencoder(work, run.start_from)
+        grow(encoder, before.state_dict())
+        grow(decoder, old_decoder.state_dict())
     trained = [p for p in nets.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=run.lr, betas=(0.9, 0.99))
     step, spent = 0, 0.0

@@ -15,13 +15,13 @@ import torch
 from torch import nn
 
 from . import parallel
-from .autoencoder import decoder_widths, encoder_widths, make_decoder, make_encoder
 from .classes import BACKGROUNDS, CLASS_WORDS, COLORS, RARE_TOKENS, caption, random_caption
 from .compose import Composer, random_background
 from .muon import Muon
 from .pictures import library
 from .schedule import STEPS, alphas_cumprod, sample
 from .text import TextEncoder
+from .train_autoencoder import load_autoencoder
 from .unet import UNet
 from .words import END, START, token_ids, vocabulary, word_ids
 
@@ -106,21 +106,6 @@ class LatentPool:
             rows += self.rng.sample(self.rows[pair], each)
             texts.append(random_caption(*pair, self.rng, rare_share))
         return self.latents[rows], texts
-
-
-def load_autoencoder(work: Path, name: str) -> tuple[nn.Module, nn.Module]:
-    """Encoder and decoder of a saved training state, in eval mode."""
-    saved = torch.load(work / f"{name}.pt", weights_only=True)["nets"]
-    parts = []
-    for half in ("encoder", "decoder"):
-        state = {k[8:]: v for k, v in saved.items() if k.startswith(f"{half}.")}
-        net = (
-            make_encoder(encoder_widths(state)) if half == "encoder" else make_decoder(decoder_widths(state))
-        )
-        net.load_state_dict(state)
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        parts.append(net.eval().requires_grad_(False))
-    return parts[0], parts[1]
 
 
 PREVIEW_WORDS = ("dog", "cat", "robot", "rocket", "clock", "unicorn", "octopus", "guitar")
