@@ -135,7 +135,7 @@ class Composer:
 
     def __init__(self, library: Library) -> None:
         self.library = library
-        self.drawings = premultiplied(torch.from_numpy(library.pixels))
+        self.pixels = torch.from_numpy(library.pixels)
         self.by_word = {
             word: [i for i, w in enumerate(library.words) if w == word]
             for word in CLASS_WORDS
@@ -155,7 +155,19 @@ class Composer:
         backgrounds = backgrounds or [random_background(rng) for _ in range(count)]
         poses = poses or [random_pose(rng) for _ in range(count)]
         which = [rng.choice(self.by_word[word]) for word in words]
-        painted = torch.stack([paint(name, rng, SIZE * _SUPER) for name in backgrounds])
-        images = F.avg_pool2d(place_drawings(self.drawings[which], poses, painted), _SUPER)
+        images = self._compose(rng, which, poses, backgrounds)
         styles = tuple(self.library.styles[i] for i in which)
         return Batch(images, tuple(words), styles, tuple(backgrounds))
+
+    def any_drawings(self, rng: random.Random, count: int) -> tuple[torch.Tensor, list[int]]:
+        """*count* compositions of drawings picked evenly, float32 [count, 3, 64, 64], and the drawings' indices."""
+        which = [rng.randrange(len(self.pixels)) for _ in range(count)]
+        poses = [random_pose(rng) for _ in which]
+        return self._compose(rng, which, poses, [random_background(rng) for _ in which]), which
+
+    def _compose(
+        self, rng: random.Random, which: list[int], poses: list[Pose], backgrounds: list[str]
+    ) -> torch.Tensor:
+        painted = torch.stack([paint(name, rng, SIZE * _SUPER) for name in backgrounds])
+        drawings = premultiplied(self.pixels[which])
+        return F.avg_pool2d(place_drawings(drawings, poses, painted), _SUPER)

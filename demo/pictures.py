@@ -10,8 +10,10 @@ import json
 import logging
 import subprocess
 import tarfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
@@ -73,29 +75,40 @@ def _member(tarball: Path, name: str) -> bytes:
 
 def svg_drawings(style: str, folder: Path) -> dict[str, np.ndarray]:
     """class word -> drawing, for one of the SVG sets."""
-    import resvg_py
-
     tarball = package(style, folder)
     icons = json.loads(_member(tarball, "icons.json"))
     chars = json.loads(_member(tarball, "chars.json"))
     drawings = {}
     for word, (code, firefox) in CLASSES.items():
         name = firefox if style == "fxemoji" else chars.get(code) or chars.get(f"{code}-fe0f")
-        if name is None:
-            continue
-        while name not in icons["icons"]:
-            name = icons.get("aliases", {})[name]["parent"]
-        icon = icons["icons"][name]
-        width = icon.get("width", icons.get("width", icons.get("height", 16)))
-        height = icon.get("height", icons.get("height", 16))
-        left, top = icon.get("left", 0), icon.get("top", 0)
-        svg = (
-            f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
-            f'viewBox="{left} {top} {width} {height}" width="256" height="256">{icon["body"]}</svg>'
-        )
-        png = resvg_py.svg_to_bytes(svg_string=svg, width=256, height=256)
-        drawings[word] = centred(Image.open(io.BytesIO(bytes(png))))
+        if name is not None:
+            drawings[word] = _draw(icons, name)
     return drawings
+
+
+def _draw(icons: dict[str, Any], name: str) -> np.ndarray:
+    """One icon of a set, by its name there."""
+    import resvg_py
+
+    while name not in icons["icons"]:
+        name = icons.get("aliases", {})[name]["parent"]
+    icon = icons["icons"][name]
+    width = icon.get("width", icons.get("width", icons.get("height", 16)))
+    height = icon.get("height", icons.get("height", 16))
+    left, top = icon.get("left", 0), icon.get("top", 0)
+    svg = (
+        f'<svg xmlns="http://www.w3.org/2000/svg" xmlns:xlink="http://www.w3.org/1999/xlink" '
+        f'viewBox="{left} {top} {width} {height}" width="256" height="256">{icon["body"]}</svg>'
+    )
+    png = resvg_py.svg_to_bytes(svg_string=svg, width=256, height=256)
+    return centred(Image.open(io.BytesIO(bytes(png))))
+
+
+def whole_set(style: str, folder: Path) -> dict[str, np.ndarray]:
+    """icon name -> drawing, for everything in one of the SVG sets but skin tones and flags, which hardly differ."""
+    icons = json.loads(_member(package(style, folder), "icons.json"))
+    names = [name for name in icons["icons"] if "skin-tone" not in name and not name.startswith("flag-")]
+    return {name: _draw(icons, name) for name in sorted(names)}
 
 
 def fluent_drawings(folder: Path) -> dict[str, np.ndarray]:
@@ -112,15 +125,13 @@ def fluent_drawings(folder: Path) -> dict[str, np.ndarray]:
     return drawings
 
 
-def library(folder: Path, styles: tuple[str, ...] = STYLES) -> Library:
-    """The library of *styles*, made once under *folder* and kept there as one .npz."""
-    cache = folder / f"library-{'-'.join(styles)}.npz"
+def _kept(cache: Path, make: Callable[[], dict[str, dict[str, np.ndarray]]]) -> Library:
+    """The library in *cache*, made by *make* (style -> word -> drawing) if it is not there yet."""
     if not cache.exists():
         pixels: list[np.ndarray] = []
         words: list[str] = []
         names: list[str] = []
-        for style in styles:
-            drawings = fluent_drawings(folder) if style == "fluent" else svg_drawings(style, folder)
+        for style, drawings in make().items():
             logger.info("%s: %d drawings", style, len(drawings))
             pixels += drawings.values()
             words += drawings
@@ -128,3 +139,17 @@ def library(folder: Path, styles: tuple[str, ...] = STYLES) -> Library:
         np.savez(cache, pixels=np.stack(pixels), words=np.array(words), styles=np.array(names))
     with np.load(cache) as data:
         return Library(data["pixels"], tuple(map(str, data["words"])), tuple(map(str, data["styles"])))
+
+
+def library(folder: Path, styles: tuple[str, ...] = STYLES) -> Library:
+    """The classes' drawings of *styles*, made once under *folder* and kept there as one .npz."""
+
+    def make() -> dict[str, dict[str, np.ndarray]]:
+        return {s: fluent_drawings(folder) if s == "fluent" else svg_drawings(s, folder) for s in styles}
+
+    return _kept(folder / f"library-{'-'.join(styles)}.npz", make)
+
+
+def everything_drawn(folder: Path) -> Library:
+    """All drawings of the training sets, of any class or none: what the autoencoder sees besides the classes."""
+    return _kept(folder / "everything.npz", lambda: {style: whole_set(style, folder) for style in STYLES})

@@ -15,8 +15,10 @@ from torch import nn
 from . import parallel
 from .autoencoder import decoder_widths, encoder_widths, grow, make_decoder, make_encoder
 from .compose import Composer
-from .pictures import library
+from .perceptual import train_eye
+from .pictures import everything_drawn, library
 
+EYE = "eye.pt"
 logger = logging.getLogger("subjectbooth")
 
 
@@ -25,7 +27,8 @@ class AutoencoderRun:
     """One autoencoder training. *name* names its saved state.
 
     *start_from* names a run with fewer channels to grow from. The UNet goes on with the latents of that run, so they
-    are held near them: *keep_latents* weights the squared distance.
+    are held near them: *keep_latents* weights the squared distance. *perceptual* weights the distance of features
+    beside that of pixels; the share *any_drawing* of the pictures then shows any drawing of the training sets.
     """
 
     name: str = "autoencoder"
@@ -33,6 +36,9 @@ class AutoencoderRun:
     decoder_widths: tuple[int, ...] = (8, 16, 32, 64)
     start_from: str | None = None
     keep_latents: float = 0.0
+    perceptual: float = 0.0
+    any_drawing: float = 0.0
+    train_encoder: bool = True
     steps: int = 5000
     minutes: float | None = None
     batch: int = 8
@@ -75,6 +81,8 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
     torch.manual_seed(run.seed)
     composer = Composer(library(work / "npm"))
     test = held_out(composer)
+    anything = Composer(everything_drawn(work / "npm")) if run.any_drawing else composer
+    eye = train_eye(anything.library, work / EYE) if run.perceptual else None
     encoder, decoder = make_encoder(run.encoder_widths), make_decoder(run.decoder_widths)
     nets = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
     nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -83,6 +91,7 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
         before, old_decoder = load_autoencoder(work, run.start_from)
         grow(encoder, before.state_dict())
         grow(decoder, old_decoder.state_dict())
+    encoder.requires_grad_(run.train_encoder)
     trained = [p for p in nets.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=run.lr, betas=(0.9, 0.99))
     step, spent = 0, 0.0
@@ -99,10 +108,16 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
         lr = run.lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
         for group in optimizer.param_groups:
             group["lr"] = lr
-        images = composer.batch(rng, run.batch).images.contiguous(memory_format=torch.channels_last)
+        others = round(run.batch * run.any_drawing)
+        images = composer.batch(rng, run.batch - others).images
+        if others:
+            images = torch.cat([images, anything.any_drawings(rng, others)[0]])
+        images = images.contiguous(memory_format=torch.channels_last)
         latents = encoder(images)
         decoded = decoder(latents + run.latent_noise * torch.randn_like(latents))
         loss = F.mse_loss(decoded, images) + 0.1 * F.l1_loss(decoded, images)
+        if eye is not None:
+            loss = loss + run.perceptual * eye.distance(decoded, images)
         running += 0.02 * (float(loss) - running)
         if before is not None:
             loss = loss + run.keep_latents * F.mse_loss(latents, before(images))
@@ -141,5 +156,7 @@ def _save(
 
 def train_autoencoder(run: AutoencoderRun, folder: Path) -> Path:
     """Train, or go on with, *run* under *folder*; returns the saved state's path."""
+    if run.perceptual:
+        train_eye(everything_drawn(folder / "npm"), folder / EYE)
     parallel.run(_job, run.workers, run, str(folder))
     return folder / f"{run.name}.pt"

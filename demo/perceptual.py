@@ -1,0 +1,88 @@
+"""How different two pictures look: a distance of features (LPIPS, arXiv 1801.03924, with equal weights). Shell only.
+
+The features are of a small classifier that tells all drawings of the training sets apart. It has never seen the
+kept-out set, and it is not the judge: other drawings, other layers, no norms.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+import random
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .compose import Composer
+from .pictures import Library
+
+logger = logging.getLogger("subjectbooth")
+
+
+class Eye(nn.Module):
+    """Images [n, 3, 64, 64] in 0..1 -> feature maps at 64, 32, 16 and 8 px."""
+
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 96)) -> None:
+        super().__init__()
+        stages, before = [], 3
+        for i, width in enumerate(widths):
+            first = nn.Conv2d(before, width, 3, 1 if i == 0 else 2, 1)
+            stages.append(nn.Sequential(first, nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1), nn.ReLU()))
+            before = width
+        self.stages = nn.ModuleList(stages)
+        for part in self.modules():
+            if isinstance(part, nn.Conv2d):
+                nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
+                assert part.bias is not None
+                nn.init.zeros_(part.bias)
+
+    def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
+        features, h = [], images * 2 - 1
+        for stage in self.stages:
+            h = stage(h)
+            features.append(h)
+        return features
+
+    def distance(self, picture: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+        """Mean squared difference of the features, each place's scaled to length 1; summed over the sizes."""
+        with torch.no_grad():
+            wanted = [F.normalize(f, dim=1, eps=1e-3) for f in self(target)]
+        total = picture.new_zeros(())
+        for made, want in zip(self(picture), wanted, strict=True):
+            total = total + (F.normalize(made, dim=1, eps=1e-3) - want).square().sum(1).mean()
+        return total
+
+
+def train_eye(
+    pictures: Library, path: Path, steps: int = 4000, batch: int = 32, lr: float = 2e-3, seed: int = 0
+) -> Eye:
+    """The trained net of *path*; it is trained first if it is not there yet."""
+    torch.manual_seed(seed)
+    eye = Eye()
+    if path.exists():
+        eye.load_state_dict(torch.load(path, weights_only=True))
+        return eye.eval().requires_grad_(False)
+    rng = random.Random(f"eye {seed}")
+    composer = Composer(pictures)
+    head = nn.Linear(eye.stages[-1][0].out_channels * 64, 128)  # type: ignore[index, union-attr, operator]
+    names = nn.Embedding(len(pictures.words), 128)
+    trained = [*eye.parameters(), *head.parameters(), *names.parameters()]
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.02)
+    running = math.log(len(pictures.words))
+    for step in range(steps):
+        for group in optimizer.param_groups:
+            group["lr"] = lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+        images, which = composer.any_drawings(rng, batch)
+        embedding = F.normalize(head(eye(images)[-1].flatten(1)), dim=1)
+        loss = F.cross_entropy(16 * embedding @ F.normalize(names.weight, dim=1).T, torch.tensor(which))
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        running += 0.02 * (loss.item() - running)
+        if (step + 1) % 200 == 0:
+            logger.info("eye step %d: loss %.3f", step + 1, running)
+    torch.save(eye.state_dict(), path)
+    return eye.eval().requires_grad_(False)
