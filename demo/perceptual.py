@@ -1,7 +1,7 @@
 """How different two pictures look: a distance of features (LPIPS, arXiv 1801.03924, with equal weights). Shell only.
 
 The features are of a small classifier that tells all drawings of the training sets apart. It has never seen the
-kept-out set, and it is not the judge: other drawings, other layers, no norms.
+kept-out set, and it is not the judge: other drawings, other layers.
 """
 
 from __future__ import annotations
@@ -28,15 +28,12 @@ class Eye(nn.Module):
         super().__init__()
         stages, before = [], 3
         for i, width in enumerate(widths):
-            first = nn.Conv2d(before, width, 3, 1 if i == 0 else 2, 1)
-            stages.append(nn.Sequential(first, nn.ReLU(), nn.Conv2d(width, width, 3, 1, 1), nn.ReLU()))
+            first = nn.Conv2d(before, width, 3, 1 if i == 0 else 2, 1, bias=False)
+            second = nn.Conv2d(width, width, 3, 1, 1, bias=False)
+            norms = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
+            stages.append(nn.Sequential(first, norms[0], nn.ReLU(), second, norms[1], nn.ReLU()))
             before = width
         self.stages = nn.ModuleList(stages)
-        for part in self.modules():
-            if isinstance(part, nn.Conv2d):
-                nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
-                assert part.bias is not None
-                nn.init.zeros_(part.bias)
 
     def forward(self, images: torch.Tensor) -> list[torch.Tensor]:
         features, h = [], images * 2 - 1
@@ -67,7 +64,7 @@ def train_eye(
     rng = random.Random(f"eye {seed}")
     composer = Composer(pictures)
     head = nn.Linear(eye.stages[-1][0].out_channels * 64, 128)  # type: ignore[index, union-attr, operator]
-    names = nn.Embedding(len(pictures.words), 128)
+    names = nn.Linear(128, len(pictures.words), bias=False)
     trained = [*eye.parameters(), *head.parameters(), *names.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.02)
     running = math.log(len(pictures.words))

@@ -123,8 +123,10 @@ class Page:
         Raises:
             TimeoutError: it never was.
         """
+        # An element cannot be sent over: that it is there is the answer.
+        sendable = f"Promise.resolve({expression}).then(v => v instanceof Node ? true : v)"
         deadline = time.monotonic() + timeout
-        while not (value := self.evaluate(expression)):
+        while not (value := self.evaluate(sendable)):
             if time.monotonic() > deadline:
                 raise TimeoutError(f"Not true within {timeout:.0f} s: {expression}")
             time.sleep(0.1)

@@ -55,10 +55,18 @@ def add(page: Page, kind: str, *, clear: bool = True) -> None:
     """A new node, as the menu makes it, on the screen; `window.made` is it."""
     page.evaluate(
         ("app.graph.clear();" if clear else "")
-        + f"window.made = LiteGraph.createNode({json.dumps(kind)}); app.graph.add(window.made);"
-        " app.extensionManager.command.execute('Comfy.Canvas.FitView')"
+        + f"window.made = LiteGraph.createNode({json.dumps(kind)}); app.graph.add(window.made); 0"
     )
     time.sleep(0.5)  # the upload widget sets its value a moment later
+    show(page)
+
+
+def show(page: Page) -> None:
+    """`window.made` at the left border. (The editor's own "fit view" glides, and misses a node that still grows.)"""
+    page.evaluate(
+        "(ds => { ds.scale = 0.8; ds.offset[0] = 200 - made.pos[0]; ds.offset[1] = 200 - made.pos[1];"
+        " app.canvas.setDirty(true, true); })(app.canvas.ds)"
+    )
 
 
 def set_widgets(page: Page, **values: Any) -> None:
@@ -146,8 +154,6 @@ def use_the_photo_panel(page: Page, name: str) -> None:
     assert "looks blurred" in shown[1]["title"] and "100x100, smaller than" in shown[2]["title"]
     words = panel(page, "[...e.querySelectorAll('.sb-words')].map(w => w.textContent)")
     assert words == ["a photo of ohwx cat", "a photo of a cat"]
-    page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    time.sleep(1)
     keep_picture(page, name)
     page.click(tool(page, 0, "later"))
     page.wait_for(f"made.widgets[0].value[0] === {json.dumps(names[1])}", 10)
@@ -204,8 +210,9 @@ def test_class_images_come_and_a_click_leaves_one_out(page: Page, comfy: ComfyCl
         " wire(base, 0, made, 'model'); wire(base, 1, made, 'clip'); wire(base, 2, made, 'vae');"
         " wire(photos, 0, made, 'subject'); g.arrange?.(); window.batches = [];"
         " app.api.addEventListener('subjectbooth.class_images', e => window.batches.push(e.detail.pictures.length));"
-        " app.extensionManager.command.execute('Comfy.Canvas.FitView'); })()"
+        " })()"
     )
+    show(page)
     page.click("document.querySelector('[data-testid=\"queue-button\"]')")
     element = "made.widgets.find(w => w.type === 'SUBJECTBOOTH_CLASS_IMAGES').element"
     node = page.evaluate("String(made.id)")
@@ -264,19 +271,26 @@ def test_a_lora_trained_meanwhile_is_in_the_list_with_its_words(page: Page, comf
 
 
 def close_dialog(page: Page) -> None:
-    closers = ".p-dialog-close-button, .p-dialog [aria-label=Close]"
-    page.evaluate(f"document.querySelectorAll({json.dumps(closers)}).forEach(b => b.click())")
+    """It lies over everything that a test might click next."""
+    page.click("document.querySelector('.p-dialog-close-button')")
+    page.wait_for("!document.querySelector('.p-dialog')", 20)
 
 
-@not_yet_green
-def test_the_templates_are_listed(page: Page) -> None:
+def test_the_templates_are_listed_with_pictures_and_open(page: Page) -> None:
     names = sorted(path.stem for path in (ROOT / "example_workflows").glob("*.json"))
     listed = page.evaluate("fetch('/api/workflow_templates').then(r => r.json())")
     assert sorted(listed["SubjectBooth"]) == names
-    page.evaluate("app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.wait_for("document.body.textContent.includes('SubjectBooth') && document.querySelector('.p-dialog')", 30)
+    page.evaluate("void app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    entry = "[...document.querySelectorAll('.p-dialog [role=button], .p-dialog li, .p-dialog button')]"
+    page.click(f"{entry}.find(e => e.textContent.trim() === 'SubjectBooth')")
+    page.wait_for(f"{json.dumps(names)}.every(n => document.querySelector('.p-dialog').textContent.includes(n))")
+    pictures = "[...document.querySelectorAll('.p-dialog img')]"
+    page.wait_for(f"{pictures}.length === {len(names)} && {pictures}.every(i => i.naturalWidth > 0)", 30)
     keep_picture(page, "templates")
-    close_dialog(page)
+    heading = "[...document.querySelectorAll('.p-dialog h3')]"
+    page.click(f"{heading}.find(e => e.textContent.trim() === 'use_a_trained_lora')")
+    page.wait_for("app.graph.nodes.some(n => n.type === 'ApplySubjectLoRA') && !document.querySelector('.p-dialog')")
+    assert page.evaluate("document.querySelectorAll('.p-toast-message').length") == 0
 
 
 def test_the_box_for_photos_in_picture_out(page: Page, comfy: ComfyClient) -> None:
@@ -316,6 +330,7 @@ def test_settings_are_under_one_heading_and_the_badge_is_there(page: Page) -> No
     entries = "[...document.querySelectorAll('.p-dialog li, .p-dialog [role=option]')]"
     page.click(f"{entries}.find(e => e.textContent.trim() === 'About')")
     page.wait_for("document.querySelector('a[href=\"https://github.com/subjectbooth/SubjectBooth\"]')", 20)
+    keep_picture(page, "about")
     close_dialog(page)
 
 
