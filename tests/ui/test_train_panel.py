@@ -207,10 +207,6 @@ def test_run_stop_keep_continue(page: Page, comfy: ComfyClient, renderer: str) -
     use_renderer(page, "classic")
 
 
-@pytest.mark.skipif(
-    os.environ.get("SUBJECTBOOTH_RELOAD") != "1",
-    reason="not yet seen green: Chromium's reloaded page does not answer the test; SUBJECTBOOTH_RELOAD=1 runs it",
-)
 def test_a_reload_in_the_middle_and_after(page: Page, comfy: ComfyClient) -> None:
     load(page, graph(steps=5000, learning_rate=0.0034, output_name="ui_reload"), "reload")
     page.click(RUN)
