@@ -29,6 +29,9 @@ test:
 test-oldest:
 	@$(PYTHON) scripts/run_tests.py --oldest
 
+test-editor:
+	@$(PYTHON) scripts/run_tests.py --editor
+
 soak:
 	@$(PYTHON) scripts/soak.py
 

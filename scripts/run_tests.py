@@ -1,6 +1,9 @@
-"""Set up and run the tests, then once more those that matter with the oldest libraries that requirements.txt allows.
+"""Set up and run the tests; then those that matter with the oldest libraries that requirements.txt allows, and those
+in the graph editor with a newer front end.
 
-python scripts/run_tests.py [--oldest | --newest] [pytest arguments, such as -k priors]
+python scripts/run_tests.py [--newest | --oldest | --editor] [pytest arguments, such as -k priors]
+
+Each switch runs one of the three only.
 """
 
 from __future__ import annotations
@@ -9,37 +12,56 @@ import os
 import subprocess
 import sys
 
-from setup_env import ROOT, Environment, ensure_environment, ensure_oldest
+from setup_env import (
+    NEWEST_FRONT_END,
+    ROOT,
+    Environment,
+    ensure_environment,
+    ensure_front_end,
+    ensure_oldest,
+)
 
-INTERRUPTED = 2  # pytest's exit code
+INTERRUPTED, NOTHING_CHOSEN = 2, 5  # pytest's exit codes
 WORKERS = max(1, min(4, os.cpu_count() or 1))
 
 
-def run(environment: Environment, arguments: list[str], overlay: str | None = None) -> int:
-    env = {**os.environ, "COMFYUI_PATH": str(environment.comfyui)}
+def run(environment: Environment, arguments: list[str], **variables: str) -> int:
+    env = {**os.environ, "COMFYUI_PATH": str(environment.comfyui), **variables}
     env.setdefault("OMP_NUM_THREADS", str(max(1, (os.cpu_count() or 1) // WORKERS)))
-    if overlay:
-        env |= {"PYTHONPATH": overlay, "SUBJECTBOOTH_OVERLAY": overlay}
     command = [str(environment.python), "-m", "pytest", "-c", str(ROOT / "tests" / "pytest.ini")]
     command += ["-n", str(WORKERS), "--dist", "loadfile", *arguments]
     return subprocess.run(command, cwd=ROOT / "tests", env=env, stdin=subprocess.DEVNULL).returncode
 
 
+def newest(environment: Environment, arguments: list[str]) -> int:
+    print("\n=== The tests", flush=True)
+    return run(environment, arguments)
+
+
+def oldest(environment: Environment, arguments: list[str]) -> int:
+    overlay = str(ensure_oldest(environment.python))
+    print("\n=== With the oldest libraries that requirements.txt allows", flush=True)
+    return run(environment, ["-m", "oldest", *arguments], PYTHONPATH=overlay, SUBJECTBOOTH_OVERLAY=overlay)
+
+
+def editor(environment: Environment, arguments: list[str]) -> int:
+    front_end = str(ensure_front_end(environment.python))
+    print(f"\n=== The graph editor with {NEWEST_FRONT_END}", flush=True)
+    return run(environment, ["-m", "editor", *arguments], SUBJECTBOOTH_FRONT_END=front_end)
+
+
 def main(arguments: list[str]) -> int:
-    only_oldest, only_newest = "--oldest" in arguments, "--newest" in arguments
-    arguments = [a for a in arguments if a not in ("--oldest", "--newest")]
+    passes = {"--newest": newest, "--oldest": oldest, "--editor": editor}
+    chosen = [one for switch, one in passes.items() if switch in arguments] or list(passes.values())
+    rest = [argument for argument in arguments if argument not in passes]
     environment = ensure_environment()
-    codes = []
-    if not only_oldest:
-        print("\n=== The tests", flush=True)
-        codes.append(run(environment, arguments))
-        if codes[0] == INTERRUPTED:
+    failed = False
+    for one in chosen:
+        code = one(environment, rest)
+        if code == INTERRUPTED:
             return INTERRUPTED
-    if not only_newest:
-        overlay = ensure_oldest(environment.python)
-        print("\n=== With the oldest libraries that requirements.txt allows", flush=True)
-        codes.append(run(environment, ["-m", "oldest", *arguments], str(overlay)))
-    return 1 if any(codes) else 0  # a run that was killed has a negative code
+        failed |= code not in (0, NOTHING_CHOSEN if len(chosen) > 1 else 0)  # a run that was killed has a negative code
+    return int(failed)
 
 
 if __name__ == "__main__":

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -26,6 +27,9 @@ ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
 VENV = ROOT / ".venv"
 OLDEST = CACHE / "oldest"
+FRONT_END = CACHE / "front-end"
+NEWEST_FRONT_END = "comfyui-frontend-package==1.58.1"
+"""ComfyUI 0.3.75 brings 1.32.9; this is the newest that was seen to run on it."""
 
 # ComfyUI's requirements that neither the demo nor the tests need: sound, and two large packages of pictures and pages
 # for the editor's menus. ComfyUI runs without them and says so in its log.
@@ -126,6 +130,17 @@ def ensure_oldest(python: Path) -> Path:
         run_pip(python, "install", "--target", str(OLDEST), "--upgrade", "--no-deps", *pins)
         stamp.write_text(key, encoding="utf-8")
     return OLDEST
+
+
+def ensure_front_end(python: Path) -> Path:
+    """The newest front end that is tested, to be served by ComfyUI's --front-end-root."""
+    stamp = FRONT_END / ".subjectbooth-stamp"
+    if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == NEWEST_FRONT_END):
+        print(f"Installing {NEWEST_FRONT_END}", flush=True)
+        shutil.rmtree(FRONT_END, ignore_errors=True)
+        run_pip(python, "install", "--target", str(FRONT_END), "--no-deps", NEWEST_FRONT_END)
+        stamp.write_text(NEWEST_FRONT_END, encoding="utf-8")
+    return FRONT_END / "comfyui_frontend_package" / "static"
 
 
 if __name__ == "__main__":

@@ -57,6 +57,8 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(ROOT / "tests").as_posix() in OLDEST:
             item.add_marker(pytest.mark.oldest)
+        if item.path.parent.name == "ui":
+            item.add_marker(pytest.mark.editor)
         if {"comfy", "comfy_factory"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.comfy)
         if no_gpu and "gpu" in item.keywords:
@@ -114,11 +116,13 @@ def comfy_factory(
         copy_file(tiny_style_lora, base / "models" / "loras" / "tiny_style.safetensors")
         # What was put first on the path for the tests (the oldest allowed libraries) holds for the server too.
         inherited = {"PYTHONPATH": os.environ.get("SUBJECTBOOTH_OVERLAY")}
+        front_end = os.environ.get("SUBJECTBOOTH_FRONT_END")
+        shown = ["--front-end-root", front_end] if front_end else []
         server = ComfyServer(
             comfyui,
             base,
             packs=PACKS if packs is None else packs,
-            args=[*args, "--disable-api-nodes"],
+            args=[*args, "--disable-api-nodes", *shown],
             env={**inherited, **(env or {})},
         )
         made.append(server)
