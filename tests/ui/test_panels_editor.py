@@ -288,7 +288,8 @@ def test_the_templates_are_listed_with_pictures_and_open(page: Page) -> None:
     keep_picture(page, "templates")
     heading = "[...document.querySelectorAll('[role=dialog] h3')]"
     page.click(f"{heading}.find(e => e.textContent.trim() === 'use_a_trained_lora')")
-    page.wait_for("app.graph.nodes.some(n => n.type === 'ApplySubjectLoRA') && !document.querySelector('[role=dialog]')")
+    page.wait_for("app.graph.nodes.some(n => n.type === 'ApplySubjectLoRA')")
+    page.wait_for("!document.querySelector('[role=dialog]')")
     assert page.evaluate("document.querySelectorAll('.p-toast-message').length") == 0
 
 
@@ -325,7 +326,7 @@ def test_settings_are_under_one_heading_and_the_badge_is_there(page: Page) -> No
     add(page, "LoadSubjectImages")
     assert page.evaluate("made.widgets.some(w => w.type === 'SUBJECTBOOTH_PHOTOS')") is True
     page.evaluate("app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
-    entries = "[...document.querySelectorAll('[role=dialog] li, [role=dialog] [role=option], [role=dialog] [role=button]')]"
+    entries = "[...document.querySelectorAll('[role=dialog] :is(li, [role=option], [role=button])')]"
     page.click(f"{entries}.find(e => e.textContent.trim() === 'About')")
     page.wait_for("document.querySelector('a[href=\"https://github.com/subjectbooth/SubjectBooth\"]')", 20)
     keep_picture(page, "about")
