@@ -1,4 +1,4 @@
-"""Train the autoencoder: both halves from nothing, then wider ones grown from them. Shell only."""
+"""Train the autoencoder: both halves from nothing, then wider ones grown from them, then the decoder alone. Shell only."""
 
 from __future__ import annotations
 
@@ -118,10 +118,10 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
         loss = F.mse_loss(decoded, images) + 0.1 * F.l1_loss(decoded, images)
         if eye is not None:
             loss = loss + run.perceptual * eye.distance(decoded, images)
-        running += 0.02 * (float(loss) - running)
-        if before is not None:
+        running += 0.02 * (loss.item() - running)
+        if before is not None and run.keep_latents:
             loss = loss + run.keep_latents * F.mse_loss(latents, before(images))
-        else:
+        elif before is None:
             # Latents of mean 0 and deviation 1 in each channel: what the noise schedule of SD expects.
             mean, var = latents.mean((0, 2, 3)), latents.var((0, 2, 3))
             loss = loss + 1e-3 * (mean.square() + (var - 1).square()).mean()

@@ -1,7 +1,7 @@
 """Full-size models with random weights, a few steps at a small size: does it run, and how much memory does it take?
 
     python scripts/full_size.py sd1     SD 1.5 in the real ComfyUI: train, apply, sample (8.4 GiB, measured)
-    python scripts/full_size.py sdxl    SDXL from the shell, out of a diffusers folder (an estimated 13 GB)
+    python scripts/full_size.py sdxl    SDXL from the shell, out of a diffusers folder (18.7 GiB, measured)
 
 Not part of the tests: it takes minutes and more memory than most machines for tests have. Linux only.
 """

@@ -197,6 +197,9 @@ def test_run_stop_keep_continue(page: Page, comfy: ComfyClient, renderer: str) -
     assert captions == ["step 30", "step 5"]
     page.wait_for(f"[...{PANEL}.querySelectorAll('img')].every(i => i.naturalWidth === {SIZE})")
     page.wait_for(f"{PANEL}.clientHeight >= {PANEL}.scrollHeight", 10)
+    if renderer == "nodes 2.0":
+        assert page.evaluate(f"{PANEL}.getBoundingClientRect().right <= {PANEL}.closest('[data-node-id]')"
+                             ".getBoundingClientRect().right"), "nothing is cut off at the node's border"
     assert page.evaluate(PICTURES_BESIDE) == 0, "the editor's own grid would show the same pictures again"
     shot(page, f"{name}_finished")
     page.evaluate("(() => { window.copied = ''; Object.defineProperty(navigator, 'clipboard', {configurable: true,"
