@@ -123,8 +123,9 @@ class Page:
         Raises:
             TimeoutError: it never was.
         """
-        # An element cannot be sent over: that it is there is the answer.
-        sendable = f"Promise.resolve({expression}).then(v => v instanceof Node ? true : v)"
+        # An element cannot be sent over: that it is there is the answer. Vue's wrapped lists come as plain ones.
+        plain = "v instanceof Node ? true : v && typeof v === 'object' ? JSON.parse(JSON.stringify(v)) : v"
+        sendable = f"Promise.resolve({expression}).then(v => {plain})"
         deadline = time.monotonic() + timeout
         while not (value := self.evaluate(sendable)):
             if time.monotonic() > deadline:

@@ -104,6 +104,7 @@ def button(text: str) -> str:
 
 def press(page: Page, text: str) -> None:
     page.wait_for(f"!!({button(text)})?.offsetWidth")
+    look_at_panel(page)  # the node has grown since
     page.click(button(text))
 
 
