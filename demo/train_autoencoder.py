@@ -1,4 +1,4 @@
-"""Train the autoencoder: both halves from nothing, then wider ones grown from them, then the decoder alone. Shell only."""
+"""Train the autoencoder: both halves from nothing, wider ones grown from them, then the decoder alone. Shell only."""
 
 from __future__ import annotations
 
