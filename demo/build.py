@@ -1,6 +1,6 @@
 """From the raw packages to the weights: `python -m demo.build STAGE`. Each stage goes on where it was stopped.
 
-In order: words, autoencoder, wide, sharp, diffusion, rare, pack; then subjects and judge. To train the shipped weights
+In order: words, autoencoder, wide, diffusion, rare, pack; then subjects and judge. To train the shipped weights
 further: unpack, diffusion, rare, pack.
 """
 
@@ -19,7 +19,7 @@ from .train_autoencoder import AutoencoderRun, train_autoencoder
 from .train_diffusion import DiffusionRun, train_diffusion
 from .words import TABLE, write_table
 
-STAGES = ("words", "autoencoder", "wide", "sharp", "diffusion", "rare", "pack", "unpack", "subjects", "judge")
+STAGES = ("words", "autoencoder", "wide", "diffusion", "rare", "pack", "unpack", "subjects", "judge")
 WORK = Path(__file__).parent / ".work"
 
 AUTOENCODER = AutoencoderRun()
@@ -27,20 +27,12 @@ WIDE = AutoencoderRun(
     name="wide",
     start_from=AUTOENCODER.name,
     keep_latents=0.01,
+    perceptual=0.02,
+    any_drawing=0.5,
     encoder_widths=(16, 32, 64, 64),
     decoder_widths=(24, 48, 64, 64),
     lr=1e-3,
     seed=1,
-)
-SHARP = replace(
-    WIDE,
-    name="sharp",
-    start_from=WIDE.name,
-    train_encoder=False,
-    keep_latents=0.0,
-    perceptual=0.03,
-    any_drawing=0.5,
-    seed=2,
 )
 DIFFUSION = DiffusionRun()
 RARE = DiffusionRun(
@@ -78,8 +70,7 @@ def main() -> None:
         write_subjects(arguments.work)
     if arguments.stage == "judge":
         train_judge(arguments.work)
-    trained = [run for run in (SHARP, WIDE) if (arguments.work / f"{run.name}.pt").exists()]
-    autoencoder = trained[0] if trained else AUTOENCODER
+    autoencoder = WIDE if (arguments.work / f"{WIDE.name}.pt").exists() else AUTOENCODER
     diffusion = RARE if (arguments.work / f"{RARE.name}.pt").exists() else DIFFUSION
     if arguments.stage == "pack":
         pack(arguments.work, diffusion.name, autoencoder.name)
@@ -95,7 +86,7 @@ def main() -> None:
             lr=arguments.lr or asked.lr,
         )
         train_diffusion(unet, arguments.work)
-    for run in (AUTOENCODER, WIDE, SHARP):
+    for run in (AUTOENCODER, WIDE):
         if arguments.stage == run.name:
             train_autoencoder(
                 replace(run, minutes=arguments.minutes, workers=arguments.workers), arguments.work

@@ -1,4 +1,4 @@
-"""Train the autoencoder: both halves from nothing, wider ones grown from them, then the decoder alone. Shell only."""
+"""Train the autoencoder: both halves from nothing, then wider ones grown from them. Shell only."""
 
 from __future__ import annotations
 
@@ -38,7 +38,6 @@ class AutoencoderRun:
     keep_latents: float = 0.0
     perceptual: float = 0.0
     any_drawing: float = 0.0
-    train_encoder: bool = True
     steps: int = 5000
     minutes: float | None = None
     batch: int = 8
@@ -91,7 +90,6 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
         before, old_decoder = load_autoencoder(work, run.start_from)
         grow(encoder, before.state_dict())
         grow(decoder, old_decoder.state_dict())
-    encoder.requires_grad_(run.train_encoder)
     trained = [p for p in nets.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(trained, lr=run.lr, betas=(0.9, 0.99))
     step, spent = 0, 0.0
@@ -119,9 +117,9 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
         if eye is not None:
             loss = loss + run.perceptual * eye.distance(decoded, images)
         running += 0.02 * (loss.item() - running)
-        if before is not None and run.keep_latents:
+        if before is not None:
             loss = loss + run.keep_latents * F.mse_loss(latents, before(images))
-        elif before is None:
+        else:
             # Latents of mean 0 and deviation 1 in each channel: what the noise schedule of SD expects.
             mean, var = latents.mean((0, 2, 3)), latents.var((0, 2, 3))
             loss = loss + 1e-3 * (mean.square() + (var - 1).square()).mean()
