@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def test_noise_offset_adds_one_number_to_each_channel_and_leaves_the_rest() -> N
     difference = offset.noise - plain.noise
     torch.testing.assert_close(difference, difference.mean(dim=(2, 3), keepdim=True).expand_as(difference),
                                atol=1e-6, rtol=0)
+    assert len(difference[:, :, 0, 0].unique()) == 2 * 4  # another one for every picture and channel
     assert float(difference.abs().max()) > 0.01
     assert torch.equal(plain.timesteps, offset.timesteps)
     many = torch.cat([(make_batch(_data(), _config(noise_offset=0.1), 1000, step, CPU).noise
@@ -114,6 +116,18 @@ def test_caption_dropout_flip_and_order() -> None:
     assert dropped / 600 == pytest.approx(0.3, abs=0.06)
     assert flipped / 600 == pytest.approx(0.5, abs=0.06)
     assert [seen.count(photo) for photo in range(3)] == [200, 200, 200]
+
+
+def test_class_images_keep_their_caption_and_are_not_mirrored() -> None:
+    data = _data()
+    classes = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    data = dataclasses.replace(data, prior_latents=classes, class_prompt="a class", encoded={
+        **data.encoded, "a class": Conditioning(torch.full((1, 77, 16), 9.0))})
+    for step in range(20):
+        batch = make_batch(data, _config(caption_dropout=1.0, flip=True), 1000, step, CPU)
+        assert batch.prompts == ("", "", "a class", "a class")
+        assert batch.conditioning.hidden_states[:, 0, 0].tolist() == [0.0, 0.0, 9.0, 9.0]
+        assert torch.equal(batch.latents[2:], classes[order(step * 2, 2, 4, 0, "class images")])
 
 
 def test_processes_share_one_draw() -> None:

@@ -4,6 +4,7 @@ and what a validation picture is drawn with."""
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -93,6 +94,15 @@ def test_the_file_of_a_run_with_ema_has_the_average_of_its_steps() -> None:
     assert any(float((expected[name] - steps[-1][f"unet/{name}"]).abs().max()) > 0.01 for name in ups)
 
 
+def test_every_layer_of_a_rank_stabilised_runs_file_has_the_alpha_that_was_trained_with() -> None:
+    for use_rslora, alpha in ((False, 3.0), (True, 3.0 * math.sqrt(4))):
+        _, file, _ = _train(_data(), steps=1, network_alpha=3.0, use_rslora=use_rslora, train_text_encoder=True,
+                            validation_prompts=())
+        found = {name: float(tensor) for name, tensor in file.items() if name.endswith(".alpha")}
+        assert {name.split("_")[1] for name in found} == {"unet", "te"}
+        assert list(found.values()) == pytest.approx([alpha] * len(found))
+
+
 def test_validation_pictures_are_drawn_with_the_average() -> None:
     data = _data()
     steps, _, (picture,) = _train(data, ema_decay=0.7)
@@ -106,6 +116,13 @@ def test_nothing_drops_out_of_validation_pictures() -> None:
     steps, _, (picture,) = _train(data, lora_dropout=0.5, train_text_encoder=True, text_encoder_lr=0.02)
     assert torch.equal(torch.get_rng_state(), state)
     torch.testing.assert_close(picture, _drawn_by_hand(steps[-1], data), rtol=0, atol=1e-3)
+
+
+def test_with_dropout_too_looking_changes_nothing_of_a_training() -> None:
+    settings = {"lora_dropout": 0.5, "train_text_encoder": True, "text_encoder_lr": 0.02}
+    alone, looked = (_train(_data(), validation_interval=interval, **settings) for interval in (0, 1))
+    assert (len(alone[2]), len(looked[2])) == (1, 4)
+    assert all(torch.equal(alone[1][name], looked[1][name]) for name in alone[1])
 
 
 @pytest.mark.parametrize("share", [0.0, 0.2])
