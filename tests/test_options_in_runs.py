@@ -28,7 +28,8 @@ from subjectbooth.trainer.text_encoder import encode
 CPU = torch.device("cpu")
 PROMPT = "a photo of ohwx dog"
 CONFIG = TrainConfig(steps=4, learning_rate=0.02, rank=4, network_alpha=4.0, resolution=64,
-                     validation_prompts=(PROMPT,), validation_interval=0, validation_steps=4)
+                     validation_prompts=(PROMPT,), validation_interval=0, validation_steps=4,
+                     validation_guidance_scale=3.0)
 
 Weights = dict[str, torch.Tensor]
 
