@@ -106,6 +106,9 @@ def test_tf32_is_left_alone_where_the_card_has_none_or_the_host_has_set_it(monke
     for capability, expected in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
         assert has_tf32(GPU) == expected
+    with monkeypatch.context() as amd:  # whose capability counts otherwise
+        amd.setattr(torch.version, "hip", "6.2")
+        assert not has_tf32(GPU)
     set_to: list[str] = []
 
     def mixed() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from pathlib import Path
 from typing import Any
@@ -88,6 +89,7 @@ def test_noise_offset_adds_one_number_to_each_channel_and_leaves_the_rest() -> N
     difference = offset.noise - plain.noise
     torch.testing.assert_close(difference, difference.mean(dim=(2, 3), keepdim=True).expand_as(difference),
                                atol=1e-6, rtol=0)
+    assert len(difference[:, :, 0, 0].unique()) == 2 * 4  # another one for every picture and channel
     assert float(difference.abs().max()) > 0.01
     assert torch.equal(plain.timesteps, offset.timesteps)
     many = torch.cat([(make_batch(_data(), _config(noise_offset=0.1), 1000, step, CPU).noise
@@ -114,6 +116,41 @@ def test_caption_dropout_flip_and_order() -> None:
     assert dropped / 600 == pytest.approx(0.3, abs=0.06)
     assert flipped / 600 == pytest.approx(0.5, abs=0.06)
     assert [seen.count(photo) for photo in range(3)] == [200, 200, 200]
+
+
+def _with_classes(data: TrainingData, classes: torch.Tensor) -> TrainingData:
+    return dataclasses.replace(data, prior_latents=classes, class_prompt="a class", encoded={
+        **data.encoded, "a class": Conditioning(torch.full((1, 77, 16), 9.0))})
+
+
+def test_everything_random_follows_the_seed() -> None:
+    data = _with_classes(_data(), torch.zeros(4, 4, 8, 8))
+
+    def drawn(seed: int) -> dict[str, list[Any]]:
+        config = _config(seed=seed, flip=True, caption_dropout=0.5, noise_offset=0.1)
+        batches = [make_batch(data, config, 1000, step, CPU) for step in range(20)]
+        return {
+            "first weights": [tensor.tolist() for tensor in adapter.inject(small_unet(), config)],
+            "noise": [batch.noise.tolist() for batch in batches],
+            "timesteps": [batch.timesteps.tolist() for batch in batches],
+            "photos": [batch.labels[:2] for batch in batches], "class images": [batch.labels[2:] for batch in batches],
+            "captions": [prompt == "" for batch in batches for prompt in batch.prompts],
+            "mirrored": [(batch.latents[:2].mean(dim=(1, 2, 3)) > 50).tolist() for batch in batches],
+        }
+
+    first, again, other = drawn(1), drawn(1), drawn(2)
+    assert first == again
+    assert [name for name in first if first[name] == other[name]] == []
+
+
+def test_class_images_keep_their_caption_and_are_not_mirrored() -> None:
+    classes = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2))
+    data = _with_classes(_data(), classes)
+    for step in range(20):
+        batch = make_batch(data, _config(caption_dropout=1.0, flip=True), 1000, step, CPU)
+        assert batch.prompts == ("", "", "a class", "a class")
+        assert batch.conditioning.hidden_states[:, 0, 0].tolist() == [0.0, 0.0, 9.0, 9.0]
+        assert torch.equal(batch.latents[2:], classes[order(step * 2, 2, 4, 0, "class images")])
 
 
 def test_processes_share_one_draw() -> None:

@@ -141,8 +141,10 @@ def test_what_does_not_change_the_weights_does_not_change_the_key(tmp_path: Path
     import dataclasses
 
     before = _run(tmp_path).folder.key
-    shown = TrainConfig(**{**CONFIG.to_json(), "validation_prompts": ("x",), "validation_interval": 1,
-                           "checkpoint_seconds": 5.0})
+    shown = TrainConfig(**{
+        **CONFIG.to_json(), "validation_prompts": ("x",), "validation_interval": 1, "validation_steps": 3,
+        "validation_guidance_scale": 2.0, "checkpoint_seconds": 5.0, "gradient_checkpointing": "on",
+        "pictures_per_forward": 1, "attention": "sdpa"})
     assert _run(tmp_path, shown).folder.key == before
     subject = small_subject()
     renamed = dataclasses.replace(

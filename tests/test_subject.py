@@ -107,8 +107,9 @@ def test_subject_crop_stays_inside_and_never_enlarges() -> None:
     mask[0:10, 630:640] = 1  # a speck in the corner
     prepared = subject(photo(ROCKET, mask), crop="subject", resolution=256).prepare()
     assert np.array_equal(as_array(prepared.images[0]), ROCKET[:256, 384:])
-    without = subject(photo(ROCKET), crop="subject").prepare()
-    assert torch.equal(without.images, subject(photo(ROCKET)).prepare().images)
+    for nothing in (None, np.zeros(ROCKET.shape[:2], np.float32)):
+        without = subject(photo(ROCKET, nothing), crop="subject").prepare()
+        assert torch.equal(without.images, subject(photo(ROCKET)).prepare().images)
 
 
 def test_masks_are_there_for_all_or_none() -> None:

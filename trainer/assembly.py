@@ -63,7 +63,8 @@ class Assembly:
         unet_parameters = adapter.inject(self._modules["unet"], config)
         text_parameters = self._add_text_encoders(DTYPES[precision]) if config.train_text_encoder else []
         self.parameters = unet_parameters + text_parameters
-        self._modules["unet"].train()  # diffusers checkpoints activations in train mode only; the base has no dropout
+        for module in self._modules.values():
+            module.train()  # diffusers checkpoints activations in train mode only; the base has no dropout
         self._groups = unet_parameters, text_parameters
         asked = self.chosen["optimizer"]
         self.chosen["optimizer"], missing = usable_optimizer(asked, self.device)
@@ -107,6 +108,16 @@ class Assembly:
                 self._text_encoders, self._base.family.text_encoders, [self._tokens[prompt] for prompt in unique],
                 self._base.clip_layer), strict=True))
         return concatenate([encoded[prompt] for prompt in prompts])
+
+    def encode_to_draw(self, prompts: Sequence[str]) -> Conditioning:
+        """The same for a validation picture, of which the LoRA's dropout leaves nothing out."""
+        for model in self._text_encoders:
+            model.eval()
+        try:
+            return self.encode(prompts)
+        finally:
+            for model in self._text_encoders:
+                model.train()
 
     def apply_memory_settings(self) -> None:
         """Bring the modules into line with :attr:`chosen`, which a step-down may have changed."""

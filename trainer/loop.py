@@ -270,7 +270,7 @@ class Training:
 
     def _validate(self, made: Assembly) -> Iterator[Event]:
         config, latents = self._config, []
-        encode = made.encode if made.trains_text else self._data.encode
+        encode = made.encode_to_draw if made.trains_text else self._data.encode
         total = config.validation_steps * len(self._shown)
         for number, prompt in enumerate(self._shown):
             drawing = sample(

@@ -22,7 +22,7 @@ import numpy
 import psutil
 import torch
 
-from . import digests, live_probes, predictions
+from . import digests, live_probes, memory_probes, predictions
 from .subject_probes import ProbePriors, ProbeSubject
 
 
@@ -210,4 +210,5 @@ NODE_CLASS_MAPPINGS = {
     **predictions.NODES,
     **digests.NODES,
     **live_probes.NODES,
+    **memory_probes.NODES,
 }
