@@ -216,10 +216,12 @@ class RunFolder:
 
     def _logged(self) -> list[dict[str, Any]]:
         """The log's entries; a line that a kill or the disk has spoilt is left out."""
-        if not self._events.is_file():
-            return []
+        with disk_errors("the run's log cannot be read", self.path):
+            if not self._events.is_file():
+                return []
+            lines = self._events.read_text("utf-8", errors="replace").split("\n")
         entries = []
-        for line in self._events.read_text("utf-8", errors="replace").split("\n"):
+        for line in lines:
             try:
                 entry = json.loads(line)
                 if isinstance(entry["step"], int) and isinstance(entry["event"], str):
