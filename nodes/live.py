@@ -85,7 +85,7 @@ class Feed:
         }
         self._news: dict[str, Any] = {}
         self._series: dict[str, list[list[float]]] = {}
-        self._sent = float("-inf")
+        self._sent = self._hurried = float("-inf")
 
     @property
     def name(self) -> str:
@@ -133,7 +133,12 @@ class Feed:
                 _stale["continue"] += 1
         if not stopping:
             self._now["state"] = "drawing" if isinstance(event, ValidationStep) else "training"
-        if at_once or time.monotonic() - self._sent >= INTERVAL:
+        # Pictures do not wait for the next message, but a finished run that is found again tells all of its at once.
+        now = time.monotonic()
+        at_once = at_once and now - self._hurried >= INTERVAL
+        if at_once:
+            self._hurried = now
+        if at_once or now - self._sent >= INTERVAL:
             self.send()
 
     def end(self, state: str, result: dict[str, Any] | None = None) -> None:

@@ -92,7 +92,13 @@ def _validation_picture(metadata: dict[str, str]) -> Path | None:
         return None
     found = sorted(pack_output_dir().glob(f"*_{key[:12]}/validation/step_*_00.png"))
     up_to = [path for path in found if path.name <= f"step_{int(step):06d}_00.png"]
-    return up_to[-1] if up_to else None
+    root = pack_output_dir()
+    for path in reversed(up_to):
+        try:
+            return inside(root, path.relative_to(root).as_posix(), folders=True)
+        except RouteError:  # a link to somewhere else is no picture of ours
+            continue
+    return None
 
 
 def _picture_beside(path: Path) -> Path | None:
@@ -123,6 +129,6 @@ def list_class_images(folder: Path) -> dict[str, Any]:
 
 def _prompt(folder: Path) -> str:
     try:
-        return str(json.loads((folder / "recipe.json").read_text("utf-8"))["prompt"])
-    except (OSError, ValueError, KeyError, TypeError):
+        return str(json.loads(inside(folder, "recipe.json").read_text("utf-8"))["prompt"])
+    except (RouteError, OSError, ValueError, KeyError, TypeError):
         return ""

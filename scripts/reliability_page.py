@@ -42,8 +42,8 @@ Inputs of the nodes, files and requests in a real ComfyUI:
 
 {inputs}
 
-After each case of a node's inputs, and after every tenth request, the server answered `/queue`; no message held
-a traceback, and nothing was written outside the folders that the pack may write to.
+After each of them the server answered `/queue`; no message held a traceback, and nothing was written outside the
+folders that the pack may write to.
 
 ## Traces
 

@@ -119,25 +119,25 @@ def _train(options: argparse.Namespace) -> None:
         return
     priors = _class_priors(options, config, subject, base, device) if options.num_class_images else None
     run = Run(base, subject, priors, config, options.output_dir / "runs", device)
-    bar = tqdm(total=config.steps, unit="step", dynamic_ncols=True)
     finished: Finished | None = None
     if options.keep:
         run.stop_and_keep()
-    for event in run.events(options.force_retrain, go_on=options.after_stop == "continue"):
-        if isinstance(event, Started):
-            bar.update(event.step - bar.n)
-            bar.write(", ".join([f"{name} {value}" for name, value in event.chosen.items()] + list(event.notes)))
-            bar.write(event.plan)
-        elif isinstance(event, StepDone):
-            bar.set_postfix(loss=f"{event.loss:.4f}", refresh=False)
-            bar.update(event.step - bar.n)
-        elif isinstance(event, Adjusted):
-            bar.write(event.note)
-        elif isinstance(event, Validation):
-            bar.write(f"pictures of step {event.step} in {run.folder.path / 'validation'}")
-        elif isinstance(event, Finished):
-            finished = event
-    bar.close()
+    # The bar's line ends before whatever is said next, an error too.
+    with tqdm(total=config.steps, unit="step", dynamic_ncols=True) as bar:
+        for event in run.events(options.force_retrain, go_on=options.after_stop == "continue"):
+            if isinstance(event, Started):
+                bar.update(event.step - bar.n)
+                bar.write(", ".join([f"{name} {value}" for name, value in event.chosen.items()] + list(event.notes)))
+                bar.write(event.plan)
+            elif isinstance(event, StepDone):
+                bar.set_postfix(loss=f"{event.loss:.4f}", refresh=False)
+                bar.update(event.step - bar.n)
+            elif isinstance(event, Adjusted):
+                bar.write(event.note)
+            elif isinstance(event, Validation):
+                bar.write(f"pictures of step {event.step} in {run.folder.path / 'validation'}")
+            elif isinstance(event, Finished):
+                finished = event
     assert finished is not None
     path = publish(finished.path, options.output_dir, options.output_name)
     done = "trained" if finished.trained else "found again, trained before"

@@ -10,6 +10,7 @@ from pathlib import Path
 
 from .cleanup import DEFAULT_LIMIT, choose, parse_size, readable, remove, survey
 from .errors import SubjectBoothError
+from .storage import disk_errors
 
 PACK = Path(__file__).resolve().parent.parent
 
@@ -36,11 +37,12 @@ def main(arguments: Sequence[str]) -> int:
     options = parser().parse_args(arguments)
     try:
         limit = parse_size(options.limit)
-        output, runs, loras = _folders(options.output_dir, options.loras)
+        with disk_errors("the folders of runs and LoRAs cannot be read", options.output_dir or Path.cwd()):
+            output, runs, loras = _folders(options.output_dir, options.loras)
+            items = survey(runs, output / "class_images", loras)
     except SubjectBoothError as error:
         print(error, file=sys.stderr)
         return 2
-    items = survey(runs, output / "class_images", loras)
     total, chosen = sum(item.size for item in items), choose(items, limit)
     print(f"{output}: {len(items)} runs and sets of class images, {readable(total)}; limit {readable(limit)}")
     print(f"LoRAs looked for in {', '.join(map(str, loras))}")

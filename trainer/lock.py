@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from .errors import SubjectBoothError
-from .storage import disk_errors
+from .storage import disk_errors, make_folder
 
 LOCK_NAME = ".lock"
 
@@ -31,7 +31,7 @@ def owned(folder: Path) -> Iterator[None]:
     from filelock import FileLock, Timeout
 
     with disk_errors("the run's folder cannot be written", folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         lock = FileLock(folder / LOCK_NAME, timeout=0)
         try:
             lock.acquire()

@@ -98,10 +98,15 @@ class PriorStore:
         """Latents [4, h/8, w/8] by picture number, and sentences about files that were damaged.
 
         A damaged file is deleted: its pictures are made anew.
+
+        Raises:
+            SubjectBoothError: the folder cannot be read.
         """
         pictures: dict[int, torch.Tensor] = {}
         notes = []
-        for path in sorted(self.path.glob("*.safetensors")):
+        with disk_errors("class images cannot be read", self.path):
+            paths = sorted(self.path.glob("*.safetensors"))
+        for path in paths:
             if path.name.startswith("."):  # being written by somebody else
                 continue
             try:

@@ -65,7 +65,8 @@ def publish(lora: Path, folder: Path, output_name: str) -> Path:
     """
     name = checked_name(output_name)
     metadata = read_metadata(lora)
-    target = _free_name(folder, name, metadata["subjectbooth.run_key"])
+    with disk_errors("the LoRA cannot be written", (folder / name).parent):
+        target = _free_name(folder, name, metadata["subjectbooth.run_key"])
     relative = target.relative_to(folder).with_suffix("").as_posix()
     content = to_bytes(_tensors(lora), named(metadata, relative.rsplit("/", 1)[-1]))
     with disk_errors("the LoRA cannot be written", target.parent):

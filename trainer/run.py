@@ -21,7 +21,7 @@ from .loop import Training
 from .metadata import lora_metadata
 from .plan import FreeMemory, Plan
 from .run_folder import RunFolder
-from .storage import sha256_of
+from .storage import disk_errors, sha256_of
 from .subject import PreparedSubject, Subject
 
 if TYPE_CHECKING:
@@ -103,11 +103,12 @@ class Run:
     def _done(self, go_on: bool) -> tuple[int, Path] | None:
         """The last step of what need not be trained again, and its adapter."""
         steps = self._config.steps
-        kept = None if go_on else self.folder.kept_step(steps)
-        for step in (steps, kept):
-            found = self.folder.finished_lora(step) if step is not None else None
-            if step is not None and found is not None:
-                return step, found
+        with disk_errors("the run's folder cannot be read", self.folder.path):
+            kept = None if go_on else self.folder.kept_step(steps)
+            for step in (steps, kept):
+                found = self.folder.finished_lora(step) if step is not None else None
+                if step is not None and found is not None:
+                    return step, found
         return None
 
     def _owned_events(self) -> Iterator[Event]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 import datetime
 import json
 import logging
-import os
 import re
 import time
 from collections.abc import Sequence
@@ -24,7 +23,7 @@ from .checkpoint import Checkpoint
 from .errors import SubjectBoothError
 from .events import Event, StepDone, Validation, to_json
 from .safefile import is_whole, read_metadata, sealed
-from .storage import disk_errors, remove_parts, write_atomic
+from .storage import disk_errors, remove_parts, rename, write_atomic
 
 logger = logging.getLogger("subjectbooth")
 
@@ -108,7 +107,7 @@ class RunFolder:
             found = self._read_checkpoint(self._checkpoint)
             if found is not None and found.step > steps:
                 with disk_errors("the checkpoint of a longer run cannot be put aside", self.path):
-                    os.replace(self._checkpoint, self.path / f"checkpoint_{found.step:06d}.safetensors")
+                    rename(self._checkpoint, self.path / f"checkpoint_{found.step:06d}.safetensors")
                 found = None
         except FileNotFoundError:
             found = None
@@ -217,10 +216,12 @@ class RunFolder:
 
     def _logged(self) -> list[dict[str, Any]]:
         """The log's entries; a line that a kill or the disk has spoilt is left out."""
-        if not self._events.is_file():
-            return []
+        with disk_errors("the run's log cannot be read", self.path):
+            if not self._events.is_file():
+                return []
+            lines = self._events.read_text("utf-8", errors="replace").split("\n")
         entries = []
-        for line in self._events.read_text("utf-8", errors="replace").split("\n"):
+        for line in lines:
             try:
                 entry = json.loads(line)
                 if isinstance(entry["step"], int) and isinstance(entry["event"], str):

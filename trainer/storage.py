@@ -21,7 +21,7 @@ PART_PREFIX = ".subjectbooth-"
 
 
 def write_atomic(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
-    """Write ``path`` in one step: beside it, flushed to the disk, then renamed over it.
+    """Write ``path`` in one step: beside it, flushed to the disk, then renamed over it, and the new name flushed too.
 
     Args:
         path: the final name; its folder is made when it is missing.
@@ -30,7 +30,7 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], None]) -> N
     Raises:
         OSError: the folder cannot be written; the old file, if any, is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
+    make_folder(path.parent)
     # PIL chooses the format by the suffix. Otherwise it is one that no list of LoRAs or pictures shows.
     suffix = path.suffix if callable(content) else ".part"
     handle, name = tempfile.mkstemp(prefix=PART_PREFIX, suffix=suffix, dir=path.parent)
@@ -44,10 +44,41 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], None]) -> N
         with beside.open("rb+") as file:
             os.fsync(file.fileno())
         _give_default_mode(beside)
-        os.replace(beside, path)
+        rename(beside, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
             beside.unlink()
+
+
+def rename(source: Path, target: Path) -> None:
+    """Rename a file over ``target`` in the same folder, so that after a power cut the name is still the new one."""
+    os.replace(source, target)
+    _flush_names(target.parent)
+
+
+def make_folder(folder: Path) -> None:
+    """Make a folder and the missing ones above it, so that a power cut does not take them with what is then in them."""
+    missing = []
+    for path in (folder, *folder.parents):
+        if path.exists():
+            break
+        missing.append(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in reversed(missing):
+        _flush_names(path.parent)
+
+
+def _flush_names(folder: Path) -> None:
+    """The names in a folder are content of its own: until it is flushed, a power cut may bring the old ones back."""
+    if os.name == "nt":
+        return  # a folder cannot be opened there, and NTFS writes renames to its journal itself
+    # Some file systems (network drives, FUSE) refuse. What was written is in its place then, only not yet for certain.
+    with contextlib.suppress(OSError):
+        handle = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(handle)
+        finally:
+            os.close(handle)
 
 
 @contextlib.contextmanager

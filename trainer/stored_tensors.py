@@ -94,6 +94,9 @@ def _entries_of(path: Path) -> dict[str, _Entry]:
     except FileNotFoundError:
         raise SubjectBoothError("a checkpoint that is not there", "a file or folder", "check the path",
                                 str(path)) from None
+    except OSError as error:
+        raise SubjectBoothError(f"a checkpoint that cannot be opened ({error.strerror or type(error).__name__})",
+                                "a file that may be read", "check its permissions", str(path)) from error
     except Exception as error:  # whatever a damaged file does to its reader
         raise SubjectBoothError(f"a checkpoint that cannot be read ({type(error).__name__})",
                                 "a whole .safetensors file", "get the file again", str(path)) from error

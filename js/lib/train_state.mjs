@@ -2,8 +2,19 @@
 import { Series } from "./numbers.mjs";
 
 const MOST_VALIDATIONS = 400;
+const MOST_SAVED = 1000;
 const MOST_NOTES = 20;
 const AT_WORK = ["preparing", "training", "drawing", "stopping"];
+
+/** At most so many of the entries: again and again every second one, and always the last. */
+function thinned(entries, most) {
+  let kept = entries;
+  while (kept.length > most) {
+    const last = kept.length - 1;
+    kept = kept.filter((_, at) => at % 2 === 1 || at === last);
+  }
+  return kept;
+}
 
 export class TrainState {
   constructor(run) {
@@ -84,14 +95,11 @@ export class TrainState {
   _add(message) {
     if (message.chosen && Object.keys(message.chosen).length) this.chosen = message.chosen;
     for (const [name, points] of Object.entries(message.series ?? {})) this._series(name).add(points);
-    this.saved = [...new Set([...this.saved, ...(message.saved ?? [])])].sort((one, two) => one - two);
+    const saved = [...new Set([...this.saved, ...(message.saved ?? [])])].sort((one, two) => one - two);
+    this.saved = thinned(saved, MOST_SAVED);
     const byStep = new Map(this.validations.map((shown) => [shown.step, shown]));
     for (const shown of message.validations ?? []) byStep.set(shown.step, shown);
-    this.validations = [...byStep.values()].sort((one, two) => one.step - two.step);
-    while (this.validations.length > MOST_VALIDATIONS) {
-      const last = this.validations.length - 1;
-      this.validations = this.validations.filter((_, at) => at % 2 === 1 || at === last);
-    }
+    this.validations = thinned([...byStep.values()].sort((one, two) => one.step - two.step), MOST_VALIDATIONS);
     if (message.result) this.result = message.result;
   }
 

@@ -139,16 +139,33 @@ def test_messages_are_few_and_the_log_has_every_step(comfy: ComfyClient) -> None
     assert [step for step, _ in since["series"]["subject"]] == [21, 22, 23, 24]
 
 
-def test_a_message_costs_a_training_next_to_nothing(comfy: ComfyClient) -> None:
+@pytest.mark.parametrize("kind", ["steps", "all"])
+def test_ten_thousand_events_are_a_few_messages_a_second(comfy: ComfyClient, kind: str) -> None:
+    """Pictures and changes do not wait like steps do, but are no more than a few a second either."""
     since = len(comfy.events)
-    report = comfy.run({"1": node("ProbeFeed", nonce=1)}).outputs["1"]["report"][0]
-    print(f"a step's message: {report['mean_ms']:.4f} ms in the mean, {report['p99_ms']:.4f} ms at the 99th percentile")
+    graph = {"1": node("ProbeFeed", nonce=["steps", "all"].index(kind), kind=kind)}
+    report = comfy.run(graph).outputs["1"]["report"][0]
+    print(f"an event ({kind}): {report['mean_ms']:.4f} ms in the mean, {report['p99_ms']:.4f} at the 99th percentile")
     assert report["mean_ms"] < 1 and report["median_ms"] < 1
     assert not report["still_active"]
-    messages = [message for message in _messages(comfy.events[since:]) if message["run"] == "feed_1"]
-    assert len(messages) <= 4 + report["seconds"] / 0.3
+    told = [event for event in comfy.events[since:] if event.type == "subjectbooth.train"]
+    assert len(told) <= 5 + report["seconds"] / 0.3 * (1 if kind == "steps" else 2)
+    messages = _messages(told)
     assert all(len(points) <= 40 for message in messages for points in message["series"].values())
-    assert max(len(json.dumps(message)) for message in messages) < 8000
+    if kind == "steps":
+        assert max(len(json.dumps(message)) for message in messages) < 8000
+    else:  # late, but none is lost
+        shown = [validation["step"] for message in messages for validation in message.get("validations", [])]
+        assert shown == list(range(1, 10_001))
+
+
+def test_a_full_message_costs_less_than_a_millisecond(comfy: ComfyClient) -> None:
+    """The training that hands it over, and the server that makes JSON of it, each."""
+    report = comfy.run({"1": node("ProbeMessage", nonce=1)}).outputs["1"]["report"][0]
+    for part, times in report.items():
+        print(f"{part} a message: {times['median_ms']:.4f} ms in the median, {times['p99_ms']:.4f} ms at the 99th "
+              "percentile")
+        assert times["median_ms"] < 1
 
 
 def _raw(client: ComfyClient, method: str, path: str) -> tuple[int, Any]:

@@ -5,7 +5,9 @@ import { colourOf, shownSeries, stepAt } from "../../js/lib/loss_chart.mjs";
 import {
   Series, halved, nearest, readableBytes, readableSeconds, readableTime, scale, smooth, smoothingRadius, ticks, valueRange,
 } from "../../js/lib/numbers.mjs";
+import { merged, moved } from "../../js/lib/photos.mjs";
 import { TrainState } from "../../js/lib/train_state.mjs";
+import { TrainView } from "../../js/lib/train_view.mjs";
 import { wordsOf } from "../../js/lib/train_words.mjs";
 
 function same(found, expected, what = "") {
@@ -114,15 +116,52 @@ const tests = {
     for (let step = 1; step <= 10_000; step += 1) {
       state.take(message(step, {
         series: { loss: [[step, 0.3]], subject: [[step, 0.2]], class: [[step, 0.1]], drift: [[step, 0.5]] }, note: "n",
-        validations: [{ step, prompts: ["p"], images: [{ filename: `${step}.png` }] }],
+        validations: [{ step, prompts: ["p"], images: [{ filename: `${step}.png` }] }], saved: [step],
       }));
     }
     same([...state.series.keys()], ["loss", "subject", "class", "drift"]);
     same([...state.series.values()].every(({ points }) => points.length <= 2000), true);
     same([state.validations.length <= 400, state.validations.at(-1).step], [true, 10_000]);
+    same([state.saved.length <= 1000, state.saved.at(-1)], [true, 10_000]);
     same([state.notes.length, state.step, state.steps, state.atWork, state.kept], [20, 10_000, 10_000, true, false]);
     near(state.seconds, 0.5);
     same(JSON.stringify(state).length < 600_000, true);
+  },
+  "the page holds as much after 10,000 messages as after the first"() {
+    if (typeof document === "undefined") return; // run by node
+    const state = new TrainState("r");
+    const view = new TrainView(wordsOf("en"), { viewAddress: ({ filename }) => `data:,${filename}`, sharpness: () => 1 });
+    const counts = [];
+    for (let step = 1; step <= 10_000; step += 1) {
+      state.take(message(step, {
+        series: { loss: [[step, 0.3]], subject: [[step, 0.2]], class: [[step, 0.1]] }, note: "n", saved: [step],
+        validations: [{ step, prompts: ["p", "q"], images: [{ filename: `${step}a` }, { filename: `${step}b` }] }],
+      }));
+      view.show(state);
+      if (step === 10 || step === 10_000) counts.push(view.element.querySelectorAll("*").length);
+    }
+    same(counts[0], counts[1], "elements");
+    same([...view.element.querySelectorAll("img")].map(({ src }) => src), ["data:,10000a", "data:,10000b"]);
+    view.remove();
+  },
+  "a photo is moved to where it was dropped and no other is lost"() {
+    const names = ["a", "b", "c", "d"];
+    for (const from of names.keys()) {
+      for (const to of names.keys()) {
+        const order = moved(names, from, to);
+        same(order[to], names[from], `${from} to ${to}`);
+        same(order.filter((name) => name !== names[from]), names.filter((name) => name !== names[from]));
+      }
+    }
+    for (const [from, to] of [[4, 0], [0, 4], [-1, 0], [0, -1], [NaN, 0], [0, NaN], [0.5, 1]]) {
+      same(moved(names, from, to), names, `${from} to ${to}`);
+    }
+    same(names, ["a", "b", "c", "d"], "the list that was given");
+  },
+  "class images of 10,000 messages are bounded"() {
+    let pictures = [];
+    for (let n = 1; n <= 10_000; n += 1) pictures = merged(pictures, [{ hash: `h${n}`, filename: `${n}.png` }], 500);
+    same([pictures.length, pictures.at(-1).hash], [500, "h10000"]);
   },
   "a run that starts again forgets what it makes anew"() {
     const state = new TrainState("r");

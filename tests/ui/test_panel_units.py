@@ -38,7 +38,8 @@ def test_pure_functions(address: str) -> None:
     with Browser() as browser:
         page = browser.open(f"{address}/tests/ui/")
         page.wait_for(f"location.href.startsWith('{address}') && document.readyState === 'complete'")
-        found = page.evaluate("import('/tests/ui/panel_units.mjs').then(({ run }) => run())")
+        # Held by the window: a promise that nothing refers to may be collected while it is waited for.
+        found = page.evaluate("window.found = import('/tests/ui/panel_units.mjs').then(({ run }) => run())", 120)
     assert len(found) >= 15
     failed = [f"{name}: {error}" for name, error in found if error]
     assert not failed, "\n".join(failed)

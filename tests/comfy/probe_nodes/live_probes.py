@@ -2,15 +2,74 @@
 
 from __future__ import annotations
 
+import json
 import time
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from .predictions import pack_module
 
 
+def _run(name: str) -> SimpleNamespace:
+    """As much of a run as a feed asks for."""
+    path = pack_module("nodes.host").pack_output_dir() / name
+
+    def pictures(step: int, count: int) -> list[Path]:
+        return [path / "validation" / f"step_{step:06d}_{number:02d}.png" for number in range(count)]
+
+    folder = SimpleNamespace(path=path, pictures=pictures, lora_path=lambda step: path / f"lora_{step}.safetensors")
+    return SimpleNamespace(folder=folder, stop_and_keep=lambda: None)
+
+
+def _milliseconds(times: list[float]) -> dict[str, float]:
+    times = sorted(times)
+    return {"mean_ms": 1e3 * sum(times) / len(times), "median_ms": 1e3 * times[len(times) // 2],
+            "p99_ms": 1e3 * times[int(len(times) * 0.99)]}
+
+
 class ProbeFeed:
-    """Gives a feed 10,000 steps, quicker than any training could; reports milliseconds and messages."""
+    """Gives a feed 10,000 steps, quicker than any training could; reports milliseconds.
+
+    "steps": only them. "all": with pictures, checkpoints and changes after each, as no training has them.
+    """
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"nonce": ("INT", {"default": 0, "max": 2**31}), "kind": (["steps", "all"],)}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    def probe(self, nonce: int, kind: str) -> dict[str, Any]:
+        import torch
+
+        live, events = pack_module("nodes.live"), pack_module("trainer.events")
+        run = _run(f"feed_{nonce}")
+        images, times = torch.zeros(1, 8, 8, 3), []
+        began = time.perf_counter()
+        with live.feed("5:7", run, 10_000, torch.device("cpu")) as feed:
+            for step in range(1, 10_001):
+                told = [events.StepDone(step, 10_000, 0.3, 0.2, 0.1, 1e-4, 0.5, 0.01, 1.0)]
+                if kind == "all":
+                    told += [events.ValidationStep(step, 1, 2), events.Validation(step, ("a photo",), images),
+                             events.CheckpointSaved(step, run.folder.path), events.Adjusted(step, "less", {"a": "b"})]
+                for event in told:
+                    start = time.perf_counter()
+                    feed.note(event)
+                    times.append(time.perf_counter() - start)
+            feed.end("finished", {"step": 10_000})
+        report = {
+            **_milliseconds(times), "seconds": time.perf_counter() - began,
+            "still_active": live.active(run.folder.path.name) is not None,
+        }
+        return {"ui": {"report": [report]}}
+
+
+class ProbeMessage:
+    """What one whole message costs the training that sends it, and the server that makes JSON of it."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -25,24 +84,23 @@ class ProbeFeed:
         import torch
 
         live, events = pack_module("nodes.live"), pack_module("trainer.events")
-        path = pack_module("nodes.host").pack_output_dir() / f"feed_{nonce}"
-        run = SimpleNamespace(folder=SimpleNamespace(path=path), stop_and_keep=lambda: None)
-        times = []
-        began = time.perf_counter()
-        with live.feed("5:7", run, 10_000, torch.device("cpu")) as feed:
-            for step in range(1, 10_001):
-                event = events.StepDone(step, 10_000, 0.3, 0.2, 0.1, 1e-4, 0.5, 0.01, 1.0)
-                start = time.perf_counter()
-                feed.note(event)
-                times.append(time.perf_counter() - start)
-            feed.end("finished", {"step": 10_000})
-        times.sort()
-        report = {
-            "seconds": time.perf_counter() - began, "mean_ms": 1e3 * sum(times) / len(times),
-            "median_ms": 1e3 * times[len(times) // 2], "p99_ms": 1e3 * times[int(len(times) * 0.99)],
-            "still_active": live.active(path.name) is not None,
-        }
-        return {"ui": {"report": [report]}}
+        feed = live.Feed("5:7", _run(f"message_{nonce}"), 10_000, torch.device("cpu"))
+        feed.send()
+        sending, encoding, step = [], [], 0
+        for _ in range(1000):
+            for _ in range(live.MOST_POINTS):  # a full message, as the quickest training sends it
+                step += 1
+                feed._sent = time.monotonic()
+                feed.note(events.StepDone(step, 10_000, 0.3, 0.2, 0.1, 1e-4, 0.5, 0.01, 1.0))
+            series = {name: list(points) for name, points in feed._series.items()}
+            time.sleep(0.002)  # the server has sent the last one: they never come one right after the other
+            start = time.perf_counter()
+            feed.send()
+            sending.append(time.perf_counter() - start)
+            start = time.perf_counter()
+            json.dumps({**feed.now(), "series": series})
+            encoding.append(time.perf_counter() - start)
+        return {"ui": {"report": [{"sending": _milliseconds(sending), "encoding": _milliseconds(encoding)}]}}
 
 
-NODES = {"ProbeFeed": ProbeFeed}
+NODES = {"ProbeFeed": ProbeFeed, "ProbeMessage": ProbeMessage}
