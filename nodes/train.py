@@ -129,7 +129,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
             if (force_retrain or go_on) and run.folder.kept_step(config.steps) is not None:
                 live.went_on()
             with live.feed(cls.hidden.unique_id, run, config.steps, device) as feed:
-                finished = _follow(run.events(force_retrain, go_on), progress, feed)
+                finished, plan = _follow(run.events(force_retrain, go_on), progress, feed)
                 path = publish(finished.path, loras_dir(), output_name)
                 lora = load_lora_file(path)
                 matched = require_all_keys(lora.tensors, model, clip)
@@ -137,7 +137,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 run.folder.record_result(result)
                 feed.end("kept" if finished.step < config.steps else "finished", result)
         summary = _summary(finished, config.steps, lora, matched)
-        text = [summary, *filter(None, [over_limit_note([pack_output_dir()])])]
+        text = [summary, *filter(None, [plan, over_limit_note([pack_output_dir()])])]
         progress.say("\n".join(text))
         return cls._output(run, lora, finished.step, text, {"run": run.folder.path.name, **result})
 
@@ -156,15 +156,18 @@ class DreamBoothLoRATrain(io.ComfyNode):
                              ui={"images": pictures, "text": text, "subjectbooth": [result]})
 
 
-def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed) -> Finished:
-    """Turn the run's events into the node's progress; closing them on a cancel is what keeps the work."""
+def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed) -> tuple[Finished, str]:
+    """Turn the run's events into the node's progress; closing them on a cancel is what keeps the work.
+
+    Returns the end and the memory plan, which is empty when nothing had to be trained.
+    """
     finished: Finished | None = None
-    steps = 0
+    steps, plan = 0, ""
     try:
         for event in events:
             feed.note(event)
             if isinstance(event, Started):
-                steps = event.steps
+                steps, plan = event.steps, event.plan
                 notes = "; ".join((event.plan, *event.notes))
                 progress.say(f"training on {event.chosen['device']} in {event.chosen['precision']}"
                              + f"; {notes}")
@@ -185,7 +188,7 @@ def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed) -> Fin
     finally:
         events.close()  # type: ignore[attr-defined]
     assert finished is not None
-    return finished
+    return finished, plan
 
 
 def _result(finished: Finished, steps: int, lora: SubjectLora, matched: int) -> dict[str, Any]:
