@@ -175,6 +175,8 @@ def test_nothing_outside_is_read_or_written(comfy: ComfyClient, server: ComfySer
         assert place.shows in said, "a bait in the folder itself is seen"
         assert status == (409 if kind == "stop" else 200)
     names = _ways(bait)
+    if kind == "folder":  # ComfyUI's input folder itself is one that may be chosen
+        names = [name for name in names if name not in (".", "./")]
     try:
         (root / f"{LINK}{place.suffix}").symlink_to(bait, target_is_directory=bait.is_dir())
         if place.links:
