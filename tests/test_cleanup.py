@@ -6,6 +6,7 @@ import json
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -86,6 +87,24 @@ def test_the_oldest_that_no_lora_needs_go_and_nothing_else(tmp_path: Path) -> No
     lora.unlink()
     items = survey(root, images, [loras])
     assert [item.path for item in choose(items, 0)] == [needed.path, kept_store.path]
+
+
+def test_nothing_goes_while_a_lora_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its run, which it would name, may be among the oldest. A link whose file is gone is no LoRA."""
+    root, loras = tmp_path / "subjectbooth", tmp_path / "loras"
+    shut = _lora(loras / "shut.safetensors", _run(root, 1, 100))
+    (loras / "gone.safetensors").symlink_to(tmp_path / "nowhere")
+    assert [item.needed for item in survey(root, root / "class_images", [loras])] == ["its LoRA is there"]
+    usual = Path.open
+
+    def refused(path: Path, *given: Any, **named: Any) -> Any:
+        if path == shut:
+            raise PermissionError(13, "Permission denied")
+        return usual(path, *given, **named)
+
+    monkeypatch.setattr(Path, "open", refused)
+    with pytest.raises(SubjectBoothError, match=r"a LoRA that cannot be opened \(Permission denied\).*shut.safetensors"):
+        survey(root, root / "class_images", [loras])
 
 
 def test_a_run_that_somebody_is_at_work_in_stays_with_its_class_images(tmp_path: Path) -> None:

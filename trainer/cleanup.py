@@ -89,6 +89,9 @@ def survey(runs: Path, class_images: Path, loras: Iterable[Path]) -> list[Item]:
         runs: the folder that holds all runs.
         class_images: likewise.
         loras: folders with LoRA files, searched with their sub-folders.
+
+    Raises:
+        SubjectBoothError: a LoRA there may not be read.
     """
     keys = _keys_of(loras, (runs, class_images))
     items, stores = [], set()
@@ -153,13 +156,26 @@ def _in_use(folder: Path, changed: float) -> bool:
 
 
 def _keys_of(folders: Iterable[Path], ours: Sequence[Path]) -> set[str]:
-    """The runs of all LoRAs there; the adapters in the runs' own folders keep nothing alive."""
+    """The runs of all LoRAs there; the adapters in the runs' own folders keep nothing alive.
+
+    Raises:
+        SubjectBoothError: a file may not be read, so that nobody knows which run it needs.
+    """
     keys = set()
     for folder in folders:
         for path in folder.rglob("*.safetensors"):
             if any(path.resolve().is_relative_to(place.resolve()) for place in ours):
                 continue
-            with contextlib.suppress(SubjectBoothError, OSError):
+            try:
+                path.open("rb").close()
+            except FileNotFoundError:  # a link whose file is gone
+                continue
+            except OSError as error:
+                raise SubjectBoothError(
+                    f"a LoRA that cannot be opened ({error.strerror or type(error).__name__})",
+                    "a look into every LoRA, because their runs stay", "change its permissions, or move it elsewhere",
+                    str(path)) from error
+            with contextlib.suppress(SubjectBoothError):  # a damaged file, or a stranger's
                 keys.add(read_metadata(path).get("subjectbooth.run_key", ""))
     return keys - {""}
 
