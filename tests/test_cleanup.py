@@ -103,7 +103,7 @@ def test_nothing_goes_while_a_lora_may_not_be_read(tmp_path: Path, monkeypatch: 
         return usual(path, *given, **named)
 
     monkeypatch.setattr(Path, "open", refused)
-    with pytest.raises(SubjectBoothError, match=r"a LoRA that cannot be opened \(Permission denied\).*shut.safetensors"):
+    with pytest.raises(SubjectBoothError, match=r"cannot be opened \(Permission denied\).*shut.safetensors"):
         survey(root, root / "class_images", [loras])
 
 
