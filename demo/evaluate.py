@@ -1,6 +1,7 @@
 """Print and keep the demo base's figures: `python -m demo.evaluate [part ...]`.
 
-Parts: judge, autoencoder, text_to_image, diversity, wide, comfyui, dreambooth (the last two start the real ComfyUI).
+Parts: judge, autoencoder, ceilings, text_to_image, diversity, wide, comfyui, dreambooth (the last two start the real
+ComfyUI).
 What was measured is kept in demo/figures.json, part by part, and goes from there into docs/demo-base.md.
 """
 
@@ -27,7 +28,7 @@ from .measure import (
     measure_wide,
 )
 from .measure_comfyui import measure_comfyui
-from .measure_dreambooth import measure_dreambooth
+from .measure_dreambooth import measure_ceilings, measure_dreambooth
 from .narrow import load_narrow
 
 FIGURES = Path(__file__).parent / "figures.json"
@@ -71,6 +72,7 @@ def main() -> None:
     parts: dict[str, Callable[[], Figures]] = {
         "judge": lambda: measure_judge(judge, WORK),
         "autoencoder": lambda: measure_autoencoder(nets, WORK),
+        "ceilings": lambda: measure_ceilings(nets, judge),
         "text_to_image": lambda: measure_text_to_image(nets, judge),
         "diversity": lambda: measure_diversity(nets, judge),
         "wide": lambda: measure_wide(nets),

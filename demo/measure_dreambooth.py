@@ -20,8 +20,9 @@ from .base import manifest
 from .classes import article, place
 from .gallery import grid
 from .judge import LoadedJudge
-from .measure import Figures, share
+from .measure import Figures, draw, share
 from .measure_comfyui import Graph, comfyui, node, pictures_of, pixels, sampling
+from .narrow import Narrow
 from .subjects import FOLDER, SUBJECTS
 
 logger = logging.getLogger("subjectbooth")
@@ -117,6 +118,20 @@ def dreambooth_row(
         "class_before": share([seen == word for seen in judge.look(made["before"]).word]),
     }  # fmt: skip
     return row, {"photos": training, **made}
+
+
+def measure_ceilings(nets: Narrow, judge: LoadedJudge) -> Figures:
+    """The highest gain that the autoencoder allows: held-out photos that only went through it count as "after"."""
+    ceilings = {}
+    for name, subject in SUBJECTS.items():
+        plain = f"a photo of {article(subject.class_word)}{subject.class_word}"
+        training, heldout = photos(name, "train"), photos(name, "heldout")
+        base = similarity(judge, draw(nets, [plain] * 8, list(range(100, 108)), SAMPLE_STEPS, CFG), training)
+        with torch.no_grad():
+            again = nets.decoder(nets.encoder(heldout)).clamp(0, 1)
+        top = similarity(judge, heldout, training)
+        ceilings[name] = round((similarity(judge, again, training) - base) / (top - base), 3)
+    return {"mean": mean(ceilings.values()), "worst": min(ceilings.values()), **ceilings}
 
 
 def planned(names: list[str], steps: list[int]) -> list[tuple[str, int, int]]:
