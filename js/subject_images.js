@@ -92,7 +92,7 @@ class PhotoPanel {
   async look() {
     const number = (this.asked += 1);
     const values = valuesOf(this.node, WATCHED);
-    const linked = this.node.inputs?.some((input) => WATCHED.includes(input.name) && input.link != null);
+    const linked = this.node.inputs?.some((input, slot) => WATCHED.includes(input.name) && this.node.isInputConnected(slot));
     let answer = null;
     let failure = "";
     try {

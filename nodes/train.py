@@ -137,8 +137,9 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 run.folder.record_result(result)
                 feed.end("kept" if finished.step < config.steps else "finished", result)
         summary = _summary(finished, config.steps, lora, matched)
-        text = [summary, *filter(None, [plan, over_limit_note([pack_output_dir()])])]
-        progress.say("\n".join(text))
+        text = [summary, *filter(None, [over_limit_note([pack_output_dir()])])]
+        progress.say("\n".join(text))  # the plan would make it longer than the room that the editor gives it
+        text += filter(None, [plan])
         return cls._output(run, lora, finished.step, text, {"run": run.folder.path.name, **result})
 
     @classmethod
