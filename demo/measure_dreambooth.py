@@ -135,11 +135,14 @@ def measure_ceilings(nets: Narrow, judge: LoadedJudge) -> Figures:
 
 
 def planned(names: list[str], steps: list[int]) -> list[tuple[str, int, int]]:
-    """(subject, class images, steps) of every row; each run of a subject goes on from the one before."""
+    """(subject, class images, steps) of every row, those with class images first, which the goals are about.
+
+    Each run of a subject goes on from the one before.
+    """
     return [
         (name, images, count)
+        for images in (CLASS_IMAGES, 0)
         for name in names
-        for images in (0, CLASS_IMAGES)
         for count in steps or sorted({STEPS, *(SERIES_STEPS if name in SERIES else ())})
     ]
 
