@@ -102,13 +102,17 @@ class ClassImagesPanel {
   }
 }
 
+// Known from the start: a page that is reloaded gets messages before set-up, and the editor complains of unknown ones.
+let ready = false;
+api.addEventListener("subjectbooth.class_images", ({ detail }) => {
+  const node = ready && nodeAt(app.rootGraph ?? app.graph, detail.node);
+  if (node) node.subjectBoothClassImages?.note(detail);
+});
+
 app.registerExtension({
   name: "SubjectBooth.ClassImages",
   setup() {
-    api.addEventListener("subjectbooth.class_images", ({ detail }) => {
-      const node = nodeAt(app.rootGraph ?? app.graph, detail.node);
-      node?.subjectBoothClassImages?.note(detail);
-    });
+    ready = true;
   },
   nodeCreated(node) {
     if (node.comfyClass !== KIND) return;

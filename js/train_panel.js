@@ -211,6 +211,10 @@ function panelAt(path) {
   return node ? panels.get(node) : undefined;
 }
 
+// Known from the start: a page that is reloaded gets messages before set-up, and the editor complains of unknown ones.
+let ready = false;
+api.addEventListener("subjectbooth.train", ({ detail }) => ready && panelAt(detail.node)?.hear(detail));
+
 app.registerExtension({
   name: "SubjectBooth.TrainPanel",
 
@@ -219,11 +223,11 @@ app.registerExtension({
     style.rel = "stylesheet";
     style.href = new URL("./lib/train_panel.css", import.meta.url).href;
     document.head.append(style);
-    api.addEventListener("subjectbooth.train", ({ detail }) => panelAt(detail.node)?.hear(detail));
     api.addEventListener("executed", ({ detail }) => {
       const result = detail?.output?.subjectbooth?.[0];
       if (result?.run) panelAt(detail.display_node ?? detail.node)?.finish(result);
     });
+    ready = true;
   },
 
   nodeCreated(node) {

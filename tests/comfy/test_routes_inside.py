@@ -130,7 +130,7 @@ def _without(said: str, name: str) -> str:
     """An answer's sentence without the name it repeats."""
     sentence = str(json.loads(said)["error"])
     for known in (name, urllib.parse.unquote(name)):
-        for spelled in (known, repr(known)[1:-1]):
+        for spelled in (known, repr(known)[1:-1], known[:60], repr(known[:60])[1:-1]):  # a long one is repeated in part
             sentence = sentence.replace(spelled, "")
     return sentence
 
