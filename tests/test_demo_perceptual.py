@@ -1,4 +1,4 @@
-"""What the demo base's autoencoder trains by: any drawing of the sets, and a distance of features beside that of pixels."""
+"""What the autoencoder of the demo base trains by: any drawing, and a distance of features beside that of pixels."""
 
 from __future__ import annotations
 
