@@ -78,19 +78,19 @@ def main() -> None:
         unpack(arguments.work, DIFFUSION.name, WIDE.name)
     if arguments.stage in ("diffusion", "rare"):
         asked = DIFFUSION if arguments.stage == "diffusion" else RARE
-        unet = replace(
+        run = replace(
             asked,
             autoencoder=autoencoder.name,
             minutes=arguments.minutes,
             workers=arguments.workers,
             lr=arguments.lr or asked.lr,
         )
-        train_diffusion(unet, arguments.work)
-    for run in (AUTOENCODER, WIDE):
-        if arguments.stage == run.name:
-            train_autoencoder(
-                replace(run, minutes=arguments.minutes, workers=arguments.workers), arguments.work
-            )
+        train_diffusion(run, arguments.work)
+    if arguments.stage in ("autoencoder", "wide"):
+        which = AUTOENCODER if arguments.stage == "autoencoder" else WIDE
+        train_autoencoder(
+            replace(which, minutes=arguments.minutes, workers=arguments.workers), arguments.work
+        )
 
 
 if __name__ == "__main__":

@@ -169,5 +169,5 @@ class Composer:
         self, rng: random.Random, which: list[int], poses: list[Pose], backgrounds: list[str]
     ) -> torch.Tensor:
         painted = torch.stack([paint(name, rng, SIZE * _SUPER) for name in backgrounds])
-        drawings = premultiplied(self.pixels[which])
+        drawings = premultiplied(self.pixels[which])  # not all at once: as floats a whole set takes 1 GB
         return F.avg_pool2d(place_drawings(drawings, poses, painted), _SUPER)

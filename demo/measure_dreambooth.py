@@ -17,7 +17,7 @@ import torch
 from PIL import Image
 
 from .base import manifest
-from .classes import article, place
+from .classes import caption, place
 from .gallery import grid
 from .judge import LoadedJudge
 from .measure import Figures, draw, share
@@ -78,7 +78,7 @@ def dreambooth_graph(name: str, settings: dict[str, Any]) -> Graph:
         "ApplySubjectLoRA", model=["base", 0], clip=["base", 1], lora_name="(from subject_lora)",
         strength_model=1.0, strength_clip=1.0, prompt="{subject}", subject_lora=["train", 0],
     )  # fmt: skip
-    plain = f"a photo of {article(word)}{word}"
+    plain = caption(word, None)
 
     def look(part: str, prompt: str, seed: int, count: int, source: str) -> None:
         sampling(graph, part, prompt, seed, count, source, SAMPLE_STEPS, CFG)
@@ -124,7 +124,7 @@ def measure_ceilings(nets: Narrow, judge: LoadedJudge) -> Figures:
     """The highest gain that the autoencoder allows: held-out photos that only went through it count as "after"."""
     ceilings = {}
     for name, subject in SUBJECTS.items():
-        plain = f"a photo of {article(subject.class_word)}{subject.class_word}"
+        plain = caption(subject.class_word, None)
         training, heldout = photos(name, "train"), photos(name, "heldout")
         base = similarity(judge, draw(nets, [plain] * 8, list(range(100, 108)), SAMPLE_STEPS, CFG), training)
         with torch.no_grad():

@@ -21,13 +21,17 @@ from .pictures import Library
 logger = logging.getLogger("subjectbooth")
 
 
+WIDTHS = (16, 32, 64, 96)
+"""Channels at 64, 32, 16 and 8 px."""
+
+
 class Eye(nn.Module):
     """Images [n, 3, 64, 64] in 0..1 -> feature maps at 64, 32, 16 and 8 px."""
 
-    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 96)) -> None:
+    def __init__(self) -> None:
         super().__init__()
         stages, before = [], 3
-        for i, width in enumerate(widths):
+        for i, width in enumerate(WIDTHS):
             first = nn.Conv2d(before, width, 3, 1 if i == 0 else 2, 1, bias=False)
             second = nn.Conv2d(width, width, 3, 1, 1, bias=False)
             norms = nn.BatchNorm2d(width), nn.BatchNorm2d(width)
@@ -52,18 +56,22 @@ class Eye(nn.Module):
         return total
 
 
+def load_eye(path: Path) -> Eye:
+    """The net that :func:`train_eye` has left at *path*, in eval mode."""
+    eye = Eye()
+    eye.load_state_dict(torch.load(path, weights_only=True))
+    return eye.eval().requires_grad_(False)
+
+
 def train_eye(
     pictures: Library, path: Path, steps: int = 4000, batch: int = 32, lr: float = 2e-3, seed: int = 0
-) -> Eye:
-    """The trained net of *path*; it is trained first if it is not there yet."""
+) -> None:
+    """Train on compositions made on the fly and write the weights to *path*."""
     torch.manual_seed(seed)
     eye = Eye()
-    if path.exists():
-        eye.load_state_dict(torch.load(path, weights_only=True))
-        return eye.eval().requires_grad_(False)
     rng = random.Random(f"eye {seed}")
     composer = Composer(pictures)
-    head = nn.Linear(eye.stages[-1][0].out_channels * 64, 128)  # type: ignore[index, union-attr, operator]
+    head = nn.Linear(WIDTHS[-1] * 8 * 8, 128)
     names = nn.Linear(128, len(pictures.words), bias=False)
     trained = [*eye.parameters(), *head.parameters(), *names.parameters()]
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=0.02)
@@ -82,4 +90,3 @@ def train_eye(
         if (step + 1) % 200 == 0:
             logger.info("eye step %d: loss %.3f", step + 1, running)
     torch.save(eye.state_dict(), path)
-    return eye.eval().requires_grad_(False)

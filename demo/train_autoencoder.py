@@ -15,7 +15,7 @@ from torch import nn
 from . import parallel
 from .autoencoder import decoder_widths, encoder_widths, grow, make_decoder, make_encoder
 from .compose import Composer
-from .perceptual import train_eye
+from .perceptual import load_eye, train_eye
 from .pictures import everything_drawn, library
 
 EYE = "eye.pt"
@@ -81,7 +81,7 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
     composer = Composer(library(work / "npm"))
     test = held_out(composer)
     anything = Composer(everything_drawn(work / "npm")) if run.any_drawing else composer
-    eye = train_eye(anything.library, work / EYE) if run.perceptual else None
+    eye = load_eye(work / EYE) if run.perceptual else None
     encoder, decoder = make_encoder(run.encoder_widths), make_decoder(run.decoder_widths)
     nets = nn.ModuleDict({"encoder": encoder, "decoder": decoder})
     nets.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -154,7 +154,7 @@ def _save(
 
 def train_autoencoder(run: AutoencoderRun, folder: Path) -> Path:
     """Train, or go on with, *run* under *folder*; returns the saved state's path."""
-    if run.perceptual:
+    if run.perceptual and not (folder / EYE).exists():
         train_eye(everything_drawn(folder / "npm"), folder / EYE)
     parallel.run(_job, run.workers, run, str(folder))
     return folder / f"{run.name}.pt"

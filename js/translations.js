@@ -5,15 +5,14 @@ import { app } from "../../scripts/app.js";
 
 const table = {};
 
-/** Put the translated names and tooltips of `words` into one node's definition. */
-export function translate(definition, words) {
+/** Put the translated title, description and tooltips of `words` into one node's definition. */
+function translate(definition, words) {
   definition.display_name = words.display_name ?? definition.display_name;
   definition.description = words.description ?? definition.description;
   for (const group of [definition.input?.required, definition.input?.optional]) {
     for (const [name, spec] of Object.entries(group ?? {})) {
-      const said = words.inputs?.[name];
-      if (!said) continue;
-      spec[1] = { ...spec[1], display_name: said.name ?? name, tooltip: said.tooltip ?? spec[1]?.tooltip };
+      const tooltip = words.inputs?.[name]?.tooltip;
+      if (tooltip) spec[1] = { ...spec[1], tooltip };
     }
   }
   for (const [slot, said] of Object.entries(words.outputs ?? {})) {
@@ -21,14 +20,11 @@ export function translate(definition, words) {
   }
 }
 
-/** The same for the labels on a node that has just been made. */
-export function label(node, words) {
-  for (const part of [...(node.inputs ?? []), ...(node.widgets ?? [])]) {
-    const said = words.inputs?.[part.name]?.name;
-    if (!said) continue;
-    if (node.widgets?.includes(part)) part.label = said;
-    else part.localized_name = said;
-  }
+/** Put the translated names of its inputs and outputs on a node that has just been made. */
+function label(node, words) {
+  const named = (part) => words.inputs?.[part.name]?.name;
+  for (const input of node.inputs ?? []) input.localized_name = named(input) ?? input.localized_name;
+  for (const widget of node.widgets ?? []) widget.label = named(widget) ?? widget.label;
   for (const [slot, said] of Object.entries(words.outputs ?? {})) {
     if (said.name && node.outputs?.[slot]) node.outputs[slot].localized_name = said.name;
   }

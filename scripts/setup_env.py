@@ -123,24 +123,24 @@ def ensure_oldest(python: Path) -> Path:
     """A folder to put first on PYTHONPATH: the oldest versions that requirements.txt allows, without torch."""
     pins = [line.replace(">=", "==") for line in requirements(ROOT / "requirements.txt")]
     pins += requirements(ROOT / "requirements-oldest.txt")
-    key = "\n".join(pins)
-    stamp = OLDEST / ".subjectbooth-stamp"
-    if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == key):
-        print("Installing the oldest allowed versions: " + ", ".join(pins), flush=True)
-        run_pip(python, "install", "--target", str(OLDEST), "--upgrade", "--no-deps", *pins)
-        stamp.write_text(key, encoding="utf-8")
-    return OLDEST
+    return _install_beside(python, OLDEST, pins)
 
 
 def ensure_front_end(python: Path) -> Path:
     """The newest front end that is tested, to be served by ComfyUI's --front-end-root."""
-    stamp = FRONT_END / ".subjectbooth-stamp"
-    if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == NEWEST_FRONT_END):
-        print(f"Installing {NEWEST_FRONT_END}", flush=True)
-        shutil.rmtree(FRONT_END, ignore_errors=True)
-        run_pip(python, "install", "--target", str(FRONT_END), "--no-deps", NEWEST_FRONT_END)
-        stamp.write_text(NEWEST_FRONT_END, encoding="utf-8")
-    return FRONT_END / "comfyui_frontend_package" / "static"
+    return _install_beside(python, FRONT_END, [NEWEST_FRONT_END]) / "comfyui_frontend_package" / "static"
+
+
+def _install_beside(python: Path, folder: Path, pins: list[str]) -> Path:
+    """These packages alone in a folder of their own, installed anew when the list has changed; the folder."""
+    key = "\n".join(pins)
+    stamp = folder / ".subjectbooth-stamp"
+    if not (stamp.is_file() and stamp.read_text(encoding="utf-8") == key):
+        print(f"Installing {', '.join(pins)} into {folder}", flush=True)
+        shutil.rmtree(folder, ignore_errors=True)
+        run_pip(python, "install", "--target", str(folder), "--no-deps", *pins)
+        stamp.write_text(key, encoding="utf-8")
+    return folder
 
 
 if __name__ == "__main__":

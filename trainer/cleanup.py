@@ -167,16 +167,14 @@ def _keys_of(folders: Iterable[Path], ours: Sequence[Path]) -> set[str]:
             if any(path.resolve().is_relative_to(place.resolve()) for place in ours):
                 continue
             try:
-                path.open("rb").close()
-            except FileNotFoundError:  # a link whose file is gone
+                keys.add(read_metadata(path).get("subjectbooth.run_key", ""))
+            except (SubjectBoothError, FileNotFoundError):  # damaged or a stranger's; a link whose file is gone
                 continue
             except OSError as error:
                 raise SubjectBoothError(
                     f"a LoRA that cannot be opened ({error.strerror or type(error).__name__})",
                     "a look into every LoRA, because their runs stay", "change its permissions, or move it elsewhere",
                     str(path)) from error
-            with contextlib.suppress(SubjectBoothError):  # a damaged file, or a stranger's
-                keys.add(read_metadata(path).get("subjectbooth.run_key", ""))
     return keys - {""}
 
 
