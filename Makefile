@@ -2,13 +2,14 @@
 # COMFYUI_PATH=... uses an existing ComfyUI; SUBJECTBOOTH_PYTHON=... an existing Python instead of .venv.
 PYTHON ?= python3
 
-.PHONY: help setup demo ui test test-oldest soak lint clean
+.PHONY: help setup demo ui test test-oldest test-editor soak lint clean
 
 help:
 	@echo "make demo         train and sample in a real ComfyUI; the results go to demo_output/"
 	@echo "make ui           the same ComfyUI, left running for a browser"
 	@echo "make test         all tests, those in the real ComfyUI included"
 	@echo "make test-oldest  the tests that also run with the oldest allowed libraries"
+	@echo "make test-editor  the tests in the graph editor, with a newer front end than ComfyUI's own"
 	@echo "make soak         kill trainings again and again, try 10,000 strange inputs, run 50 trainings in one ComfyUI: hours"
 	@echo "make lint         style and types"
 	@echo "make setup        only set up what the others need (.venv, .cache)"
