@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import random
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -159,15 +160,31 @@ class Composer:
         styles = tuple(self.library.styles[i] for i in which)
         return Batch(images, tuple(words), styles, tuple(backgrounds))
 
-    def any_drawings(self, rng: random.Random, count: int) -> tuple[torch.Tensor, list[int]]:
-        """*count* compositions of drawings picked evenly, float32 [count, 3, 64, 64], and the drawings' indices."""
+    def any_drawings(
+        self,
+        rng: random.Random,
+        count: int,
+        change: Callable[[torch.Tensor, random.Random], torch.Tensor] | None = None,
+    ) -> tuple[torch.Tensor, list[int]]:
+        """*count* compositions of drawings picked evenly, float32 [count, 3, 64, 64], and the drawings' indices.
+
+        *change* alters the drawings before they are placed (premultiplied, float32 [count, 4, 128, 128]).
+        """
         which = [rng.randrange(len(self.pixels)) for _ in range(count)]
         poses = [random_pose(rng) for _ in which]
-        return self._compose(rng, which, poses, [random_background(rng) for _ in which]), which
+        backgrounds = [random_background(rng) for _ in which]
+        return self._compose(rng, which, poses, backgrounds, change), which
 
     def _compose(
-        self, rng: random.Random, which: list[int], poses: list[Pose], backgrounds: list[str]
+        self,
+        rng: random.Random,
+        which: list[int],
+        poses: list[Pose],
+        backgrounds: list[str],
+        change: Callable[[torch.Tensor, random.Random], torch.Tensor] | None = None,
     ) -> torch.Tensor:
         painted = torch.stack([paint(name, rng, SIZE * _SUPER) for name in backgrounds])
         drawings = premultiplied(self.pixels[which])  # not all at once: as floats a whole set takes 1 GB
+        if change is not None:
+            drawings = change(drawings, rng)
         return F.avg_pool2d(place_drawings(drawings, poses, painted), _SUPER)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,8 +16,10 @@ from torch import nn
 from . import parallel
 from .autoencoder import decoder_widths, encoder_widths, grow, make_decoder, make_encoder
 from .compose import Composer
+from .muon import Muon
 from .perceptual import load_eye, train_eye
 from .pictures import everything_drawn, library
+from .recolour import recoloured
 
 EYE = "eye.pt"
 logger = logging.getLogger("subjectbooth")
@@ -28,7 +31,8 @@ class AutoencoderRun:
 
     *start_from* names a run with fewer channels to grow from. The UNet goes on with the latents of that run, so they
     are held near them: *keep_latents* weights the squared distance. *perceptual* weights the distance of features
-    beside that of pixels; the share *any_drawing* of the pictures then shows any drawing of the training sets.
+    beside that of pixels; the share *any_drawing* of the pictures shows any drawing of the training sets, in other
+    colours and light.
     """
 
     name: str = "autoencoder"
@@ -73,6 +77,18 @@ def load_autoencoder(work: Path, name: str) -> tuple[nn.Module, nn.Module]:
     return parts[0], parts[1]
 
 
+def make_optimizers(nets: nn.Module, lr: float, rank: int, world: int) -> list[torch.optim.Optimizer]:
+    """Muon for the inner convolutions, Adam for the rest: those from and to pixels and latents, and biases."""
+    inner: list[nn.Parameter] = []
+    rest: list[nn.Parameter] = []
+    for p in nets.parameters():
+        (inner if p.dim() == 4 and p.shape[0] > 4 and p.shape[1] > 4 else rest).append(p)
+    return [
+        torch.optim.Adam(rest, lr=lr, betas=(0.9, 0.99)),
+        Muon(inner, lr, weight_decay=0.0, rank=rank, world=world),
+    ]
+
+
 def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     work = Path(folder)
@@ -90,26 +106,26 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
         before, old_decoder = load_autoencoder(work, run.start_from)
         grow(encoder, before.state_dict())
         grow(decoder, old_decoder.state_dict())
-    trained = [p for p in nets.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam(trained, lr=run.lr, betas=(0.9, 0.99))
+    trained = list(nets.parameters())
+    optimizers = make_optimizers(nets, run.lr, rank, world)
     step, spent = 0, 0.0
     if path.exists():
         state = torch.load(path, weights_only=True)
         nets.load_state_dict(state["nets"])
-        if "optimizer" in state:
-            optimizer.load_state_dict(state["optimizer"])
+        for optimizer, saved in zip(optimizers, state.get("optimizers", ()), strict=False):
+            optimizer.load_state_dict(saved)
         step, spent = state["step"], state["spent"]
     clock = parallel.Clock(run.steps, run.minutes, spent)
     rng = random.Random(f"{run.seed} {rank} {step}")
     running = 0.0
     while (progress := clock.progress(step)) < 1:
         lr = run.lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
-        for group in optimizer.param_groups:
-            group["lr"] = lr
+        for optimizer in optimizers:
+            optimizer.param_groups[0]["lr"] = lr
         others = round(run.batch * run.any_drawing)
         images = composer.batch(rng, run.batch - others).images
         if others:
-            images = torch.cat([images, anything.any_drawings(rng, others)[0]])
+            images = torch.cat([images, anything.any_drawings(rng, others, recoloured)[0]])
         images = images.contiguous(memory_format=torch.channels_last)
         latents = encoder(images)
         decoded = decoder(latents + run.latent_noise * torch.randn_like(latents))
@@ -123,11 +139,12 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
             # Latents of mean 0 and deviation 1 in each channel: what the noise schedule of SD expects.
             mean, var = latents.mean((0, 2, 3)), latents.var((0, 2, 3))
             loss = loss + 1e-3 * (mean.square() + (var - 1).square()).mean()
-        optimizer.zero_grad(set_to_none=True)
+        nets.zero_grad(set_to_none=True)
         loss.backward()
         parallel.average_gradients(trained, world)
         nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
+        for optimizer in optimizers:
+            optimizer.step()
         step += 1
         if step % 250 == 0 and rank == 0:
             with torch.no_grad():
@@ -138,18 +155,24 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
                 run.name, step, clock.seconds(), running, quality,
                 [round(float(s), 2) for s in latents.std((0, 2, 3))], lr, 100 * progress,
             )  # fmt: skip
-            _save(path, nets, optimizer, step, clock)
+            _save(path, nets, optimizers, step, clock)
     if rank == 0:
         with torch.no_grad():
             logger.info("%s finished: held out %.2f dB", run.name, psnr(decoder(encoder(test)), test))
-        _save(path, nets, optimizer, step, clock)
+        _save(path, nets, optimizers, step, clock)
 
 
 def _save(
-    path: Path, nets: nn.ModuleDict, optimizer: torch.optim.Optimizer, step: int, clock: parallel.Clock
+    path: Path,
+    nets: nn.ModuleDict,
+    optimizers: Sequence[torch.optim.Optimizer],
+    step: int,
+    clock: parallel.Clock,
 ) -> None:
-    state = {"nets": nets.state_dict(), "optimizer": optimizer.state_dict(), "step": step}
-    parallel.save(path, {**state, "spent": clock.seconds()})
+    states = [optimizer.state_dict() for optimizer in optimizers]
+    parallel.save(
+        path, {"nets": nets.state_dict(), "optimizers": states, "step": step, "spent": clock.seconds()}
+    )
 
 
 def train_autoencoder(run: AutoencoderRun, folder: Path) -> Path:

@@ -1,0 +1,37 @@
+"""A real ComfyUI as a child process, and a client of its HTTP and websocket API.
+
+The demo, the UI runner and the tests all drive ComfyUI through this package, in the way any outside program would:
+nothing of ComfyUI is imported here. Needs the standard library and aiohttp (one of ComfyUI's own requirements).
+"""
+
+from .client import ComfyClient, Prompt
+from .errors import ComfyError, Interrupted, NodeFailed, PromptRejected, ServerFailed
+from .events import Event, RunResult
+from .server import (
+    FP32_FLAGS,
+    ComfyServer,
+    copy_file,
+    exit_on_sigterm,
+    find_comfyui,
+    free_port,
+    link_directory,
+)
+
+__all__ = [
+    "FP32_FLAGS",
+    "ComfyClient",
+    "ComfyError",
+    "ComfyServer",
+    "Event",
+    "Interrupted",
+    "NodeFailed",
+    "Prompt",
+    "PromptRejected",
+    "RunResult",
+    "ServerFailed",
+    "copy_file",
+    "exit_on_sigterm",
+    "find_comfyui",
+    "free_port",
+    "link_directory",
+]
