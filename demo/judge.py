@@ -7,7 +7,6 @@ It tells which drawing a picture shows (so its class and its drawing style) and 
 from __future__ import annotations
 
 import logging
-import math
 import random
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from torch import nn
 from .classes import BACKGROUNDS, CLASS_WORDS, STYLES
 from .compose import Composer
 from .pictures import Library, library
+from .rates import warm_cosine
 
 logger = logging.getLogger("subjectbooth")
 
@@ -98,7 +98,7 @@ def train_judge(work: Path, steps: int = 2200, batch: int = 32, lr: float = 2e-3
     running = 8.0
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = lr * warm_cosine(step, step / steps)
         made = composer.batch(rng, batch)
         which = torch.tensor([index[pair] for pair in zip(made.words, made.styles, strict=True)])
         where = torch.tensor([BACKGROUNDS.index(name) for name in made.backgrounds])

@@ -17,6 +17,7 @@ from torch import nn
 
 from .compose import Composer
 from .pictures import Library
+from .rates import warm_cosine
 
 logger = logging.getLogger("subjectbooth")
 
@@ -78,7 +79,7 @@ def train_eye(
     running = math.log(len(pictures.words))
     for step in range(steps):
         for group in optimizer.param_groups:
-            group["lr"] = lr * min(1.0, (step + 1) / 100) * 0.5 * (1 + math.cos(math.pi * step / steps))
+            group["lr"] = lr * warm_cosine(step, step / steps)
         images, which = composer.any_drawings(rng, batch)
         embedding = F.normalize(head(eye(images)[-1].flatten(1)), dim=1)
         loss = F.cross_entropy(16 * embedding @ F.normalize(names.weight, dim=1).T, torch.tensor(which))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from .compose import Composer
 from .muon import Muon
 from .perceptual import load_eye, train_eye
 from .pictures import everything_drawn, library
+from .rates import warm_cosine
 from .recolour import recoloured
 
 EYE = "eye.pt"
@@ -119,7 +119,7 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
     rng = random.Random(f"{run.seed} {rank} {step}")
     running = 0.0
     while (progress := clock.progress(step)) < 1:
-        lr = run.lr * min(1.0, (step + 1) / 100) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * progress)))
+        lr = run.lr * warm_cosine(step, progress, floor=0.02)
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = lr
         others = round(run.batch * run.any_drawing)

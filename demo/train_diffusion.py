@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import logging
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from .classes import BACKGROUNDS, CLASS_WORDS, COLORS, RARE_TOKENS, caption, ran
 from .compose import Composer, random_background
 from .muon import Muon
 from .pictures import library
+from .rates import warm_cosine
 from .schedule import STEPS, alphas_cumprod, sample
 from .text import TextEncoder
 from .train_autoencoder import load_autoencoder
@@ -181,11 +181,7 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
     count = run.captions * run.pictures_per_caption
     running, running_plain = 1.0, 1.0
     while (progress := clock.progress(step)) < 1:
-        lr = (
-            run.lr
-            * min(1.0, (step + 1) / run.warmup)
-            * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
-        )
+        lr = run.lr * warm_cosine(step, progress, run.warmup, floor=0.01)
         for optimizer in optimizers:
             optimizer.param_groups[0]["lr"] = lr
         if step % 10 == 0:
