@@ -76,6 +76,8 @@ export class TrainState {
   /** Take in what the node says when it is done. */
   done(result) {
     const { step, steps } = result;
+    // A result of fewer steps may be found again in a folder that was trained further since: what came after is not its.
+    this._cut(step);
     this._now({ step, steps, state: step < steps ? "kept" : "finished", eta: null });
     this.result = result;
   }
@@ -111,6 +113,7 @@ export class TrainState {
   _cut(step) {
     for (const series of this.series.values()) series.cut(step);
     this.validations = this.validations.filter((shown) => shown.step <= step);
+    this.saved = this.saved.filter((saved) => saved <= step);
     this.result = null;
   }
 }

@@ -202,6 +202,17 @@ const tests = {
     state.done({ run: "r", step: 4, steps: 10, lora: "x" });
     same([state.kept, state.result.lora], [true, "x"]);
   },
+  "a result found again shows its own steps, not those that its folder got later"() {
+    const state = new TrainState("r");
+    const points = [[100, 0.3], [300, 0.2], [400, 0.1]];
+    const validations = [100, 300, 400].map((step) => ({ step, images: [] }));
+    state.fill({ run: "r", step: 400, steps: 400, series: { loss: points }, saved: [150, 300, 400], validations });
+    state.done({ run: "r", step: 300, steps: 300, lora: "x" });
+    same(state.series.get("loss").points, points.slice(0, 2));
+    same(state.validations.map(({ step }) => step), [100, 300]);
+    same([state.saved, state.step, state.steps, state.state], [[150, 300], 300, 300, "finished"]);
+    same(state.result.lora, "x");
+  },
   "curves are drawn by what they are called, new ones in colours of their own"() {
     const series = new Map([["loss", { points: [[1, 1]] }], ["subject", { points: [[1, 1]] }], ["class", { points: [] }],
       ["drift", { points: [[1, 1]] }], ["score", { points: [[1, 1]] }]]);
