@@ -10,7 +10,7 @@ import pytest
 
 from subjectbooth.scripts.comfy_server import ComfyClient
 from subjectbooth.tests.ui.browser import Browser, Page, find_chromium
-from subjectbooth.tests.ui.test_panels_editor import (
+from subjectbooth.tests.ui.panel_steps import (
     USUAL,
     add,
     files,
