@@ -1,0 +1,77 @@
+"""The build's own command: a stage goes on where it was stopped, and `wide` grows from `autoencoder`.
+
+With drawings of plain colours in place of the npm packages, and two processes as in the real thing. The stages of the
+UNet take minutes to start (thousands of latents, a compilation), so only the autoencoder's are run here.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from subjectbooth.demo.autoencoder import decoder_widths, encoder_widths
+from subjectbooth.demo.build import AUTOENCODER, WIDE
+from subjectbooth.demo.classes import CLASS_WORDS, STYLES
+from subjectbooth.demo.perceptual import Eye
+from subjectbooth.demo.pictures import SIDE
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+def write_drawings(path: Path, words: tuple[str, ...]) -> None:
+    rng = np.random.default_rng(0)
+    pixels = np.full((len(words), SIDE, SIDE, 4), 255, np.uint8)
+    pixels[..., :3] = rng.integers(0, 256, (len(words), 1, 1, 3))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(path, pixels=pixels, words=np.array(words), styles=np.array(["noto"] * len(words)))
+
+
+@pytest.fixture(scope="module")
+def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A work folder whose drawings are there already."""
+    folder = tmp_path_factory.mktemp("work")
+    write_drawings(folder / "npm" / f"library-{'-'.join(STYLES)}.npz", CLASS_WORDS)
+    write_drawings(folder / "npm" / "everything.npz", tuple(f"icon {i}" for i in range(20)))
+    torch.save(Eye().state_dict(), folder / "eye.pt")
+    return folder
+
+
+def build(work: Path, stage: str, minutes: float) -> dict[str, Any]:
+    """What a stage saves."""
+    command = [sys.executable, "-m", "demo.build", stage, "--minutes", str(minutes), "--work", str(work)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert re.search(rf"{stage} finished: held out [\d.]+ dB", done.stderr), done.stderr[-2000:]
+    saved: dict[str, Any] = torch.load(work / f"{stage}.pt", weights_only=True)
+    return saved
+
+
+def test_a_stage_goes_on_where_it_was_stopped_and_the_next_grows_from_it(work: Path) -> None:
+    first = build(work, "autoencoder", 0.03)
+    assert first["step"] > 0 and first["spent"] >= 0.03 * 60
+    again = build(work, "autoencoder", 0.03)
+    assert again["step"] == first["step"], "its time is used up"
+    assert all(torch.equal(again["nets"][name], value) for name, value in first["nets"].items())
+    longer = build(work, "autoencoder", again["spent"] / 60 + 0.08)
+    assert longer["step"] > first["step"] and longer["spent"] > first["spent"]
+    moments = [state["exp_avg"] for state in longer["optimizers"][0]["state"].values()]
+    assert moments and all(torch.isfinite(m).all() for m in moments)
+    assert next(iter(longer["optimizers"][0]["state"].values()))["step"] == longer["step"]
+
+    wide = build(work, "wide", 0.02)
+    halves = {
+        half: {k[8:]: v for k, v in wide["nets"].items() if k.startswith(half)} for half in ("encoder", "decoder")
+    }
+    assert tuple(encoder_widths(halves["encoder"])) == WIDE.encoder_widths
+    assert tuple(decoder_widths(halves["decoder"])) == WIDE.decoder_widths
+    # Few steps from the grown net: its first channels are still nearly those it grew from.
+    narrow = longer["nets"]["encoder.3.conv.0.weight"]
+    grown = wide["nets"]["encoder.3.conv.0.weight"][: AUTOENCODER.encoder_widths[1], : AUTOENCODER.encoder_widths[1]]
+    assert float(torch.nn.functional.cosine_similarity(narrow.flatten(), grown.flatten(), dim=0)) > 0.8
