@@ -31,7 +31,9 @@ NEW_SCENES = ("purple", "black", "orange", "blue", "night", "striped")
 """Backgrounds that no training picture of a subject has."""
 
 CLASS_IMAGES = 32
-SAMPLE_STEPS, CFG = 15, 4.0
+SAMPLE_STEPS, CFG = 15, 2.0
+CLASS_CFG = 1.0
+"""Class images from what the base draws without guidance: see docs/demo-base.md."""
 SERIES = ("dog", "clock")
 """Subjects whose rows are measured at several steps, to see overfitting and drift come."""
 SERIES_STEPS = (100, 200, 400, 800)
@@ -70,7 +72,7 @@ def dreambooth_graph(name: str, settings: dict[str, Any]) -> Graph:
     if class_images:
         graph["priors"] = node(
             "GenerateClassPriors", **wired, class_prompt="a photo of a {class}", negative="", count=class_images,
-            steps=12, cfg=4.0, sampler_name="dpmpp_2m", scheduler="karras", seed=0, batch_size=8, exclude="",
+            steps=12, cfg=CLASS_CFG, sampler_name="dpmpp_2m", scheduler="karras", seed=0, batch_size=8, exclude="",
         )  # fmt: skip
         train["class_priors"] = ["priors", 0]
     graph["train"] = node("DreamBoothLoRATrain", **wired, output_name=f"demo/{name}", **train)
