@@ -91,8 +91,9 @@ class GenerateClassPriors(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Classifier-free guidance: how closely a picture follows the prompt. At 1 they are what "
-                    "the base itself has learned: rough to look at, but they keep the class best, in half the time.",
+                    tooltip="Classifier-free guidance: how closely a picture follows the prompt. At 1 the pictures "
+                    "are what the base itself has learned: rough to look at, but they keep the class best, in half the "
+                    "time.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
