@@ -15,6 +15,7 @@ import signal
 import sys
 import time
 import types
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -88,11 +89,11 @@ def entered(folder: Path) -> str:
     return (note.read_text("utf-8") if note.is_file() else "") or "starting"
 
 
-def run_once(folder: Path, kind: str, seconds: float | None, after: str = "") -> bool:
+def run_once(folder: Path, kind: str, seconds: float | None, pictures: int | None = None) -> bool:
     """Whether it was killed, after so many seconds; None lets it end.
 
     Args:
-        after: count the seconds from when the run gets to this phase; from its begin without.
+        pictures: count the seconds from when the run is at its class images and has so many; from its begin without.
     """
     enter(folder, "starting")
     child = os.fork()
@@ -105,7 +106,7 @@ def run_once(folder: Path, kind: str, seconds: float | None, after: str = "") ->
         os._exit(0)
     ended, status = 0, 0
     if seconds is not None:
-        while after and entered(folder) != after and not ended:
+        while pictures is not None and not drawing(folder, pictures) and not ended:
             ended, status = os.waitpid(child, os.WNOHANG)
             time.sleep(0.001)
         if not ended:
@@ -118,6 +119,11 @@ def run_once(folder: Path, kind: str, seconds: float | None, after: str = "") ->
     if os.WEXITSTATUS(status):
         raise SystemExit(f"{kind}: ended with an error")
     return False
+
+
+def drawing(folder: Path, pictures: int) -> bool:
+    """Whether the run makes class images and has so many or more."""
+    return entered(folder) == "class images" and len(image_files(folder)) >= pictures
 
 
 def log_of(folder: Path) -> list[dict[str, Any]]:
@@ -134,21 +140,22 @@ def log_of(folder: Path) -> list[dict[str, Any]]:
     return entries
 
 
-def images_of(folder: Path) -> dict[str, bytes]:
-    return {path.name: path.read_bytes() for path in folder.glob("class_images/*/*.safetensors")
-            if not path.name.startswith(".")}
+def image_files(folder: Path) -> list[Path]:
+    """The class images that are whole."""
+    return [path for path in folder.glob("class_images/*/*.safetensors") if not path.name.startswith(".")]
 
 
 def seconds_a_picture(folder: Path) -> float:
-    """Between two class images of a run that was never killed; 0 without any."""
-    times = sorted(path.stat().st_mtime for path in folder.glob("class_images/*/*.safetensors"))
-    return (times[-1] - times[0]) / (len(times) - 1) if len(times) > 1 else 0.0
+    """The least between two class images of a run that was never killed; 0 without any."""
+    times = sorted(path.stat().st_mtime for path in image_files(folder))
+    return min((after - before for before, after in pairwise(times)), default=0.0)
 
 
 def outcome(folder: Path) -> tuple[object, ...]:
     (lora,) = folder.glob(f"runs/*/lora_{STEPS:06d}.safetensors")
     weights = {name: tensor.numpy().tobytes() for name, tensor in safetensors.torch.load_file(lora).items()}
-    return weights, images_of(folder), [(entry["step"], entry["loss"]) for entry in log_of(folder)]
+    images = {path.name: path.read_bytes() for path in image_files(folder)}
+    return weights, images, [(entry["step"], entry["loss"]) for entry in log_of(folder)]
 
 
 def last_step(folder: Path) -> int:
@@ -159,7 +166,7 @@ def last_step(folder: Path) -> int:
 def soak(folder: Path, kind: str, kills: int, choose: random.Random) -> dict[str, Any]:
     """The same run, never killed and killed again and again; as many of the latter as the kills take.
 
-    Every other kill of a run that makes class images is timed from when it begins to, and so falls among them.
+    Every other kill of a run that makes class images waits for some of those that are missing, and so falls among them.
     """
     began = time.monotonic()
     run_once(folder / "whole", kind, None)
@@ -171,10 +178,10 @@ def soak(folder: Path, kind: str, kills: int, choose: random.Random) -> dict[str
         row["trainings"] += 1
         cut = folder / f"cut {row['trainings']}"
         while row["kills"] < kills:
-            missing = KINDS[kind][0] - len(images_of(cut))
-            among = missing > 0 and row["kills"] % 2 == 0
-            seconds = choose.uniform(0.0, missing * picture if among else usual)
-            if not run_once(cut, kind, seconds, after="class images" if among else ""):
+            have, all_of_them = len(image_files(cut)), KINDS[kind][0]
+            among = have < all_of_them and row["kills"] % 2 == 0
+            pictures = choose.randrange(have, max(have + 1, all_of_them - 1)) if among else None
+            if not run_once(cut, kind, choose.uniform(0.0, picture if among else usual), pictures):
                 break
             row[entered(cut)] += 1
             row["kills"] += 1
