@@ -137,7 +137,8 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 run.folder.record_result(result)
                 feed.end("kept" if finished.step < config.steps else "finished", result)
         summary = _summary(finished, config.steps, lora, matched)
-        text = [summary, *filter(None, [over_limit_note([pack_output_dir()])])]
+        text = [summary, *filter(None, [_not_drawn_note(run.not_drawn(finished.step)),
+                                        over_limit_note([pack_output_dir()])])]
         progress.say("\n".join(text))  # the plan would make it longer than the room that the editor gives it
         text += filter(None, [plan])
         return cls._output(run, lora, finished.step, text, {"run": run.folder.path.name, **result})
@@ -146,10 +147,10 @@ class DreamBoothLoRATrain(io.ComfyNode):
     def _output(
         cls, run: Run, lora: SubjectLora, steps: int, text: list[str], result: dict[str, Any],
     ) -> io.NodeOutput:
-        validations = run.folder.validations(steps)
-        pictures = [view_entry(path) for step, prompts, _ in validations
-                    for path in run.folder.pictures(step, len(prompts))]
-        images = torch.cat([images for _, _, images in validations]) if validations else ExecutionBlocker(None)
+        validations = run.folder.validations(steps, run.shown)
+        pictures = [view_entry(path) for step, _ in validations
+                    for path in run.folder.pictures(step, len(run.shown))]
+        images = torch.cat([images for _, images in validations]) if validations else ExecutionBlocker(None)
         losses = run.folder.losses(steps)
         # Plot Loss Graph divides by the spread of the losses.
         loss_map = {"loss": losses} if len(set(losses)) > 1 else ExecutionBlocker(None)
@@ -206,6 +207,14 @@ def _summary(finished: Finished, steps: int, lora: SubjectLora, matched: int) ->
     step = f"step {finished.step}" + (f" of {steps} (stopped and kept)" if finished.step < steps else "")
     return (f"{verb}: {lora.path.name}, {size:.1f} MB, {step}, matched {matched}/{matched}, "
             f"write “{lora.trigger}” in prompts")
+
+
+def _not_drawn_note(steps: list[int]) -> str:
+    """What to do about pictures that a run found again does not have."""
+    if not steps:
+        return ""
+    named = ", ".join(map(str, steps[:3])) + (f" and {len(steps) - 3} more" if len(steps) > 3 else "")
+    return f"no validation pictures of step {named} for these prompts: force_retrain draws them"
 
 
 @contextmanager

@@ -129,15 +129,16 @@ def test_damaged_checkpoints_and_class_images_are_found(tmp_path: Path) -> None:
 def test_a_spoilt_log_never_stops_a_run(tmp_path: Path) -> None:
     choose = announced("logs")
     folder = RunFolder(tmp_path, "0" * 64, "ohwx собака")
+    prompts = ("фото ohwx собака",)
     folder.open({})
     for step in (1, 2, 3):
         folder.log(StepDone(step, 3, 0.1 * step, 0.1, None, 1e-4, 1.0, 0.5, None))
-    folder.log(Validation(3, ("фото ohwx собака",), torch.rand(1, 8, 8, 3)))
+    folder.log(Validation(3, prompts, torch.rand(1, 8, 8, 3)))
     log, record = folder.path / "events.jsonl", folder.path / "run.json"
     picture = folder.pictures(3, 1)[0]
     files = {path: path.read_bytes() for path in (log, record, picture)}
     assert len(folder.losses(3)) == 3
-    assert len(folder.validations(3)) == 1
+    assert len(folder.validations(3, prompts)) == 1
     lines = [b"[]", b"5", b"null", b'{"step":"x","event":"StepDone"}', b'{"event":"Validation","step":1,"prompts":5}',
              b'{"event":"Validation","step":1}', b'{"event":"StepDone","step":1}', b"[" * 5000, b'{"step":1e999}',
              b'{"started":NaN}', b'{"started":1e300}', b'{"started":"x"}', b'{"started":-1e18}', b"\xff\xfe{}"]
@@ -153,7 +154,7 @@ def test_a_spoilt_log_never_stops_a_run(tmp_path: Path) -> None:
             elif accident == "line":
                 spoilt = bytearray(content + choose.choice(lines) if choose.random() < 0.7 else choose.choice(lines))
             path.write_bytes(bytes(spoilt))
-        assert len(folder.validations(3)) <= 2, number
+        assert len(folder.validations(3, prompts)) <= 2, number
         assert all(isinstance(loss, float) for loss in folder.losses(3)), number
         started = folder.open({})
         assert started >= 0, number

@@ -16,7 +16,7 @@ from subjectbooth.trainer import adapter
 from subjectbooth.trainer.base_model import make_noise_scheduler
 from subjectbooth.trainer.conditioning import Conditioning
 from subjectbooth.trainer.config import TrainConfig
-from subjectbooth.trainer.data import TrainingData, make_batches, order
+from subjectbooth.trainer.data import TrainingData, make_batches, order, spread_timesteps
 from subjectbooth.trainer.ema import AdapterAverage
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Started, StepDone
@@ -151,6 +151,20 @@ def test_class_images_keep_their_caption_and_are_not_mirrored() -> None:
         assert batch.prompts == ("", "", "a class", "a class")
         assert batch.conditioning.hidden_states[:, 0, 0].tolist() == [0.0, 0.0, 9.0, 9.0]
         assert torch.equal(batch.latents[2:], classes[order(step * 2, 2, 4, 0, "class images")])
+
+
+def test_timesteps_are_spread_evenly_over_any_stretch_and_each_is_as_likely() -> None:
+    for seed in range(20):
+        for first in (0, 7, 100_000, 10**9):
+            drawn = spread_timesteps(first, 8, 1000, seed, "timesteps").sort().values
+            gaps = [*drawn.diff().tolist(), 1000 + int(drawn[0]) - int(drawn[-1])]
+            assert max(gaps) <= 237  # nine of ten sets of independent draws have a larger one
+    many = torch.bincount(spread_timesteps(0, 10_000, 1000, 3, "timesteps"), minlength=1000)
+    assert 8 <= int(many.min()) and int(many.max()) <= 12  # independent draws: 1 to 24 or so
+    # One draw of each of many runs: uniform over the seeds too.
+    firsts = torch.cat([spread_timesteps(5, 1, 1000, seed, "timesteps") for seed in range(4000)])
+    assert float(firsts.float().mean()) == pytest.approx(499.5, abs=15)
+    assert float(firsts.float().std()) == pytest.approx(1000 / 12 ** 0.5, rel=0.03)
 
 
 def test_processes_share_one_draw() -> None:

@@ -10,7 +10,7 @@ from typing import Any
 from .errors import SubjectBoothError
 from .storage import canonical_json, sha256_of
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 """Part of every run's key: raised when the same settings would no longer give the same weights."""
 
 AUTO = "auto"

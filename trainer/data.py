@@ -17,6 +17,8 @@ from .config import TrainConfig
 from .errors import SubjectBoothError
 from .loss import Batch
 
+GOLDEN_SECTION = (5 ** 0.5 - 1) / 2
+
 
 @dataclass(frozen=True)
 class TrainingData:
@@ -100,6 +102,19 @@ def order(first: int, count: int, size: int, seed: int, purpose: str) -> list[in
     return picked
 
 
+def spread_timesteps(first: int, count: int, length: int, seed: int, purpose: str) -> torch.Tensor:
+    """Timesteps ``first .. first+count`` of an endless sequence that covers ``range(length)`` evenly, int64 [count].
+
+    Every stretch of the sequence is spread as evenly as its length allows: a start that the seed chooses, then steps of
+    the golden section, modulo 1 (Kronecker's sequence). Each timestep is as likely as with independent draws, but the
+    few pictures of a small batch, and of the steps that the optimizer averages over, no longer happen to be all noise
+    or none: most of a step's randomness is in its timesteps. (Within one batch: arXiv 2107.00630, appendix I.1.)
+    """
+    start = torch.rand((), generator=generator_for(seed, purpose, 0), dtype=torch.float64)
+    places = (start + GOLDEN_SECTION * torch.arange(first, first + count, dtype=torch.float64)) % 1.0
+    return (places * length).long().clamp(max=length - 1)
+
+
 def photos_of(data: TrainingData, first: int, count: int, micro_step: int, seed: int) -> list[int]:
     """The photos of one batch, all of one size.
 
@@ -145,13 +160,15 @@ def make_batches(
     per_process = config.train_batch_size
     whole = per_process * processes
     own = slice(process * per_process, (process + 1) * per_process)
-    photos = photos_of(data, micro_step * whole, whole, micro_step, config.seed)[own]
+    first = micro_step * whole
+    photos = photos_of(data, first, whole, micro_step, config.seed)[own]
     sizes = [tuple(data.latents[photos[0]].shape)]
     sizes += [tuple(data.prior_latents.shape[1:])] if data.prior_latents is not None else []
 
     random = generator_for(config.seed, "noise", micro_step)
     noise = _noise(random, sizes, whole, own)
-    drawn = torch.randint(0, timesteps, (len(sizes), whole), generator=random)[:, own]
+    drawn = torch.stack([spread_timesteps(first, whole, timesteps, config.seed, purpose)
+                         for purpose in ("timesteps", "class timesteps")[:len(sizes)]])[:, own]
     if config.noise_offset:
         # Drawn behind everything else, so that the other noise is the same with and without it.
         offset = config.noise_offset * torch.randn((len(sizes), whole, sizes[0][0], 1, 1), generator=random)[:, own]
@@ -177,7 +194,7 @@ def make_batches(
 
     if data.prior_latents is None:
         return [batch(latents, noise[0], drawn[0], prompts, per_process, labels)]
-    classes = order(micro_step * whole, whole, len(data.prior_latents), config.seed, "class images")[own]
+    classes = order(first, whole, len(data.prior_latents), config.seed, "class images")[own]
     priors, class_prompts = data.prior_latents[classes], [data.class_prompt] * per_process
     class_labels = [f"class image {index + 1}" for index in classes]
     if sizes[0] != sizes[1]:

@@ -72,9 +72,18 @@ class Run:
 
     def plan(self) -> Plan:
         """What a run from step 0 would keep in memory. Reads and encodes everything, writes and trains nothing."""
-        data, shown = self._encode()
-        with Training(self._base, data, self._config, shown, None, self._device, self._free) as training:
+        with Training(self._base, self._encode(), self._config, (), None, self._device, self._free) as training:
             return training.plan()
+
+    @property
+    def shown(self) -> tuple[str, ...]:
+        """The prompts of the validation pictures."""
+        return tuple(prompt.replace("{subject}", self._subject.trigger) for prompt in self._config.validation_prompts)
+
+    def not_drawn(self, steps: int) -> list[int]:
+        """Steps up to ``steps`` whose pictures are due and not there: drawn for other prompts, or not at all."""
+        there = {step for step, _ in self.folder.validations(steps, self.shown)}
+        return [step for step in range(1, steps + 1) if self._config.validation_is_due(step) and step not in there]
 
     def events(self, force_retrain: bool = False, go_on: bool = False) -> Iterator[Event]:
         """Train, or say that it was done before.
@@ -122,8 +131,7 @@ class Run:
         if resume and resume.step == self.folder.kept_step(steps):
             self._stop.set()  # the adapter that was kept is gone or damaged: the checkpoint still has it
         self.folder.truncate_events(resume.step if resume else 0, resume.losses if resume else ())
-        data, shown = self._encode()
-        training = Training(self._base, data, self._config, shown, resume, self._device, self._free)
+        training = Training(self._base, self._encode(), self._config, self.shown, resume, self._device, self._free)
         with training:
             yield from self._train(training, started)
             step = training.step
@@ -178,15 +186,14 @@ class Run:
             self.folder.write_lora(training.step, tensors, metadata)
         return self.folder.save_checkpoint(training.snapshot())
 
-    def _encode(self) -> tuple[TrainingData, tuple[str, ...]]:
+    def _encode(self) -> TrainingData:
         """Everything the text encoder and the VAE have to say, once, while they still are in memory."""
         base, groups, priors = self._base, self._prepared, self._priors
-        shown = tuple(prompt.replace("{subject}", self._subject.trigger) for prompt in self._config.validation_prompts)
         class_prompt = priors.prompt if priors else ""
         captions = tuple(caption for group in groups for caption in group.captions)
-        prompts = list(dict.fromkeys([*captions, class_prompt, *shown, ""]))
+        prompts = list(dict.fromkeys([*captions, class_prompt, *self.shown, ""]))
         names = [f"photo {index + 1} ({self._subject.photos[index].name})" for group in groups for index in group.order]
-        data = TrainingData(
+        return TrainingData(
             latents=_one([base.codec.encode(group.images) for group in groups]),
             captions=captions,
             encoded=dict(zip(prompts, base.prompts.encode(prompts), strict=True)),
@@ -196,7 +203,6 @@ class Run:
             if self._config.flip else None,
             masks=_one([_latent_masks(group) for group in groups]) if self._config.masked_loss else None,
             names=tuple(names), resolution=self._config.resolution)
-        return data, shown
 
 
 def _one(groups: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:

@@ -190,19 +190,24 @@ class RunFolder:
         """Where the validation pictures of a step lie."""
         return [self.path / "validation" / f"step_{step:06d}_{number:02d}.png" for number in range(count)]
 
-    def validations(self, steps: int) -> list[tuple[int, tuple[str, ...], torch.Tensor]]:
-        """Step, prompts and pictures (float32 [n, h, w, 3]) of every validation up to ``steps`` that is still there."""
-        found: dict[int, tuple[int, tuple[str, ...], torch.Tensor]] = {}
+    def validations(self, steps: int, prompts: tuple[str, ...]) -> list[tuple[int, torch.Tensor]]:
+        """Step and pictures (float32 [n, h, w, 3]) of every validation of these prompts up to ``steps`` that is there.
+
+        The prompts are not in the run's key: earlier parts of a run may have been drawn with others.
+        """
+        found: dict[int, torch.Tensor] = {}
         for values in self._logged():
             if values["event"] != Validation.__name__ or values["step"] > steps:
                 continue
             try:
-                step, prompts = values["step"], tuple(str(prompt) for prompt in values["prompts"])
-                images = [_read_picture(path) for path in self.pictures(step, len(prompts))]
-                found[step] = (step, prompts, torch.from_numpy(np.stack(images)))
+                step, drawn = values["step"], tuple(str(prompt) for prompt in values["prompts"])
+                found.pop(step, None)
+                if drawn == prompts:
+                    images = [_read_picture(path) for path in self.pictures(step, len(prompts))]
+                    found[step] = torch.from_numpy(np.stack(images))
             except (OSError, ValueError, TypeError, KeyError, SyntaxError):  # gone or damaged (PIL says the last)
                 continue
-        return [found[step] for step in sorted(found)]
+        return sorted(found.items())
 
     def losses(self, steps: int) -> list[float]:
         """The loss of every step up to ``steps``."""
