@@ -49,6 +49,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--crop", default="center", choices=CROPS, help="How photos become square.")
     options.add_argument("--num_class_images", type=int, default=0,
                          help="Class images to make (or find again) for class preservation. 0: none.")
+    options.add_argument("--class_guidance_scale", type=float, default=7.0,
+                         help="Classifier-free guidance of the class images. Low, 1 to 3, keeps the class closer to "
+                              "what the base draws.")
     options.add_argument("--clip_skip", type=int, choices=(1, 2),
                          help="Text encoder layer, from the end; the family's own without it.")
     options.add_argument("--prediction_type", choices=PREDICTION_TYPES,
@@ -103,6 +106,9 @@ def _train(options: argparse.Namespace) -> None:
     names = [setting.name for setting in dataclasses.fields(TrainConfig)]
     settings = {name: getattr(options, name) for name in names}
     config = TrainConfig.from_json(settings)
+    if not 1 <= options.class_guidance_scale <= 100:
+        raise SubjectBoothError(f"class_guidance_scale {options.class_guidance_scale:g}", "a number from 1 to 100",
+                                "7 is usual, 1 draws without guidance", "class_guidance_scale")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
         # The step itself shares its batch between processes; who writes the run's files is not settled yet.
@@ -178,7 +184,8 @@ def _class_priors(
     chosen, _ = choose(config, target)
     with tqdm(total=options.num_class_images, unit="class image") as bar:
         for made in generate(base, subject.class_prompt, options.num_class_images, config.resolution,
-                             options.output_dir / "class_images", target, precision=chosen["precision"]):
+                             options.output_dir / "class_images", target, precision=chosen["precision"],
+                             guidance_scale=options.class_guidance_scale):
             if isinstance(made, ClassPriors):
                 return made
             bar.update(made - bar.n)

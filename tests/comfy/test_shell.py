@@ -84,6 +84,10 @@ def test_class_images_and_a_second_call_from_the_shell(tiny_checkpoint: Path, tm
     assert len(list((tmp_path / "out" / "runs").glob("*/validation/*.png"))) == 1
     second = run_in_shell(*arguments)
     assert "found again" in second.stdout
+    without_guidance = run_in_shell(*arguments, "--class_guidance_scale", "1", "--output_name", "other")
+    assert "trained:" in without_guidance.stdout, without_guidance.stderr
+    recipes = (tmp_path / "out" / "class_images").glob("*/recipe.json")
+    assert sorted(json.loads(path.read_text("utf-8"))["cfg"] for path in recipes) == [1.0, 7.0]
 
 
 def test_stop_keep_and_continue_from_the_shell(tiny_checkpoint: Path, tmp_path: Path) -> None:
@@ -99,6 +103,7 @@ def test_stop_keep_and_continue_from_the_shell(tiny_checkpoint: Path, tmp_path: 
 @pytest.mark.parametrize(("arguments", "sentence"), [
     (["--rank", "0"], "rank 0; needed: a whole number from 1 to 1024"),
     (["--learning_rate", "nan"], "learning_rate nan; needed: a number"),
+    (["--class_guidance_scale", "0"], "class_guidance_scale 0; needed: a number from 1 to 100"),
     (["--resolution", "100"], "resolution 100; needed: a multiple of 8"),
     (["--output_name", "../x"], "leaves the LoRA folder"),
     (["--rank", "400"], "rank 400; needed: 320 or less"),
