@@ -39,11 +39,13 @@ SERIES = ("dog", "clock")
 SERIES_STEPS = (100, 200, 400, 800)
 
 SETTINGS: dict[str, Any] = {
-    "learning_rate": 2e-3, "rank": 8, "network_alpha": 8.0, "train_batch_size": 2,
+    "learning_rate": 1e-3, "rank": 8, "network_alpha": 8.0, "train_batch_size": 2,
     "gradient_accumulation_steps": 1, "prior_loss_weight": 1.0, "seed": 0, "resolution": 0,
     "lr_scheduler": "constant", "lr_warmup_steps": 0, "gradient_checkpointing": "off", "precision": "fp32",
     "validation_prompts": "", "validation_interval": 0, "force_retrain": False,
 }  # fmt: skip
+OPTIONS: dict[str, Any] = {"lora_targets": "all"}
+"""What the node DreamBoothOptions is set to beside its defaults."""
 STEPS = 300
 
 
@@ -58,8 +60,13 @@ def photos(name: str, group: str) -> torch.Tensor:
     return torch.stack([pixels(path.read_bytes()) for path in sorted((FOLDER / name / group).glob("*.png"))])
 
 
-def dreambooth_graph(name: str, settings: dict[str, Any]) -> Graph:
-    """The whole path for one subject: base, photos, class images (if any), training, and what is looked at."""
+def dreambooth_graph(name: str, settings: dict[str, Any], options: dict[str, Any]) -> Graph:
+    """The whole path for one subject: base, photos, class images (if any), training, and what is looked at.
+
+    Args:
+        settings: of DreamBoothLoRATrain, and `class_images`, their number.
+        options: of DreamBoothOptions, all of them.
+    """
     word = SUBJECTS[name].class_word
     train = dict(settings)
     class_images = train.pop("class_images")
@@ -75,6 +82,8 @@ def dreambooth_graph(name: str, settings: dict[str, Any]) -> Graph:
             steps=12, cfg=CLASS_CFG, sampler_name="dpmpp_2m", scheduler="karras", seed=0, batch_size=8, exclude="",
         )  # fmt: skip
         train["class_priors"] = ["priors", 0]
+    graph["options"] = node("DreamBoothOptions", **options)
+    train["options"] = ["options", 0]
     graph["train"] = node("DreamBoothLoRATrain", **wired, output_name=f"demo/{name}", **train)
     graph["apply"] = node(
         "ApplySubjectLoRA", model=["base", 0], clip=["base", 1], lora_name="(from subject_lora)",
@@ -98,7 +107,9 @@ def dreambooth_row(
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Train one subject once; its figures, and the pictures they are about."""
     word = SUBJECTS[name].class_word
-    result = client.run(dreambooth_graph(name, {**SETTINGS, **settings}), timeout=3600)
+    inputs = client.object_info("DreamBoothOptions")["input"]["required"]
+    options = {**{option: spec[1]["default"] for option, spec in inputs.items()}, **OPTIONS}
+    result = client.run(dreambooth_graph(name, {**SETTINGS, **settings}, options), timeout=3600)
     training, heldout = photos(name, "train"), photos(name, "heldout")
     made = {part: pictures_of(client, result, part) for part in ("before", "like", "after")}
     scenes = {scene: pictures_of(client, result, f"scene_{scene}") for scene in NEW_SCENES}
