@@ -135,9 +135,10 @@ def photograph(page: Page) -> bytes:
 
 
 def photograph_node(page: Page, kind: str) -> bytes:
-    """One node at its natural size; a new one of this kind when the graph has none."""
+    """One node at its natural size; a new one of this kind when the graph has none that is open."""
     page.evaluate(
-        f"(() => {{ window.shown = app.graph.nodes.find(n => n.type === {json.dumps(kind)});"
+        f"(() => {{ window.shown ="
+        f" app.graph.nodes.find(n => n.type === {json.dumps(kind)} && !n.flags.collapsed);"
         f" if (!window.shown) {{ window.shown = LiteGraph.createNode({json.dumps(kind)});"
         "  window.shown.pos = [-900, 100]; app.graph.add(window.shown); }"
         " const ds = app.canvas.ds; ds.scale = 1; ds.offset[0] = 300 - window.shown.pos[0];"
