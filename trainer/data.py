@@ -108,7 +108,7 @@ def spread_timesteps(first: int, count: int, length: int, seed: int, purpose: st
     Every stretch of the sequence is spread as evenly as its length allows: a start that the seed chooses, then steps of
     the golden section, modulo 1 (Kronecker's sequence). Each timestep is as likely as with independent draws, but the
     few pictures of a small batch, and of the steps that the optimizer averages over, no longer happen to be all noise
-    or none: most of a step's randomness is in its timesteps. (Within one batch: arXiv 2107.00630, appendix I.1.)
+    or none: most of a step's randomness is in its timesteps. (Within one batch: arXiv 2107.00630.)
     """
     start = torch.rand((), generator=generator_for(seed, purpose, 0), dtype=torch.float64)
     places = (start + GOLDEN_SECTION * torch.arange(first, first + count, dtype=torch.float64)) % 1.0

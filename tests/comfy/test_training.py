@@ -66,6 +66,12 @@ def test_one_graph_trains_and_samples(comfy: ComfyClient) -> None:
     core = result.outputs["24"]["report"][0]  # core's own loader samples what was trained
     assert core["difference"] < 1e-4
     assert core["effect"] > 1e-3
+    # Found again with another prompt, it has no pictures of that one, and says so.
+    graph["11"]["inputs"]["validation_prompts"] = "{subject} at night"
+    again = comfy.run(graph)
+    assert not again.outputs["11"].get("images")
+    assert "found again" in again.outputs["11"]["text"][0]
+    assert again.outputs["11"]["text"][1].startswith("no validation pictures of step 2, 3 for these prompts")
 
 
 def _layers(path: Path) -> set[str]:
