@@ -107,8 +107,7 @@ def dreambooth_row(
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
     """Train one subject once; its figures, and the pictures they are about."""
     word = SUBJECTS[name].class_word
-    inputs = client.object_info("DreamBoothOptions")["input"]["required"]
-    options = {**{option: spec[1]["default"] for option, spec in inputs.items()}, **OPTIONS}
+    options = {**client.defaults("DreamBoothOptions"), **OPTIONS}
     result = client.run(dreambooth_graph(name, {**SETTINGS, **settings}, options), timeout=3600)
     training, heldout = photos(name, "train"), photos(name, "heldout")
     made = {part: pictures_of(client, result, part) for part in ("before", "like", "after")}

@@ -137,17 +137,17 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 run.folder.record_result(result)
                 feed.end("kept" if finished.step < config.steps else "finished", result)
         summary = _summary(finished, config.steps, lora, matched)
-        text = [summary, *filter(None, [_not_drawn_note(run.not_drawn(finished.step)),
-                                        over_limit_note([pack_output_dir()])])]
+        validations, not_drawn = run.validations(finished.step)
+        text = [summary, *filter(None, [_not_drawn_note(not_drawn), over_limit_note([pack_output_dir()])])]
         progress.say("\n".join(text))  # the plan would make it longer than the room that the editor gives it
         text += filter(None, [plan])
-        return cls._output(run, lora, finished.step, text, {"run": run.folder.path.name, **result})
+        return cls._output(run, lora, finished.step, validations, text, {"run": run.folder.path.name, **result})
 
     @classmethod
     def _output(
-        cls, run: Run, lora: SubjectLora, steps: int, text: list[str], result: dict[str, Any],
+        cls, run: Run, lora: SubjectLora, steps: int, validations: list[tuple[int, torch.Tensor]], text: list[str],
+        result: dict[str, Any],
     ) -> io.NodeOutput:
-        validations = run.folder.validations(steps, run.shown)
         pictures = [view_entry(path) for step, _ in validations
                     for path in run.folder.pictures(step, len(run.shown))]
         images = torch.cat([images for _, images in validations]) if validations else ExecutionBlocker(None)

@@ -82,10 +82,7 @@ def in_comfyui(comfyui: Path, scratch: Path) -> None:
 def graph(client: ComfyClient, images: list[str]) -> dict[str, Any]:
     """Load, train, apply, sample one picture; settings that matter not are at their defaults."""
     def node(kind: str, **inputs: Any) -> dict[str, Any]:
-        given = client.object_info(kind)["input"]
-        defaults = {name: spec[1]["default"] for part in given.values() if isinstance(part, dict)
-                    for name, spec in part.items() if len(spec) > 1 and "default" in spec[1]}
-        return {"class_type": kind, "inputs": {**defaults, **inputs}}
+        return {"class_type": kind, "inputs": {**client.defaults(kind), **inputs}}
 
     return {
         "1": node("CheckpointLoaderSimple", ckpt_name="full.safetensors"),

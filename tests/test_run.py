@@ -83,10 +83,10 @@ def test_validation_pictures_do_not_change_training(tmp_path: Path) -> None:
     assert drawn[0].prompts == ("a photo of ohwx dog", "ohwx dog on grass")
     assert drawn[0].images.shape == (2, 64, 64, 3)
     assert not torch.equal(drawn[0].images, drawn[2].images)  # the adapter is in the pictures
-    kept = with_pictures.folder.validations(6, with_pictures.shown)
+    kept, missing = with_pictures.validations(6)
     assert [step for step, _ in kept] == [2, 4, 6]
     torch.testing.assert_close(kept[0][1], drawn[0].images, atol=1 / 255, rtol=0)
-    assert with_pictures.not_drawn(6) == []
+    assert missing == []
     # An adapter for every picture, so that a picture that pleases can be used.
     assert all(with_pictures.folder.finished_lora(step) for step in (2, 4, 6))
 
@@ -101,9 +101,10 @@ def test_pictures_of_other_prompts_are_not_handed_out(tmp_path: Path) -> None:
     longer = asked("{subject} at night", 6)
     _read(longer.events())
     assert [step for step, _ in longer.folder.validations(6, ("ohwx dog on grass",))] == [2, 4]
-    assert [step for step, _ in longer.folder.validations(6, longer.shown)] == [6]
-    assert longer.not_drawn(6) == [2, 4]
-    assert asked("{subject} on grass", 4).not_drawn(4) == []
+    found, missing = longer.validations(6)
+    assert [step for step, _ in found] == [6]
+    assert missing == [2, 4]
+    assert asked("{subject} on grass", 4).validations(4)[1] == []
 
 
 def test_a_finished_run_is_found_again_and_a_forced_one_writes_the_same_bytes(tmp_path: Path) -> None:

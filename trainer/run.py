@@ -80,10 +80,13 @@ class Run:
         """The prompts of the validation pictures."""
         return tuple(prompt.replace("{subject}", self._subject.trigger) for prompt in self._config.validation_prompts)
 
-    def not_drawn(self, steps: int) -> list[int]:
-        """Steps up to ``steps`` whose pictures are due and not there: drawn for other prompts, or not at all."""
-        there = {step for step, _ in self.folder.validations(steps, self.shown)}
-        return [step for step in range(1, steps + 1) if self._config.validation_is_due(step) and step not in there]
+    def validations(self, steps: int) -> tuple[list[tuple[int, torch.Tensor]], list[int]]:
+        """The pictures of these prompts up to ``steps``, as :meth:`RunFolder.validations` gives them, and the steps
+        whose pictures are due and not there: drawn for other prompts, or not at all."""
+        found = self.folder.validations(steps, self.shown)
+        there = {step for step, _ in found}
+        due = [step for step in range(1, steps + 1) if self._config.validation_is_due(step)]
+        return found, [step for step in due if step not in there]
 
     def events(self, force_retrain: bool = False, go_on: bool = False) -> Iterator[Event]:
         """Train, or say that it was done before.

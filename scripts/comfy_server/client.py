@@ -83,6 +83,12 @@ class ComfyClient:
             return dict(self.request("GET", "/object_info"))
         return dict(self.request("GET", f"/object_info/{urllib.parse.quote(node)}").get(node, {}))
 
+    def defaults(self, node: str) -> dict[str, Any]:
+        """The inputs of a node that have a default, at it."""
+        given = self.object_info(node)["input"]
+        specs = {name: spec for group in ("required", "optional") for name, spec in given.get(group, {}).items()}
+        return {name: spec[1]["default"] for name, spec in specs.items() if len(spec) > 1 and "default" in spec[1]}
+
     def queue(
         self, prompt: Prompt, *, extra_data: Mapping[str, Any] | None = None, targets: Sequence[str] = ()
     ) -> str:

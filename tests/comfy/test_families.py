@@ -34,8 +34,7 @@ def test_a_whole_graph_on_another_family(
     done = subprocess.run([sys.executable, str(ROOT / "tests" / "comfy" / "write_layout.py"), str(comfyui), family,
                            str(checkpoint)], capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
-    options = {key: spec[1]["default"] for key, spec in
-               comfy.object_info("DreamBoothOptions")["input"]["required"].items()}
+    options = comfy.defaults("DreamBoothOptions")
     graph = {
         "1": node("CheckpointLoaderSimple", ckpt_name=name), "10": subject_node(upload_cat(comfy)),
         "9": node("DreamBoothOptions", **{**options, "train_text_encoder": True, "text_encoder_lr": 0.01,

@@ -13,11 +13,9 @@ from subjectbooth.tests.comfy.training_graphs import subject_node, train_node, u
 
 
 def _graph(client: ComfyClient, train: dict[str, Any], **options: Any) -> dict[str, Any]:
-    defaults = {key: spec[1]["default"] for key, spec in
-                client.object_info("DreamBoothOptions")["input"]["required"].items()}
     return {
         "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"), "10": subject_node(upload_cat(client)),
-        "9": node("DreamBoothOptions", **{**defaults, **options}),
+        "9": node("DreamBoothOptions", **{**client.defaults("DreamBoothOptions"), **options}),
         "11": train_node(options=["9", 0], **train),
     }
 

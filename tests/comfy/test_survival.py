@@ -23,9 +23,7 @@ def _graph(comfy: ComfyClient, options: dict[str, Any] | None = None, **train: A
     graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"), "10": subject_node(upload_cat(comfy)),
              "11": train_node(**train)}
     if options is not None:
-        known = comfy.object_info("DreamBoothOptions")["input"]["required"]
-        usual = {name: spec[1]["default"] for name, spec in known.items()}
-        graph["13"] = node("DreamBoothOptions", **{**usual, **options})
+        graph["13"] = node("DreamBoothOptions", **{**comfy.defaults("DreamBoothOptions"), **options})
         graph["11"]["inputs"]["options"] = ["13", 0]
     return graph
 

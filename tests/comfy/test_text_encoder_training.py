@@ -14,8 +14,7 @@ LONG = ", ".join(["a photo of an (ohwx:1.3) cat on a blue blanket beside a windo
 
 
 def _options(client: ComfyClient, **changes: object) -> dict[str, object]:
-    inputs = client.object_info("DreamBoothOptions")["input"]["required"]
-    return node("DreamBoothOptions", **{**{key: spec[1]["default"] for key, spec in inputs.items()}, **changes})
+    return node("DreamBoothOptions", **{**client.defaults("DreamBoothOptions"), **changes})
 
 
 def test_prompts_are_encoded_as_comfyui_does(comfy: ComfyClient) -> None:

@@ -80,8 +80,7 @@ def test_training_follows_all_that_is_wired(
     (comfy.server.models_dir / "vae").mkdir(exist_ok=True)
     (comfy.server.models_dir / "vae" / "other.safetensors").write_bytes(vae.read_bytes())
     seed = 70 + with_text
-    options = {key: spec[1]["default"] for key, spec in
-               comfy.object_info("DreamBoothOptions")["input"]["required"].items()}
+    options = comfy.defaults("DreamBoothOptions")
     graph = {
         "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
         "2": node("LoraLoader", model=["1", 0], clip=["1", 1], lora_name="tiny_style.safetensors",
