@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,15 @@ from subjectbooth.trainer.memory import is_out_of_memory, step_down
 from subjectbooth.trainer.run import Run
 
 CONFIG = TrainConfig(steps=4, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2)
+
+
+@pytest.fixture(autouse=True)
+def _one_queue() -> Iterator[None]:
+    """A GPU takes a batch whole; a CPU would share it out to its threads (tests/test_side_by_side.py)."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 class Limit:

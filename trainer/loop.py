@@ -10,8 +10,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
-from dataclasses import replace
+from contextlib import ExitStack
 from types import TracebackType
 
 import torch
@@ -21,10 +20,10 @@ from .attention import tf32
 from .base_model import BaseModel
 from .checkpoint import Checkpoint
 from .config import TrainConfig
-from .data import TrainingData, derived_seed, make_batches
+from .data import TrainingData
 from .errors import SubjectBoothError, require
 from .events import Adjusted, Event, Started, StepDone, Validation, ValidationStep
-from .loss import Batch, batch_losses
+from .gradients import Gradients
 from .memory import free_memory, is_out_of_memory, step_down
 from .optimizers import usable_optimizer
 from .plan import FreeMemory, Load, Plan
@@ -152,6 +151,8 @@ class Training:
         load = Load(data.encode(data.captions[:1]), (height, width), parts * self._config.train_batch_size)
         made = self._assembly = Assembly(self._base, self._config, self._device, self._resume, load, self._free)
         self._leaving.callback(made.close)
+        self._gradients = Gradients(self._base, data, self._config, made, load.pictures)
+        self._leaving.callback(self._gradients.close)
         self._leaving.enter_context(tf32(made.device))
         self._resume = None  # its tensors are not needed any more
         return made
@@ -180,7 +181,7 @@ class Training:
             SubjectBoothError: there is nothing left that would need less memory.
         """
         try:
-            return self._gradients(made), ""
+            return self._gradients.of(self.step), ""
         except Exception as error:
             if not is_out_of_memory(error) or made.accelerator.num_processes > 1:
                 raise
@@ -202,60 +203,10 @@ class Training:
             made.use_chosen_optimizer()
         return None, note
 
-    def _gradients(self, made: Assembly) -> tuple[float, float, float]:
-        """One step's gradients, summed up over its batches; returns loss, instance loss and prior loss."""
-        config, scheduler = self._config, self._base.noise_scheduler
-        accumulate = config.gradient_accumulation_steps
-        learn_text = self.step < config.text_encoder_share * config.steps
-        made.optimizer.zero_grad()
-        self._labels: list[str] = []
-        sums = (0.0, 0.0, 0.0)
-        for micro_step in range(self.step * accumulate, (self.step + 1) * accumulate):
-            sizes = make_batches(
-                self._data, config, len(scheduler.alphas_cumprod), micro_step, made.device,
-                made.accelerator.process_index, made.accelerator.num_processes)
-            photos = sum(batch.instances for batch in sizes)
-            totals = photos, sum(len(batch.latents) for batch in sizes) - photos
-            at_once = int(made.chosen["pictures_per_forward"])
-            for number, batch in enumerate(part for same_size in sizes for part in same_size.split(at_once)):
-                with torch.enable_grad(), self._dropout_seed(micro_step, number, made.device):
-                    if made.trains_text:
-                        batch = replace(batch, conditioning=made.encode(batch.prompts, learn=learn_text))
-                    losses = batch_losses(
-                        made.unet, scheduler, batch, config.prior_loss_weight, config.snr_gamma, totals)
-                    self._labels += batch.labels
-                    self._stop_if_loss_is_not_finite(batch, losses.each)
-                    made.accelerator.backward(losses.total / accumulate)
-                found = (losses.total.detach(), losses.instance, losses.prior)
-                sums = tuple(total + float(part) / accumulate if part is not None else total  # type: ignore[assignment]
-                             for total, part in zip(sums, found, strict=True))
-        return sums
-
-    def _dropout_seed(self, micro_step: int, part: int, device: torch.device) -> AbstractContextManager[None]:
-        """The LoRA's dropout draws from the process's random state: seed it, and put it back as it was."""
-        if not self._config.lora_dropout:
-            return nullcontext()
-        return _seeded(derived_seed(self._config.seed, f"dropout {part}", micro_step), device)
-
     def _clip(self, made: Assembly) -> float:
         limit = self._config.max_grad_norm or float("inf")
         norm = made.accelerator.clip_grad_norm_(made.parameters, limit)
         return float(norm) if norm is not None else float("nan")
-
-    def _stop_if_loss_is_not_finite(self, batch: Batch, each: torch.Tensor) -> None:
-        finite = torch.isfinite(each)
-        if bool(finite.all()):
-            return
-        wrong = (~finite).nonzero().flatten().tolist()
-        whose = " and ".join(batch.labels[index] for index in wrong)
-        if not bool(torch.isfinite(batch.latents[wrong]).all()):
-            # Its latents came so from the VAE: SDXL's overflows in fp16, for one.
-            todo = "run the VAE in fp32 (ComfyUI: --fp32-vae) or use another one, or leave that picture out"
-        else:
-            todo = "lower the learning rate, or set precision to bf16 or fp32"
-        raise SubjectBoothError(
-            f"a loss of {float(each[wrong[0]]):g} at step {self.step + 1}, on {whose}", "finite numbers",
-            f"{todo}; the adapter of step {self.step} is kept", "training")
 
     def _stop_if_gradient_is_not_finite(self, made: Assembly, norm: float) -> None:
         if abs(norm) < float("inf"):
@@ -263,8 +214,9 @@ class Training:
         # fp16's loss scaling skips single overflowing steps by itself and lowers its scale, which cannot help for ever.
         if made.accelerator.scaler is not None and made.accelerator.scaler.get_scale() >= 1.0:
             return
+        whose = ", ".join(dict.fromkeys(self._gradients.labels))
         raise SubjectBoothError(
-            f"a gradient norm of {norm:g} at step {self.step + 1}, on {', '.join(dict.fromkeys(self._labels))}",
+            f"a gradient norm of {norm:g} at step {self.step + 1}, on {whose}",
             "finite numbers", "lower the learning rate, or set precision to bf16 or fp32; "
             f"the adapter of step {self.step} is kept", "training")
 
@@ -286,13 +238,6 @@ class Training:
                 yield ValidationStep(self.step, number * config.validation_steps + done, total)
         images = self._base.codec.decode(torch.cat(latents))
         yield Validation(self.step, self._shown, images.permute(0, 2, 3, 1).contiguous())
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield
 
 
 class _Clock:

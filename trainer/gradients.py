@@ -1,0 +1,146 @@
+"""One step's gradients: its batches in the parts that memory allows, and those side by side where that is faster."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import replace
+from functools import partial
+
+import torch
+
+from .assembly import Assembly
+from .base_model import BaseModel
+from .config import TrainConfig
+from .data import TrainingData, derived_seed, make_batches
+from .errors import SubjectBoothError
+from .loss import Batch, Losses, batch_losses
+from .side_by_side import SideBySide, threads_for
+
+Backward = Callable[[torch.Tensor], None]
+LearnPart = Callable[[Backward], Losses]
+
+
+class Gradients:
+    """Of one run's steps.
+
+    Attributes:
+        labels: what the pictures of the last step are called in messages.
+    """
+
+    def __init__(
+        self, base: BaseModel, data: TrainingData, config: TrainConfig, made: Assembly, pictures: int,
+    ) -> None:
+        self._base, self._data, self._config, self._made = base, data, config, made
+        self.labels: list[str] = []
+        threads = threads_for(min(self._at_once, pictures), made.chosen, config.lora_dropout)
+        # Between processes accelerate adds gradients up, inside backward().
+        alone = made.accelerator.num_processes == 1
+        self._threads = SideBySide(threads) if threads > 1 and alone else None
+
+    def close(self) -> None:
+        """End the threads, if there are any."""
+        if self._threads is not None:
+            self._threads.close()
+
+    @property
+    def _at_once(self) -> int:
+        return int(self._made.chosen["pictures_per_forward"])
+
+    def of(self, step: int) -> tuple[float, float, float]:
+        """Leave the gradients of *step* in the parameters; returns loss, instance loss and prior loss.
+
+        Raises:
+            SubjectBoothError: a loss is not finite.
+        """
+        config, made = self._config, self._made
+        accumulate = config.gradient_accumulation_steps
+        made.optimizer.zero_grad()
+        self.labels = []
+        sums = [0.0, 0.0, 0.0]
+        for micro_step in range(step * accumulate, (step + 1) * accumulate):
+            sizes = make_batches(
+                self._data, config, len(self._base.noise_scheduler.alphas_cumprod), micro_step, made.device,
+                made.accelerator.process_index, made.accelerator.num_processes)
+            photos = sum(batch.instances for batch in sizes)
+            totals = photos, sum(len(batch.latents) for batch in sizes) - photos
+            at_once = min(self._at_once, sum(totals))
+            threads = min(self._threads.threads, at_once) if self._threads else 1
+            parts = [part for same_size in sizes for part in same_size.split(-(-at_once // threads))]
+            self.labels += [label for part in parts for label in part.labels]
+            learn = [partial(self._losses, step, micro_step, number, part, totals)
+                     for number, part in enumerate(parts)]
+            found = self._one_by_one(learn) if threads == 1 else self._side_by_side(learn, threads)
+            for losses in found:
+                for index, loss in enumerate((losses.total.detach(), losses.instance, losses.prior)):
+                    sums[index] += float(loss) / accumulate if loss is not None else 0.0
+        return sums[0], sums[1], sums[2]
+
+    def _one_by_one(self, learn: Sequence[LearnPart]) -> list[Losses]:
+        return [part(self._made.accelerator.backward) for part in learn]
+
+    def _side_by_side(self, learn: Sequence[LearnPart], threads: int) -> list[Losses]:
+        """As many parts at a time as there are threads. Gradients are added in the parts' order, not as they come."""
+        assert self._threads is not None
+        parameters = self._made.parameters
+
+        def one(part: LearnPart) -> tuple[Losses, tuple[torch.Tensor | None, ...]]:
+            gradients: tuple[torch.Tensor | None, ...] = ()
+
+            def backward(loss: torch.Tensor) -> None:
+                nonlocal gradients
+                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+
+            return part(backward), gradients
+
+        found = []
+        for first in range(0, len(learn), threads):
+            for losses, gradients in self._threads.run([partial(one, part) for part in learn[first:first + threads]]):
+                found.append(losses)
+                for parameter, gradient in zip(parameters, gradients, strict=True):
+                    if gradient is not None:
+                        parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
+        return found
+
+    def _losses(
+        self, step: int, micro_step: int, number: int, batch: Batch, totals: tuple[int, int], backward: Backward,
+    ) -> Losses:
+        config, made = self._config, self._made
+        with torch.enable_grad(), self._dropout_seed(micro_step, number):
+            if made.trains_text:
+                learn_text = step < config.text_encoder_share * config.steps
+                batch = replace(batch, conditioning=made.encode(batch.prompts, learn=learn_text))
+            losses = batch_losses(
+                made.unet, self._base.noise_scheduler, batch, config.prior_loss_weight, config.snr_gamma, totals)
+            _stop_if_not_finite(batch, losses.each, step)
+            backward(losses.total / config.gradient_accumulation_steps)
+        return losses
+
+    def _dropout_seed(self, micro_step: int, part: int) -> AbstractContextManager[None]:
+        """The LoRA's dropout draws from the process's random state: seed it, and put it back as it was."""
+        if not self._config.lora_dropout:
+            return nullcontext()
+        return _seeded(derived_seed(self._config.seed, f"dropout {part}", micro_step), self._made.device)
+
+
+def _stop_if_not_finite(batch: Batch, each: torch.Tensor, step: int) -> None:
+    finite = torch.isfinite(each)
+    if bool(finite.all()):
+        return
+    wrong = (~finite).nonzero().flatten().tolist()
+    whose = " and ".join(batch.labels[index] for index in wrong)
+    if not bool(torch.isfinite(batch.latents[wrong]).all()):
+        # Its latents came so from the VAE: SDXL's overflows in fp16, for one.
+        todo = "run the VAE in fp32 (ComfyUI: --fp32-vae) or use another one, or leave that picture out"
+    else:
+        todo = "lower the learning rate, or set precision to bf16 or fp32"
+    raise SubjectBoothError(
+        f"a loss of {float(each[wrong[0]]):g} at step {step + 1}, on {whose}", "finite numbers",
+        f"{todo}; the adapter of step {step} is kept", "training")
+
+
+@contextmanager
+def _seeded(seed: int, device: torch.device) -> Iterator[None]:
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
