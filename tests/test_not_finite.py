@@ -113,7 +113,7 @@ def test_a_gradient_that_is_not_finite_names_the_batch(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("scale", "stops"), [(None, True), (65536.0, False), (1.0, False), (0.5, True)])
 def test_loss_scaling_may_skip_steps_but_not_for_ever(scale: float | None, stops: bool) -> None:
     scaler = None if scale is None else SimpleNamespace(get_scale=lambda: scale)
-    training = SimpleNamespace(step=4, _labels=["photo 1"])
+    training = SimpleNamespace(step=4, _gradients=SimpleNamespace(labels=["photo 1"]))
     made = SimpleNamespace(accelerator=SimpleNamespace(scaler=scaler))
     if stops:
         with pytest.raises(SubjectBoothError, match="step 5, on photo 1"):

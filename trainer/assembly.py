@@ -209,7 +209,8 @@ class Assembly:
 
 
 def _plain_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """What an optimizer keeps beside its tensors, as JSON values."""
+    """What an optimizer keeps beside its tensors, as JSON values; not how it computes, which is the machine's."""
     kinds = (int, float, str, list, tuple, type(None))
-    return [{name: value for name, value in group.items() if name != "params" and isinstance(value, kinds)}
+    left_out = ("params", "fused", "foreach")
+    return [{name: value for name, value in group.items() if name not in left_out and isinstance(value, kinds)}
             for group in optimizer.state_dict()["param_groups"]]
