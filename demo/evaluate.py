@@ -2,7 +2,8 @@
 
 Parts: judge, autoencoder, ceilings, text_to_image, diversity, wide, comfyui, dreambooth (the last two start the real
 ComfyUI).
-What was measured is kept in demo/figures.json, part by part, and goes from there into docs/demo-base.md.
+What was measured is kept in demo/figures.json, part by part, and goes from there into docs/demo-base.md; pictures of
+the DreamBooth runs go to docs/demo-base-dreambooth.jpg.
 """
 
 from __future__ import annotations
@@ -28,10 +29,11 @@ from .measure import (
     measure_wide,
 )
 from .measure_comfyui import measure_comfyui
-from .measure_dreambooth import measure_ceilings, measure_dreambooth
+from .measure_dreambooth import measure_ceilings, measure_dreambooth, strips_below_each_other
 from .narrow import load_narrow
 
 FIGURES = Path(__file__).parent / "figures.json"
+STRIPS = Path(__file__).resolve().parent.parent / "docs" / "demo-base-dreambooth.jpg"
 
 GOALS: dict[tuple[str, str], tuple[str, float]] = {
     ("judge", "class"): (">=", 0.97),
@@ -69,6 +71,13 @@ def main() -> None:
         kept[part] = figures
         FIGURES.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
+    def dreambooth() -> Figures:
+        strips = WORK / "dreambooth"
+        figures = measure_dreambooth(judge, kept.get("dreambooth", {}), partial(keep, "dreambooth"), strips)
+        if sheet := strips_below_each_other(strips):
+            sheet.save(STRIPS, quality=88)
+        return figures
+
     parts: dict[str, Callable[[], Figures]] = {
         "judge": lambda: measure_judge(judge, WORK),
         "autoencoder": lambda: measure_autoencoder(nets, WORK),
@@ -77,9 +86,7 @@ def main() -> None:
         "diversity": lambda: measure_diversity(nets, judge),
         "wide": lambda: measure_wide(nets),
         "comfyui": lambda: measure_comfyui(judge),
-        "dreambooth": lambda: measure_dreambooth(
-            judge, kept.get("dreambooth", {}), partial(keep, "dreambooth"), WORK / "dreambooth"
-        ),
+        "dreambooth": dreambooth,
     }
     parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description=__doc__)
     parser.add_argument(

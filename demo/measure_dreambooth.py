@@ -166,6 +166,23 @@ def strip(made: dict[str, torch.Tensor]) -> Image.Image:
     return grid(pictures, [""] * len(pictures), len(pictures))
 
 
+def strip_name(name: str, images: int, steps: int) -> str:
+    """The file of a row's strip."""
+    return f"{name}-{images}-{steps:04d}.png"
+
+
+def strips_below_each_other(folder: Path) -> Image.Image | None:
+    """The strips of STEPS steps that are there, at half their size: each subject's with class images, then without."""
+    names = [strip_name(name, images, STEPS) for name in SUBJECTS for images in (CLASS_IMAGES, 0)]
+    rows = [Image.open(folder / name).convert("RGB").reduce(2) for name in names if (folder / name).exists()]
+    if not rows:
+        return None
+    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    for number, row in enumerate(rows):
+        sheet.paste(row, (0, sum(above.height for above in rows[:number])))
+    return sheet
+
+
 def summary(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
     """The worst subject and the mean of each figure, over the runs of STEPS steps with class images."""
     final = [row for row in rows.values() if row["steps"] == STEPS and row["class_images"]]
@@ -203,6 +220,6 @@ def measure_dreambooth(
                 continue
             rows[key], made = dreambooth_row(client, judge, name, {"steps": count, "class_images": images})
             logger.info("%s: %s", key, rows[key])
-            strip(made).save(strips / f"{name}-{images}-{count:04d}.png")
+            strip(made).save(strips / strip_name(name, images, count))
             keep({**summary(rows), "weights": weights, "rows": rows})
     return {**summary(rows), "weights": weights, "rows": rows}
