@@ -75,7 +75,7 @@ def main() -> None:
     if arguments.stage == "pack":
         pack(arguments.work, diffusion.name, autoencoder.name)
     if arguments.stage == "unpack":
-        unpack(arguments.work, DIFFUSION.name, WIDE.name)
+        unpack(arguments.work, DIFFUSION.name, WIDE.name, later=[RARE.name])
     if arguments.stage in ("diffusion", "rare"):
         asked = DIFFUSION if arguments.stage == "diffusion" else RARE
         run = replace(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import logging
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -40,18 +41,24 @@ def pack(work: Path, diffusion: str, autoencoder: str) -> None:
     logger.info("%s: %.1f MB", WEIGHTS.name, WEIGHTS.stat().st_size / 1e6)
 
 
-def unpack(work: Path, diffusion: str, autoencoder: str) -> None:
+def unpack(work: Path, diffusion: str, autoencoder: str, later: Sequence[str] = ()) -> None:
     """Training states from the weights in the repo, to train on from them anywhere (`python -m demo.build unpack`).
 
     A run ends with its learning rate near zero, so nothing but the averaged weights is worth keeping: a further run
     warms up from them with an optimizer of its own.
+
+    Args:
+        later: runs that go on from these; their states, left by another training, would be taken for these ones'.
+
+    Raises:
+        FileExistsError: one of the states is there already.
     """
+    for name in (diffusion, autoencoder, *later):
+        if (path := work / f"{name}.pt").exists():
+            raise FileExistsError(f"{path} is there already; move it away to start from the shipped weights")
     state = narrow_state(read_packed())
     nets = {key: value for key, value in state.items() if not key.startswith("vae.")}
     vae = {key.removeprefix("vae."): value for key, value in state.items() if key.startswith("vae.")}
     work.mkdir(parents=True, exist_ok=True)
     for name, saved in {diffusion: {"nets": nets, "ema": nets}, autoencoder: {"nets": vae}}.items():
-        path = work / f"{name}.pt"
-        if path.exists():
-            raise FileExistsError(f"{path} is there already; move it away to start from the shipped weights")
-        torch.save({**saved, "step": 0, "spent": 0.0}, path)
+        torch.save({**saved, "step": 0, "spent": 0.0}, work / f"{name}.pt")

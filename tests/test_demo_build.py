@@ -19,8 +19,11 @@ import torch
 from subjectbooth.demo.autoencoder import decoder_widths, encoder_widths
 from subjectbooth.demo.build import AUTOENCODER, WIDE
 from subjectbooth.demo.classes import CLASS_WORDS, STYLES
+from subjectbooth.demo.narrow import load_narrow
+from subjectbooth.demo.pack import unpack
 from subjectbooth.demo.perceptual import Eye
 from subjectbooth.demo.pictures import SIDE
+from subjectbooth.demo.train_autoencoder import load_autoencoder
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -75,3 +78,20 @@ def test_a_stage_goes_on_where_it_was_stopped_and_the_next_grows_from_it(work: P
     narrow = longer["nets"]["encoder.3.conv.0.weight"]
     grown = wide["nets"]["encoder.3.conv.0.weight"][: AUTOENCODER.encoder_widths[1], : AUTOENCODER.encoder_widths[1]]
     assert float(torch.nn.functional.cosine_similarity(narrow.flatten(), grown.flatten(), dim=0)) > 0.8
+
+
+def test_the_shipped_weights_come_back_as_training_states_once(tmp_path: Path) -> None:
+    unpack(tmp_path, "diffusion", "wide", later=["rare"])
+    shipped = load_narrow()
+    encoder, decoder = load_autoencoder(tmp_path, "wide")
+    for found, wanted in ((encoder, shipped.encoder), (decoder, shipped.decoder)):
+        assert all(torch.equal(value, found.state_dict()[name]) for name, value in wanted.state_dict().items())
+    unet = torch.load(tmp_path / "diffusion.pt", weights_only=True)["ema"]
+    assert all(torch.equal(value, unet[f"unet.{name}"]) for name, value in shipped.unet.state_dict().items())
+    with pytest.raises(FileExistsError, match="diffusion.pt"):
+        unpack(tmp_path, "diffusion", "wide", later=["rare"])
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "rare.pt").touch()
+    with pytest.raises(FileExistsError, match="rare.pt"):
+        unpack(tmp_path / "other", "diffusion", "wide", later=["rare"])
+    assert len(list((tmp_path / "other").iterdir())) == 1
