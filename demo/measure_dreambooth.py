@@ -177,9 +177,10 @@ def strips_below_each_other(folder: Path) -> Image.Image | None:
     rows = [Image.open(folder / name).convert("RGB").reduce(2) for name in names if (folder / name).exists()]
     if not rows:
         return None
-    sheet = Image.new("RGB", (max(row.width for row in rows), sum(row.height for row in rows)), "white")
+    width, height = rows[0].size
+    sheet = Image.new("RGB", (width, height * len(rows)))
     for number, row in enumerate(rows):
-        sheet.paste(row, (0, sum(above.height for above in rows[:number])))
+        sheet.paste(row, (0, height * number))
     return sheet
 
 

@@ -73,6 +73,16 @@ def _no_gpu() -> str | None:
     return None if torch.cuda.is_available() else "no CUDA GPU on this machine"
 
 
+@pytest.fixture
+def torch_threads() -> Iterator[Callable[[int], None]]:
+    """Sets torch's number of threads; afterwards it is as it was."""
+    import torch
+
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(scope="session")
 def tiny_checkpoint() -> Path:
     """A random SD 1.5-layout checkpoint with one level (25.8 M UNet parameters)."""

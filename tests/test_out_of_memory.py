@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,12 +22,9 @@ CONFIG = TrainConfig(steps=4, learning_rate=1e-3, rank=4, network_alpha=4.0, res
 
 
 @pytest.fixture(autouse=True)
-def _one_queue() -> Iterator[None]:
+def _one_queue(torch_threads: Callable[[int], None]) -> None:
     """A GPU takes a batch whole; a CPU would share it out to its threads (tests/test_side_by_side.py)."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+    torch_threads(1)
 
 
 class Limit:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import threading
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,7 @@ from subjectbooth.trainer.side_by_side import SideBySide, threads_for
 CONFIG = TrainConfig(steps=3, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2)
 
 
-@pytest.fixture(autouse=True)
-def _threads_as_before() -> Iterator[None]:
-    before = torch.get_num_threads()
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("torch_threads")
 
 
 class Watch:

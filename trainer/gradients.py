@@ -14,11 +14,12 @@ from .base_model import BaseModel
 from .config import TrainConfig
 from .data import TrainingData, derived_seed, make_batches
 from .errors import SubjectBoothError
-from .loss import Batch, Losses, batch_losses
+from .loss import Batch, batch_losses
 from .side_by_side import SideBySide, threads_for
 
-Backward = Callable[[torch.Tensor], None]
-LearnPart = Callable[[Backward], Losses]
+Sums = tuple[float, float, float]
+"""Loss, instance loss and prior loss."""
+Forward = Callable[[], tuple[torch.Tensor, Sums]]
 
 
 class Gradients:
@@ -34,9 +35,9 @@ class Gradients:
         self._base, self._data, self._config, self._made = base, data, config, made
         self.labels: list[str] = []
         threads = threads_for(min(self._at_once, pictures), made.chosen, config.lora_dropout)
-        # Between processes accelerate adds gradients up, inside backward().
-        alone = made.accelerator.num_processes == 1
-        self._threads = SideBySide(threads) if threads > 1 and alone else None
+        # Between processes accelerate adds gradients up, and it scales losses: both inside its own backward().
+        plain = made.accelerator.num_processes == 1 and made.accelerator.scaler is None
+        self._threads = SideBySide(threads) if threads > 1 and plain else None
 
     def close(self) -> None:
         """End the threads, if there are any."""
@@ -47,7 +48,7 @@ class Gradients:
     def _at_once(self) -> int:
         return int(self._made.chosen["pictures_per_forward"])
 
-    def of(self, step: int) -> tuple[float, float, float]:
+    def of(self, step: int) -> Sums:
         """Leave the gradients of *step* in the parameters; returns loss, instance loss and prior loss.
 
         Raises:
@@ -68,44 +69,41 @@ class Gradients:
             threads = min(self._threads.threads, at_once) if self._threads else 1
             parts = [part for same_size in sizes for part in same_size.split(-(-at_once // threads))]
             self.labels += [label for part in parts for label in part.labels]
-            learn = [partial(self._losses, step, micro_step, number, part, totals)
-                     for number, part in enumerate(parts)]
-            found = self._one_by_one(learn) if threads == 1 else self._side_by_side(learn, threads)
-            for losses in found:
-                for index, loss in enumerate((losses.total.detach(), losses.instance, losses.prior)):
-                    sums[index] += float(loss) / accumulate if loss is not None else 0.0
+            forwards = [partial(self._forward, step, micro_step, number, part, totals)
+                        for number, part in enumerate(parts)]
+            for losses in self._one_by_one(forwards) if threads == 1 else self._side_by_side(forwards, threads):
+                sums = [total + loss for total, loss in zip(sums, losses, strict=True)]
         return sums[0], sums[1], sums[2]
 
-    def _one_by_one(self, learn: Sequence[LearnPart]) -> list[Losses]:
-        return [part(self._made.accelerator.backward) for part in learn]
+    def _one_by_one(self, forwards: Sequence[Forward]) -> Iterator[Sums]:
+        for forward in forwards:
+            loss, sums = forward()
+            self._made.accelerator.backward(loss)
+            yield sums
 
-    def _side_by_side(self, learn: Sequence[LearnPart], threads: int) -> list[Losses]:
+    def _side_by_side(self, forwards: Sequence[Forward], threads: int) -> Iterator[Sums]:
         """As many parts at a time as there are threads. Gradients are added in the parts' order, not as they come."""
         assert self._threads is not None
         parameters = self._made.parameters
 
-        def one(part: LearnPart) -> tuple[Losses, tuple[torch.Tensor | None, ...]]:
-            gradients: tuple[torch.Tensor | None, ...] = ()
+        def gradients_of(forward: Forward) -> tuple[Sums, tuple[torch.Tensor | None, ...]]:
+            loss, sums = forward()
+            return sums, torch.autograd.grad(loss, parameters, allow_unused=True)
 
-            def backward(loss: torch.Tensor) -> None:
-                nonlocal gradients
-                gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
-
-            return part(backward), gradients
-
-        found = []
-        for first in range(0, len(learn), threads):
-            for losses, gradients in self._threads.run([partial(one, part) for part in learn[first:first + threads]]):
-                found.append(losses)
+        for first in range(0, len(forwards), threads):
+            now = [partial(gradients_of, forward) for forward in forwards[first:first + threads]]
+            for sums, gradients in self._threads.run(now):
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     if gradient is not None:
                         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-        return found
+                yield sums
 
-    def _losses(
-        self, step: int, micro_step: int, number: int, batch: Batch, totals: tuple[int, int], backward: Backward,
-    ) -> Losses:
+    def _forward(
+        self, step: int, micro_step: int, number: int, batch: Batch, totals: tuple[int, int],
+    ) -> tuple[torch.Tensor, Sums]:
+        """A part's loss to go backward from, and what it adds to the step's losses."""
         config, made = self._config, self._made
+        accumulate = config.gradient_accumulation_steps
         with torch.enable_grad(), self._dropout_seed(micro_step, number):
             if made.trains_text:
                 learn_text = step < config.text_encoder_share * config.steps
@@ -113,8 +111,9 @@ class Gradients:
             losses = batch_losses(
                 made.unet, self._base.noise_scheduler, batch, config.prior_loss_weight, config.snr_gamma, totals)
             _stop_if_not_finite(batch, losses.each, step)
-            backward(losses.total / config.gradient_accumulation_steps)
-        return losses
+            prior = float(losses.prior) / accumulate if losses.prior is not None else 0.0
+            sums = float(losses.total.detach()) / accumulate, float(losses.instance) / accumulate, prior
+            return losses.total / accumulate, sums
 
     def _dropout_seed(self, micro_step: int, part: int) -> AbstractContextManager[None]:
         """The LoRA's dropout draws from the process's random state: seed it, and put it back as it was."""
