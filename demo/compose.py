@@ -165,6 +165,7 @@ class Composer:
         rng: random.Random,
         count: int,
         change: Callable[[torch.Tensor, random.Random], torch.Tensor] | None = None,
+        backgrounds: list[str] | None = None,
     ) -> tuple[torch.Tensor, list[int]]:
         """*count* compositions of drawings picked evenly, float32 [count, 3, 64, 64], and the drawings' indices.
 
@@ -172,7 +173,7 @@ class Composer:
         """
         which = [rng.randrange(len(self.pixels)) for _ in range(count)]
         poses = [random_pose(rng) for _ in which]
-        backgrounds = [random_background(rng) for _ in which]
+        backgrounds = backgrounds or [random_background(rng) for _ in which]
         return self._compose(rng, which, poses, backgrounds, change), which
 
     def _compose(

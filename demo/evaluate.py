@@ -3,7 +3,7 @@
 Parts: judge, autoencoder, ceilings, text_to_image, diversity, wide, comfyui, dreambooth (the last two start the real
 ComfyUI).
 What was measured is kept in demo/figures.json, part by part, and goes from there into docs/demo-base.md; pictures of
-the DreamBooth runs go to docs/demo-base-dreambooth.jpg.
+the DreamBooth runs go to docs/demo-base-dreambooth.jpg and docs/demo-base-steps.jpg.
 """
 
 from __future__ import annotations
@@ -29,11 +29,12 @@ from .measure import (
     measure_wide,
 )
 from .measure_comfyui import measure_comfyui
-from .measure_dreambooth import measure_ceilings, measure_dreambooth, strips_below_each_other
+from .measure_dreambooth import SHEETS, measure_ceilings, measure_dreambooth
 from .narrow import load_narrow
+from .strips import below_each_other
 
 FIGURES = Path(__file__).parent / "figures.json"
-STRIPS = Path(__file__).resolve().parent.parent / "docs" / "demo-base-dreambooth.jpg"
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 GOALS: dict[tuple[str, str], tuple[str, float]] = {
     ("judge", "class"): (">=", 0.97),
@@ -74,8 +75,9 @@ def main() -> None:
     def dreambooth() -> Figures:
         strips = WORK / "dreambooth"
         figures = measure_dreambooth(judge, kept.get("dreambooth", {}), partial(keep, "dreambooth"), strips)
-        if sheet := strips_below_each_other(strips):
-            sheet.save(STRIPS, quality=88)
+        for file, runs in SHEETS.items():
+            if sheet := below_each_other(strips, runs):
+                sheet.save(DOCS / file, quality=88)
         return figures
 
     parts: dict[str, Callable[[], Figures]] = {

@@ -14,15 +14,14 @@ from statistics import mean
 from typing import Any
 
 import torch
-from PIL import Image
 
 from .base import manifest
 from .classes import caption, place
-from .gallery import grid
 from .judge import LoadedJudge
 from .measure import Figures, draw, share
 from .measure_comfyui import Graph, comfyui, node, pictures_of, pixels, sampling
 from .narrow import Narrow
+from .strips import Run, strip, strip_name
 from .subjects import FOLDER, SUBJECTS
 
 logger = logging.getLogger("subjectbooth")
@@ -31,6 +30,8 @@ NEW_SCENES = ("purple", "black", "orange", "blue", "night", "striped")
 """Backgrounds that no training picture of a subject has."""
 
 CLASS_IMAGES = 32
+PICTURES, PICTURES_OF_A_SCENE = 16, 4
+"""Of each prompt: a gain is a mean, and over six pictures chance alone moves it by some hundredths."""
 SAMPLE_STEPS, CFG = 15, 2.0
 CLASS_CFG = 1.0
 """Class images from what the base draws without guidance: see docs/demo-base.md."""
@@ -47,6 +48,13 @@ SETTINGS: dict[str, Any] = {
 OPTIONS: dict[str, Any] = {"lora_targets": "all"}
 """What the node DreamBoothOptions is set to beside its defaults."""
 STEPS = 300
+SHEETS: dict[str, list[Run]] = {
+    "demo-base-dreambooth.jpg": [(name, images, STEPS) for name in SUBJECTS for images in (CLASS_IMAGES, 0)],
+    "demo-base-steps.jpg": [
+        (name, images, count) for name in SERIES for images in (CLASS_IMAGES, 0) for count in SERIES_STEPS
+    ],
+}
+"""The runs whose pictures stand below each other in docs/, with class images and without, by the file's name."""
 
 
 def similarity(judge: LoadedJudge, pictures: torch.Tensor, training: torch.Tensor) -> float:
@@ -94,11 +102,11 @@ def dreambooth_graph(name: str, settings: dict[str, Any], options: dict[str, Any
     def look(part: str, prompt: str, seed: int, count: int, source: str) -> None:
         sampling(graph, part, prompt, seed, count, source, SAMPLE_STEPS, CFG)
 
-    look("before", plain, 100, 8, "base")
-    look("like", f"a photo of ohwx {word}", 200, 6, "apply")
-    look("after", plain, 100, 8, "apply")
+    look("before", plain, 100, PICTURES, "base")
+    look("like", f"a photo of ohwx {word}", 200, PICTURES, "apply")
+    look("after", plain, 100, PICTURES, "apply")
     for i, scene in enumerate(NEW_SCENES):
-        look(f"scene_{scene}", f"a photo of ohwx {word} {place(scene)}", 300 + i, 2, "apply")
+        look(f"scene_{scene}", f"a photo of ohwx {word} {place(scene)}", 300 + i, PICTURES_OF_A_SCENE, "apply")
     return graph
 
 
@@ -133,12 +141,13 @@ def dreambooth_row(
 
 
 def measure_ceilings(nets: Narrow, judge: LoadedJudge) -> Figures:
-    """The highest gain that the autoencoder allows: held-out photos that only went through it count as "after"."""
+    """The gain of held-out photos that only went through the autoencoder."""
     ceilings = {}
     for name, subject in SUBJECTS.items():
         plain = caption(subject.class_word, None)
         training, heldout = photos(name, "train"), photos(name, "heldout")
-        base = similarity(judge, draw(nets, [plain] * 8, list(range(100, 108)), SAMPLE_STEPS, CFG), training)
+        before = draw(nets, [plain] * PICTURES, list(range(100, 100 + PICTURES)), SAMPLE_STEPS, CFG)
+        base = similarity(judge, before, training)
         with torch.no_grad():
             again = nets.decoder(nets.encoder(heldout)).clamp(0, 1)
         top = similarity(judge, heldout, training)
@@ -146,8 +155,8 @@ def measure_ceilings(nets: Narrow, judge: LoadedJudge) -> Figures:
     return {"mean": mean(ceilings.values()), "worst": min(ceilings.values()), **ceilings}
 
 
-def planned(names: list[str], steps: list[int]) -> list[tuple[str, int, int]]:
-    """(subject, class images, steps) of every row, those with class images first, which the goals are about.
+def planned(names: list[str], steps: list[int]) -> list[Run]:
+    """Every row, those with class images first, which the goals are about.
 
     Each run of a subject goes on from the one before.
     """
@@ -157,31 +166,6 @@ def planned(names: list[str], steps: list[int]) -> list[tuple[str, int, int]]:
         for name in names
         for count in steps or sorted({STEPS, *(SERIES_STEPS if name in SERIES else ())})
     ]
-
-
-def strip(made: dict[str, torch.Tensor]) -> Image.Image:
-    """Four photos, the class before, the subject on a plain prompt and in new scenes, the class after: 22 pictures."""
-    shown = [made["photos"][:4], made["before"][:4], made["like"][:4], made["scenes"][::2], made["after"][:4]]
-    pictures = torch.cat(shown)
-    return grid(pictures, [""] * len(pictures), len(pictures))
-
-
-def strip_name(name: str, images: int, steps: int) -> str:
-    """The file of a row's strip."""
-    return f"{name}-{images}-{steps:04d}.png"
-
-
-def strips_below_each_other(folder: Path) -> Image.Image | None:
-    """The strips of STEPS steps that are there, at half their size: each subject's with class images, then without."""
-    names = [strip_name(name, images, STEPS) for name in SUBJECTS for images in (CLASS_IMAGES, 0)]
-    rows = [Image.open(folder / name).convert("RGB").reduce(2) for name in names if (folder / name).exists()]
-    if not rows:
-        return None
-    width, height = rows[0].size
-    sheet = Image.new("RGB", (width, height * len(rows)))
-    for number, row in enumerate(rows):
-        sheet.paste(row, (0, height * number))
-    return sheet
 
 
 def summary(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
@@ -206,13 +190,18 @@ def measure_dreambooth(
 
     Args:
         strips: a folder for one picture a row.
-        kept: what an earlier measurement left; it counts if it was of the same weights.
+        kept: what an earlier measurement left; it counts if it was of the same weights and settings.
         keep: called with the figures after every row.
     """
     names = os.environ.get("DEMO_SUBJECTS", ",".join(SUBJECTS)).split(",")
     steps = [int(count) for count in os.environ.get("DEMO_STEPS", "").split(",") if count]
-    weights = manifest()["weights"]
-    rows: dict[str, dict[str, Any]] = dict(kept["rows"]) if kept.get("weights") == weights else {}
+    how = {
+        "weights": manifest()["weights"], "settings": {**SETTINGS, **OPTIONS},
+        "pictures": [PICTURES, PICTURES_OF_A_SCENE], "sampled": [SAMPLE_STEPS, CFG],
+    }  # fmt: skip
+    rows: dict[str, dict[str, Any]] = {}
+    if all(kept.get(name) == value for name, value in how.items()):
+        rows = dict(kept["rows"])
     strips.mkdir(parents=True, exist_ok=True)
     with comfyui() as client:
         for name, images, count in planned(names, steps):
@@ -221,6 +210,6 @@ def measure_dreambooth(
                 continue
             rows[key], made = dreambooth_row(client, judge, name, {"steps": count, "class_images": images})
             logger.info("%s: %s", key, rows[key])
-            strip(made).save(strips / strip_name(name, images, count))
-            keep({**summary(rows), "weights": weights, "rows": rows})
-    return {**summary(rows), "weights": weights, "rows": rows}
+            strip(made, PICTURES_OF_A_SCENE).save(strips / strip_name((name, images, count)))
+            keep({**summary(rows), **how, "rows": rows})
+    return {**summary(rows), **how, "rows": rows}

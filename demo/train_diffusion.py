@@ -14,11 +14,12 @@ import torch
 from torch import nn
 
 from . import parallel
-from .classes import BACKGROUNDS, CLASS_WORDS, COLORS, RARE_TOKENS, caption, random_caption
-from .compose import Composer, random_background
+from .classes import BACKGROUNDS, CLASS_WORDS, COLORS, RARE_TOKENS, caption, place, random_caption
+from .compose import SIZE, Composer, random_background
 from .muon import Muon
-from .pictures import library
+from .pictures import everything_drawn, library
 from .rates import warm_cosine
+from .recolour import recoloured
 from .schedule import STEPS, alphas_cumprod, sample
 from .text import TextEncoder
 from .train_autoencoder import load_autoencoder
@@ -38,11 +39,17 @@ class DiffusionRun:
 
     *start_from* names a run to go on from: the text encoder is then frozen, with its rare tokens made anew
     (:meth:`TextEncoder.restart_words`), and the UNet learns to make nothing of them.
+
+    The share *any_drawing* of the captions names no class: their pictures show any drawing of the sets, in other
+    colours and light, so that details that the base never saw are not taken for noise. *snr_cap* is that of
+    :func:`loss_weights`.
     """
 
     name: str = "diffusion"
     start_from: str | None = None
     rare_share: float = 0.2
+    any_drawing: float = 0.0
+    snr_cap: float = 5.0
     autoencoder: str = "autoencoder"
     steps: int = 12000
     minutes: float | None = None
@@ -56,31 +63,42 @@ class DiffusionRun:
     seed: int = 0
 
 
-def loss_weights() -> torch.Tensor:
+def loss_weights(snr_cap: float = 5.0) -> torch.Tensor:
     """float32 [1000], mean 1: how much the squared eps error at each time step counts.
 
     Uniform eps weights leave the noisy steps, where the class is decided, next to no share; 1/alpha_bar weights them as
     v-prediction does (Salimans and Ho 2022, cut at 10), and the cleanest steps are capped as in min-SNR (Hang et al.
-    2023, gamma 5).
+    2023), whose gamma is *snr_cap*.
     """
     alphas = alphas_cumprod()
     snr = alphas / (1 - alphas)
-    weights = (1 / alphas).clamp(max=10) * (5 / snr).clamp(max=1)
+    weights = (1 / alphas).clamp(max=10) * (snr_cap / snr).clamp(max=1)
     return weights / weights.mean()
 
 
-class LatentPool:
-    """Latents of compositions, several for every pair of class and background, a few renewed at every visit."""
+OF_NO_CLASS = 128
+"""Latents of any drawing that a pool holds for each background."""
 
-    def __init__(self, composer: Composer, encoder: nn.Module, rng: random.Random) -> None:
-        self.composer, self.encoder, self.rng = composer, encoder, rng
-        self.slots = [
+
+class LatentPool:
+    """Latents of compositions, several for every pair of class and background, a few renewed at every visit.
+
+    With *anything*, pictures of any drawing too, in other colours; their class is None.
+    """
+
+    def __init__(
+        self, composer: Composer, encoder: nn.Module, rng: random.Random, anything: Composer | None = None
+    ) -> None:
+        self.composer, self.encoder, self.rng, self.anything = composer, encoder, rng, anything
+        self.slots: list[tuple[str | None, str]] = [
             (word, background)
             for word in CLASS_WORDS
             for background in BACKGROUNDS
             for _ in range(4 if background in COLORS else 3)
         ]
-        self.rows: dict[tuple[str, str], list[int]] = {}
+        if anything:
+            self.slots += [(None, background) for background in BACKGROUNDS for _ in range(OF_NO_CLASS)]
+        self.rows: dict[tuple[str | None, str], list[int]] = {}
         for row, pair in enumerate(self.slots):
             self.rows.setdefault(pair, []).append(row)
         self.latents = torch.empty(len(self.slots), 4, 8, 8)
@@ -90,21 +108,34 @@ class LatentPool:
     @torch.no_grad()
     def fill(self, rows: range | list[int]) -> None:
         """Compose and encode these rows anew."""
-        words, backgrounds = zip(*(self.slots[row] for row in rows), strict=True)
-        batch = self.composer.batch(self.rng, len(rows), list(words), list(backgrounds))
-        self.latents[list(rows)] = self.encoder(batch.images.contiguous(memory_format=torch.channels_last))
+        images = torch.empty(len(rows), 3, SIZE, SIZE)
+        known = [i for i, row in enumerate(rows) if self.slots[row][0] is not None]
+        other = [i for i, row in enumerate(rows) if self.slots[row][0] is None]
+        if known:
+            words, backgrounds = zip(*(self.slots[rows[i]] for i in known), strict=True)
+            images[known] = self.composer.batch(self.rng, len(known), list(words), list(backgrounds)).images
+        if other and self.anything:
+            names = [self.slots[rows[i]][1] for i in other]
+            images[other] = self.anything.any_drawings(self.rng, len(other), recoloured, names)[0]
+        self.latents[list(rows)] = self.encoder(images.contiguous(memory_format=torch.channels_last))
 
     def renew(self, count: int) -> None:
         """Replace *count* random rows."""
         self.fill(self.rng.sample(range(len(self.slots)), count))
 
-    def draw(self, captions: int, each: int, rare_share: float) -> tuple[torch.Tensor, list[str]]:
+    def draw(
+        self, captions: int, each: int, rare_share: float, any_drawing: float = 0.0
+    ) -> tuple[torch.Tensor, list[str]]:
         """[captions * each, 4, 8, 8] latents, those of one caption side by side, and the captions."""
         rows, texts = [], []
         for _ in range(captions):
-            pair = (self.rng.choice(CLASS_WORDS), random_background(self.rng))
-            rows += self.rng.sample(self.rows[pair], each)
-            texts.append(random_caption(*pair, self.rng, rare_share))
+            word, background = self.rng.choice(CLASS_WORDS), random_background(self.rng)
+            if self.rng.random() < any_drawing:
+                rows += self.rng.sample(self.rows[None, background], each)
+                texts.append(f"a photo {place(background)}" if self.rng.random() < 0.5 else "")
+                continue
+            rows += self.rng.sample(self.rows[word, background], each)
+            texts.append(random_caption(word, background, self.rng, rare_share))
         return self.latents[rows], texts
 
 
@@ -171,12 +202,13 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
     encoder, decoder = load_autoencoder(work, run.autoencoder)
     rng = random.Random(f"{run.seed} {rank} {step}")
     noise_source = torch.Generator().manual_seed(hash((run.seed, rank, step)) % 2**31)
-    pool = LatentPool(Composer(library(work / "npm")), encoder, rng)
+    anything = Composer(everything_drawn(work / "npm")) if run.any_drawing else None
+    pool = LatentPool(Composer(library(work / "npm")), encoder, rng, anything)
     if rank == 0:
         logger.info("%d latents a process, std %.3f", len(pool.latents), float(pool.latents.std()))
     unet = torch.compile(nets["unet"]) if run.compile else nets["unet"]
     text = torch.compile(nets["text"]) if run.compile else nets["text"]
-    alphas, weights = alphas_cumprod(), loss_weights()
+    alphas, weights = alphas_cumprod(), loss_weights(run.snr_cap)
     clock = parallel.Clock(run.steps, run.minutes, spent)
     count = run.captions * run.pictures_per_caption
     running, running_plain = 1.0, 1.0
@@ -186,7 +218,7 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
             optimizer.param_groups[0]["lr"] = lr
         if step % 10 == 0:
             pool.renew(16)
-        latents, texts = pool.draw(run.captions, run.pictures_per_caption, run.rare_share)
+        latents, texts = pool.draw(run.captions, run.pictures_per_caption, run.rare_share, run.any_drawing)
         # Stratified over the batch: every batch sees the whole range of noise.
         spread = (
             torch.randperm(count, generator=noise_source) + torch.rand(count, generator=noise_source)
