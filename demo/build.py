@@ -1,6 +1,6 @@
 """From the raw packages to the weights: `python -m demo.build STAGE`. Each stage goes on where it was stopped.
 
-In order: words, autoencoder, wide, diffusion, rare, pack; then subjects and judge. To train the shipped weights
+In order: words, autoencoder, wide, encoder, diffusion, rare, pack; then subjects and judge. To train packed weights
 further: unpack, diffusion, rare, pack.
 """
 
@@ -11,6 +11,7 @@ import logging
 from dataclasses import replace
 from pathlib import Path
 
+from .base import WEIGHTS
 from .classes import all_words
 from .judge import train_judge
 from .pack import pack, unpack
@@ -19,7 +20,7 @@ from .train_autoencoder import AutoencoderRun, train_autoencoder
 from .train_diffusion import DiffusionRun, train_diffusion
 from .words import TABLE, write_table
 
-STAGES = ("words", "autoencoder", "wide", "diffusion", "rare", "pack", "unpack", "subjects", "judge")
+STAGES = ("words", "autoencoder", "wide", "encoder", "diffusion", "rare", "pack", "unpack", "subjects", "judge")
 WORK = Path(__file__).parent / ".work"
 
 AUTOENCODER = AutoencoderRun()
@@ -28,12 +29,24 @@ WIDE = AutoencoderRun(
     start_from=AUTOENCODER.name,
     keep_latents=0.002,
     perceptual=0.01,
-    any_drawing=0.9,
-    encoder_widths=(16, 48, 64, 64),
+    any_drawing=0.7,
+    encoder_widths=(32, 64, 64, 64),
     decoder_widths=(24, 48, 64, 64),
     lr=1e-3,
     seed=1,
 )
+ENCODER = AutoencoderRun(
+    name="encoder",
+    start_from=WIDE.name,
+    encoder_only=True,
+    any_drawing=WIDE.any_drawing,
+    encoder_widths=WIDE.encoder_widths,
+    decoder_widths=WIDE.decoder_widths,
+    lr=7e-4,
+    seed=2,
+)
+AUTOENCODERS = (AUTOENCODER, WIDE, ENCODER)
+"""Each goes on from the one before."""
 DIFFUSION = DiffusionRun()
 RARE = DiffusionRun(
     name="rare",
@@ -56,6 +69,7 @@ def main() -> None:
     parser.add_argument("--lr", type=float, help="highest learning rate, if not the stage's own")
     parser.add_argument("--workers", type=int, default=2, help="training processes, one core each")
     parser.add_argument("--work", type=Path, default=WORK, help="folder for packages and training states")
+    parser.add_argument("--weights", type=Path, default=WEIGHTS, help="packed weights, for `unpack`")
     parser.add_argument(
         "--tokenizer", type=Path, help="folder of CLIP's vocab.json and merges.txt, for `words`"
     )
@@ -72,12 +86,13 @@ def main() -> None:
         write_subjects(arguments.work)
     if arguments.stage == "judge":
         train_judge(arguments.work)
-    autoencoder = WIDE if (arguments.work / f"{WIDE.name}.pt").exists() else AUTOENCODER
+    latest = [run for run in AUTOENCODERS if (arguments.work / f"{run.name}.pt").exists()]
+    autoencoder = latest[-1] if latest else AUTOENCODER
     diffusion = RARE if (arguments.work / f"{RARE.name}.pt").exists() else DIFFUSION
     if arguments.stage == "pack":
         pack(arguments.work, diffusion.name, autoencoder.name)
     if arguments.stage == "unpack":
-        unpack(arguments.work, DIFFUSION.name, WIDE.name, later=[RARE.name])
+        unpack(arguments.work, DIFFUSION.name, WIDE.name, [ENCODER.name, RARE.name], arguments.weights)
     if arguments.stage in ("diffusion", "rare"):
         asked = DIFFUSION if arguments.stage == "diffusion" else RARE
         run = replace(
@@ -88,11 +103,11 @@ def main() -> None:
             lr=arguments.lr or asked.lr,
         )
         train_diffusion(run, arguments.work)
-    if arguments.stage in ("autoencoder", "wide"):
-        which = AUTOENCODER if arguments.stage == "autoencoder" else WIDE
-        train_autoencoder(
-            replace(which, minutes=arguments.minutes, workers=arguments.workers), arguments.work
-        )
+    for which in AUTOENCODERS:
+        if arguments.stage == which.name:
+            train_autoencoder(
+                replace(which, minutes=arguments.minutes, workers=arguments.workers), arguments.work
+            )
 
 
 if __name__ == "__main__":

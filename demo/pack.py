@@ -41,13 +41,16 @@ def pack(work: Path, diffusion: str, autoencoder: str) -> None:
     logger.info("%s: %.1f MB", WEIGHTS.name, WEIGHTS.stat().st_size / 1e6)
 
 
-def unpack(work: Path, diffusion: str, autoencoder: str, later: Sequence[str] = ()) -> None:
-    """Training states from the weights in the repo, to train on from them anywhere (`python -m demo.build unpack`).
+def unpack(
+    work: Path, diffusion: str, autoencoder: str, later: Sequence[str] = (), weights: Path = WEIGHTS
+) -> None:
+    """Training states from packed weights, to train on from them anywhere (`python -m demo.build unpack`).
 
     A run ends with its learning rate near zero, so nothing but the averaged weights is worth keeping: a further run
     warms up from them with an optimizer of its own.
 
     Args:
+        weights: what :func:`pack` wrote; those in the repo if not given.
         later: runs that go on from these; their states, left by another training, would be taken for these ones'.
 
     Raises:
@@ -55,8 +58,8 @@ def unpack(work: Path, diffusion: str, autoencoder: str, later: Sequence[str] = 
     """
     for name in (diffusion, autoencoder, *later):
         if (path := work / f"{name}.pt").exists():
-            raise FileExistsError(f"{path} is there already; move it away to start from the shipped weights")
-    state = narrow_state(read_packed())
+            raise FileExistsError(f"{path} is there already; move it away to start from {weights}")
+    state = narrow_state(read_packed(weights))
     nets = {key: value for key, value in state.items() if not key.startswith("vae.")}
     vae = {key.removeprefix("vae."): value for key, value in state.items() if key.startswith("vae.")}
     work.mkdir(parents=True, exist_ok=True)

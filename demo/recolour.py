@@ -36,14 +36,14 @@ def light(rng: random.Random, side: int) -> torch.Tensor:
 
 
 def recoloured(drawings: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """Four of five drawings in other colours, a third with dark parts of some colour, two thirds in other light.
+    """Half of the drawings in other colours, a third with dark parts of some colour, two thirds in other light.
 
     drawings: float32 [n, 4, s, s], premultiplied alpha, 0..1; the same is given back.
     """
     changed = []
     for drawing in drawings:
         colours, alpha = drawing[:3], drawing[3:]
-        if rng.random() < 0.8:
+        if rng.random() < 0.5:
             colours = torch.einsum("ij,jhw->ihw", colour_matrix(rng), colours)
         if rng.random() < 1 / 3:  # a turn of the hue leaves black black
             dark = torch.tensor([rng.uniform(0, 0.7) for _ in range(3)]).view(3, 1, 1)

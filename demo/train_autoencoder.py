@@ -29,10 +29,10 @@ logger = logging.getLogger("subjectbooth")
 class AutoencoderRun:
     """One autoencoder training. *name* names its saved state.
 
-    *start_from* names a run with fewer channels to grow from. The UNet goes on with the latents of that run, so they
-    are held near them: *keep_latents* weights the squared distance. *perceptual* weights the distance of features
-    beside that of pixels; the share *any_drawing* of the pictures shows any drawing of the training sets, in other
-    colours and light.
+    *start_from* names a run to go on from, with as many channels or fewer. The UNet goes on with that run's latents, so
+    they are held near them: *keep_latents* weights the squared distance; or, with *encoder_only*, the decoder stays as
+    it is, which keeps their meaning by itself. *perceptual* weights the distance of features beside that of pixels; the
+    share *any_drawing* of the pictures shows any drawing of the training sets, in other colours and light.
     """
 
     name: str = "autoencoder"
@@ -40,6 +40,7 @@ class AutoencoderRun:
     decoder_widths: tuple[int, ...] = (8, 16, 32, 64)
     start_from: str | None = None
     keep_latents: float = 0.0
+    encoder_only: bool = False
     perceptual: float = 0.0
     any_drawing: float = 0.0
     steps: int = 5000
@@ -106,8 +107,10 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
         before, old_decoder = load_autoencoder(work, run.start_from)
         grow(encoder, before.state_dict())
         grow(decoder, old_decoder.state_dict())
-    trained = list(nets.parameters())
-    optimizers = make_optimizers(nets, run.lr, rank, world)
+    learner = encoder if run.encoder_only else nets
+    trained = list(learner.parameters())
+    decoder.requires_grad_(not run.encoder_only)
+    optimizers = make_optimizers(learner, run.lr, rank, world)
     step, spent = 0, 0.0
     if path.exists():
         state = torch.load(path, weights_only=True)
@@ -133,9 +136,9 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
         if eye is not None:
             loss = loss + run.perceptual * eye.distance(decoded, images)
         running += 0.02 * (loss.item() - running)
-        if before is not None:
+        if before is not None and run.keep_latents:
             loss = loss + run.keep_latents * F.mse_loss(latents, before(images))
-        else:
+        if before is None:
             # Latents of mean 0 and deviation 1 in each channel: what the noise schedule of SD expects.
             mean, var = latents.mean((0, 2, 3)), latents.var((0, 2, 3))
             loss = loss + 1e-3 * (mean.square() + (var - 1).square()).mean()

@@ -1,4 +1,5 @@
-"""The build's own command: a stage goes on where it was stopped, and `wide` grows from `autoencoder`.
+"""The build's own command: a stage goes on where it was stopped, `wide` grows from `autoencoder`, and `encoder`
+leaves the decoder alone.
 
 With drawings of plain colours in place of the npm packages, and two processes as in the real thing. The stages of the
 UNet take minutes to start (thousands of latents, a compilation), so only the autoencoder's are run here.
@@ -78,6 +79,11 @@ def test_a_stage_goes_on_where_it_was_stopped_and_the_next_grows_from_it(work: P
     narrow = longer["nets"]["encoder.3.conv.0.weight"]
     grown = wide["nets"]["encoder.3.conv.0.weight"][: AUTOENCODER.encoder_widths[1], : AUTOENCODER.encoder_widths[1]]
     assert float(torch.nn.functional.cosine_similarity(narrow.flatten(), grown.flatten(), dim=0)) > 0.8
+
+    encoder = build(work, "encoder", 0.02)
+    assert encoder["step"] > 0
+    same = {name: torch.equal(value, wide["nets"][name]) for name, value in encoder["nets"].items()}
+    assert all(kept == name.startswith("decoder") for name, kept in same.items())
 
 
 def test_the_shipped_weights_come_back_as_training_states_once(tmp_path: Path) -> None:
