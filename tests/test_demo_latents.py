@@ -6,12 +6,14 @@ An encoder that only averages stands in for the real one, so that colours can be
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from subjectbooth.demo import train_diffusion
 from subjectbooth.demo.classes import CLASS_WORDS, COLORS, place
 from subjectbooth.demo.compose import Composer
 from subjectbooth.demo.pictures import SIDE, Library
@@ -35,11 +37,14 @@ def plain_drawings(words: tuple[str, ...], grey: int) -> Composer:
 
 
 @pytest.fixture(scope="module")
-def pool() -> LatentPool:
-    """Class drawings are white; those of no class are dark."""
-    return LatentPool(
-        plain_drawings(CLASS_WORDS, 255), Averages(), random.Random(0), plain_drawings(("thing",) * 9, 20)
-    )
+def pool() -> Iterator[LatentPool]:
+    """Class drawings are white; those of no class are dark. A dozen classes: all of them take half a minute."""
+    few = CLASS_WORDS[:12]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train_diffusion, "CLASS_WORDS", few)
+        patch.setattr(train_diffusion, "OF_NO_CLASS", 16)
+        things = plain_drawings(("thing",) * 9, 20)
+        yield LatentPool(plain_drawings(few, 255), Averages(), random.Random(0), things)
 
 
 def test_captions_without_a_class_go_with_drawings_of_none(pool: LatentPool) -> None:
