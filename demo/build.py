@@ -35,15 +35,8 @@ WIDE = AutoencoderRun(
     lr=1e-3,
     seed=1,
 )
-ENCODER = AutoencoderRun(
-    name="encoder",
-    start_from=WIDE.name,
-    encoder_only=True,
-    any_drawing=WIDE.any_drawing,
-    encoder_widths=WIDE.encoder_widths,
-    decoder_widths=WIDE.decoder_widths,
-    lr=7e-4,
-    seed=2,
+ENCODER = replace(
+    WIDE, name="encoder", start_from=WIDE.name, encoder_only=True, keep_latents=0.0, perceptual=0.0, lr=7e-4, seed=2
 )
 AUTOENCODERS = (AUTOENCODER, WIDE, ENCODER)
 """Each goes on from the one before."""

@@ -35,14 +35,14 @@ def strip_name(run: Run) -> str:
 
 def below_each_other(folder: Path, runs: list[Run]) -> Image.Image | None:
     """The strips of those runs that are there, at half their size, each with its run at its left; None if none is."""
-    there = [(run, folder / strip_name(run)) for run in runs if (folder / strip_name(run)).exists()]
+    there = [run for run in runs if (folder / strip_name(run)).exists()]
     if not there:
         return None
-    strips = [Image.open(path).convert("RGB").reduce(2) for _, path in there]
+    strips = [Image.open(folder / strip_name(run)).convert("RGB").reduce(2) for run in there]
     width, height = strips[0].size
     sheet = Image.new("RGB", (MARGIN + width, height * len(strips)), "white")
     pen = ImageDraw.Draw(sheet)
-    for number, ((name, images, steps), one) in enumerate(zip((run for run, _ in there), strips, strict=True)):
+    for number, ((name, images, steps), one) in enumerate(zip(there, strips, strict=True)):
         said = f"{name.replace('_', ' ')}\n{steps} steps\n{images or 'no'} class images"
         pen.text((4, height * number + 12), said, fill="black")
         sheet.paste(one, (MARGIN, height * number))

@@ -136,12 +136,12 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
         if eye is not None:
             loss = loss + run.perceptual * eye.distance(decoded, images)
         running += 0.02 * (loss.item() - running)
-        if before is not None and run.keep_latents:
-            loss = loss + run.keep_latents * F.mse_loss(latents, before(images))
         if before is None:
             # Latents of mean 0 and deviation 1 in each channel: what the noise schedule of SD expects.
             mean, var = latents.mean((0, 2, 3)), latents.var((0, 2, 3))
             loss = loss + 1e-3 * (mean.square() + (var - 1).square()).mean()
+        elif run.keep_latents:
+            loss = loss + run.keep_latents * F.mse_loss(latents, before(images))
         nets.zero_grad(set_to_none=True)
         loss.backward()
         parallel.average_gradients(trained, world)
