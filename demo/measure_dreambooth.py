@@ -156,16 +156,13 @@ def measure_ceilings(nets: Narrow, judge: LoadedJudge) -> Figures:
 
 
 def planned(names: list[str], steps: list[int]) -> list[Run]:
-    """Every row, those with class images first, which the goals are about.
+    """The runs of all sheets, of these subjects, and of these numbers of steps (all, if empty).
 
-    Each run of a subject goes on from the one before.
+    Those with class images, which the goals are about, come first; each run of a subject goes on from the one before.
     """
-    return [
-        (name, images, count)
-        for images in (CLASS_IMAGES, 0)
-        for name in names
-        for count in steps or sorted({STEPS, *(SERIES_STEPS if name in SERIES else ())})
-    ]
+    runs = {run for sheet in SHEETS.values() for run in sheet}
+    asked = [(name, images, count) for name, images, count in runs if name in names and (not steps or count in steps)]
+    return sorted(asked, key=lambda run: (not run[1], names.index(run[0]), run[2]))
 
 
 def summary(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
