@@ -29,11 +29,12 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 @contextmanager
 def comfyui() -> Iterator[Any]:
     """A client of a new real ComfyUI with this pack, on folders of its own."""
-    from scripts.comfy_server import FP32_FLAGS, ComfyClient, ComfyServer, find_comfyui
+    from scripts.comfy_server import FP32_FLAGS, ComfyClient, ComfyServer, exit_on_sigterm, find_comfyui
 
     found = find_comfyui(ROOT)
     if found is None:
         raise SystemExit("No ComfyUI here: run scripts/get_comfyui.py or set COMFYUI_PATH.")
+    exit_on_sigterm()
     with tempfile.TemporaryDirectory() as folder:
         server = ComfyServer(
             found, Path(folder), packs={"SubjectBooth": ROOT}, args=[*FP32_FLAGS, "--disable-api-nodes"],
