@@ -137,18 +137,31 @@ class Page:
         """A real mouse click on the middle of the element that a JavaScript expression gives.
 
         Waits until it stands still there (the editor moves its view slowly on a busy machine) and nothing covers it.
+
+        Raises:
+            TimeoutError: it never did; what is there instead.
         """
-        box = self.wait_for(
-            f"(async () => {{ const find = () => {{ const e = {element}; if (!e) return null;"
-            " const b = e.getBoundingClientRect(); if (!b.width) return null;"
-            " const at = {x: b.x + b.width / 2, y: b.y + b.height / 2};"
-            " const top = document.elementFromPoint(at.x, at.y);"
-            " return top && (e.contains(top) || top.contains(e)) ? at : null; };"
-            " const one = find(); if (!one) return null;"
-            " await new Promise(done => setTimeout(done, 120)); const two = find();"
-            " return two && one.x === two.x && one.y === two.y ? two : null; })()",
-            timeout,
-        )
+        try:
+            box = self.wait_for(
+                f"(async () => {{ const find = () => {{ const e = {element}; if (!e) return null;"
+                " const b = e.getBoundingClientRect(); if (!b.width) return null;"
+                " const at = {x: b.x + b.width / 2, y: b.y + b.height / 2};"
+                " const top = document.elementFromPoint(at.x, at.y);"
+                " return top && (e.contains(top) || top.contains(e)) ? at : null; };"
+                " const one = find(); if (!one) return null;"
+                " await new Promise(done => setTimeout(done, 120)); const two = find();"
+                " return two && one.x === two.x && one.y === two.y ? two : null; })()",
+                timeout,
+            )
+        except TimeoutError as error:
+            seen = self.evaluate(
+                f"(() => {{ const e = {element}; if (!e) return 'it is not there';"
+                " const b = e.getBoundingClientRect();"
+                " const top = document.elementFromPoint(b.x + b.width / 2, b.y + b.height / 2);"
+                " return JSON.stringify(b) + ` in ${innerWidth} x ${innerHeight}, on top: `"
+                " + (top?.outerHTML.slice(0, 300) ?? 'nothing'); })()"
+            )
+            raise TimeoutError(f"Nothing to click on within {timeout:.0f} s: {element}\nNow: {seen}") from error
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
             self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **box)
 

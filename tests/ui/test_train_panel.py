@@ -103,9 +103,15 @@ def button(text: str) -> str:
 
 
 def press(page: Page, text: str) -> None:
+    """Click a button of the panel. The node grows while its pictures come in, and takes the button off the screen."""
     page.wait_for(f"!!({button(text)})?.offsetWidth")
-    look_at_panel(page)  # the node has grown since
-    page.click(button(text))
+    for attempts_left in reversed(range(10)):
+        look_at_panel(page)
+        try:
+            return page.click(button(text), timeout=4)
+        except TimeoutError:
+            if not attempts_left:
+                raise
 
 
 def shot(page: Page, name: str) -> None:
