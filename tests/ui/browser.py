@@ -141,25 +141,23 @@ class Page:
         Raises:
             TimeoutError: it never did; what is there instead.
         """
+        find = (
+            f"const find = () => {{ const e = {element}; const b = e?.getBoundingClientRect();"
+            " if (!b?.width) return null;"
+            " const x = b.x + b.width / 2, y = b.y + b.height / 2, top = document.elementFromPoint(x, y);"
+            " return {x, y, top, free: top && (e.contains(top) || top.contains(e))}; };"
+        )
         try:
             box = self.wait_for(
-                f"(async () => {{ const find = () => {{ const e = {element}; if (!e) return null;"
-                " const b = e.getBoundingClientRect(); if (!b.width) return null;"
-                " const at = {x: b.x + b.width / 2, y: b.y + b.height / 2};"
-                " const top = document.elementFromPoint(at.x, at.y);"
-                " return top && (e.contains(top) || top.contains(e)) ? at : null; };"
-                " const one = find(); if (!one) return null;"
+                f"(async () => {{ {find} const one = find(); if (!one?.free) return null;"
                 " await new Promise(done => setTimeout(done, 120)); const two = find();"
-                " return two && one.x === two.x && one.y === two.y ? two : null; })()",
+                " return two?.free && one.x === two.x && one.y === two.y ? {x: two.x, y: two.y} : null; })()",
                 timeout,
             )
         except TimeoutError as error:
             seen = self.evaluate(
-                f"(() => {{ const e = {element}; if (!e) return 'it is not there';"
-                " const b = e.getBoundingClientRect();"
-                " const top = document.elementFromPoint(b.x + b.width / 2, b.y + b.height / 2);"
-                " return JSON.stringify(b) + ` in ${innerWidth} x ${innerHeight}, on top: `"
-                " + (top?.outerHTML.slice(0, 300) ?? 'nothing'); })()"
+                f"(() => {{ {find} const at = find(); return at ? `at ${{at.x}}, ${{at.y}} of ${{innerWidth}} x"
+                " ${innerHeight}, on top: ${at.top?.outerHTML.slice(0, 300) ?? 'nothing'}` : 'it is not shown'; })()"
             )
             raise TimeoutError(f"Nothing to click on within {timeout:.0f} s: {element}\nNow: {seen}") from error
         for kind in ("mouseMoved", "mousePressed", "mouseReleased"):

@@ -108,7 +108,7 @@ def press(page: Page, text: str) -> None:
     for attempts_left in reversed(range(10)):
         look_at_panel(page)
         try:
-            return page.click(button(text), timeout=4)
+            return page.click(button(text), timeout=3)
         except TimeoutError:
             if not attempts_left:
                 raise
