@@ -1,7 +1,7 @@
-"""From the raw packages to the weights: `python -m demo.build STAGE`. Each stage goes on where it was stopped.
+"""From the raw packages to the weights: `python -m demo.build all`. Every stage goes on where it was stopped.
 
-In order: words, autoencoder, wide, encoder, diffusion, rare, pack; then subjects and judge. To train packed weights
-further: unpack, diffusion, rare, pack.
+`all` is words, autoencoder, wide, encoder, diffusion, rare, pack, subjects and judge, about three and a half hours on
+two cores; stages that are finished are left out. To train packed weights further: unpack, diffusion, rare, pack.
 """
 
 from __future__ import annotations
@@ -10,6 +10,8 @@ import argparse
 import logging
 from dataclasses import replace
 from pathlib import Path
+
+import torch
 
 from .base import WEIGHTS
 from .classes import all_words
@@ -20,8 +22,10 @@ from .train_autoencoder import AutoencoderRun, train_autoencoder
 from .train_diffusion import DiffusionRun, train_diffusion
 from .words import TABLE, write_table
 
-STAGES = ("words", "autoencoder", "wide", "encoder", "diffusion", "rare", "pack", "unpack", "subjects", "judge")
+ALL = ("words", "autoencoder", "wide", "encoder", "diffusion", "rare", "pack", "subjects", "judge")
+STAGES = ("all", *ALL, "unpack")
 WORK = Path(__file__).parent / ".work"
+logger = logging.getLogger("subjectbooth")
 
 AUTOENCODER = AutoencoderRun()
 WIDE = AutoencoderRun(
@@ -32,11 +36,20 @@ WIDE = AutoencoderRun(
     any_drawing=0.7,
     encoder_widths=(32, 64, 64, 64),
     decoder_widths=(24, 48, 64, 64),
+    steps=2400,
     lr=1e-3,
     seed=1,
 )
 ENCODER = replace(
-    WIDE, name="encoder", start_from=WIDE.name, encoder_only=True, keep_latents=0.0, perceptual=0.0, lr=7e-4, seed=2
+    WIDE,
+    name="encoder",
+    start_from=WIDE.name,
+    encoder_only=True,
+    keep_latents=0.0,
+    perceptual=0.0,
+    steps=1200,
+    lr=7e-4,
+    seed=2,
 )
 AUTOENCODERS = (AUTOENCODER, WIDE, ENCODER)
 """Each goes on from the one before."""
@@ -47,7 +60,8 @@ RARE = DiffusionRun(
     rare_share=0.25,
     any_drawing=0.4,
     snr_cap=20.0,
-    steps=4000,
+    steps=3000,
+    lr=1.2e-3,
     warmup=100,
     ema_decay=0.998,
     seed=2,
@@ -68,39 +82,46 @@ def main() -> None:
     )
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
-    if arguments.stage == "words":
-        if arguments.tokenizer is None:
-            parser.error("the stage `words` needs --tokenizer")
-        write_table(arguments.tokenizer / "vocab.json", arguments.tokenizer / "merges.txt", all_words())
-        return
-    if not TABLE.exists():
+    if arguments.stage in ("all", "words") and arguments.tokenizer is None:
+        parser.error("the stage `words` needs --tokenizer")
+    if arguments.stage not in ("all", "words") and not TABLE.exists():
         parser.error("run the stage `words` first")
-    if arguments.stage == "subjects":
-        write_subjects(arguments.work)
-    if arguments.stage == "judge":
-        train_judge(arguments.work)
-    latest = [run for run in AUTOENCODERS if (arguments.work / f"{run.name}.pt").exists()]
+    for stage in ALL if arguments.stage == "all" else [arguments.stage]:
+        if arguments.stage == "all" and _finished(arguments.work, stage):
+            logger.info("%s is finished", stage)
+            continue
+        _do(stage, arguments)
+
+
+def _finished(work: Path, stage: str) -> bool:
+    """Whether *stage* trains a net and its schedule has come to its end."""
+    path = work / f"{stage}.pt"
+    return path.exists() and bool(torch.load(path, weights_only=True).get("finished"))
+
+
+def _do(stage: str, arguments: argparse.Namespace) -> None:
+    work: Path = arguments.work
+    latest = [run for run in AUTOENCODERS if (work / f"{run.name}.pt").exists()]
     autoencoder = latest[-1] if latest else AUTOENCODER
-    diffusion = RARE if (arguments.work / f"{RARE.name}.pt").exists() else DIFFUSION
-    if arguments.stage == "pack":
-        pack(arguments.work, diffusion.name, autoencoder.name)
-    if arguments.stage == "unpack":
-        unpack(arguments.work, DIFFUSION.name, WIDE.name, [ENCODER.name, RARE.name], arguments.weights)
-    if arguments.stage in ("diffusion", "rare"):
-        asked = DIFFUSION if arguments.stage == "diffusion" else RARE
-        run = replace(
-            asked,
-            autoencoder=autoencoder.name,
-            minutes=arguments.minutes,
-            workers=arguments.workers,
-            lr=arguments.lr or asked.lr,
-        )
-        train_diffusion(run, arguments.work)
-    for which in AUTOENCODERS:
-        if arguments.stage == which.name:
-            train_autoencoder(
-                replace(which, minutes=arguments.minutes, workers=arguments.workers), arguments.work
-            )
+    limits = {"minutes": arguments.minutes, "workers": arguments.workers}
+    if stage == "words":
+        write_table(arguments.tokenizer / "vocab.json", arguments.tokenizer / "merges.txt", all_words())
+    elif stage == "subjects":
+        write_subjects(work)
+    elif stage == "judge":
+        train_judge(work)
+    elif stage == "pack":
+        diffusion = RARE if (work / f"{RARE.name}.pt").exists() else DIFFUSION
+        pack(work, diffusion.name, autoencoder.name)
+    elif stage == "unpack":
+        unpack(work, DIFFUSION.name, WIDE.name, [ENCODER.name, RARE.name], arguments.weights)
+    elif stage in (DIFFUSION.name, RARE.name):
+        asked = DIFFUSION if stage == DIFFUSION.name else RARE
+        lr = arguments.lr or asked.lr
+        train_diffusion(replace(asked, autoencoder=autoencoder.name, lr=lr, **limits), work)
+    else:
+        asked_autoencoder = next(run for run in AUTOENCODERS if run.name == stage)
+        train_autoencoder(replace(asked_autoencoder, **limits), work)
 
 
 if __name__ == "__main__":

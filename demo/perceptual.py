@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from . import parallel
 from .compose import Composer
 from .pictures import Library
 from .rates import warm_cosine
@@ -90,4 +91,4 @@ def train_eye(
         running += 0.02 * (loss.item() - running)
         if (step + 1) % 200 == 0:
             logger.info("eye step %d: loss %.3f", step + 1, running)
-    torch.save(eye.state_dict(), path)
+    parallel.save(path, eye.state_dict())

@@ -43,7 +43,7 @@ class AutoencoderRun:
     encoder_only: bool = False
     perceptual: float = 0.0
     any_drawing: float = 0.0
-    steps: int = 5000
+    steps: int = 3000
     minutes: float | None = None
     batch: int = 8
     lr: float = 1.5e-3
@@ -162,7 +162,7 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
     if rank == 0:
         with torch.no_grad():
             logger.info("%s finished: held out %.2f dB", run.name, psnr(decoder(encoder(test)), test))
-        _save(path, nets, optimizers, step, clock)
+        _save(path, nets, optimizers, step, clock, finished=True)
 
 
 def _save(
@@ -171,11 +171,11 @@ def _save(
     optimizers: Sequence[torch.optim.Optimizer],
     step: int,
     clock: parallel.Clock,
+    finished: bool = False,
 ) -> None:
     states = [optimizer.state_dict() for optimizer in optimizers]
-    parallel.save(
-        path, {"nets": nets.state_dict(), "optimizers": states, "step": step, "spent": clock.seconds()}
-    )
+    state = {"nets": nets.state_dict(), "optimizers": states}
+    parallel.save(path, {**state, "step": step, "spent": clock.seconds(), "finished": finished})
 
 
 def train_autoencoder(run: AutoencoderRun, folder: Path) -> Path:

@@ -51,7 +51,7 @@ class DiffusionRun:
     any_drawing: float = 0.0
     snr_cap: float = 5.0
     autoencoder: str = "autoencoder"
-    steps: int = 12000
+    steps: int = 5000
     minutes: float | None = None
     captions: int = 12
     pictures_per_caption: int = 2
@@ -252,7 +252,7 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
             _save(path, nets, ema, optimizers, step, clock)
             preview(ema, decoder, work / f"preview-{step:05d}.png")
     if rank == 0:
-        _save(path, nets, ema, optimizers, step, clock)
+        _save(path, nets, ema, optimizers, step, clock, finished=True)
         preview(ema, decoder, work / "preview-final.png")
 
 
@@ -263,13 +263,14 @@ def _save(
     optimizers: Sequence[torch.optim.Optimizer],
     step: int,
     clock: parallel.Clock,
+    finished: bool = False,
 ) -> None:
     state: dict[str, Any] = {
         "nets": nets.state_dict(),
         "ema": ema.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
-    parallel.save(path, {**state, "step": step, "spent": clock.seconds()})
+    parallel.save(path, {**state, "step": step, "spent": clock.seconds(), "finished": finished})
 
 
 def train_diffusion(run: DiffusionRun, folder: Path) -> Path:

@@ -176,9 +176,15 @@ class ComfyClient:
         self.request("POST", "/interrupt", {})
 
     def free(self) -> None:
-        """Unload all models and drop the cached results (the "free memory" button), and wait until that is done."""
+        """Unload all models and drop the cached results (the "free memory" button), and wait until that is done.
+
+        ComfyUI's worker looks at the request when it wakes, or, if it was just about to wait, not before the next
+        prompt has run. So two prompts of no work are run: before the second one the first one's request was met.
+        """
         self.request("POST", "/free", {"unload_models": True, "free_memory": True})
-        time.sleep(1.0)
+        for _ in range(2):
+            number = {"class_type": "PrimitiveInt", "inputs": {"value": 0}}
+            self.run({"1": number, "2": {"class_type": "PreviewAny", "inputs": {"source": ["1", 0]}}}, timeout=120)
 
     def upload_image(
         self, image: Path | bytes, name: str | None = None, *, subfolder: str = "", overwrite: bool = True
