@@ -87,14 +87,14 @@ def main() -> None:
     if arguments.stage not in ("all", "words") and not TABLE.exists():
         parser.error("run the stage `words` first")
     for stage in ALL if arguments.stage == "all" else [arguments.stage]:
-        if arguments.stage == "all" and _finished(arguments.work, stage):
+        if arguments.stage == "all" and finished(arguments.work, stage):
             logger.info("%s is finished", stage)
             continue
         _do(stage, arguments)
 
 
-def _finished(work: Path, stage: str) -> bool:
-    """Whether *stage* trains a net and its schedule has come to its end."""
+def finished(work: Path, stage: str) -> bool:
+    """Whether *stage* has a training state under *work* whose schedule has come to its end."""
     path = work / f"{stage}.pt"
     return path.exists() and bool(torch.load(path, weights_only=True).get("finished"))
 

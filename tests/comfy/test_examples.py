@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from subjectbooth.demo.measure_dreambooth import CFG, CLASS_CFG, OPTIONS, SETTINGS, STEPS, dreambooth_graph
 from subjectbooth.scripts.comfy_server import ComfyClient
 from subjectbooth.scripts.workflow import to_api
 
@@ -39,6 +40,24 @@ def prompt_of(comfy: ComfyClient, name: str) -> dict[str, Any]:
         if node["class_type"] == "DreamBoothLoRATrain":
             node["inputs"]["output_name"] = f"examples/{name}"
     return prompt
+
+
+def test_the_first_example_trains_as_the_demo_base_was_measured(comfy: ComfyClient) -> None:
+    """What docs/demo-base.md says of the figures then holds for what people open first (of 24 class images, not 32)."""
+    path = ROOT / "example_workflows" / "train_and_sample.json"
+    prompt = to_api(json.loads(path.read_text(encoding="utf-8")), comfy.object_info())
+    options = {**comfy.defaults("DreamBoothOptions"), **OPTIONS}
+    measured = dreambooth_graph("dog", {**SETTINGS, "steps": STEPS, "class_images": 24}, options)
+    shown = {"validation_prompts", "validation_interval", "validation_guidance_scale", "output_name", "precision",
+             "gradient_checkpointing"}
+    for kind in ("LoadSubjectImages", "DreamBoothLoRATrain", "DreamBoothOptions"):
+        (example,) = (node["inputs"] for node in prompt.values() if node["class_type"] == kind)
+        (wanted,) = (node["inputs"] for node in measured.values() if node["class_type"] == kind)
+        differ = {name for name, value in wanted.items() if not isinstance(value, list) and example[name] != value}
+        assert differ <= shown, kind
+    class_cfg = {node["inputs"]["cfg"] for node in prompt.values() if node["class_type"] == "GenerateClassPriors"}
+    cfg = {node["inputs"]["cfg"] for node in prompt.values() if node["class_type"] == "KSampler"}
+    assert (class_cfg, cfg) == ({CLASS_CFG}, {CFG})
 
 
 def lora_of(comfy: ComfyClient, name: str) -> Path:
