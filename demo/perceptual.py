@@ -17,7 +17,7 @@ from torch import nn
 
 from . import parallel
 from .compose import Composer
-from .pictures import Library
+from .pictures import everything_drawn
 from .rates import warm_cosine
 
 logger = logging.getLogger("subjectbooth")
@@ -65,13 +65,23 @@ def load_eye(path: Path) -> Eye:
     return eye.eval().requires_grad_(False)
 
 
-def train_eye(
-    pictures: Library, path: Path, steps: int = 4000, batch: int = 32, lr: float = 2e-3, seed: int = 0
+def train_eye(packages: Path, path: Path, steps: int = 4000, workers: int = 2) -> None:
+    """Train on compositions made on the fly and write the weights to *path*. A killed training begins anew.
+
+    Args:
+        packages: the folder of the sets' packages.
+    """
+    parallel.run(_job, workers, str(packages), str(path), steps)
+
+
+def _job(
+    rank: int, world: int, packages: str, path: str, steps: int, batch: int = 32, lr: float = 2e-3, seed: int = 0
 ) -> None:
-    """Train on compositions made on the fly and write the weights to *path*."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(seed)
+    pictures = everything_drawn(Path(packages))
     eye = Eye()
-    rng = random.Random(f"eye {seed}")
+    rng = random.Random(f"eye {seed} {rank}")
     composer = Composer(pictures)
     head = nn.Linear(WIDTHS[-1] * 8 * 8, 128)
     names = nn.Linear(128, len(pictures.words), bias=False)
@@ -81,14 +91,16 @@ def train_eye(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * warm_cosine(step, step / steps)
-        images, which = composer.any_drawings(rng, batch)
+        images, which = composer.any_drawings(rng, batch // world)
         embedding = F.normalize(head(eye(images)[-1].flatten(1)), dim=1)
         loss = F.cross_entropy(16 * embedding @ F.normalize(names.weight, dim=1).T, torch.tensor(which))
         optimizer.zero_grad()
         loss.backward()
+        parallel.average_gradients(trained, world)
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         running += 0.02 * (loss.item() - running)
-        if (step + 1) % 200 == 0:
+        if rank == 0 and (step + 1) % 200 == 0:
             logger.info("eye step %d: loss %.3f", step + 1, running)
-    parallel.save(path, eye.state_dict())
+    if rank == 0:
+        parallel.save(Path(path), eye.state_dict())

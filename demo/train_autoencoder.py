@@ -181,6 +181,6 @@ def _save(
 def train_autoencoder(run: AutoencoderRun, folder: Path) -> Path:
     """Train, or go on with, *run* under *folder*; returns the saved state's path."""
     if run.perceptual and not (folder / EYE).exists():
-        train_eye(everything_drawn(folder / "npm"), folder / EYE)
+        train_eye(folder / "npm", folder / EYE, workers=run.workers)
     parallel.run(_job, run.workers, run, str(folder))
     return folder / f"{run.name}.pt"

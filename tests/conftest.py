@@ -38,9 +38,9 @@ from subjectbooth.scripts.comfy_server import (  # noqa: E402
 )
 from subjectbooth.tests import tiny  # noqa: E402
 
-# Files whose tests also run with the oldest libraries that requirements.txt allows: what uses diffusers, peft,
-# accelerate or transformers, and one training in the real ComfyUI. A `oldest` mark on a single test does the same.
-OLDEST = ("test_loss.py", "test_run.py", "test_packaging.py", "comfy/test_shell.py", "comfy/test_training.py")
+# Files whose tests also run with the oldest libraries that requirements.txt allows. In other files single tests have the
+# mark `oldest`: together, every call of diffusers, peft, accelerate and transformers, in a shell and in the real ComfyUI.
+OLDEST = ("test_loss.py", "test_packaging.py")
 
 PACKS = {"SubjectBooth": ROOT, "probe_nodes": ROOT / "tests" / "comfy" / "probe_nodes"}
 

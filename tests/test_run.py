@@ -69,6 +69,7 @@ def test_a_run_cancelled_anywhere_ends_bit_identical_to_an_uninterrupted_one(
     assert len(cut.folder.losses(6)) == 6
 
 
+@pytest.mark.oldest
 def test_validation_pictures_do_not_change_training(tmp_path: Path) -> None:
     looked = TrainConfig(**{**CONFIG.to_json(), "validation_prompts": ("a photo of {subject}", "{subject} on grass"),
                             "validation_interval": 2, "validation_steps": 3})
@@ -107,6 +108,7 @@ def test_pictures_of_other_prompts_are_not_handed_out(tmp_path: Path) -> None:
     assert asked("{subject} on grass", 4).validations(4)[1] == []
 
 
+@pytest.mark.oldest
 def test_a_finished_run_is_found_again_and_a_forced_one_writes_the_same_bytes(tmp_path: Path) -> None:
     _read(_run(tmp_path).events())
     first = _lora(_run(tmp_path))

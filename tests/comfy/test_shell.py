@@ -39,6 +39,7 @@ def _arguments(checkpoint: Path, photos: Path, output: Path, *more: str) -> list
             "--learning_rate", "0.01", "--cpu", *more]
 
 
+@pytest.mark.oldest
 def test_the_shell_trains_what_comfyui_trains(comfy: ComfyClient, tiny_checkpoint: Path, tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "my photos")
     done = run_in_shell(*_arguments(tiny_checkpoint, photos, tmp_path / "out", "--seed", "9"))
@@ -72,6 +73,7 @@ def losses_of(runs: Path, seed: int = 9, steps: int = 4) -> list[float]:
     raise AssertionError(f"no such run below {runs}")
 
 
+@pytest.mark.oldest
 def test_class_images_and_a_second_call_from_the_shell(tiny_checkpoint: Path, tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos")
     arguments = _arguments(tiny_checkpoint, photos, tmp_path / "out", "--num_class_images", "2",

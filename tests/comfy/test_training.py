@@ -40,6 +40,7 @@ def _lora(client: ComfyClient, name: str = "cat") -> Path:
     return client.server.models_dir / "loras" / f"{name}.safetensors"
 
 
+@pytest.mark.oldest
 def test_one_graph_trains_and_samples(comfy: ComfyClient) -> None:
     graph = train_and_sample(upload_cat(comfy), validation_prompts="a photo of {subject}\n{subject} on grass",
                              validation_interval=2, output_name="main_job")
@@ -78,6 +79,7 @@ def _layers(path: Path) -> set[str]:
     return {key.split(".")[0] for key in json.loads(_header(path)) if key != "__metadata__"}
 
 
+@pytest.mark.oldest
 def test_the_prediction_without_adapter_is_comfyuis(comfy: ComfyClient) -> None:
     images = upload_cat(comfy)
     graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"), "10": subject_node(images),
@@ -132,6 +134,7 @@ def test_patches_that_are_not_weights_are_refused(comfy: ComfyClient) -> None:
     assert "patches that are not weights" in failure.value.node_message
 
 
+@pytest.mark.oldest
 def test_the_adapter_predicts_the_same_in_comfyui_and_in_the_trainer(comfy: ComfyClient) -> None:
     images = upload_cat(comfy)
     for nonce, strength in enumerate((1.0, 0.6, -0.5, 1.7), start=10):
@@ -179,6 +182,7 @@ def test_a_forced_second_training_writes_the_same_bytes_after_sampling(comfy: Co
     assert not _lora(comfy, "forced_2").exists()
 
 
+@pytest.mark.oldest
 def test_it_learns(comfy: ComfyClient) -> None:
     images = upload_cat(comfy)
     graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"), "10": subject_node(images),
