@@ -38,8 +38,8 @@ from subjectbooth.scripts.comfy_server import (  # noqa: E402
 )
 from subjectbooth.tests import tiny  # noqa: E402
 
-# Files whose tests also run with the oldest libraries that requirements.txt allows. In other files single tests have the
-# mark `oldest`: together, every call of diffusers, peft, accelerate and transformers, in a shell and in the real ComfyUI.
+# Files whose tests also run with the oldest libraries that requirements.txt allows. In other files single tests have
+# the mark `oldest`: together, the ways into diffusers, peft, accelerate and transformers, in a shell and in ComfyUI.
 OLDEST = ("test_loss.py", "test_packaging.py")
 
 PACKS = {"SubjectBooth": ROOT, "probe_nodes": ROOT / "tests" / "comfy" / "probe_nodes"}
