@@ -1,7 +1,7 @@
 """From the raw packages to the weights: `python -m demo.build all`. Every stage goes on where it was stopped.
 
-`all` is words, autoencoder, wide, encoder, diffusion, rare, pack, subjects and judge, about three and a half hours on
-two cores; stages that are finished are left out. To train packed weights further: unpack, diffusion, rare, pack.
+`all` is words, autoencoder, wide, encoder, diffusion, rare, pack, subjects and judge, about four hours on two
+cores; stages that are finished are left out. To train packed weights further: unpack, diffusion, rare, pack.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ WIDE = AutoencoderRun(
     any_drawing=0.7,
     encoder_widths=(32, 64, 64, 64),
     decoder_widths=(24, 48, 64, 64),
-    steps=2400,
+    steps=4400,
     lr=1e-3,
     seed=1,
 )
