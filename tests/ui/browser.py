@@ -145,7 +145,7 @@ class Page:
             f"const find = () => {{ const e = {element}; const b = e?.getBoundingClientRect();"
             " if (!b?.width) return null;"
             " const x = b.x + b.width / 2, y = b.y + b.height / 2, top = document.elementFromPoint(x, y);"
-            " return {x, y, top, free: top && (e.contains(top) || top.contains(e))}; };"
+            " return {x, y, top, free: e.contains(top)}; };"
         )
         try:
             box = self.wait_for(

@@ -17,7 +17,10 @@ from subjectbooth.scripts.comfy_server import ComfyClient
 from subjectbooth.tests.ui.browser import Page
 from subjectbooth.tests.ui.test_editor import READY
 
-USUAL = {"Comfy.TutorialCompleted": True, "Comfy.Locale": "en", "Comfy.VueNodes.Enabled": False}
+USUAL = {
+    "Comfy.TutorialCompleted": True, "Comfy.Locale": "en", "Comfy.VueNodes.Enabled": False,
+    "Comfy.Minimap.Visible": False,  # it lies over what is to be clicked
+}
 
 
 def reload_with(comfy: ComfyClient, page: Page, **settings: Any) -> None:

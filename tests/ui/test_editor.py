@@ -33,6 +33,7 @@ pytestmark = [
 def page(_comfy_client: ComfyClient) -> Iterator[Page]:
     """The editor in a browser, as somebody sees it who has been there before."""
     _comfy_client.request("POST", "/settings/Comfy.TutorialCompleted", True)
+    _comfy_client.request("POST", "/settings/Comfy.Minimap.Visible", False)  # it lies over what is to be clicked
     with Browser() as browser:
         page = browser.open(_comfy_client.url)
         page.wait_for(READY, 90)

@@ -24,6 +24,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def page(_comfy_client: ComfyClient) -> Iterator[Page]:
     _comfy_client.request("POST", "/settings/Comfy.TutorialCompleted", True)
+    _comfy_client.request("POST", "/settings/Comfy.Minimap.Visible", False)  # it lies over what is to be clicked
     with Browser() as browser:
         page = browser.open(_comfy_client.url)
         page.wait_for(READY, 90)

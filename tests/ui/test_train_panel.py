@@ -39,6 +39,7 @@ BLUE = (59, 142, 234)  # the subject's curve
 def page(_comfy_client: ComfyClient) -> Iterator[Page]:
     """A browser for each test: a trainer opened after a switch to Nodes 2.0 shows no panel until a reload."""
     _comfy_client.request("POST", "/settings/Comfy.TutorialCompleted", True)
+    _comfy_client.request("POST", "/settings/Comfy.Minimap.Visible", False)  # it lies over what is to be clicked
     with Browser(height=1400) as browser:
         page = browser.open(_comfy_client.url)
         page.wait_for(READY, 120)
