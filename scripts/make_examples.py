@@ -24,7 +24,7 @@ from comfy_server import FP32_FLAGS, ComfyClient, ComfyServer
 from setup_env import CACHE, ROOT, ensure_environment
 
 sys.path.append(str(ROOT / "tests" / "ui"))
-from browser import Browser, Page  # type: ignore[import-not-found]
+from browser import OUT_OF_THE_WAY, READY, Browser, Page  # type: ignore[import-not-found]
 
 EXAMPLES = ROOT / "example_workflows"
 FIRST = "train_and_sample"
@@ -34,10 +34,6 @@ QUICK = {
     "DreamBoothLoRATrain": {"steps": 8, "validation_interval": 2},
     "KSampler": {"steps": 4},
 }
-READY = (
-    "!!(window.app?.graph?.nodes && window.app.extensionManager"
-    " && !document.querySelector('.p-progressspinner') && document.querySelector('[data-testid=\"queue-button\"]'))"
-)
 # Which example shows a node at work; a node that is in none is photographed as it is when new.
 SHOWN_IN = {
     "LoadDemoBase": FIRST,
@@ -71,7 +67,7 @@ def main() -> int:
     if FIRST in names:  # a LoRA that another training has left would keep its name
         shutil.rmtree(server.models_dir / "loras", ignore_errors=True)
     with server, ComfyClient(server.url, server) as client, Browser(width=2200, height=1300) as browser:
-        for setting, value in {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}.items():
+        for setting, value in OUT_OF_THE_WAY.items():
             client.request("POST", f"/settings/{setting}", value)
         page = browser.open(server.url)
         page.wait_for(READY, 300)

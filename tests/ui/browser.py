@@ -15,10 +15,14 @@ import subprocess
 import tempfile
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from subjectbooth.scripts.comfy_server import ComfyClient
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable", "chrome")
 FLAGS = (
@@ -35,6 +39,13 @@ FLAGS = (
     "--mute-audio",
     "--remote-debugging-port=0",
 )
+READY = (
+    "!!(window.app?.graph?.nodes && window.app.extensionManager"
+    " && !document.querySelector('.p-progressspinner') && document.querySelector('[data-testid=\"queue-button\"]'))"
+)
+"""Whether the graph editor has come up."""
+OUT_OF_THE_WAY = {"Comfy.TutorialCompleted": True, "Comfy.Minimap.Visible": False}
+"""The editor's settings with which nothing lies over what is to be clicked."""
 
 
 def find_chromium() -> str | None:
@@ -250,3 +261,14 @@ class Browser:
         page = Page(self, socket)
         self._readers.append(self.loop.create_task(page._read()))
         return page
+
+
+@contextmanager
+def open_editor(client: ComfyClient, timeout: float = 90, **size: int) -> Iterator[Page]:
+    """ComfyUI's graph editor in a browser of its own, as somebody sees it who has been there before."""
+    for setting, value in OUT_OF_THE_WAY.items():
+        client.request("POST", f"/settings/{setting}", value)
+    with Browser(**size) as browser:
+        page = browser.open(client.url)
+        page.wait_for(READY, timeout)
+        yield page

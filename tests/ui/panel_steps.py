@@ -14,13 +14,9 @@ import skimage.data
 from PIL import Image, ImageFilter
 
 from subjectbooth.scripts.comfy_server import ComfyClient
-from subjectbooth.tests.ui.browser import Page
-from subjectbooth.tests.ui.test_editor import READY
+from subjectbooth.tests.ui.browser import OUT_OF_THE_WAY, READY, Page
 
-USUAL = {
-    "Comfy.TutorialCompleted": True, "Comfy.Locale": "en", "Comfy.VueNodes.Enabled": False,
-    "Comfy.Minimap.Visible": False,  # it lies over what is to be clicked
-}
+USUAL = {**OUT_OF_THE_WAY, "Comfy.Locale": "en", "Comfy.VueNodes.Enabled": False}
 
 
 def reload_with(comfy: ComfyClient, page: Page, **settings: Any) -> None:

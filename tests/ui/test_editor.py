@@ -12,14 +12,10 @@ import pytest
 
 from subjectbooth.scripts.comfy_server import ComfyClient
 from subjectbooth.scripts.workflow import to_api
-from subjectbooth.tests.ui.browser import Browser, Page, find_chromium
+from subjectbooth.tests.ui.browser import Page, find_chromium, open_editor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
-READY = (
-    "!!(window.app?.graph?.nodes && window.app.extensionManager"
-    " && !document.querySelector('.p-progressspinner') && document.querySelector('[data-testid=\"queue-button\"]'))"
-)
 pytestmark = [
     pytest.mark.comfy,
     pytest.mark.skipif(not find_chromium(), reason="no Chromium on this machine (CHROMIUM_PATH names one)"),
@@ -32,11 +28,7 @@ pytestmark = [
 @pytest.fixture(scope="module")
 def page(_comfy_client: ComfyClient) -> Iterator[Page]:
     """The editor in a browser, as somebody sees it who has been there before."""
-    _comfy_client.request("POST", "/settings/Comfy.TutorialCompleted", True)
-    _comfy_client.request("POST", "/settings/Comfy.Minimap.Visible", False)  # it lies over what is to be clicked
-    with Browser() as browser:
-        page = browser.open(_comfy_client.url)
-        page.wait_for(READY, 90)
+    with open_editor(_comfy_client) as page:
         yield page
 
 

@@ -12,8 +12,7 @@ from PIL import Image
 from skimage import data
 
 from subjectbooth.scripts.comfy_server import ComfyClient
-from subjectbooth.tests.ui.browser import Browser, Page, find_chromium
-from subjectbooth.tests.ui.test_editor import READY
+from subjectbooth.tests.ui.browser import Page, find_chromium, open_editor
 
 pytestmark = [
     pytest.mark.comfy,
@@ -23,11 +22,7 @@ pytestmark = [
 
 @pytest.fixture(scope="module")
 def page(_comfy_client: ComfyClient) -> Iterator[Page]:
-    _comfy_client.request("POST", "/settings/Comfy.TutorialCompleted", True)
-    _comfy_client.request("POST", "/settings/Comfy.Minimap.Visible", False)  # it lies over what is to be clicked
-    with Browser() as browser:
-        page = browser.open(_comfy_client.url)
-        page.wait_for(READY, 90)
+    with open_editor(_comfy_client) as page:
         yield page
 
 

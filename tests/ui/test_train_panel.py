@@ -16,8 +16,7 @@ import pytest
 from subjectbooth.scripts.comfy_server import ComfyClient
 from subjectbooth.tests.comfy.graphs import node
 from subjectbooth.tests.comfy.training_graphs import SIZE, train_node
-from subjectbooth.tests.ui.browser import Browser, Page, find_chromium
-from subjectbooth.tests.ui.test_editor import READY
+from subjectbooth.tests.ui.browser import READY, Page, find_chromium, open_editor
 
 pytestmark = [
     pytest.mark.comfy,
@@ -38,11 +37,7 @@ BLUE = (59, 142, 234)  # the subject's curve
 @pytest.fixture
 def page(_comfy_client: ComfyClient) -> Iterator[Page]:
     """A browser for each test: a trainer opened after a switch to Nodes 2.0 shows no panel until a reload."""
-    _comfy_client.request("POST", "/settings/Comfy.TutorialCompleted", True)
-    _comfy_client.request("POST", "/settings/Comfy.Minimap.Visible", False)  # it lies over what is to be clicked
-    with Browser(height=1400) as browser:
-        page = browser.open(_comfy_client.url)
-        page.wait_for(READY, 120)
+    with open_editor(_comfy_client, timeout=120, height=1400) as page:
         yield page
 
 
