@@ -17,6 +17,7 @@ from .base import WEIGHTS
 from .classes import all_words
 from .judge import train_judge
 from .pack import pack, unpack
+from .parallel import share_done
 from .subjects import write_subjects
 from .train_autoencoder import AutoencoderRun, train_autoencoder
 from .train_diffusion import DiffusionRun, train_diffusion
@@ -67,6 +68,8 @@ RARE = DiffusionRun(
     seed=2,
 )
 
+RUNS: dict[str, AutoencoderRun | DiffusionRun] = {run.name: run for run in (*AUTOENCODERS, DIFFUSION, RARE)}
+
 
 def main() -> None:
     """Run the stages that are asked for."""
@@ -87,23 +90,42 @@ def main() -> None:
     if arguments.stage not in ("all", "words") and not TABLE.exists():
         parser.error("run the stage `words` first")
     for stage in ALL if arguments.stage == "all" else [arguments.stage]:
-        if arguments.stage == "all" and finished(arguments.work, stage):
+        run = _run_of(stage, arguments) if stage in RUNS else None
+        if run and arguments.stage == "all" and finished(arguments.work, run):
             logger.info("%s is finished", stage)
-            continue
-        _do(stage, arguments)
+        elif isinstance(run, DiffusionRun):
+            train_diffusion(run, arguments.work)
+        elif run:
+            train_autoencoder(run, arguments.work)
+        else:
+            _do(stage, arguments)
 
 
-def finished(work: Path, stage: str) -> bool:
-    """Whether *stage* has a training state under *work* whose schedule has come to its end."""
-    path = work / f"{stage}.pt"
-    return path.exists() and bool(torch.load(path, weights_only=True).get("finished"))
+def finished(work: Path, run: AutoencoderRun | DiffusionRun) -> bool:
+    """Whether *run* has a training state under *work* that has come to the end of its schedule."""
+    path = work / f"{run.name}.pt"
+    if not path.exists():
+        return False
+    state = torch.load(path, weights_only=True)
+    return share_done(state["step"], state["spent"], run.steps, run.minutes) >= 1
+
+
+def _latest_autoencoder(work: Path) -> str:
+    """Name of the last of AUTOENCODERS that has a state."""
+    there = [run.name for run in AUTOENCODERS if (work / f"{run.name}.pt").exists()]
+    return there[-1] if there else AUTOENCODER.name
+
+
+def _run_of(stage: str, arguments: argparse.Namespace) -> AutoencoderRun | DiffusionRun:
+    run = replace(RUNS[stage], minutes=arguments.minutes, workers=arguments.workers)
+    if not isinstance(run, DiffusionRun):
+        return run
+    return replace(run, autoencoder=_latest_autoencoder(arguments.work), lr=arguments.lr or run.lr)
 
 
 def _do(stage: str, arguments: argparse.Namespace) -> None:
+    """A stage that trains none of RUNS."""
     work: Path = arguments.work
-    latest = [run for run in AUTOENCODERS if (work / f"{run.name}.pt").exists()]
-    autoencoder = latest[-1] if latest else AUTOENCODER
-    limits = {"minutes": arguments.minutes, "workers": arguments.workers}
     if stage == "words":
         write_table(arguments.tokenizer / "vocab.json", arguments.tokenizer / "merges.txt", all_words())
     elif stage == "subjects":
@@ -112,16 +134,9 @@ def _do(stage: str, arguments: argparse.Namespace) -> None:
         train_judge(work)
     elif stage == "pack":
         diffusion = RARE if (work / f"{RARE.name}.pt").exists() else DIFFUSION
-        pack(work, diffusion.name, autoencoder.name)
+        pack(work, diffusion.name, _latest_autoencoder(work))
     elif stage == "unpack":
         unpack(work, DIFFUSION.name, WIDE.name, [ENCODER.name, RARE.name], arguments.weights)
-    elif stage in (DIFFUSION.name, RARE.name):
-        asked = DIFFUSION if stage == DIFFUSION.name else RARE
-        lr = arguments.lr or asked.lr
-        train_diffusion(replace(asked, autoencoder=autoencoder.name, lr=lr, **limits), work)
-    else:
-        asked_autoencoder = next(run for run in AUTOENCODERS if run.name == stage)
-        train_autoencoder(replace(asked_autoencoder, **limits), work)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ slowest of them sets the pace hundreds of times a step; these meet once.
 
 from __future__ import annotations
 
+import logging
 import os
 import tempfile
 import time
@@ -20,6 +21,7 @@ import torch.multiprocessing as mp
 
 def _worker(rank: int, world: int, meeting: str, job: Callable[..., None], args: tuple[Any, ...]) -> None:
     torch.set_num_threads(1)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     dist.init_process_group("gloo", init_method=Path(meeting).as_uri(), rank=rank, world_size=world)
     try:
         job(rank, world, *args)
@@ -53,11 +55,13 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter], world: int) -> N
         gradient /= world
 
 
-class Clock:
-    """How far a run is, 0..1, by steps or by time, the same in every process.
+def share_done(step: int, seconds: float, steps: int, minutes: float | None) -> float:
+    """How far a run is, 0..1: by *steps*, or by *minutes* if given: a schedule then ends in time on any machine."""
+    return min(1.0, step / steps if minutes is None else seconds / 60 / minutes)
 
-    *minutes*, if given, wins over *steps*: on a shared machine the schedule can then end when the time does.
-    """
+
+class Clock:
+    """How far a run is (:func:`share_done`), the same in every process."""
 
     def __init__(self, steps: int, minutes: float | None, spent: float = 0.0) -> None:
         self.steps, self.minutes, self.spent = steps, minutes, spent
@@ -69,10 +73,10 @@ class Clock:
 
     def progress(self, step: int) -> float:
         """Fraction done, agreed on by all processes (the first one's clock counts)."""
-        fraction = step / self.steps if self.minutes is None else self.seconds() / 60 / self.minutes
+        fraction = share_done(step, self.seconds(), self.steps, self.minutes)
         agreed = torch.tensor([fraction], dtype=torch.float64)
         dist.broadcast(agreed, 0)
-        return min(1.0, float(agreed))
+        return float(agreed)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:

@@ -77,7 +77,6 @@ def train_eye(packages: Path, path: Path, steps: int = 4000, workers: int = 2) -
 def _job(
     rank: int, world: int, packages: str, path: str, steps: int, batch: int = 32, lr: float = 2e-3, seed: int = 0
 ) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     torch.manual_seed(seed)
     pictures = everything_drawn(Path(packages))
     eye = Eye()

@@ -91,7 +91,6 @@ def make_optimizers(nets: nn.Module, lr: float, rank: int, world: int) -> list[t
 
 
 def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     work = Path(folder)
     path = work / f"{run.name}.pt"
     torch.manual_seed(run.seed)
@@ -162,7 +161,7 @@ def _job(rank: int, world: int, run: AutoencoderRun, folder: str) -> None:
     if rank == 0:
         with torch.no_grad():
             logger.info("%s finished: held out %.2f dB", run.name, psnr(decoder(encoder(test)), test))
-        _save(path, nets, optimizers, step, clock, finished=True)
+        _save(path, nets, optimizers, step, clock)
 
 
 def _save(
@@ -171,11 +170,11 @@ def _save(
     optimizers: Sequence[torch.optim.Optimizer],
     step: int,
     clock: parallel.Clock,
-    finished: bool = False,
 ) -> None:
     states = [optimizer.state_dict() for optimizer in optimizers]
-    state = {"nets": nets.state_dict(), "optimizers": states}
-    parallel.save(path, {**state, "step": step, "spent": clock.seconds(), "finished": finished})
+    parallel.save(
+        path, {"nets": nets.state_dict(), "optimizers": states, "step": step, "spent": clock.seconds()}
+    )
 
 
 def train_autoencoder(run: AutoencoderRun, folder: Path) -> Path:

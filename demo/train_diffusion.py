@@ -174,7 +174,6 @@ def make_optimizers(nets: nn.ModuleDict, lr: float, rank: int, world: int) -> li
 
 
 def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     work = Path(folder)
     path = work / f"{run.name}.pt"
     torch.manual_seed(run.seed)
@@ -252,7 +251,7 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
             _save(path, nets, ema, optimizers, step, clock)
             preview(ema, decoder, work / f"preview-{step:05d}.png")
     if rank == 0:
-        _save(path, nets, ema, optimizers, step, clock, finished=True)
+        _save(path, nets, ema, optimizers, step, clock)
         preview(ema, decoder, work / "preview-final.png")
 
 
@@ -263,14 +262,13 @@ def _save(
     optimizers: Sequence[torch.optim.Optimizer],
     step: int,
     clock: parallel.Clock,
-    finished: bool = False,
 ) -> None:
     state: dict[str, Any] = {
         "nets": nets.state_dict(),
         "ema": ema.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
-    parallel.save(path, {**state, "step": step, "spent": clock.seconds(), "finished": finished})
+    parallel.save(path, {**state, "step": step, "spent": clock.seconds()})
 
 
 def train_diffusion(run: DiffusionRun, folder: Path) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import re
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pytest
 import torch
 
 from subjectbooth.demo.autoencoder import decoder_widths, encoder_widths
-from subjectbooth.demo.build import AUTOENCODER, WIDE, finished
+from subjectbooth.demo.build import AUTOENCODER, DIFFUSION, WIDE, finished
 from subjectbooth.demo.classes import CLASS_WORDS, STYLES
 from subjectbooth.demo.narrow import load_narrow
 from subjectbooth.demo.pack import unpack
@@ -60,7 +61,8 @@ def build(work: Path, stage: str, minutes: float) -> dict[str, Any]:
 def test_a_stage_goes_on_where_it_was_stopped_and_the_next_grows_from_it(work: Path) -> None:
     first = build(work, "autoencoder", 0.03)
     assert first["step"] > 0 and first["spent"] >= 0.03 * 60
-    assert finished(work, "autoencoder") and not finished(work, "wide")
+    assert finished(work, replace(AUTOENCODER, minutes=0.03)) and not finished(work, WIDE)
+    assert not finished(work, AUTOENCODER), "a longer schedule goes on"
     again = build(work, "autoencoder", 0.03)
     assert again["step"] == first["step"], "its time is used up"
     assert all(torch.equal(again["nets"][name], value) for name, value in first["nets"].items())
@@ -93,7 +95,7 @@ def test_the_shipped_weights_come_back_as_training_states_once(tmp_path: Path) -
     encoder, decoder = load_autoencoder(tmp_path, "wide")
     for found, wanted in ((encoder, shipped.encoder), (decoder, shipped.decoder)):
         assert all(torch.equal(value, found.state_dict()[name]) for name, value in wanted.state_dict().items())
-    assert not finished(tmp_path, "diffusion") and not finished(tmp_path, "wide"), "they are there to be trained on"
+    assert not finished(tmp_path, DIFFUSION) and not finished(tmp_path, WIDE), "they are there to be trained on"
     unet = torch.load(tmp_path / "diffusion.pt", weights_only=True)["ema"]
     assert all(torch.equal(value, unet[f"unet.{name}"]) for name, value in shipped.unet.state_dict().items())
     with pytest.raises(FileExistsError, match="diffusion.pt"):
