@@ -34,6 +34,7 @@ def test_the_kernel_is_chosen_for_the_device(
     assert said in note and bool(note) == bool(said)
 
 
+@pytest.mark.oldest
 def test_xformers_that_does_not_work_is_said_and_sdpa_used() -> None:
     """Here it is not installed at all, which diffusers says when it is switched on."""
     unet = small_unet()

@@ -86,6 +86,7 @@ def test_fewer_pictures_at_once_learn_the_same(tmp_path: Path, pictures: int, ex
         assert found.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-3)
 
 
+@pytest.mark.oldest
 def test_checkpointing_alone_changes_no_bit(tmp_path: Path) -> None:
     whole = _run(tmp_path / "whole")
     list(whole.events())
@@ -108,6 +109,7 @@ def test_a_resumed_run_keeps_what_it_stepped_down_to(tmp_path: Path) -> None:
     assert set(limit.sizes) == {1}
 
 
+@pytest.mark.oldest
 def test_the_last_thing_to_try_is_the_8_bit_optimizer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """bitsandbytes cannot be run here: its class is AdamW under its name, and a CPU is taken for a GPU."""
     import sys

@@ -31,10 +31,15 @@ def test_there_is_an_example_with_a_picture() -> None:
         assert path.with_suffix(".jpg").stat().st_size <= 150_000
 
 
+def as_saved(comfy: ComfyClient, name: str) -> dict[str, Any]:
+    """An example over the API."""
+    path = ROOT / "example_workflows" / f"{name}.json"
+    return to_api(json.loads(path.read_text(encoding="utf-8")), comfy.object_info())
+
+
 def prompt_of(comfy: ComfyClient, name: str) -> dict[str, Any]:
     """An example with few steps, over the API."""
-    path = ROOT / "example_workflows" / f"{name}.json"
-    prompt = to_api(json.loads(path.read_text(encoding="utf-8")), comfy.object_info())
+    prompt = as_saved(comfy, name)
     for node in prompt.values():
         node["inputs"].update(FEW.get(node["class_type"], {}))
         if node["class_type"] == "DreamBoothLoRATrain":
@@ -44,8 +49,7 @@ def prompt_of(comfy: ComfyClient, name: str) -> dict[str, Any]:
 
 def test_the_first_example_trains_as_the_demo_base_was_measured(comfy: ComfyClient) -> None:
     """What docs/demo-base.md says of the figures then holds for what people open first (of 24 class images, not 32)."""
-    path = ROOT / "example_workflows" / "train_and_sample.json"
-    prompt = to_api(json.loads(path.read_text(encoding="utf-8")), comfy.object_info())
+    prompt = as_saved(comfy, "train_and_sample")
     options = {**comfy.defaults("DreamBoothOptions"), **OPTIONS}
     measured = dreambooth_graph("dog", {**SETTINGS, "steps": STEPS, "class_images": 24}, options)
     shown = {"validation_prompts", "validation_interval", "validation_guidance_scale", "output_name", "precision",
