@@ -13,6 +13,7 @@ import logging
 import os
 import sys
 from collections.abc import Sequence
+from contextlib import closing
 from pathlib import Path
 
 import torch
@@ -32,6 +33,7 @@ from .runtime import choose
 from .stored_base import load_base
 from .subject import CROPS, Photo, Subject, make_subject
 from .tokenizer import tokenize
+from .trackers import TRACKERS, Tracker
 from .trigger import DEFAULT_TOKEN
 
 
@@ -66,6 +68,10 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--keep", action="store_true",
                          help="Take what the run has learned so far (after Ctrl+C, say) for its result: it ends at its "
                               "next step.")
+    options.add_argument("--report_to", default="none", choices=TRACKERS,
+                         help="Also show settings, curves and validation pictures in TensorBoard (files in the run's "
+                              "folder) or Weights & Biases (its servers get them, prompts included, unless "
+                              "WANDB_MODE=offline). Needs that package.")
     options.add_argument("--plan", action="store_true",
                          help="Say what would be in memory and which settings would be chosen, and train nothing.")
     options.add_argument("--cpu", action="store_true", help="Train on the CPU even when there is a GPU.")
@@ -129,8 +135,10 @@ def _train(options: argparse.Namespace) -> None:
     if options.keep:
         run.stop_and_keep()
     # The bar's line ends before whatever is said next, an error too.
-    with tqdm(total=config.steps, unit="step", dynamic_ncols=True) as bar:
+    with tqdm(total=config.steps, unit="step", dynamic_ncols=True) as bar, \
+            closing(Tracker(options.report_to, run.folder, config, bar.write)) as tracker:
         for event in run.events(options.force_retrain, go_on=options.after_stop == "continue"):
+            tracker.follow(event)
             if isinstance(event, Started):
                 bar.update(event.step - bar.n)
                 bar.write(", ".join([f"{name} {value}" for name, value in event.chosen.items()] + list(event.notes)))
