@@ -22,7 +22,7 @@ from setup_env import (
 )
 
 INTERRUPTED, NOTHING_CHOSEN = 2, 5  # pytest's exit codes
-WORKERS = max(1, min(4, (os.cpu_count() or 1) + 1))  # one more than cores: many tests wait for a ComfyUI
+WORKERS = max(1, min(4, os.cpu_count() or 1))
 
 
 def run(environment: Environment, arguments: list[str], **variables: str) -> int:
