@@ -1,0 +1,178 @@
+"""The trainer from a shell beside diffusers' own DreamBooth script, in turns, on the same base; prints ratios.
+
+    python benchmarks/against_diffusers.py path/to/diffusers/examples/dreambooth/train_dreambooth_lora.py
+
+Both get the same folder (Stable Diffusion 1.5's layout, random weights: time and memory do not depend on them), photos,
+resolution, rank, optimizer and precision; class images are there beforehand. The rival runs at its best, with
+``--pre_compute_text_embeddings``. A step's time is the difference between a run of STEPS + 1 steps and a run of one,
+divided by STEPS, so that start and end do not count in it. Linux (it reads what each process took at most).
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+PHOTOS = ROOT / "demo" / "subjects" / "cat" / "train"
+CLASS_IMAGES = 4
+RANK = 16
+GIB = 2**30
+
+
+@dataclass(frozen=True)
+class Took:
+    """What a command took: wall seconds, and GiB of memory at most."""
+
+    seconds: float
+    memory: float
+
+
+Trainer = Callable[[int, bool, Path], list[str]]
+"""Steps, whether the class is kept, a folder of its own -> the command."""
+
+
+def main() -> int:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("rival", type=Path, help="diffusers' train_dreambooth_lora.py")
+    options.add_argument("--resolution", type=int, default=256, help="pixels (default 256; 512 is usual, on a GPU)")
+    options.add_argument("--steps", type=int, default=6, help="steps that are timed (default 6)")
+    options.add_argument("--rounds", type=int, default=2, help="times that each is run (default 2)")
+    options.add_argument("--width", type=int, default=320, help="the UNet's first, a multiple of 32; 320 is the true one")
+    options.add_argument("--cpu", action="store_true", help="on the CPU even when there is a GPU")
+    given = options.parse_args()
+    if given.cpu:
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # the rival has no option for it
+    with tempfile.TemporaryDirectory(prefix="against_diffusers_") as scratch:
+        compare(given, Path(scratch))
+    return 0
+
+
+def compare(given: argparse.Namespace, scratch: Path) -> None:
+    """Run everything in turns and print it."""
+    base = scratch / "base"
+    write_base(base, given.width)
+    fill_class_images(scratch / "class_pictures")
+    trainers: dict[str, Trainer] = {
+        "SubjectBooth": lambda steps, keep, folder: ours(given, base, steps, keep, folder),
+        "diffusers": lambda steps, keep, folder: rival(given, base, scratch / "class_pictures", steps, keep, folder)}
+    print(f"making {CLASS_IMAGES} class images, which are then kept", flush=True)
+    run(trainers["SubjectBooth"](1, True, scratch / "SubjectBooth-True"))
+    step: dict[tuple[str, bool], list[float]] = {}
+    whole: dict[tuple[str, bool], list[Took]] = {}
+    for number in range(given.rounds):
+        for keep in (False, True):
+            for name, command in trainers.items():
+                folder = scratch / f"{name}-{keep}"
+                one = run(command(1, keep, folder))
+                many = run(command(given.steps + 1, keep, folder))
+                step.setdefault((name, keep), []).append((many.seconds - one.seconds) / given.steps)
+                whole.setdefault((name, keep), []).append(many)
+                print(f"round {number + 1}, {name}, class {'kept' if keep else 'not kept'}: "
+                      f"{step[name, keep][-1]:.2f} s a step, {many.seconds:.0f} s in all, {many.memory:.1f} GiB",
+                      flush=True)
+    report({key: statistics.median(values) for key, values in step.items()},
+           {key: statistics.median(took.seconds for took in values) for key, values in whole.items()},
+           {key: max(took.memory for took in values) for key, values in whole.items()}, given.steps + 1)
+
+
+def report(step: dict[tuple[str, bool], float], whole: dict[tuple[str, bool], float],
+           memory: dict[tuple[str, bool], float], steps: int) -> None:
+    """The ratios, from medians of the rounds (memory: the most of them)."""
+    if min(step.values()) <= 0:
+        raise SystemExit("the steps were too few to be told from start and end: raise --steps or --resolution")
+    for keep in (False, True):
+        print(f"\nclass {'kept' if keep else 'not kept'}: diffusers / SubjectBooth")
+        for name, values in (("a step", step), (f"a command of {steps} steps", whole), ("memory", memory)):
+            print(f"  {name:24s} {values['diffusers', keep] / values['SubjectBooth', keep]:.2f}")
+    print("\nwhat keeping the class costs: a step with it / without it")
+    for trainer in ("SubjectBooth", "diffusers"):
+        print(f"  {trainer:24s} {step[trainer, True] / step[trainer, False]:.2f}")
+
+
+def ours(given: argparse.Namespace, base: Path, steps: int, keep: bool, folder: Path) -> list[str]:
+    class_images = ["--num_class_images", str(CLASS_IMAGES), "--class_guidance_scale", "1"] if keep else []
+    return [sys.executable, "-m", "trainer", "--base", str(base), "--photos", str(PHOTOS), "--class-word", "cat",
+            "--output_dir", str(folder), "--steps", str(steps), "--resolution", str(given.resolution), "--rank",
+            str(RANK), "--network_alpha", str(RANK), "--precision", "fp32", "--gradient_checkpointing", "off",
+            "--force_retrain", *(["--cpu"] if given.cpu else []), *class_images]
+
+
+def rival(given: argparse.Namespace, base: Path, class_pictures: Path, steps: int, keep: bool,
+          folder: Path) -> list[str]:
+    kept = ["--with_prior_preservation", "--class_data_dir", str(class_pictures), "--class_prompt", "a photo of a cat",
+            "--num_class_images", str(CLASS_IMAGES)] if keep else []
+    return [sys.executable, str(given.rival), "--pretrained_model_name_or_path", str(base), "--instance_data_dir",
+            str(PHOTOS), "--instance_prompt", "a photo of ohwx cat", "--output_dir", str(folder), "--max_train_steps",
+            str(steps), "--resolution", str(given.resolution), "--rank", str(RANK), "--train_batch_size", "1",
+            "--learning_rate", "1e-4", "--lr_scheduler", "constant", "--lr_warmup_steps", "0", "--mixed_precision",
+            "no", "--checkpointing_steps", "100000", "--pre_compute_text_embeddings", "--seed", "0", *kept]
+
+
+def run(command: list[str]) -> Took:
+    """Run it to its end; what it says is shown when it fails."""
+    began = time.monotonic()
+    env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+    with tempfile.TemporaryFile() as said:
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=said, stderr=subprocess.STDOUT)
+        _, status, used = os.wait4(process.pid, 0)
+        if status:
+            said.seek(0)
+            raise SystemExit(said.read().decode("utf-8", "replace")[-4000:])
+    return Took(time.monotonic() - began, used.ru_maxrss * 1024 / GIB)
+
+
+def write_base(folder: Path, width: int) -> None:
+    """A pipeline of Stable Diffusion 1.5's layout as diffusers saves it, with random weights."""
+    import torch
+    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    torch.manual_seed(0)
+    whole: dict[str, Any] = {
+        "unet": UNet2DConditionModel(
+            cross_attention_dim=768, attention_head_dim=8, block_out_channels=(width, 2 * width, 4 * width, 4 * width)),
+        "vae": AutoencoderKL(
+            block_out_channels=tuple(max(32, width * share // 320 // 32 * 32) for share in (128, 256, 512, 512)),
+            layers_per_block=2,
+            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4),
+        "text_encoder": CLIPTextModel(CLIPTextConfig(
+            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
+            projection_dim=768)),
+        "tokenizer": tokenizer(),
+        "scheduler": DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
+                                   clip_sample=False, set_alpha_to_one=False, steps_offset=1)}
+    StableDiffusionPipeline(**whole, safety_checker=None, feature_extractor=None,
+                            requires_safety_checker=False).save_pretrained(folder)
+
+
+def tokenizer() -> Any:
+    """CLIP's, out of the merges that come with the pack."""
+    from transformers import CLIPTokenizerFast
+
+    sys.path.insert(0, str(ROOT))  # for the trainer, which is a package of the root here
+    from trainer.tokenizer import clip_tokenizer
+
+    return CLIPTokenizerFast(tokenizer_object=clip_tokenizer(), model_max_length=77)
+
+
+def fill_class_images(folder: Path) -> None:
+    """Pictures for the rival, which takes any."""
+    folder.mkdir()
+    photos = sorted(PHOTOS.glob("*.png"))
+    for number in range(CLASS_IMAGES):
+        shutil.copyfile(photos[number % len(photos)], folder / f"{number}.png")
+
+
+if __name__ == "__main__":
+    sys.exit(main())
