@@ -48,7 +48,7 @@ def main() -> int:
     options.add_argument("--resolution", type=int, default=256, help="pixels (default 256; 512 is usual, on a GPU)")
     options.add_argument("--steps", type=int, default=6, help="steps that are timed (default 6)")
     options.add_argument("--rounds", type=int, default=2, help="times that each is run (default 2)")
-    options.add_argument("--width", type=int, default=320, help="the UNet's first, a multiple of 32; 320 is the true one")
+    options.add_argument("--width", type=int, default=320, help="the UNet's first; 320 is the true one, times of 32")
     options.add_argument("--cpu", action="store_true", help="on the CPU even when there is a GPU")
     given = options.parse_args()
     if given.cpu:
