@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import struct
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -110,6 +111,9 @@ def test_wandb_offline_has_settings_curves_and_pictures(tmp_path: Path, monkeypa
     shown = [row["step"] for row in history if any(name.startswith("validation") for name in row)]
     assert shown == [event.step for event in drawn]
     assert len(list(log.parent.glob("files/media/images/validation_*.png"))) == len(drawn)
+    assert config["host"] == "-"
+    for private in (tmp_path, Path(__file__).parent, sys.prefix):
+        assert str(private).encode() not in log.read_bytes()
 
 
 def _read_wandb(log: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -123,6 +127,7 @@ def _read_wandb(log: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         record.ParseFromString(content)
         for item in record.run.config.update:
             config[item.key] = json.loads(item.value_json)
+        config |= {"host": record.run.host} if record.HasField("run") else {}
         if record.history.item:
             history.append({item.key or ".".join(item.nested_key): json.loads(item.value_json)
                             for item in record.history.item})

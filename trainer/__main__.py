@@ -71,7 +71,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--report_to", default="none", choices=TRACKERS,
                          help="Also show settings, curves and validation pictures in TensorBoard (files in the run's "
                               "folder) or Weights & Biases (its servers get them, prompts included, unless "
-                              "WANDB_MODE=offline). Needs that package.")
+                              "WANDB_MODE=offline). Needs the package tensorboard, or wandb 0.19 or newer.")
     options.add_argument("--plan", action="store_true",
                          help="Say what would be in memory and which settings would be chosen, and train nothing.")
     options.add_argument("--cpu", action="store_true", help="Train on the CPU even when there is a GPU.")

@@ -57,6 +57,13 @@ class TensorBoard:
         self._writer.close()
 
 
+WANDB_SETTINGS: dict[str, Any] = {
+    "disable_git": True, "save_code": False, "console": "off", "host": "-", "x_disable_meta": True,
+    "x_disable_machine_info": True, "x_disable_stats": True, "x_save_requirements": False}
+"""What W&B would send of its own accord (command line with its paths, machine, installed packages) stays here. Names
+that begin with x_ may go in another version."""
+
+
 class WandB:
     """A run of the project ``subjectbooth``, by the run's key: a run that goes on continues its curves.
 
@@ -73,9 +80,10 @@ class WandB:
         import wandb
 
         self._wandb = wandb
+        own = {name: value for name, value in WANDB_SETTINGS.items() if name in wandb.Settings.model_fields}
         self._run = wandb.init(
             project="subjectbooth", name=folder.path.name, id=folder.key[:16], resume="allow", config=settings,
-            dir=str(folder.path), settings=wandb.Settings(disable_git=True, save_code=False, console="off"))
+            dir=str(folder.path), settings=wandb.Settings(**own))
         self._run.define_metric("*", step_metric="step")
 
     def scalars(self, values: Scalars, step: int) -> None:
