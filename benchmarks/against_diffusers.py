@@ -23,11 +23,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
-PHOTOS = ROOT / "demo" / "subjects" / "cat" / "train"
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
+
+from full_size import GIB, PHOTOS, text_encoder, unet, vae
+from setup_env import ROOT, ensure_environment
+
 CLASS_IMAGES = 4
 RANK = 16
-GIB = 2**30
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,12 @@ def main() -> int:
     options.add_argument("--width", type=int, default=320, help="the UNet's first; 320 is the true one, times of 32")
     options.add_argument("--cpu", action="store_true", help="on the CPU even when there is a GPU")
     given = options.parse_args()
+    if not given.rival.is_file():
+        options.error(f"{given.rival} is not there; needed: train_dreambooth_lora.py of a diffusers checkout")
+    given.rival = given.rival.resolve()  # the commands run in this project's folder
+    python = ensure_environment().python
+    if Path(sys.executable).resolve() != Path(python).resolve():
+        return subprocess.run([str(python), __file__, *sys.argv[1:]], check=False).returncode
     if given.cpu:
         os.environ["ACCELERATE_USE_CPU"] = "true"  # the rival has no option for it
     with tempfile.TemporaryDirectory(prefix="against_diffusers_") as scratch:
@@ -135,23 +143,13 @@ def run(command: list[str]) -> Took:
 def write_base(folder: Path, width: int) -> None:
     """A pipeline of Stable Diffusion 1.5's layout as diffusers saves it, with random weights."""
     import torch
-    from diffusers import AutoencoderKL, DDIMScheduler, StableDiffusionPipeline, UNet2DConditionModel
-    from transformers import CLIPTextConfig, CLIPTextModel
+    from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     torch.manual_seed(0)
-    whole: dict[str, Any] = {
-        "unet": UNet2DConditionModel(
-            cross_attention_dim=768, attention_head_dim=8, block_out_channels=(width, 2 * width, 4 * width, 4 * width)),
-        "vae": AutoencoderKL(
-            block_out_channels=tuple(max(32, width * share // 320 // 32 * 32) for share in (128, 256, 512, 512)),
-            layers_per_block=2,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4),
-        "text_encoder": CLIPTextModel(CLIPTextConfig(
-            hidden_size=768, intermediate_size=3072, num_hidden_layers=12, num_attention_heads=12,
-            projection_dim=768)),
-        "tokenizer": tokenizer(),
-        "scheduler": DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-                                   clip_sample=False, set_alpha_to_one=False, steps_offset=1)}
+    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
+                              set_alpha_to_one=False, steps_offset=1)
+    whole = {"unet": unet("sd1", block_out_channels=(width, 2 * width, 4 * width, 4 * width)), "vae": vae(),
+             "text_encoder": text_encoder("l"), "tokenizer": tokenizer(), "scheduler": scheduler}
     StableDiffusionPipeline(**whole, safety_checker=None, feature_extractor=None,
                             requires_safety_checker=False).save_pretrained(folder)
 

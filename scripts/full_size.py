@@ -121,13 +121,37 @@ def from_the_shell(python: Path, scratch: Path) -> None:
         raise SystemExit("it did not train")
 
 
+def unet(family: str, **changes: Any) -> Any:
+    """The UNet with fresh weights, in diffusers' class; *changes* to its published config."""
+    from diffusers import UNet2DConditionModel
+
+    return UNet2DConditionModel(**{**UNETS[family], **changes})
+
+
+def text_encoder(kind: str) -> Any:
+    """A text encoder with fresh weights, in transformers' class."""
+    from transformers import CLIPTextConfig, CLIPTextModel
+
+    config = TEXT[kind]
+    return CLIPTextModel(CLIPTextConfig(
+        vocab_size=49408, intermediate_size=4 * config["hidden_size"], projection_dim=config["hidden_size"], **config))
+
+
+def vae() -> Any:
+    """Stable Diffusion's VAE with fresh weights, in diffusers' class."""
+    from diffusers import AutoencoderKL
+
+    return AutoencoderKL(
+        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
+        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+
+
 def unet_shapes(family: str) -> dict[str, tuple[int, ...]]:
     """Names as in diffusers folders."""
     import torch
-    from diffusers import UNet2DConditionModel
 
     with torch.device("meta"):
-        model = UNet2DConditionModel(**UNETS[family])
+        model = unet(family)
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 
@@ -143,26 +167,19 @@ def ldm_unet(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]
 def text_shapes(kind: str) -> dict[str, tuple[int, ...]]:
     """transformers' names, with the ``text_model.`` that files have and its newest versions do not."""
     import torch
-    from transformers import CLIPTextConfig, CLIPTextModel
 
-    config = TEXT[kind]
     with torch.device("meta"):
-        model = CLIPTextModel(CLIPTextConfig(
-            vocab_size=49408, intermediate_size=4 * config["hidden_size"], projection_dim=config["hidden_size"],
-            **config))
+        model = text_encoder(kind)
     return {name if name.startswith("text_model.") else f"text_model.{name}": tuple(tensor.shape)
             for name, tensor in model.named_parameters()}
 
 
 def vae_shapes() -> dict[str, tuple[int, ...]]:
-    """Stable Diffusion's VAE, which ComfyUI takes with diffusers' names too."""
+    """Diffusers' names, which ComfyUI takes too."""
     import torch
-    from diffusers import AutoencoderKL
 
     with torch.device("meta"):
-        model = AutoencoderKL(
-            block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
-            down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+        model = vae()
     return {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
 
 

@@ -20,6 +20,7 @@ import pytest
 from subjectbooth.tests.fuzzing import is_clean
 from subjectbooth.tests.layout_pair import write_pair
 from subjectbooth.tests.read_only_child import NO_RIGHT, ROOT, digests
+from subjectbooth.tests.small_base import write_cat_photos
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has other rights, and no other user to become")
 
@@ -60,13 +61,7 @@ def folder() -> Iterator[Path]:
 @pytest.fixture(scope="module")
 def tried(folder: Path) -> dict[str, Any]:
     """What was said in each case."""
-    from PIL import Image
-    from skimage import data
-
-    (folder / "photos").mkdir()
-    for number in range(3):
-        photo = Image.fromarray(data.chelsea()).crop((60 + 20 * number, 0, 260 + 20 * number, 200)).resize((96, 96))
-        photo.save(folder / "photos" / f"{number}.png")
+    write_cat_photos(folder / "photos")
     base = write_pair(folder, "SD 1.x")[0]
 
     def arguments(output: str, more: list[str]) -> list[str]:

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from subjectbooth.tests.layout_pair import NARROW, write_pair
-from subjectbooth.tests.small_base import small_base, small_priors, small_subject
+from subjectbooth.tests.small_base import small_base, small_priors, small_subject, write_cat_photos
 from subjectbooth.trainer import families, trackers
 from subjectbooth.trainer.__main__ import main
 from subjectbooth.trainer.config import TrainConfig
@@ -152,8 +152,7 @@ def _records(log: bytes) -> Iterator[bytes]:
 class _Failing:
     """A service that stops answering. A stub: the real one cannot be made to fail at will."""
 
-    def __init__(self, *_: object) -> None:
-        self.closed = False
+    def __init__(self, *_: object) -> None: ...
 
     def scalars(self, values: dict[str, float], step: int) -> None:
         if step == 2:
@@ -181,14 +180,9 @@ def test_from_the_shell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     """With the package, and without it: the same LoRA, and one sentence."""
-    from skimage import data
-
     monkeypatch.setattr(families, "FAMILIES", tuple(NARROW.values()))
     photos = tmp_path / "photos"
-    photos.mkdir()
-    for number in range(3):
-        photo = Image.fromarray(data.chelsea()).crop((60 + 20 * number, 0, 260 + 20 * number, 200))
-        photo.resize((96, 96)).save(photos / f"{number}.png")
+    write_cat_photos(photos)
     base = write_pair(tmp_path, "SD 1.x")[0]
     arguments = ["--base", str(base), "--photos", str(photos), "--class-word", "cat", "--resolution", "64", "--rank",
                  "2", "--cpu", "--steps", "2", "--report_to", "tensorboard", "--output_dir"]

@@ -135,8 +135,8 @@ def _train(options: argparse.Namespace) -> None:
     if options.keep:
         run.stop_and_keep()
     # The bar's line ends before whatever is said next, an error too.
-    with tqdm(total=config.steps, unit="step", dynamic_ncols=True) as bar, \
-            closing(Tracker(options.report_to, run.folder, config, bar.write)) as tracker:
+    with (tqdm(total=config.steps, unit="step", dynamic_ncols=True) as bar,
+          closing(Tracker(options.report_to, run.folder, config, bar.write)) as tracker):
         for event in run.events(options.force_retrain, go_on=options.after_stop == "continue"):
             tracker.follow(event)
             if isinstance(event, Started):

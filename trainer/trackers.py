@@ -15,6 +15,9 @@ from .config import TrainConfig
 from .events import Event, Started, StepDone, Validation
 from .run_folder import RunFolder
 
+CURVES = ("loss", "instance_loss", "prior_loss", "learning_rate", "grad_norm", "seconds")
+"""What of a step is shown, see StepDone."""
+
 Scalars = dict[str, float]
 
 
@@ -79,7 +82,7 @@ class WandB:
     def __init__(self, folder: RunFolder, settings: dict[str, Any], step: int) -> None:
         import wandb
 
-        self._wandb = wandb
+        self._wandb, self._folder = wandb, folder
         own = {name: value for name, value in WANDB_SETTINGS.items() if name in wandb.Settings.model_fields}
         self._run = wandb.init(
             project="subjectbooth", name=folder.path.name, id=folder.key[:16], resume="allow", config=settings,
@@ -90,8 +93,9 @@ class WandB:
         self._run.log({"step": step, **values})
 
     def pictures(self, event: Validation) -> None:
-        drawn = [self._wandb.Image((image.clamp(0, 1) * 255).round().byte().numpy(), caption=prompt)
-                 for prompt, image in zip(event.prompts, event.images, strict=True)]
+        paths = self._folder.pictures(event.step, len(event.prompts))
+        drawn = [self._wandb.Image(str(path), caption=prompt)
+                 for prompt, path in zip(event.prompts, paths, strict=True)]
         self._run.log({"step": event.step, "validation": drawn})
 
     def close(self) -> None:
@@ -146,8 +150,7 @@ class Tracker:
             settings = {**self._config.to_json(), "chosen": event.chosen}
             self._backend = BACKENDS[self._name](self._folder, settings, event.step)
         elif isinstance(event, StepDone) and self._backend:
-            values = {"loss": event.loss, "instance_loss": event.instance_loss, "prior_loss": event.prior_loss,
-                      "learning_rate": event.learning_rate, "grad_norm": event.grad_norm, "seconds": event.seconds}
+            values = {name: getattr(event, name) for name in CURVES}
             self._backend.scalars({name: value for name, value in values.items() if value is not None}, event.step)
         elif isinstance(event, Validation) and self._backend:
             self._backend.pictures(event)
