@@ -20,8 +20,8 @@ from subjectbooth.trainer.errors import MINIMUM_VERSIONS
 ROOT = Path(__file__).resolve().parent.parent.parent
 NODE_IDS = {"LoadSubjectImages", "DreamBoothLoRATrain", "ApplySubjectLoRA"}
 
-# Everything of ComfyUI is loaded first, then the pack by ComfyUI's own loader. Processor time, not the clock: other
-# work on the machine must not decide.
+# Everything of ComfyUI is loaded first, then the pack by ComfyUI's own loader. The time is processor time and told as a
+# share of what ComfyUI's own extra nodes took just before: neither a slow machine nor other work on it must decide.
 _LOAD = """
 import asyncio, json, sys, time
 pack, base = sys.argv[1:3]
@@ -32,7 +32,9 @@ import main, nodes, server
 
 async def measure():
     server.PromptServer(asyncio.get_running_loop())
+    started = time.process_time()
     await nodes.init_builtin_extra_nodes()
+    yardstick = time.process_time() - started
     before = set(sys.modules)
     known = set(nodes.NODE_CLASS_MAPPINGS)
     started = time.process_time()
@@ -40,7 +42,7 @@ async def measure():
     seconds = time.process_time() - started
     new = {name.split(".")[0] for name in set(sys.modules) - before}
     added = set(nodes.NODE_CLASS_MAPPINGS) - known
-    return {"loaded": loaded, "seconds": seconds, "new": sorted(new), "nodes": sorted(added)}
+    return {"loaded": loaded, "share": seconds / yardstick, "new": sorted(new), "nodes": sorted(added)}
 
 report = asyncio.run(measure())
 print("REPORT " + json.dumps(report))
@@ -63,16 +65,12 @@ def _measure(base: Path) -> dict[str, Any]:
 @pytest.mark.comfy
 def test_import_is_quick_and_light(tmp_path: Path) -> None:
     _measure(tmp_path)  # writes the .pyc files, which every start but the first one finds
-    reports = [_measure(tmp_path)]
-    # Beside other work the same import takes up to twice the processor time: it shares caches and memory.
-    while reports[-1]["seconds"] >= 0.2 and len(reports) < 5:
-        reports.append(_measure(tmp_path))
-    best = min(reports, key=lambda report: report["seconds"])
-    assert best["loaded"] is True
-    assert set(best["nodes"]) >= NODE_IDS
-    assert best["seconds"] < 0.2, f"importing the pack took {best['seconds']:.2f} s of processor time"
+    report = _measure(tmp_path)
+    assert report["loaded"] is True
+    assert set(report["nodes"]) >= NODE_IDS
+    assert report["share"] < 0.5, f"importing the pack took {report['share']:.0%} of ComfyUI's own extra nodes' time"
     heavy = {"diffusers", "peft", "accelerate", "transformers", "scipy", "skimage", "matplotlib"}
-    assert not heavy & set(best["new"])
+    assert not heavy & set(report["new"])
 
 
 def _python_without(package: str, folder: Path) -> Path:

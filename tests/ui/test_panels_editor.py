@@ -158,9 +158,12 @@ def test_the_templates_are_listed_with_pictures_and_open(page: Page) -> None:
     page.click(f"{entry}.find(e => e.textContent.trim() === 'SubjectBooth')")
     page.wait_for(f"{json.dumps(names)}.every(n => document.querySelector('[role=dialog]').textContent.includes(n))")
     pictures = "[...document.querySelectorAll('[role=dialog] img')]"
-    page.wait_for(f"{pictures}.length === {len(names)} && {pictures}.every(i => i.naturalWidth > 0)", 30)
-    keep_picture(page, "templates")
+    # A picture is put there when its place comes into view.
     heading = "[...document.querySelectorAll('[role=dialog] h3')]"
+    page.evaluate(f"{heading}.forEach(e => e.scrollIntoView())")
+    page.wait_for(f"{pictures}.length === {len(names)}")
+    page.wait_for(f"{pictures}.every(i => i.naturalWidth > 0)")
+    keep_picture(page, "templates")
     page.click(f"{heading}.find(e => e.textContent.trim() === 'use_a_trained_lora')")
     page.wait_for("app.graph.nodes.some(n => n.type === 'ApplySubjectLoRA')")
     page.wait_for("!document.querySelector('[role=dialog]')")
