@@ -176,6 +176,22 @@ def test_a_tracker_that_fails_is_said_once_and_training_goes_on(
     assert _tensors(run.folder.lora_path(4)) == _tensors(plain.folder.lora_path(4))
 
 
+def test_a_tracker_that_fails_at_the_end_is_said_in_the_past_tense(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class FailingAtTheEnd(_Failing):
+        def scalars(self, values: dict[str, float], step: int) -> None: ...
+
+        def pictures(self, event: Validation) -> None: ...
+
+    monkeypatch.setitem(trackers.BACKENDS, "wandb", FailingAtTheEnd)
+    run, events, said = follow(tmp_path, "wandb")
+    assert said == [
+        "this run is not shown in wandb any further (ConnectionError: still none); the run was not touched by it"
+    ]
+    assert events[-1].step == 4 and run.folder.lora_path(4).is_file()
+
+
 def test_from_the_shell(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

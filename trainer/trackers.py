@@ -143,7 +143,7 @@ class Tracker:
             try:
                 backend.close()
             except Exception as error:
-                self._give_up(f"{type(error).__name__}: {error}")
+                self._give_up(f"{type(error).__name__}: {error}", what_next="the run was not touched by it")
 
     def _follow(self, event: Event) -> None:
         if isinstance(event, Started):
@@ -155,6 +155,6 @@ class Tracker:
         elif isinstance(event, Validation) and self._backend:
             self._backend.pictures(event)
 
-    def _give_up(self, why: str) -> None:
+    def _give_up(self, why: str, what_next: str = "training goes on") -> None:
         self._wanted, self._backend = False, None
-        self._say(f"this run is not shown in {self._name} any further ({why}); training goes on")
+        self._say(f"this run is not shown in {self._name} any further ({why}); {what_next}")
