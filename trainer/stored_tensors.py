@@ -1,13 +1,15 @@
 """Tensors that lie in safetensors files and are read one at a time, when they are asked for.
 
 A checkpoint of SDXL is 7 GB: what it holds is known from the files' headers alone, and a model that is built from it
-never shares the memory with a second copy of its weights.
+never shares the memory with a second copy of its weights. A file is open only while a tensor is read: held open, its
+pages would stay in memory beside the model, and on Windows nobody could replace it for as long as a run takes.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,13 +18,10 @@ import torch
 
 from .errors import SubjectBoothError
 
-HEADER_LIMIT = 100_000_000
-"""Bytes; the format's own limit."""
-
 
 @dataclass(frozen=True)
 class _Entry:
-    file: Any
+    path: Path
     name: str
     shape: torch.Size
     dtype: str
@@ -48,7 +47,8 @@ class StoredTensors(Mapping[str, torch.Tensor]):
 
     def __getitem__(self, name: str) -> torch.Tensor:
         entry = self._entries[name]
-        return entry.file.get_tensor(entry.name)
+        with _opened(entry.path) as file:
+            return file.get_tensor(entry.name)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -80,17 +80,25 @@ class StoredTensors(Mapping[str, torch.Tensor]):
 
 
 def _entries_of(path: Path) -> dict[str, _Entry]:
+    with _opened(path), path.open("rb") as file:
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+        return {name: _Entry(path, name, torch.Size(about["shape"]), about["dtype"])
+                for name, about in header.items() if name != "__metadata__"}
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    """The file, checked to be as long as its header says.
+
+    Raises:
+        SubjectBoothError: it cannot be opened or read, now or in the body.
+    """
     from safetensors import safe_open
 
     try:
-        with path.open("rb") as file:
-            length = int.from_bytes(file.read(8), "little")
-            if not 2 <= length <= HEADER_LIMIT:
-                raise ValueError(f"a header of {length} bytes")
-            header = json.loads(file.read(length))
-        opened = safe_open(path, framework="pt")  # checks that the file is as long as its header says
-        return {name: _Entry(opened, name, torch.Size(about["shape"]), about["dtype"])
-                for name, about in header.items() if name != "__metadata__"}
+        # Python's own open says why a file cannot be opened; safetensors says it is not there.
+        with path.open("rb"), safe_open(path, framework="pt") as file:
+            yield file
     except FileNotFoundError:
         raise SubjectBoothError("a checkpoint that is not there", "a file or folder", "check the path",
                                 str(path)) from None
