@@ -28,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "scripts"))
 from full_size import GIB, PHOTOS, text_encoder, unet, vae
 from setup_env import ROOT, ensure_environment
 
-CLASS_IMAGES = 4
+CLASS_IMAGES = 2
 RANK = 16
 
 
