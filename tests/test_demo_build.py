@@ -63,7 +63,10 @@ def test_a_stage_goes_on_where_it_was_stopped_and_the_next_grows_from_it(work: P
     assert first["step"] > 0 and first["spent"] >= 0.03 * 60
     assert finished(work, replace(AUTOENCODER, minutes=0.03)) and not finished(work, WIDE)
     assert not finished(work, AUTOENCODER), "a longer schedule goes on"
-    longer = build(work, "autoencoder", first["spent"] / 60 + 0.08)
+    again = build(work, "autoencoder", 0.03)
+    assert again["step"] == first["step"], "its time is used up"
+    assert all(torch.equal(again["nets"][name], value) for name, value in first["nets"].items())
+    longer = build(work, "autoencoder", again["spent"] / 60 + 0.08)
     assert longer["step"] > first["step"] and longer["spent"] > first["spent"]
     moments = [state["exp_avg"] for state in longer["optimizers"][0]["state"].values()]
     assert moments and all(torch.isfinite(m).all() for m in moments)

@@ -67,12 +67,15 @@ def _measure(base: Path) -> dict[str, Any]:
 def test_import_is_quick_and_light(tmp_path: Path) -> None:
     for folder in ("nodes", "trainer", "demo"):  # every start but the first one finds the .pyc files
         assert compileall.compile_dir(ROOT / folder, quiet=1)
-    report = _measure(tmp_path)
-    assert report["loaded"] is True
-    assert set(report["nodes"]) >= NODE_IDS
-    assert report["share"] < 0.5, f"importing the pack took {report['share']:.0%} of ComfyUI's own extra nodes' time"
+    reports = [_measure(tmp_path)]
+    while reports[-1]["share"] >= 0.3 and len(reports) < 5:
+        reports.append(_measure(tmp_path))
+    best = min(reports, key=lambda report: report["share"])
+    assert best["loaded"] is True
+    assert set(best["nodes"]) >= NODE_IDS
+    assert best["share"] < 0.3, f"importing the pack took {best['share']:.0%} of ComfyUI's own extra nodes' time"
     heavy = {"diffusers", "peft", "accelerate", "transformers", "scipy", "skimage", "matplotlib"}
-    assert not heavy & set(report["new"])
+    assert not heavy & set(best["new"])
 
 
 def _python_without(package: str, folder: Path) -> Path:

@@ -15,7 +15,7 @@ from subjectbooth.tests.comfy.graphs import node
 from subjectbooth.tests.comfy.training_graphs import subject_node, train_and_sample, train_node, upload_cat
 from subjectbooth.tests.fuzzing import report
 
-RUNS = int(os.environ.get("SUBJECTBOOTH_RUNS", "5"))
+RUNS = int(os.environ.get("SUBJECTBOOTH_RUNS", "6"))
 
 
 def _state(client: ComfyClient, nonce: int) -> dict[str, Any]:
