@@ -7,10 +7,11 @@ from __future__ import annotations
 
 import copy
 import io
+import time
 from collections.abc import Iterator
 from typing import Any
 
-from comfy_server import ComfyClient
+from comfy_server import ComfyClient, Event
 from PIL import Image, ImageDraw
 
 Graph = dict[str, dict[str, Any]]
@@ -83,10 +84,12 @@ def draw_grid(
     client: ComfyClient, graph: Graph, rows: dict[str, list[str]], photos: list[Image.Image]
 ) -> Image.Image:
     """Run the graph and lay the rows, the photos first, under one another with their labels."""
-    result = client.run(graph, timeout=3600)
+    prompt_id = client.queue(graph)
+    _follow(client, prompt_id, {save for saves in rows.values() for save in saves})
+    outputs = client.wait(prompt_id, timeout=3600)["outputs"]
     shown = {"photos": photos[: len(SCENES)]}
     for label, saves in rows.items():
-        records = [result.images(save)[0] for save in saves]
+        records = [outputs[save]["images"][0] for save in saves]
         shown[label] = [Image.open(io.BytesIO(client.view(**record))) for record in records]
     height = LABEL + SIDE + GAP
     sheet = Image.new("RGB", (len(SCENES) * (SIDE + GAP), len(shown) * height + LABEL), "white")
@@ -99,6 +102,25 @@ def draw_grid(
     for column, scene in enumerate(SCENES):
         pen.text((column * (SIDE + GAP) + 4, len(shown) * height + 2), scene, fill="black", font_size=12)
     return sheet
+
+
+def _follow(client: ComfyClient, prompt_id: str, saves: set[str]) -> None:
+    """Print how many of the pictures are there, until all are or none has come for five minutes."""
+    ends = ("execution_success", "execution_error", "execution_interrupted")
+    started, left = time.monotonic(), set(saves)
+
+    def is_news(event: Event) -> bool:
+        drawn = event.type == "executed" and event.data.get("node") in left
+        return event.prompt_id == prompt_id and (drawn or event.type in ends)
+
+    while left:
+        event = client.wait_event(is_news, timeout=300, missing_ok=True)
+        if event is None or event.type in ends:
+            return
+        left.remove(event.data["node"])
+        done = len(saves) - len(left)
+        eta = (time.monotonic() - started) / done * len(left)
+        print(f"  {done}/{len(saves)} pictures  ETA {eta:.0f} s", flush=True)
 
 
 def _source(prompt: Graph, link: Any) -> dict[str, Any]:

@@ -63,7 +63,6 @@ def load_base(path: Path, clip_skip: int | None = None, prediction_type: str | N
     Raises:
         SubjectBoothError: it is of another format or family, or parts are missing.
     """
-    require("diffusers", "transformers")
     from .diffusers_folder import read_folder
     from .single_file import read_file
 
@@ -71,6 +70,7 @@ def load_base(path: Path, clip_skip: int | None = None, prediction_type: str | N
     where = str(path)
     shapes = parts.unet.shapes
     family = inspect_unet(shapes, where, parts.unet.dtypes)
+    require("diffusers", "transformers")  # not before: they take seconds to import, and a mistyped path none to refuse
     prediction_type = parts.prediction_type or prediction_type or "epsilon"
     noise_scheduler = make_noise_scheduler(parts.alphas_cumprod, prediction_type)
     clip_layer = None if clip_skip is None else -clip_skip
