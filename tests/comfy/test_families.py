@@ -12,7 +12,7 @@ import pytest
 
 from subjectbooth.scripts.comfy_server import ComfyClient, find_comfyui
 from subjectbooth.tests.comfy.graphs import node
-from subjectbooth.tests.comfy.test_shell import losses_of, run_in_shell, write_photos
+from subjectbooth.tests.comfy.test_shell import losses_of, run_here, write_photos
 from subjectbooth.tests.comfy.training_graphs import SIZE, apply_node, subject_node, train_node, upload_cat
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -58,7 +58,7 @@ def test_a_whole_graph_on_another_family(
     try:
         result = comfy.run(graph, timeout=900)
         comfy.free()
-        shell = run_in_shell(
+        shell = run_here(
             "--base", str(checkpoint), "--photos", str(write_photos(tmp_path / "photos")), "--class-word", "cat",
             "--output_dir", str(tmp_path / "out"), "--resolution", str(SIZE), "--steps", "2", "--rank", "4",
             "--network_alpha", "2", "--learning_rate", "0.01", "--train_text_encoder", "--text_encoder_lr", "0.01",

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import subprocess
 import sys
+from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
 import pytest
@@ -15,15 +17,24 @@ import torch
 from subjectbooth.scripts.comfy_server import ComfyClient
 from subjectbooth.tests.comfy.graphs import node
 from subjectbooth.tests.comfy.training_graphs import SIZE, cat_photos, subject_node, train_node, upload_cat
+from subjectbooth.trainer.__main__ import main
 from subjectbooth.trainer.safefile import read_metadata
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def run_in_shell(*arguments: str) -> subprocess.CompletedProcess[str]:
+def run_in_shell(*arguments: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "trainer", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600,
+        [sys.executable, *python, "-m", "trainer", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600,
         env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}, check=False)
+
+
+def run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """The same command in this process, which has imported already what takes a new one ten seconds."""
+    said, errors = io.StringIO(), io.StringIO()
+    with redirect_stdout(said), redirect_stderr(errors):
+        code = main(arguments)
+    return subprocess.CompletedProcess(arguments, code, said.getvalue(), errors.getvalue())
 
 
 def write_photos(folder: Path) -> Path:
@@ -78,15 +89,15 @@ def test_class_images_and_a_second_call_from_the_shell(tiny_checkpoint: Path, tm
     photos = write_photos(tmp_path / "photos")
     arguments = _arguments(tiny_checkpoint, photos, tmp_path / "out", "--num_class_images", "2",
                            "--validation_prompts", "a photo of {subject}")
-    first = run_in_shell(*arguments)
+    first = run_here(*arguments)
     assert first.returncode == 0, first.stderr
     assert "trained:" in first.stdout
     metadata = read_metadata(tmp_path / "out" / "cat.safetensors")
     assert metadata["ss_num_reg_images"] == "2"
     assert len(list((tmp_path / "out" / "runs").glob("*/validation/*.png"))) == 1
-    second = run_in_shell(*arguments)
+    second = run_here(*arguments)
     assert "found again" in second.stdout
-    without_guidance = run_in_shell(*arguments, "--class_guidance_scale", "1", "--output_name", "other")
+    without_guidance = run_here(*arguments, "--class_guidance_scale", "1", "--output_name", "other")
     assert "trained:" in without_guidance.stdout, without_guidance.stderr
     recipes = (tmp_path / "out" / "class_images").glob("*/recipe.json")
     assert sorted(json.loads(path.read_text("utf-8"))["cfg"] for path in recipes) == [1.0, 7.0]
@@ -94,11 +105,11 @@ def test_class_images_and_a_second_call_from_the_shell(tiny_checkpoint: Path, tm
 
 def test_stop_keep_and_continue_from_the_shell(tiny_checkpoint: Path, tmp_path: Path) -> None:
     arguments = _arguments(tiny_checkpoint, write_photos(tmp_path / "photos"), tmp_path / "out")
-    kept = run_in_shell(*arguments, "--keep")
+    kept = run_here(*arguments, "--keep")
     assert "stopped and kept at step 1 of 4" in kept.stdout, kept.stderr
     assert read_metadata(tmp_path / "out" / "cat.safetensors")["subjectbooth.step"] == "1"
-    assert "found again, trained before (stopped and kept at step 1 of 4)" in run_in_shell(*arguments).stdout
-    assert "trained:" in run_in_shell(*arguments, "--after_stop", "continue").stdout
+    assert "found again, trained before (stopped and kept at step 1 of 4)" in run_here(*arguments).stdout
+    assert "trained:" in run_here(*arguments, "--after_stop", "continue").stdout
     assert read_metadata(tmp_path / "out" / "cat.safetensors")["subjectbooth.step"] == "4"
 
 
@@ -113,7 +124,17 @@ def test_stop_keep_and_continue_from_the_shell(tiny_checkpoint: Path, tmp_path: 
 def test_a_mistake_is_one_sentence(
     tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], sentence: str
 ) -> None:
-    done = run_in_shell(*_arguments(tiny_checkpoint, write_photos(tmp_path / "photos"), tmp_path / "out", *arguments))
+    done = run_here(*_arguments(tiny_checkpoint, write_photos(tmp_path / "photos"), tmp_path / "out", *arguments))
     assert done.returncode == 2
     assert sentence in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_mistyped_checkpoint_is_refused_at_once(tmp_path: Path) -> None:
+    arguments = _arguments(tmp_path / "nothing.safetensors", write_photos(tmp_path / "photos"), tmp_path / "out")
+    done = run_in_shell(*arguments, python=("-X", "importtime"))
+    assert done.returncode == 2
+    assert "a checkpoint that is not there; needed: a file or folder" in done.stderr
+    imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
+    assert "torch" in imported
+    assert not {"diffusers", "transformers", "peft", "accelerate"} & imported, "they take seconds"

@@ -13,7 +13,7 @@ import torch
 
 from subjectbooth.scripts.comfy_server import ComfyClient
 from subjectbooth.tests.comfy.graphs import node
-from subjectbooth.tests.comfy.test_shell import losses_of, run_in_shell, write_photos
+from subjectbooth.tests.comfy.test_shell import losses_of, run_here, write_photos
 from subjectbooth.tests.comfy.training_graphs import SIZE, cat_photos, subject_node, train_node, upload_cat
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone
@@ -97,7 +97,7 @@ def test_training_follows_all_that_is_wired(
     }
     result = comfy.run(graph)
     assert "matched" in result.outputs["11"]["text"][0]
-    done = run_in_shell(
+    done = run_here(
         "--base", str(checkpoint), "--clip_skip", "2", "--photos", str(write_photos(tmp_path / "photos")),
         "--class-word", "cat", "--output_dir", str(tmp_path / "out"), "--resolution", str(SIZE), "--steps", "3",
         "--rank", "4", "--network_alpha", "2", "--learning_rate", "0.01", "--seed", str(seed), "--cpu",
