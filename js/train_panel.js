@@ -2,7 +2,7 @@
 // stop at the next step, and sets the node's own inputs.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { nodeAt, pathOf } from "./lib/node_path.mjs";
+import { keyOf, nodeAt } from "./lib/node_path.mjs";
 import { TrainState } from "./lib/train_state.mjs";
 import { TrainView } from "./lib/train_view.mjs";
 import { wordsOf } from "./lib/train_words.mjs";
@@ -106,7 +106,7 @@ class TrainPanel {
 
   async stop() {
     const run = this.run;
-    this.setAfterStop("keep");
+    this.set("after_stop", "keep");
     const answer = await api.fetchApi(`/subjectbooth/runs/${encodeURIComponent(run.run)}/stop`, { method: "POST" });
     const said = await answer.json();
     if (answer.ok) {
@@ -119,12 +119,13 @@ class TrainPanel {
   }
 
   async resume() {
-    this.setAfterStop("continue");
+    this.set("after_stop", "continue");
+    this.set("force_retrain", false); // or it would begin anew
     await app.queuePrompt(0, 1);
   }
 
-  setAfterStop(value) {
-    const widget = this.node.widgets?.find(({ name }) => name === "after_stop");
+  set(input, value) {
+    const widget = this.node.widgets?.find(({ name }) => name === input);
     if (!widget || widget.value === value) return;
     widget.value = value;
     widget.callback?.(value, app.canvas, this.node);
@@ -155,9 +156,7 @@ class TrainPanel {
   }
 
   key() {
-    const root = rootGraph();
-    const path = pathOf(root, this.node);
-    return path === null ? null : `${root.id}/${path}`;
+    return keyOf(rootGraph(), this.node);
   }
 
   /** The run's name goes with the workflow when it is saved, and is kept by the browser for one that is not. */

@@ -12,10 +12,11 @@ from comfy_api.latest import io
 
 from ..trainer.errors import SubjectBoothError
 from ..trainer.storage import sha256_of
-from .lora_file import SubjectLora, load_lora_file, match_keys
+from .lora_file import SubjectLora, extent_of, load_lora_file, match_keys
 from .types import CATEGORY, SubjectLoraType
 
 NO_FILE = "(from subject_lora)"
+_ABSENT = object()
 
 
 class ApplySubjectLoRA(io.ComfyNode):
@@ -50,12 +51,17 @@ class ApplySubjectLoRA(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, lora_name: str | None = None) -> bool | str:
-        """Named here, so that ComfyUI does not check the file against a list from before the training."""
-        if lora_name in (None, NO_FILE):
+    def validate_inputs(cls, lora_name: str | None = None, subject_lora: Any = _ABSENT) -> bool | str:
+        """Named here, so that ComfyUI does not check the file against a list from before the training.
+
+        A link arrives as None, and an input without one not at all.
+        """
+        if lora_name is None:
             return True
         try:
-            lora_path(str(lora_name))
+            _require_one(lora_name, wired=subject_lora is not _ABSENT)
+            if lora_name != NO_FILE:
+                lora_path(str(lora_name))
         except SubjectBoothError as error:
             return str(error)
         return True
@@ -76,12 +82,7 @@ class ApplySubjectLoRA(io.ComfyNode):
         subject_lora: SubjectLora | None = None,
     ) -> io.NodeOutput:
         """Apply, and fill the prompt."""
-        if subject_lora is not None and lora_name != NO_FILE:
-            raise SubjectBoothError(f"both subject_lora and the file {lora_name!r}", "one of the two",
-                                    f"set lora_name to {NO_FILE!r}, or remove the link", "ApplySubjectLoRA")
-        if subject_lora is None and lora_name == NO_FILE:
-            raise SubjectBoothError("no LoRA", "a link to subject_lora or a file in lora_name",
-                                    "wire DreamBoothLoRATrain, or choose a file", "ApplySubjectLoRA")
+        _require_one(lora_name, wired=subject_lora is not None)  # lora_name may be linked
         lora = subject_lora or load_lora_file(lora_path(lora_name))
         for name, strength in (("strength_model", strength_model), ("strength_clip", strength_clip)):
             if not math.isfinite(strength):  # ComfyUI lets it through its bounds
@@ -89,14 +90,23 @@ class ApplySubjectLoRA(io.ComfyNode):
         filled = _fill(prompt, lora)
         if strength_model == 0 and strength_clip == 0:
             return io.NodeOutput(model, clip, filled)
-        matched, unmatched = match_keys(lora.tensors, model, clip)
-        if not matched:
+        _, _, changed = match_keys(lora.tensors, model, clip)
+        if not changed:
             raise SubjectBoothError(
-                f"a LoRA of which this model takes 0 of {len(unmatched)} layers",
+                f"a LoRA of which this model takes 0 of {extent_of(lora.tensors)}",
                 "a LoRA for the wired model's family",
                 "choose another file, or wire the kind of checkpoint it was trained on", lora.path.name)
         model, clip = comfy.sd.load_lora_for_models(model, clip, lora.tensors, strength_model, strength_clip)
         return io.NodeOutput(model, clip, filled)
+
+
+def _require_one(lora_name: str, *, wired: bool) -> None:
+    if wired and lora_name != NO_FILE:
+        raise SubjectBoothError(f"both subject_lora and the file {lora_name!r}", "one of the two",
+                                f"set lora_name to {NO_FILE!r}, or remove the link", "ApplySubjectLoRA")
+    if not wired and lora_name == NO_FILE:
+        raise SubjectBoothError("no LoRA", "a link to subject_lora or a file in lora_name",
+                                "wire DreamBoothLoRATrain, or choose a file", "ApplySubjectLoRA")
 
 
 def _fill(prompt: str, lora: SubjectLora) -> str:

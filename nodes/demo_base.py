@@ -11,6 +11,7 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..demo.base import ensure_checkpoint
+from ..trainer.errors import SubjectBoothError
 from .types import CATEGORY
 
 logger = logging.getLogger("subjectbooth")
@@ -24,6 +25,30 @@ def demo_base_folder() -> Path:
     for folder in map(Path, folder_paths.get_folder_paths("checkpoints")):
         if folder.is_dir() and os.access(folder, os.W_OK):
             return folder / "subjectbooth"
+    return _user_folder()
+
+
+def _written_demo_base() -> Path:
+    """The checkpoint's file.
+
+    Raises:
+        SubjectBoothError: the disk is full, or no folder may be written to.
+    """
+    folder = demo_base_folder()
+    try:
+        try:
+            return ensure_checkpoint(folder)
+        except PermissionError:  # Windows tells it of a protected folder only now
+            folder = _user_folder()
+            return ensure_checkpoint(folder)
+    except OSError as error:
+        raise SubjectBoothError(
+            f"the demo base cannot be written ({error.strerror or type(error).__name__})",
+            "460 MB on the disk and the right to write there", "free some space or make the folder writable",
+            str(folder)) from error
+
+
+def _user_folder() -> Path:
     return Path(folder_paths.get_user_directory()) / "subjectbooth"
 
 
@@ -52,7 +77,7 @@ class LoadDemoBase(io.ComfyNode):
     @classmethod
     def execute(cls) -> io.NodeOutput:
         """Make sure that the file is there and whole, and load it as ComfyUI loads any checkpoint."""
-        path = ensure_checkpoint(demo_base_folder())
+        path = _written_demo_base()
         model, clip, vae = comfy.sd.load_checkpoint_guess_config(
             str(path), embedding_directory=folder_paths.get_folder_paths("embeddings")
         )[:3]

@@ -33,6 +33,15 @@ def view_entry(path: Path) -> dict[str, str]:
     return {"filename": relative.name, "subfolder": relative.parent.as_posix(), "type": "output"}
 
 
+def versioned_entry(path: Path) -> dict[str, str]:
+    """The same for a picture that may be drawn anew under its name. ``/view`` ignores ``v``; a cache does not."""
+    try:
+        version = str(path.stat().st_mtime_ns)
+    except OSError:  # somebody has removed it
+        version = ""
+    return {**view_entry(path), "v": version}
+
+
 def release_models() -> None:
     """Have ComfyUI take all its models off the device, so that training has it for itself."""
     # Un-patching writes to weights that were made in inference mode, and that is only allowed in inference mode.

@@ -28,7 +28,7 @@ from ..trainer.events import (
 )
 from ..trainer.history import points_of
 from ..trainer.run import Run
-from .host import memory_in_use, view_entry
+from .host import memory_in_use, versioned_entry
 
 EVENT = "subjectbooth.train"
 INTERVAL = 0.3
@@ -121,7 +121,7 @@ class Feed:
         elif isinstance(event, Validation):
             pictures = self._run.folder.pictures(event.step, len(event.prompts))
             self._news.setdefault("validations", []).append(
-                {"step": event.step, "prompts": event.prompts, "images": [view_entry(path) for path in pictures]})
+                {"step": event.step, "prompts": event.prompts, "images": [versioned_entry(path) for path in pictures]})
         elif isinstance(event, CheckpointSaved):
             if self._run.folder.lora_path(event.step).is_file():
                 self._news.setdefault("saved", []).append(event.step)

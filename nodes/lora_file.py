@@ -48,14 +48,27 @@ def load_lora_file(path: Path) -> SubjectLora:
 
 
 def layers_of(tensors: dict[str, torch.Tensor]) -> list[str]:
-    """The layers a file has something for: its keys up to the first dot."""
+    """The layers a file with kohya's names has something for: its keys up to the first dot."""
     return sorted({key.split(".", 1)[0] for key in tensors})
 
 
-def match_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP | None) -> tuple[int, list[str]]:
-    """How many of the file's layers ComfyUI takes for this MODEL and CLIP, and which it does not.
+def extent_of(tensors: dict[str, torch.Tensor]) -> str:
+    """How much is in a file: "12 layers", or tensors where the names (dotted, of any program) do not tell layers."""
+    if all(key.startswith("lora_") for key in tensors):
+        return f"{len(layers_of(tensors))} layers"
+    return f"{len(tensors)} tensors"
+
+
+def match_keys(
+    tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP | None,
+) -> tuple[int, list[str], int]:
+    """How much of the file ComfyUI takes for this MODEL and CLIP.
 
     ComfyUI itself only logs a line for a key it does not know, and then samples without it.
+
+    Returns:
+        How many of the file's layers it takes and which it does not, both for kohya's names only; and how many of the
+        model's weights it changes, for any names that it knows.
 
     Raises:
         SubjectBoothError: a layer is incomplete, or has another shape than the model's.
@@ -76,7 +89,8 @@ def match_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP
         _require_shape(key, patch, shapes)
     unmatched = [layer for layer in layers if layer not in key_map or key_map[layer] not in patches
                  or _weight_name(key_map[layer]) not in shapes]
-    return len(layers) - len(unmatched), unmatched
+    changed = sum(_weight_name(key) in shapes for key in patches)
+    return len(layers) - len(unmatched), unmatched, changed
 
 
 def _weight_name(key: Any) -> str:
@@ -108,7 +122,7 @@ def require_all_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip
     Raises:
         SubjectBoothError: it does not; the first layer is named.
     """
-    matched, unmatched = match_keys(tensors, model, clip)
+    matched, unmatched, _ = match_keys(tensors, model, clip)
     if unmatched:
         raise SubjectBoothError(
             f"an adapter of which ComfyUI takes {matched} of {matched + len(unmatched)} layers",

@@ -117,7 +117,10 @@ async def json_body(request: web.Request) -> dict[str, Any]:
     """
     if (request.content_length or 0) > LONGEST_BODY:
         raise RouteError(413, f"the body is longer than {LONGEST_BODY} bytes")
-    content = await request.content.read(LONGEST_BODY + 1)
+    content = b""
+    # A read gives what has come so far: over a network a body arrives in pieces.
+    while len(content) <= LONGEST_BODY and (piece := await request.content.read(LONGEST_BODY + 1 - len(content))):
+        content += piece
     if len(content) > LONGEST_BODY:
         raise RouteError(413, f"the body is longer than {LONGEST_BODY} bytes")
     try:

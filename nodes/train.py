@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -104,8 +103,11 @@ class DreamBoothLoRATrain(io.ComfyNode):
     def fingerprint_inputs(
         cls, force_retrain: bool | None = False, after_stop: str | None = "keep", **_: Any,
     ) -> float | str:
-        """NaN is never equal to itself, so ComfyUI's own cache does not stand in the way of a forced training."""
-        return math.nan if force_retrain else live.generation(after_stop or "")
+        """NaN is never equal to itself, so ComfyUI's own cache does not stand in the way of a forced training.
+
+        A new one each time: within a tuple one and the same NaN does count as equal, and `math.nan` is a single object.
+        """
+        return float("nan") if force_retrain else live.generation(after_stop or "")
 
     @classmethod
     def execute(

@@ -9,7 +9,7 @@ from typing import Any
 from aiohttp import web
 
 from ..trainer.history import read_history
-from .host import pack_output_dir, view_entry
+from .host import pack_output_dir, versioned_entry
 from .live import active, all_active
 from .routes import RouteError, inside, query_int, serve
 
@@ -41,7 +41,7 @@ def _history(folder: Path, since: int) -> dict[str, Any]:
     for validation in history["validations"]:
         paths = [folder / picture for picture in validation.pop("pictures")]
         if paths and all(path.is_file() for path in paths):
-            shown.append({**validation, "images": [view_entry(path) for path in paths]})
+            shown.append({**validation, "images": [versioned_entry(path) for path in paths]})
     return {**history, "validations": shown}
 
 

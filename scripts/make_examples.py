@@ -17,6 +17,7 @@ import json
 import shutil
 import sys
 import time
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -91,7 +92,7 @@ def _make(page: Page, name: str, quick: bool, no_run: bool) -> bytes:
     time.sleep(2)
     if not quick:
         saved: dict[str, Any] = page.evaluate("JSON.parse(JSON.stringify(app.graph.serialize()))")
-        text = json.dumps(as_shipped(saved), ensure_ascii=False, indent=1)
+        text = json.dumps(as_shipped(name, saved), ensure_ascii=False, indent=1)
         path.write_text(text + "\n", encoding="utf-8")
     else:
         page.evaluate(
@@ -113,12 +114,14 @@ def _make(page: Page, name: str, quick: bool, no_run: bool) -> bytes:
     return photograph(page)
 
 
-def as_shipped(workflow: dict[str, Any]) -> dict[str, Any]:
+def as_shipped(name: str, workflow: dict[str, Any]) -> dict[str, Any]:
     """Without where the canvas was and which front end drew it, so that a file changes only with its workflow."""
+    # A graph may have no id (all zeros); by their ids the training panel tells workflows apart.
+    own = uuid.uuid5(uuid.NAMESPACE_URL, f"https://github.com/subjectbooth/SubjectBooth/example_workflows/{name}")
     for node in workflow["nodes"]:
         for left in ("class_images", "subjectbooth_run"):  # what a panel showed last
             node.get("properties", {}).pop(left, None)
-    return {**workflow, "extra": {"ds": {"scale": 1, "offset": [0, 0]}}}
+    return {**workflow, "id": str(own), "extra": {"ds": {"scale": 1, "offset": [0, 0]}}}
 
 
 def photograph(page: Page) -> bytes:

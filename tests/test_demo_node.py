@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 
 import numpy as np
+import pytest
 import torch
 from PIL import Image
 
@@ -12,7 +13,7 @@ from subjectbooth.demo import base
 from subjectbooth.demo.classes import caption
 from subjectbooth.demo.narrow import load_narrow
 from subjectbooth.demo.schedule import sample
-from subjectbooth.scripts.comfy_server import ComfyClient
+from subjectbooth.scripts.comfy_server import ComfyClient, NodeFailed
 from subjectbooth.tests.comfy.graphs import node, text_to_image
 
 
@@ -50,3 +51,21 @@ def _save(model: list[object], clip: list[object], vae: list[object]) -> dict[st
     graph.pop("1")
     graph["6"]["inputs"]["vae"] = vae
     return graph
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_a_sentence(comfy: ComfyClient) -> None:
+    assert comfy.server is not None
+    folder = comfy.server.models_dir / "checkpoints" / "subjectbooth"
+    aside = folder.with_name("aside")
+    if folder.exists():
+        folder.rename(aside)
+    folder.write_text("a file where the folder should be")
+    comfy.free()  # or ComfyUI gives what the node gave in another test
+    try:
+        with pytest.raises(NodeFailed, match="demo base cannot be written .*; needed: 460 MB on the disk") as failed:
+            comfy.run({"1": node("LoadDemoBase"), **_save(["1", 0], ["1", 1], ["1", 2])})
+    finally:
+        folder.unlink()
+        if aside.exists():
+            aside.rename(folder)
+    assert failed.value.exception_type.endswith("SubjectBoothError")

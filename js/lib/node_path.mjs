@@ -10,6 +10,15 @@ export function nodeAt(root, path) {
   return (graph && ids.at(-1) !== "" && graph.getNodeById?.(Number(ids.at(-1)))) || null;
 }
 
+/** What the editor calls a graph that was given no id: many workflows have it. */
+const NO_ID = "00000000-0000-0000-0000-000000000000";
+
+/** A node's name among all workflows, or null when its workflow has none that is its own. */
+export function keyOf(root, node) {
+  const path = pathOf(root, node);
+  return path === null || !root.id || root.id === NO_ID ? null : `${root.id}/${path}`;
+}
+
 /** The path of a node below a root graph, or null when it is not in it. A subgraph used twice gives its first place. */
 export function pathOf(root, node) {
   if (!root || !node?.graph) return null;

@@ -230,7 +230,11 @@ export class TrainView {
   _showPictures(run) {
     const shown = this._shown();
     this._strip.hidden = !shown;
-    if (!shown) return;
+    if (!shown) {
+      this._pictures.replaceChildren();
+      delete this._pictures.dataset.now;
+      return;
+    }
     const held = run.validations.find(({ step }) => step === this._held);
     if (!held) this._held = null;
     this._slider.max = String(run.validations.length - 1);
@@ -241,7 +245,7 @@ export class TrainView {
     this._compare.setAttribute("aria-pressed", String(Boolean(held)));
     this._pickedText.textContent = `${this._words.step} ${shown.step}`;
     const figures = (held ? [held, shown] : [shown]).map((validation) => this._figure(validation, Boolean(held)));
-    const now = JSON.stringify([held?.step, shown.step, shown.images]);
+    const now = JSON.stringify([held, shown]);
     // The same pictures stay where they are: making them anew at each message would flicker.
     if (this._pictures.dataset.now !== now) this._pictures.replaceChildren(...figures);
     this._pictures.dataset.now = now;

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,13 @@ def test_there_is_an_example_with_a_picture() -> None:
     for path in EXAMPLES:
         assert path.with_suffix(".jpg").is_file(), f"{path.name} has no picture for the template browser"
         assert path.with_suffix(".jpg").stat().st_size <= 150_000
+
+
+def test_every_example_has_an_id_of_its_own() -> None:
+    """The training panel tells workflows apart by it, and the editor keeps the one that it opens, were it all zeros."""
+    ids = [uuid.UUID(json.loads(path.read_text(encoding="utf-8"))["id"]) for path in EXAMPLES]
+    assert len(set(ids)) == len(EXAMPLES)
+    assert uuid.UUID(int=0) not in ids
 
 
 def as_saved(comfy: ComfyClient, name: str) -> dict[str, Any]:

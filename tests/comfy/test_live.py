@@ -131,7 +131,14 @@ def test_messages_are_few_and_the_log_has_every_step(comfy: ComfyClient) -> None
     assert [validation["step"] for validation in history["validations"]] == [10, 20, 24]
     sent = [validation for message in messages for validation in message.get("validations", [])]
     assert sent == history["validations"]
-    assert all(comfy.view(**image)[:4] == b"\x89PNG" for shown in sent for image in shown["images"])
+    images = [dict(image) for shown in sent for image in shown["images"]]
+    assert all(image.pop("v") and comfy.view(**image)[:4] == b"\x89PNG" for image in images)
+    # Drawn anew under its name (for other prompts, say), a picture is another one for a browser.
+    path = comfy.server.output_dir / images[0]["subfolder"] / images[0]["filename"]
+    path.write_bytes(path.read_bytes())
+    drawn = comfy.request("GET", f"/subjectbooth/runs/{run}/events")["validations"]
+    assert drawn[0]["images"][0]["v"] != sent[0]["images"][0]["v"]
+    assert drawn[1:] == sent[1:]
     assert history["active"] is None and history["kept"] is None
     assert history["result"]["lora"] == "told.safetensors"
     assert history["chosen"]["precision"] == "fp32"

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import http.client
 import io
 import json
 import os
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -35,6 +37,22 @@ def ask(comfy: ComfyClient, path: str, body: Any = None) -> tuple[int, Any]:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
+
+
+def test_a_body_that_comes_in_pieces_is_one_body(comfy: ComfyClient) -> None:
+    body = json.dumps({"images": ["nothing there.png"] * 100, "resolution": 64}).encode()
+    where = urllib.parse.urlsplit(comfy.url)
+    connection = http.client.HTTPConnection(where.hostname or "", where.port, timeout=60)
+    connection.putrequest("POST", "/subjectbooth/photos")
+    connection.putheader("Content-Length", str(len(body)))
+    connection.endheaders()
+    for start in range(0, len(body), 1000):
+        connection.send(body[start:start + 1000])
+        time.sleep(0.1)
+    answer = connection.getresponse()
+    whole = ask(comfy, "/subjectbooth/photos", body)
+    assert (answer.status, json.loads(answer.read())) == whole
+    connection.close()
 
 
 def server_of(comfy: ComfyClient) -> ComfyServer:

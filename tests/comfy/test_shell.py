@@ -138,3 +138,15 @@ def test_a_mistyped_checkpoint_is_refused_at_once(tmp_path: Path) -> None:
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "torch" in imported
     assert not {"diffusers", "transformers", "peft", "accelerate"} & imported, "they take seconds"
+
+
+def test_output_that_cannot_hold_every_letter_ends_no_run(
+    tiny_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Into a file or a pipe Windows writes in the system's code page."""
+    written = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(written, encoding="cp1252"))
+    arguments = _arguments(tiny_checkpoint, write_photos(tmp_path / "photos"), tmp_path / "выход")
+    assert main(arguments) == 0
+    sys.stdout.flush()
+    assert "trained: " in written.getvalue().decode("cp1252")

@@ -1,6 +1,6 @@
 // Unit tests of the training panel's pure functions. test_panel_units.py runs them in Chromium, `node` by hand:
 //   node -e 'import("./tests/ui/panel_units.mjs").then(({ run }) => console.log(run()))'
-import { nodeAt, pathOf } from "../../js/lib/node_path.mjs";
+import { keyOf, nodeAt, pathOf } from "../../js/lib/node_path.mjs";
 import { colourOf, shownSeries, stepAt } from "../../js/lib/loss_chart.mjs";
 import {
   Series, halved, nearest, readableBytes, readableSeconds, readableTime, scale, smooth, smoothingRadius, ticks, valueRange,
@@ -110,6 +110,13 @@ const tests = {
     same([nodeAt(root, "12:9:3"), nodeAt(root, "3:3"), nodeAt(root, ""), nodeAt(null, "3")], [null, null, null, null]);
     same([pathOf(root, deep), pathOf(root, beside), pathOf(root, { id: 3 })], ["12:5:3", "3", null]);
   },
+  "a workflow without an id of its own has no key to remember a run by"() {
+    const root = { nodes: [] };
+    const node = { id: 11, graph: root };
+    const keyIn = (id) => keyOf(Object.assign(root, { id }), node);
+    same([undefined, "00000000-0000-0000-0000-000000000000", "a-b"].map(keyIn), [null, null, "a-b/11"]);
+    same(keyOf(root, { id: 11 }), null);
+  },
   "a run is filled by messages, within bounds over 10,000 of them"() {
     const state = new TrainState("r");
     state.take(message(0, { chosen: { precision: "fp32" }, notes: ["one"], seconds: undefined }));
@@ -142,6 +149,33 @@ const tests = {
     }
     same(counts[0], counts[1], "elements");
     same([...view.element.querySelectorAll("img")].map(({ src }) => src), ["data:,10000a", "data:,10000b"]);
+    view.remove();
+  },
+  "pictures drawn anew under their names are shown, and the same ones stay"() {
+    if (typeof document === "undefined") return; // run by node
+    const view = new TrainView(wordsOf("en"), {
+      viewAddress: (image) => `data:,${new URLSearchParams(image)}`, sharpness: () => 1,
+    });
+    const state = new TrainState("r");
+    const drawn = (step, v, prompt) => ({ step, prompts: [prompt], images: [{ filename: `${step}.png`, v }] });
+    const shown = () => [...view.element.querySelectorAll("img")];
+    const told = (...validations) => {
+      state.take(message(9, { validations }));
+      view.show(state);
+      return shown().map(({ src, title }) => [src, title]);
+    };
+    same(told(drawn(5, "1", "a dog")), [["data:,filename=5.png&v=1", "a dog"]]);
+    const [first] = shown();
+    told(drawn(5, "1", "a dog"));
+    same(shown()[0] === first, true, "the same picture");
+    same(told(drawn(5, "2", "a cat")), [["data:,filename=5.png&v=2", "a cat"]]);
+    told(drawn(7, "3", "a cat"));
+    [...view.element.querySelectorAll("button")].find(({ textContent }) => textContent === "Compare").click();
+    told(drawn(8, "4", "a cat"));
+    same(told(drawn(7, "5", "a cow")), [["data:,filename=7.png&v=5", "a cow"], ["data:,filename=8.png&v=4", "a cat"]]);
+    state.take(message(0, { chosen: { precision: "fp32" } }));
+    view.show(state);
+    same(shown().length, 0, "a run that starts again");
     view.remove();
   },
   "a photo is moved to where it was dropped and no other is lost"() {

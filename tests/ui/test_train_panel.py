@@ -187,10 +187,14 @@ def test_run_stop_keep_continue(page: Page, comfy: ComfyClient, renderer: str) -
     until(page, "kept", step=stopped)
     assert int(page.evaluate(f"{PANEL}.dataset.step")) == stopped
 
+    widget = ("app.graph.nodes.find(n => n.type === 'DreamBoothLoRATrain').widgets"
+              ".find(w => w.name === '{}').value").format
+    page.evaluate(f"{widget('force_retrain')} = true")  # left on from before: it would throw the steps away
     press(page, "Continue")
     until(page, "finished")
-    assert page.evaluate("app.graph.nodes.find(n => n.type === 'DreamBoothLoRATrain').widgets"
-                         ".find(w => w.name === 'after_stop').value") == "continue"
+    assert page.evaluate(widget("after_stop")) == "continue"
+    assert page.evaluate(widget("force_retrain")) is False
+    assert f'"event": "Started", "step": {stopped}' in last_log(comfy)
     page.wait_for(f"/matched (\\d+)\\/\\1/.test({PANEL}.innerText)")
     press(page, "Compare")
     page.wait_for(f"{PANEL}.querySelectorAll('figure').length === 2")
@@ -211,6 +215,12 @@ def test_run_stop_keep_continue(page: Page, comfy: ComfyClient, renderer: str) -
     assert page.wait_for("window.copied") == "ohwx dog"
     assert not ours(page), ours(page)
     use_renderer(page, "classic")
+
+
+def last_log(comfy: ComfyClient) -> str:
+    assert comfy.server is not None
+    logs = (comfy.server.output_dir / "subjectbooth").glob("*/events.jsonl")
+    return max(logs, key=lambda log: log.stat().st_mtime).read_text("utf-8")
 
 
 def test_a_reload_in_the_middle_and_after(page: Page, comfy: ComfyClient) -> None:
