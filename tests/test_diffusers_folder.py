@@ -186,6 +186,8 @@ def test_all_that_decides_what_the_base_is_counts_in_its_digest(sd1: Path) -> No
                load_base(sd1, prediction_type="v_prediction").digest]
     _config("scheduler", "scheduler_config.json", beta_end=0.013)(sd1)
     digests.append(load_base(sd1).digest)
+    _config("vae", "config.json", scaling_factor=0.2)(sd1)
+    digests.append(load_base(sd1).digest)
     for part in ("unet", "vae", "text_encoder"):
         path = next((sd1 / part).glob("*.safetensors"))
         stored = safetensors.torch.load(path.read_bytes())

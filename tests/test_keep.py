@@ -76,6 +76,30 @@ def test_a_stop_while_pictures_are_drawn_does_not_wait_for_them(tmp_path: Path) 
     assert run.folder.kept_step(6) == 2
 
 
+def test_a_stop_while_pictures_of_the_average_are_drawn_keeps_the_runs_own_weights(tmp_path: Path) -> None:
+    config = dataclasses.replace(SHOWN, ema_decay=0.9, learning_rate=1e-2)
+    whole = _run(tmp_path / "whole", config)
+    _read(whole.events())
+    run = _run(tmp_path / "cut", config)
+    for event in run.events():
+        if isinstance(event, ValidationStep):
+            run.stop_and_keep()
+    assert run.folder.kept_step(6) == 2
+    again = _run(tmp_path / "cut", config)
+    _read(again.events(go_on=True))
+    assert _same_weights(_lora(whole), _lora(again))
+
+
+def test_what_is_kept_of_a_forced_training_is_the_result_though_the_finished_one_is_there(tmp_path: Path) -> None:
+    _read(_run(tmp_path).events())
+    stopped = _stop_after(_run(tmp_path), 3, force_retrain=True)
+    folder = _run(tmp_path).folder
+    assert stopped[-1] == Finished(3, folder.lora_path(3), trained=True)
+    assert folder.finished_lora(6) is not None
+    assert _read(_run(tmp_path).events()) == [Finished(3, folder.lora_path(3), trained=False)]
+    assert _read(_run(tmp_path).events(go_on=True))[-1] == Finished(6, folder.lora_path(6), trained=False)
+
+
 def test_a_stop_from_another_thread_before_the_first_step_makes_one(tmp_path: Path) -> None:
     run = _run(tmp_path)
     caller = threading.Thread(target=run.stop_and_keep)

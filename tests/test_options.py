@@ -12,14 +12,15 @@ import safetensors.torch
 import torch
 
 from subjectbooth.tests.small_base import alphas_cumprod, small_base, small_priors, small_subject, small_unet
-from subjectbooth.trainer import adapter
+from subjectbooth.trainer import adapter, checkpoint, optimizers
 from subjectbooth.trainer.base_model import make_noise_scheduler
+from subjectbooth.trainer.checkpoint import Checkpoint
 from subjectbooth.trainer.conditioning import Conditioning
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.data import TrainingData, make_batches, order, spread_timesteps
 from subjectbooth.trainer.ema import AdapterAverage
 from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.events import Started, StepDone
+from subjectbooth.trainer.events import Finished, Started, StepDone
 from subjectbooth.trainer.loss import Batch, dreambooth_loss, min_snr_weights
 from subjectbooth.trainer.optimizers import make_optimizer
 from subjectbooth.trainer.run import Run
@@ -242,6 +243,53 @@ def test_a_missing_prodigy_is_said_and_adamw_used(monkeypatch: pytest.MonkeyPatc
     assert "prodigyopt" in notes[0]
 
 
+def test_a_run_without_its_optimizer_is_adamws_and_is_not_found_again_once_it_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as without:
+        without.setattr(optimizers, "_missing", lambda name, device: "no package" if name == "prodigy" else "")
+        _, events = _train(tmp_path, optimizer="prodigy", learning_rate=1.0)
+        assert events[0].notes == ("no package at a learning rate of 0.0001",)
+        # Prodigy's usual 1 would destroy an adapter in AdamW's hands.
+        assert {event.learning_rate for event in events if isinstance(event, StepDone)} == {1e-4}
+        _, again = _train(tmp_path, optimizer="adamw", learning_rate=1e-4)
+        assert isinstance(again[0], Finished)  # it is that very run
+    _, events = _train(tmp_path, optimizer="prodigy", learning_rate=1.0)
+    assert events[0].chosen["optimizer"] == "prodigy" and events[0].notes == ()
+
+
+def test_prodigy_trains_a_text_encoder_at_its_own_rate(tmp_path: Path) -> None:
+    adapter_bytes, events = _train(tmp_path, optimizer="prodigy", learning_rate=1.0, train_text_encoder=True)
+    assert events[0].notes == ("prodigy finds the text encoder's learning rate too: text_encoder_lr is not used",)
+    ups = {name: tensor for name, tensor in safetensors.torch.load(adapter_bytes).items() if "lora_up" in name}
+    assert any(name.startswith("lora_te") for name in ups)
+    assert all(bool(tensor.any()) for tensor in ups.values())
+
+
+def test_the_average_goes_on_where_the_optimizer_cannot(tmp_path: Path) -> None:
+    """A run whose optimizer is not to be had any more starts its moments anew, and keeps its average."""
+    config = _config(ema_decay=0.9, learning_rate=1e-2)
+
+    def until(step: int) -> Checkpoint:
+        run = Run(small_base(), small_subject(), small_priors(), config, tmp_path, CPU)
+        reading = run.events()
+        for event in reading:
+            if isinstance(event, StepDone) and event.step == step:
+                reading.close()
+        kept = run.folder.load_checkpoint(4)
+        assert kept is not None and kept.step == step
+        return kept
+
+    before = until(2)
+    path = next(tmp_path.glob("*/checkpoint*.safetensors"))
+    chosen = {**before.chosen, "optimizer": "adamw8bit"}
+    checkpoint.save(path, dataclasses.replace(before, chosen=chosen, optimizer={}))
+    after = until(3)
+    for average, was in zip(after.average, before.average, strict=True):
+        assert any(torch.allclose(average, was.lerp(weights, 0.1), rtol=1e-5, atol=1e-8)
+                   for weights in after.adapter.values() if weights.shape == was.shape)
+
+
 def _train(root: Path, stops: tuple[int, ...] = (), **changes: Any) -> tuple[bytes, list[Any]]:
     config = _config(**changes)
     events: list[Any] = []
@@ -263,11 +311,13 @@ ALL_AT_ONCE = {
 
 
 @pytest.mark.oldest
-@pytest.mark.parametrize("optimizer", ["adamw", "adafactor"])
+@pytest.mark.parametrize("optimizer", ["adamw", "adafactor", "prodigy"])
 def test_a_cancelled_run_with_everything_on_ends_bit_identical(tmp_path: Path, optimizer: str) -> None:
-    whole, _ = _train(tmp_path / "whole", optimizer=optimizer, **ALL_AT_ONCE)
+    chosen = {"optimizer": optimizer, **({"learning_rate": 1.0} if optimizer == "prodigy" else {}), **ALL_AT_ONCE}
+    whole, events = _train(tmp_path / "whole", **chosen)
+    assert events[0].chosen["optimizer"] == optimizer
     torch.manual_seed(123)
-    cut, _ = _train(tmp_path / "cut", (1, 3), optimizer=optimizer, **ALL_AT_ONCE)
+    cut, _ = _train(tmp_path / "cut", (1, 3), **chosen)
     first, second = (safetensors.torch.load(content) for content in (whole, cut))
     assert all(torch.equal(first[name], second[name]) for name in first)
 

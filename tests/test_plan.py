@@ -28,6 +28,7 @@ from subjectbooth.trainer.memory import free_bytes
 from subjectbooth.trainer.optimizers import make_optimizer
 from subjectbooth.trainer.plan import Load, make_plan, optimizer_bytes, pictures_that_fit
 from subjectbooth.trainer.run import Run
+from subjectbooth.trainer.runtime import choose
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(steps=2, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2)
@@ -157,6 +158,12 @@ def test_what_was_asked_for_or_kept_stays(monkeypatch: pytest.MonkeyPatch) -> No
     kept = {"gradient_checkpointing": "on", "pictures_per_forward": "1"}
     made = _choose(monkeypatch, 100 * GB, kept=kept, config=asked)
     assert made.chosen == {"precision": "fp32", "optimizer": "adamw", **kept}
+    # Who has asked for less memory since then gets it.
+    kept = {"gradient_checkpointing": "off", "pictures_per_forward": "4"}
+    less = dataclasses.replace(CONFIG, gradient_checkpointing="on", pictures_per_forward=2)
+    made = _choose(monkeypatch, 100 * GB, kept=kept, config=less)
+    assert made.chosen["gradient_checkpointing"] == "on"
+    assert made.chosen["pictures_per_forward"] == "2"
 
 
 def test_the_sentence_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -233,6 +240,13 @@ def test_a_resumed_run_keeps_its_first_choice_and_the_file_says_it(tmp_path: Pat
     assert metadata["ss_gradient_checkpointing"] == "True"
     assert metadata["ss_mixed_precision"] == "no"
     assert metadata["ss_optimizer"] == "adamw"
+
+
+def test_a_run_of_fp16_that_goes_on_on_a_cpu_says_that_it_cannot() -> None:
+    chosen, notes = choose(CONFIG, CPU, kept="fp16")
+    assert chosen["precision"] == "fp32"
+    assert notes == ("precision fp16 needs a GPU; this run uses fp32",)
+    assert choose(CONFIG, CPU, kept="bf16")[0]["precision"] == "bf16"
 
 
 def test_with_memory_enough_nothing_is_cut(tmp_path: Path) -> None:

@@ -137,3 +137,22 @@ def test_the_key_knows_of_the_text_encoder_only_when_it_is_trained() -> None:
     assert dataclasses.replace(off, text_encoder_lr=1e-3).key_fields() == off.key_fields()
     assert "steps" not in on.key_fields()
     assert "steps" in dataclasses.replace(on, text_encoder_share=0.5).key_fields()
+
+
+def test_in_half_precision_too_it_is_trained_and_normed(tmp_path: Path) -> None:
+    """accelerate hands on float32 states, and the final norm's weights are bf16: on a card with bf16 that is auto."""
+    config = TrainConfig(**{**SETTINGS, "precision": "bf16", "steps": 2})
+    run = Run(small_base(), small_subject(), small_priors(), config, tmp_path, torch.device("cpu"))
+    losses = [event.loss for event in run.events() if isinstance(event, StepDone)]
+    assert len(losses) == 2
+    path = run.folder.finished_lora(2)
+    assert path is not None
+    ups = [tensor for name, tensor in safetensors.torch.load(path.read_bytes()).items()
+           if name.startswith("lora_te") and "lora_up" in name]
+    assert ups and all(bool(tensor.any()) for tensor in ups)
+    chunks = token_chunks("a photo of a dog", FAMILY)
+    with torch.no_grad():
+        half = encode([small_text_encoder(torch.bfloat16)], FAMILY.text_encoders, [chunks], None)[0].hidden_states
+    assert half.dtype == torch.float32
+    # bf16 has 8 bits: a whole encoder in it is off by some hundredths.
+    assert float((half - _encode("a photo of a dog")).abs().mean()) < 0.05

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -52,10 +53,10 @@ class Assembly:
 
         self._base, self._config = base, config
         self.device = device or PartialState().device
-        found, self.notes = choose(config, self.device)
         # A resumed run keeps what was chosen at its start: another precision would give other weights.
         kept = resume.chosen if resume else {}
-        self.chosen = {**found, "optimizer": config.optimizer, **kept, "device": found["device"]}
+        found, self.notes = choose(config, self.device, kept.get("precision"))
+        self.chosen = {"optimizer": config.optimizer, **kept, **found}
         precision = self.chosen["precision"]
         self.accelerator = Accelerator(
             mixed_precision=accelerate_precision(precision), cpu=self.device.type == "cpu", device_placement=False)
@@ -79,6 +80,8 @@ class Assembly:
         self._optimizer, notes = self._make_optimizer()
         self.notes += tuple(note for note in (missing, *notes, self.plan.warning) if note)
         self._average = AdapterAverage(self.parameters, config.ema_decay) if config.ema_decay else None
+        if resume and self._average:
+            self._average.average = [tensor.to(self.device) for tensor in resume.average]
         if resume and self.chosen["optimizer"] == resume.chosen.get("optimizer", asked):
             self._resume_optimizer(resume)
         prepared = self.accelerator.prepare(*self._modules.values(), self._optimizer)
@@ -161,7 +164,7 @@ class Assembly:
         """The run as it is now, copied to the CPU."""
         optimizer: dict[int, dict[str, Any]] = {
             index: {name: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
-                    for name, value in entries.items()}
+                    for name, value in _flat(entries).items()}
             for index, entries in self._optimizer.state_dict()["state"].items()}
         weights = {f"{name}/{key}": tensor for name, module in self._modules.items()
                    for key, tensor in adapter.adapter_state(module).items()}
@@ -204,13 +207,23 @@ class Assembly:
         groups = [{**group, **saved} for group, saved in zip(
             self._optimizer.state_dict()["param_groups"], resume.groups, strict=True)]
         self._optimizer.load_state_dict({"state": resume.optimizer, "param_groups": groups})
-        if self._average:
-            self._average.average = [tensor.to(self.device) for tensor in resume.average]
+
+
+def _flat(entries: dict[str, Any]) -> dict[str, Any]:
+    """bitsandbytes keeps its quantised state in a dict of its own, and reads it back without that too."""
+    flat: dict[str, Any] = {}
+    for name, value in entries.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def _plain_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """What an optimizer keeps beside its tensors, as JSON values; not how it computes, which is the machine's."""
+    """What an optimizer keeps beside its tensors, as JSON values; not how it computes, which is the machine's.
+
+    JSON has no infinity: Prodigy's ``growth_rate`` is one, a setting that every new optimizer has anyway.
+    """
     kinds = (int, float, str, list, tuple, type(None))
     left_out = ("params", "fused", "foreach")
-    return [{name: value for name, value in group.items() if name not in left_out and isinstance(value, kinds)}
+    return [{name: value for name, value in group.items() if name not in left_out and isinstance(value, kinds)
+             and not (isinstance(value, float) and math.isinf(value))}
             for group in optimizer.state_dict()["param_groups"]]

@@ -109,7 +109,8 @@ class TrainConfig:
                "square. Class images stay square.")
     pictures_per_forward: int = _setting(
         0, "Photos and class images at once; the rest of a batch follows, with the gradients summed up. Changes memory "
-           "and speed only. 0: as many as fit.", low=0, high=512, in_key=False)
+           "and speed only (with lora_dropout also what is left out). 0: as many as fit.", low=0, high=512,
+        in_key=False)
     validation_prompts: tuple[str, ...] = _setting(
         (), "Prompts drawn while training. {subject} becomes the trained words.", in_key=False)
     validation_interval: int = _setting(

@@ -50,7 +50,14 @@ def read_folder(path: Path) -> StoredParts:
     if not (path / "vae").is_dir():
         raise missing_part("VAE", where)
     vae, vae_files = _weights(path / "vae")
-    scheduler = _json(path / "scheduler" / "scheduler_config.json")
+    scheduler, vae_config = _json(path / "scheduler" / "scheduler_config.json"), _json(path / "vae" / "config.json")
+    tiny = vae_config.get("_class_name") == "AutoencoderTiny"
+    latent_scale = None if tiny or "scaling_factor" not in vae_config else float(vae_config["scaling_factor"])
+
+    def codec(family: Family) -> LatentCodec:
+        if tiny:
+            return TinyCodec(vae)
+        return KLCodec(vae, family.latent_scale if latent_scale is None else latent_scale, str(path / "vae"))
 
     def text_encoders(family: Family, clip_layer: int | None) -> list[WeightsReader]:
         if len(text) < len(family.text_encoders):
@@ -64,9 +71,9 @@ def read_folder(path: Path) -> StoredParts:
     return StoredParts(
         files=(*files, *(file for _, more in text for file in more), *vae_files),
         unet=unet.renamed(names.__getitem__), text_encoders=text_encoders,
-        codec=lambda family: _codec(path / "vae", vae, family),
-        prediction_type=scheduler.get("prediction_type"),
-        alphas_cumprod=_schedule(scheduler, where))
+        codec=codec, prediction_type=scheduler.get("prediction_type"),
+        alphas_cumprod=_schedule(scheduler, where),
+        latent_scale=latent_scale)
 
 
 def _not_a_pipeline(path: Path) -> SubjectBoothError:
@@ -140,13 +147,6 @@ def _lacks_last_layer(stored: StoredTensors, shape: TextEncoderShape) -> bool:
 def _text_name(name: str) -> str:
     # Transformers 5.6 dropped "text_model." from CLIPTextModel's names.
     return name if name.startswith((INNER, "text_projection.")) else INNER + name
-
-
-def _codec(folder: Path, weights: StoredTensors, family: Family) -> LatentCodec:
-    config = _json(folder / "config.json")
-    if config.get("_class_name") == "AutoencoderTiny":
-        return TinyCodec(weights)
-    return KLCodec(weights, float(config.get("scaling_factor", family.latent_scale)), str(folder))
 
 
 def _schedule(config: Mapping[str, Any], where: str) -> torch.Tensor:

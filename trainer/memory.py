@@ -23,7 +23,8 @@ def step_down(chosen: dict[str, str], pictures: int, eight_bit: bool = False) ->
     """Choose the next setting that needs less memory, in place.
 
     First gradient checkpointing, which changes no result, then fewer pictures a forward pass with their gradients
-    summed up, which changes rounding only, and last the 8-bit optimizer. A batch is never smaller than one picture.
+    summed up, which changes rounding only (and what the LoRA's dropout leaves out), and last the 8-bit optimizer. A
+    batch is never smaller than one picture.
 
     Args:
         chosen: what the run uses now.

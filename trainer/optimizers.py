@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,10 @@ from .config import TrainConfig
 
 if TYPE_CHECKING:
     from torch import nn
+
+
+PRODIGY_RATE = 0.1
+"""A learning rate from here on is on Prodigy's scale, on which 1 is usual."""
 
 
 def make_optimizer(
@@ -25,7 +30,9 @@ def make_optimizer(
     """
     groups = [{"params": unet, "initial_lr": config.learning_rate, "lr": config.learning_rate}]
     if text_encoders:
-        groups.append({"params": text_encoders, "initial_lr": config.text_encoder_lr, "lr": config.text_encoder_lr})
+        # Prodigy finds one rate for everything and refuses groups of different ones.
+        rate = config.learning_rate if config.optimizer == "prodigy" else config.text_encoder_lr
+        groups.append({"params": text_encoders, "initial_lr": rate, "lr": rate})
     return _make(groups, config, device)
 
 
@@ -46,8 +53,10 @@ def _make(
     if name == "prodigy":
         import prodigyopt
 
-        notes = () if learning_rate >= 0.1 else (
+        notes: tuple[str, ...] = () if learning_rate >= PRODIGY_RATE else (
             f"prodigy multiplies its estimate by the learning rate: {learning_rate:g} all but stops it, 1 is usual",)
+        if len(parameters) > 1:
+            notes += ("prodigy finds the text encoder's learning rate too: text_encoder_lr is not used",)
         return prodigyopt.Prodigy(parameters, lr=learning_rate, weight_decay=decay, safeguard_warmup=True,
                                   use_bias_correction=True), notes
     return _adamw(parameters, learning_rate, decay, device), (missing,) if missing else ()
@@ -64,6 +73,20 @@ def _adamw(
         except RuntimeError:  # torch before 2.4
             pass
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+
+
+def with_usable_optimizer(config: TrainConfig, device: torch.device | None) -> tuple[TrainConfig, str]:
+    """The settings that such a run really has here, and a sentence when they are not those that were asked for.
+
+    They are what the run's key is made of: once the missing package is there, the run is another one.
+    """
+    if device is None:
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    optimizer, missing = usable_optimizer(config.optimizer, device)
+    if config.optimizer == "prodigy" and missing and config.learning_rate >= PRODIGY_RATE:
+        usual = TrainConfig.learning_rate  # prodigy's 1 would destroy an adapter in adamw's hands
+        return replace(config, optimizer=optimizer, learning_rate=usual), f"{missing} at a learning rate of {usual:g}"
+    return replace(config, optimizer=optimizer), missing
 
 
 def usable_optimizer(name: str, device: torch.device) -> tuple[str, str]:

@@ -6,6 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,10 +16,11 @@ from .base_model import BaseModel
 from .config import TrainConfig, run_key
 from .data import TrainingData
 from .errors import SubjectBoothError
-from .events import Adjusted, CheckpointSaved, Event, Finished, StepDone, ValidationStep
+from .events import Adjusted, CheckpointSaved, Event, Finished, Started, StepDone, ValidationStep
 from .lock import owned
 from .loop import Training
 from .metadata import lora_metadata
+from .optimizers import with_usable_optimizer
 from .plan import FreeMemory, Plan
 from .run_folder import RunFolder
 from .storage import disk_errors, sha256_of
@@ -50,6 +52,7 @@ class Run:
         self, base: BaseModel, subject: Subject, priors: ClassPriors | None, config: TrainConfig, root: Path,
         device: torch.device | None = None, free: FreeMemory | None = None,
     ) -> None:
+        config, self._fall_back = with_usable_optimizer(config, device)
         self._base, self._subject, self._priors, self._config = base, subject, priors, config
         self._device, self._free = device, free
         # One group of photos, or one for each aspect-ratio bucket.
@@ -117,7 +120,7 @@ class Run:
         steps = self._config.steps
         with disk_errors("the run's folder cannot be read", self.folder.path):
             kept = None if go_on else self.folder.kept_step(steps)
-            for step in (steps, kept):
+            for step in (kept, steps):  # both are there where a run that was finished was trained anew and stopped
                 found = self.folder.finished_lora(step) if step is not None else None
                 if step is not None and found is not None:
                     return step, found
@@ -144,11 +147,15 @@ class Run:
         saved_step, saved_at = training.step, time.monotonic()
         try:
             for event in training.events():
+                if isinstance(event, Started) and self._fall_back:
+                    event = replace(event, notes=(self._fall_back, *event.notes))
                 if not isinstance(event, ValidationStep):
                     self.folder.log(event)
                 yield event
                 if self._stop.is_set() and 0 < training.step < self._config.steps:
-                    self._save(training, started, with_lora=True)
+                    # A step with pictures was saved before them, and while they are drawn the model has the average.
+                    if not self._is_saved(training, saved_step):
+                        self._save(training, started, with_lora=True)
                     self.folder.keep(training.step, self._config.steps)
                     saved_step = training.step
                     return
@@ -164,15 +171,18 @@ class Run:
                 self._save(training, started, with_lora=True)
         finally:
             # Also where a checkpoint of this very step is there, but no adapter that somebody could use.
-            if training.is_built and training.step and (
-                    training.step > saved_step or not self.folder.lora_path(training.step).is_file()):
+            if training.is_built and training.step and not self._is_saved(training, saved_step):
                 self._save_last(training, started)
+
+    def _is_saved(self, training: Training, saved_step: int) -> bool:
+        """Whether the current step's checkpoint and adapter are in the folder, the adapter whole."""
+        return training.step == saved_step and self.folder.finished_lora(training.step) is not None
 
     def _save_last(self, training: Training, started: float) -> None:
         """Keep the steps so far while something else (a cancel, an error) ends the run: that is what is to be told."""
         try:
             self._save(training, started, with_lora=True)
-        except SubjectBoothError as error:
+        except Exception as error:
             logger.error("the steps since the last checkpoint are lost: %s", error)
         else:
             logger.info("kept %d of %d steps in %s", training.step, self._config.steps, self.folder.path)

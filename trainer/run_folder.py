@@ -127,8 +127,9 @@ class RunFolder:
 
     def forget(self) -> None:
         """Before a forced second training: the state of the first is in the way, its adapters are not."""
-        for path in self.path.glob("checkpoint*.safetensors"):
-            path.unlink()
+        with disk_errors("what is left of the training before cannot be removed", self.path):
+            for path in self.path.glob("checkpoint*.safetensors"):
+                path.unlink()
         self.revoke()
 
     def keep(self, step: int, steps: int) -> None:
@@ -150,7 +151,8 @@ class RunFolder:
 
     def revoke(self) -> None:
         """Before a run goes on that was stopped and kept."""
-        self._kept.unlink(missing_ok=True)
+        with disk_errors("the mark of the stop cannot be removed", self.path):
+            self._kept.unlink(missing_ok=True)
 
     def record_result(self, values: dict[str, Any]) -> None:
         """Note what came of the run, as plain JSON values, for whoever looks at it later."""

@@ -15,13 +15,20 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 _ACCELERATE = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 
 
-def choose(config: TrainConfig, device: torch.device) -> tuple[dict[str, str], tuple[str, ...]]:
+def choose(
+    config: TrainConfig, device: torch.device, kept: str | None = None,
+) -> tuple[dict[str, str], tuple[str, ...]]:
     """Device and precision, and sentences about what had to be changed. :mod:`trainer.plan` chooses what else is auto.
 
     Half precision is not used on a CPU: it is right there but hundreds of times slower.
+
+    Args:
+        config: the requested settings.
+        device: where to train.
+        kept: the precision that a resumed run had, perhaps on another machine.
     """
     notes: list[str] = []
-    precision = config.precision
+    precision = kept or config.precision
     if precision == AUTO:
         precision = "fp32"
         if device.type == "cuda":

@@ -40,6 +40,7 @@ class StoredParts:
         codec: makes the latent codec.
         prediction_type: what the checkpoint says of itself; None when it says nothing.
         alphas_cumprod: the noise schedule.
+        latent_scale: of the codec, where the checkpoint says it itself.
     """
 
     files: tuple[Path, ...]
@@ -48,6 +49,7 @@ class StoredParts:
     codec: Callable[[Family], LatentCodec]
     prediction_type: str | None
     alphas_cumprod: torch.Tensor
+    latent_scale: float | None = None
 
 
 def load_base(path: Path, clip_skip: int | None = None, prediction_type: str | None = None) -> BaseModel:
@@ -88,7 +90,7 @@ def load_base(path: Path, clip_skip: int | None = None, prediction_type: str | N
         noise_scheduler=noise_scheduler,
         prompts=StoredPromptEncoder(lambda: build_text(torch.float32), family, clip_layer),
         codec=parts.codec(family),
-        digest=_digest(parts, clip_layer, prediction_type),
+        digest=_digest(parts, family, clip_layer, prediction_type),
         build_unet=build,
         layer_names=lora_layer_names(shapes, family),
         clip_layer=clip_layer,
@@ -151,5 +153,8 @@ def scaled_linear_betas(first: float, last: float, timesteps: int) -> torch.Tens
     return torch.linspace(first**0.5, last**0.5, timesteps, dtype=torch.float64) ** 2
 
 
-def _digest(parts: StoredParts, clip_layer: int | None, prediction_type: str) -> str:
-    return sha256_of(*parts.files, parts.alphas_cumprod, f"clip layer {clip_layer}", prediction_type)
+def _digest(parts: StoredParts, family: Family, clip_layer: int | None, prediction_type: str) -> str:
+    # The usual scale is left out, so that a folder and a file of one model, and runs of before, have one digest.
+    unusual = parts.latent_scale not in (None, family.latent_scale)
+    scale = (f"latent scale {parts.latent_scale}",) if unusual else ()
+    return sha256_of(*parts.files, parts.alphas_cumprod, f"clip layer {clip_layer}", prediction_type, *scale)

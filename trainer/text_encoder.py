@@ -114,7 +114,10 @@ def _encode_one(
     output = model(input_ids=ids, output_hidden_states=True)
     hidden_states = output.hidden_states[clip_layer if clip_layer is not None else shape.layer]
     if shape.norms_hidden_layer:
-        hidden_states = _final_layer_norm(model)(hidden_states)
+        # In float32 whatever the weights are: accelerate's wrapper, which would see to it, is not around this layer.
+        norm = _final_layer_norm(model)
+        hidden_states = torch.nn.functional.layer_norm(
+            hidden_states.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
     hidden_states = hidden_states.float()
     if weighted:
         # A weight moves a token's states away from what no text at all would have given.
@@ -124,9 +127,10 @@ def _encode_one(
     return hidden_states.reshape(1, -1, hidden_states.shape[-1]), pooled
 
 
-def _final_layer_norm(model: Any) -> torch.nn.Module:
+def _final_layer_norm(model: Any) -> torch.nn.LayerNorm:
     for name, module in model.named_modules():
         if name.endswith("final_layer_norm"):
+            assert isinstance(module, torch.nn.LayerNorm)
             return module
     raise AssertionError("every CLIP text model has a final_layer_norm")
 
