@@ -1,7 +1,7 @@
 // GenerateClassPriors: the class images as they come; a click leaves one out, which the "exclude" widget remembers.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { nodeAt } from "./lib/node_path.mjs";
+import { nodeOf } from "./lib/node_path.mjs";
 import { Panel, ask, chain, make, onWidgets, setWidget, valuesOf } from "./lib/panel.mjs";
 import { isExcluded, merged, toggled } from "./lib/photos.mjs";
 import { t } from "./lib/words.mjs";
@@ -105,7 +105,7 @@ class ClassImagesPanel {
 // Known from the start: a page that is reloaded gets messages before set-up, and the editor complains of unknown ones.
 let ready = false;
 api.addEventListener("subjectbooth.class_images", ({ detail }) => {
-  const node = ready && nodeAt(app.rootGraph ?? app.graph, detail.node);
+  const node = ready && nodeOf(app.rootGraph ?? app.graph, detail);
   if (node) node.subjectBoothClassImages?.note(detail);
 });
 

@@ -2,7 +2,7 @@
 // stop at the next step, and sets the node's own inputs.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { keyOf, nodeAt } from "./lib/node_path.mjs";
+import { keyOf, nodeOf } from "./lib/node_path.mjs";
 import { TrainState } from "./lib/train_state.mjs";
 import { TrainView } from "./lib/train_view.mjs";
 import { wordsOf } from "./lib/train_words.mjs";
@@ -96,7 +96,7 @@ class TrainPanel {
   /** After a reload, or when a workflow is opened: the run that is at work on this node, else its last. */
   async restore(active) {
     const root = rootGraph();
-    const mine = active.find(({ node }) => nodeAt(root, node) === this.node);
+    const mine = active.find((one) => nodeOf(root, one) === this.node);
     const run = mine?.run ?? this.node.properties?.[PROPERTY] ?? recall(this.key());
     if (!run || this.run?.run === run || typeof run !== "string") return;
     this.run = new TrainState(run);
@@ -205,14 +205,14 @@ function activeRuns() {
   return asked;
 }
 
-function panelAt(path) {
-  const node = nodeAt(rootGraph(), path);
+function panelOf(message) {
+  const node = nodeOf(rootGraph(), message);
   return node ? panels.get(node) : undefined;
 }
 
 // Known from the start: a page that is reloaded gets messages before set-up, and the editor complains of unknown ones.
 let ready = false;
-api.addEventListener("subjectbooth.train", ({ detail }) => ready && panelAt(detail.node)?.hear(detail));
+api.addEventListener("subjectbooth.train", ({ detail }) => ready && panelOf(detail)?.hear(detail));
 
 app.registerExtension({
   name: "SubjectBooth.TrainPanel",
@@ -224,7 +224,7 @@ app.registerExtension({
     document.head.append(style);
     api.addEventListener("executed", ({ detail }) => {
       const result = detail?.output?.subjectbooth?.[0];
-      if (result?.run) panelAt(detail.display_node ?? detail.node)?.finish(result);
+      if (result?.run) panelOf({ node: detail.display_node ?? detail.node })?.finish(result);
     });
     ready = true;
   },

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import time
 from pathlib import Path
+from typing import Any
 
 import comfy.model_management
 import comfy.utils
@@ -25,6 +26,17 @@ def pack_output_dir() -> Path:
 def loras_dir() -> Path:
     """The first of ComfyUI's LoRA folders: the one in which it looks first and users look too."""
     return Path(folder_paths.get_folder_paths("loras")[0])
+
+
+def place_of(hidden: Any) -> dict[str, str]:
+    """Whose a message is: the node, and the workflow that it was queued from ("" where nobody says).
+
+    Workflows that lie open side by side, the examples for one, number their nodes alike.
+    """
+    about = hidden.extra_pnginfo if isinstance(hidden.extra_pnginfo, dict) else {}
+    workflow = about.get("workflow")
+    found = workflow.get("id") if isinstance(workflow, dict) else None
+    return {"node": str(hidden.unique_id), "workflow": found if isinstance(found, str) else ""}
 
 
 def view_entry(path: Path) -> dict[str, str]:

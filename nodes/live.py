@@ -72,16 +72,16 @@ class Feed:
     """Turns a run's events into a few messages a second.
 
     Args:
-        node_id: as ComfyUI names the node, in subgraphs with its path ("12:3").
+        place: "node", as ComfyUI names it, in subgraphs with its path ("12:3"), and "workflow".
         run: may be stopped through :meth:`stop_and_keep`.
         steps: planned.
         device: whose memory is shown.
     """
 
-    def __init__(self, node_id: str | None, run: Run, steps: int, device: torch.device) -> None:
+    def __init__(self, place: dict[str, str], run: Run, steps: int, device: torch.device) -> None:
         self._run, self._device = run, device
         self._now: dict[str, Any] = {
-            "node": node_id, "run": run.folder.path.name, "state": "preparing", "step": 0, "steps": steps,
+            **place, "run": run.folder.path.name, "state": "preparing", "step": 0, "steps": steps,
         }
         self._news: dict[str, Any] = {}
         self._series: dict[str, list[list[float]]] = {}
@@ -93,7 +93,7 @@ class Feed:
         return str(self._now["run"])
 
     def now(self) -> dict[str, Any]:
-        """Where the run is: node, run, state, step, steps and, once known, seconds a step, ETA and memory."""
+        """Where the run is: node, workflow, run, state, step, steps and, once known, seconds a step, ETA and memory."""
         return dict(self._now)
 
     def stop_and_keep(self) -> None:
@@ -160,9 +160,9 @@ class Feed:
 
 
 @contextmanager
-def feed(node_id: str | None, run: Run, steps: int, device: torch.device) -> Iterator[Feed]:
+def feed(place: dict[str, str], run: Run, steps: int, device: torch.device) -> Iterator[Feed]:
     """A feed that the routes find by the run's name as long as the block runs."""
-    made = Feed(node_id, run, steps, device)
+    made = Feed(place, run, steps, device)
     with _lock:
         _active[made.name] = made
     try:

@@ -32,7 +32,7 @@ from ..trainer.priors import (
 from ..trainer.subject import Subject
 from .album import Album
 from .bridge import base_digest, check_wired
-from .host import Progress, grid, pack_output_dir, readable_seconds, view_entry
+from .host import Progress, grid, pack_output_dir, place_of, readable_seconds, view_entry
 from .sampling import BATCH_INDEPENDENT, PictureSampler, pictures_at_once
 from .types import CATEGORY, ClassPriorsType, SubjectType
 
@@ -135,7 +135,7 @@ class GenerateClassPriors(io.ComfyNode):
                 ClassPriorsType.Output(display_name="class_priors", tooltip="The pictures' latents, for training."),
                 io.Image.Output(display_name="images", tooltip="The pictures that are used, for looking at."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -177,8 +177,8 @@ class GenerateClassPriors(io.ComfyNode):
         store = PriorStore(pack_output_dir() / "class_images", recipe)
         pictures, notes = store.load()
         album = Album(store.path, model, vae)
-        node_id = cls.hidden.unique_id
-        made = _make(store, pictures, count, batch_size, model, clip, album, node_id, notes)
+        place = place_of(cls.hidden)
+        made = _make(store, pictures, count, batch_size, model, clip, album, place, notes)
         used, left_out = split_excluded(pictures, count, excluded)
         priors = class_priors(pictures, used, recipe.prompt, store.path.name)
         unknown = [part for part in excluded if not any(value.startswith(part) for value in left_out.values())]
@@ -189,7 +189,7 @@ class GenerateClassPriors(io.ComfyNode):
         for note in notes:
             log.warning("%s", note)
         shown = album.paths(pictures, range(count), batch_size)
-        Progress(node_id, 1).say("\n".join([text, *notes]))
+        Progress(place["node"], 1).say("\n".join([text, *notes]))
         ui = {
             "images": [view_entry(shown[index]) for index in used],
             "hashes": list(used.values()),
@@ -210,7 +210,7 @@ def _make(
     model: ModelPatcher,
     clip: CLIP,
     album: Album,
-    node_id: str | None,
+    place: dict[str, str],
     notes: list[str],
 ) -> int:
     """Sample what is missing; the number of pictures made. Nothing of the models is touched when nothing is."""
@@ -231,7 +231,7 @@ def _make(
     )
     if sampler.dropped:
         notes.append(f"What MODEL carries on its guidance ({', '.join(sampler.dropped)}) is not used for class images.")
-    progress = Progress(node_id, len(todo) * recipe.steps)
+    progress = Progress(place["node"], len(todo) * recipe.steps)
     started = time.monotonic()
     done = 0  # batches
 
@@ -246,23 +246,23 @@ def _make(
 
     made = 0
     found = sorted(index for index in pictures if index < count)
-    _show(node_id, store, pictures, album.paths(pictures, found, batch_size), count, made)
+    _show(place, store, pictures, album.paths(pictures, found, batch_size), count, made)
     for batch in make_missing(store, pictures, count, batch_size, sample):
         done += 1
         made += len(batch)
         paths = album.paths(pictures, batch, batch_size)
         progress.update(done * recipe.steps, preview=grid(album.read(paths.values())))
-        _show(node_id, store, pictures, paths, count, made)
+        _show(place, store, pictures, paths, count, made)
     return made
 
 
 def _show(
-    node_id: str | None, store: PriorStore, pictures: Mapping[int, torch.Tensor], paths: Mapping[int, Path],
+    place: dict[str, str], store: PriorStore, pictures: Mapping[int, torch.Tensor], paths: Mapping[int, Path],
     count: int, made: int,
 ) -> None:
     """Tell the node's panel which pictures there are by now: once a batch, so never more than a few a second."""
     message = {
-        "node": node_id,
+        **place,
         "folder": store.path.name,
         "pictures": [{"hash": picture_hash(pictures[index])[:32], **view_entry(paths[index])}
                      for index in list(paths)[:MOST_SHOWN]],
@@ -270,7 +270,7 @@ def _show(
         "count": count,
         "made": made,
     }
-    PromptServer.instance.send_sync(EVENT, message)
+    PromptServer.instance.send_sync(EVENT, message, PromptServer.instance.client_id)
 
 
 def _check_choices(sampler_name: str, scheduler: str, cfg: float) -> None:

@@ -20,7 +20,7 @@ from ..trainer.run import Run
 from ..trainer.subject import Subject
 from . import live
 from .bridge import base_from_graph
-from .host import Progress, clean_up, grid, loras_dir, pack_output_dir, readable_seconds, view_entry
+from .host import Progress, clean_up, grid, loras_dir, pack_output_dir, place_of, readable_seconds, view_entry
 from .lora_file import SubjectLora, load_lora_file, require_all_keys
 from .settings import config_from, setting_input
 from .types import CATEGORY, ClassPriorsType, DreamBoothOptionsType, SubjectLoraType, SubjectType
@@ -85,7 +85,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 io.LossMap.Output(display_name="loss_map",
                                   tooltip="For ComfyUI's own Plot Loss Graph. Blocked when there is nothing to plot."),
             ],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
 
     @classmethod
@@ -130,7 +130,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
             go_on = after_stop == "continue"
             if (force_retrain or go_on) and run.folder.kept_step(config.steps) is not None:
                 live.went_on()
-            with live.feed(cls.hidden.unique_id, run, config.steps, device) as feed:
+            with live.feed(place_of(cls.hidden), run, config.steps, device) as feed:
                 finished, plan = _follow(run.events(force_retrain, go_on), progress, feed)
                 path = publish(finished.path, loras_dir(), output_name)
                 lora = load_lora_file(path)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from subjectbooth.trainer import storage
 from subjectbooth.trainer.checkpoint import Checkpoint
 from subjectbooth.trainer.lock import owned
 from subjectbooth.trainer.run_folder import RunFolder
@@ -87,3 +88,25 @@ def test_a_file_system_that_does_not_flush_folders_is_written_to_all_the_same(
     monkeypatch.setattr(os, "open", open_)
     write_atomic(tmp_path / "new" / "a.json", "x")
     assert (tmp_path / "new" / "a.json").read_text("utf-8") == "x"
+
+
+def test_windows_is_asked_again_while_somebody_reads_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There is no Windows here: its refusal is made."""
+    path = tmp_path / "file"
+    path.write_text("old")
+    real, asked = os.replace, []
+
+    def refusing(source: str, target: str) -> None:
+        asked.append(source)
+        if len(asked) < 3:
+            raise PermissionError(13, "Access is denied")
+        real(source, target)
+
+    monkeypatch.setattr(os, "replace", refusing)
+    with pytest.raises(PermissionError):
+        storage.write_atomic(path, "new")
+    assert (len(asked), path.read_text()) == (1, "old")
+    monkeypatch.setattr(storage, "_WINDOWS", True)
+    asked.clear()
+    storage.write_atomic(path, "new")
+    assert (len(asked), path.read_text()) == (3, "new")

@@ -20,6 +20,11 @@ PART_PREFIX = ".subjectbooth-"
 """Begins the name of every file that is being written, so that what a killed program leaves behind can be told."""
 
 
+_WINDOWS = os.name == "nt"
+_PAUSES = (0.05, 0.2, 1.0)
+"""Seconds. Windows refuses to replace a file that somebody reads, such as a virus scanner, which is soon done."""
+
+
 def write_atomic(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
     """Write ``path`` in one step: beside it, flushed to the disk, then renamed over it, and the new name flushed too.
 
@@ -52,7 +57,16 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], None]) -> N
 
 def rename(source: Path, target: Path) -> None:
     """Rename a file over ``target`` in the same folder, so that after a power cut the name is still the new one."""
-    os.replace(source, target)
+    for pause in _PAUSES:
+        try:
+            os.replace(source, target)
+            break
+        except PermissionError:
+            if not _WINDOWS:
+                raise
+            time.sleep(pause)
+    else:
+        os.replace(source, target)
     _flush_names(target.parent)
 
 

@@ -13,6 +13,12 @@ export function nodeAt(root, path) {
 /** What the editor calls a graph that was given no id: many workflows have it. */
 const NO_ID = "00000000-0000-0000-0000-000000000000";
 
+/** The node that a message of the server is about, or null: another workflow's nodes may have the same numbers. */
+export function nodeOf(root, { node, workflow }) {
+  const known = workflow && root?.id && root.id !== NO_ID;
+  return known && workflow !== root.id ? null : nodeAt(root, node);
+}
+
 /** A node's name among all workflows, or null when its workflow has none that is its own. */
 export function keyOf(root, node) {
   const path = pathOf(root, node);

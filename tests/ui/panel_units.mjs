@@ -1,6 +1,6 @@
 // Unit tests of the training panel's pure functions. test_panel_units.py runs them in Chromium, `node` by hand:
 //   node -e 'import("./tests/ui/panel_units.mjs").then(({ run }) => console.log(run()))'
-import { keyOf, nodeAt, pathOf } from "../../js/lib/node_path.mjs";
+import { keyOf, nodeAt, nodeOf, pathOf } from "../../js/lib/node_path.mjs";
 import { colourOf, shownSeries, stepAt } from "../../js/lib/loss_chart.mjs";
 import {
   Series, halved, nearest, readableBytes, readableSeconds, readableTime, scale, smooth, smoothingRadius, ticks, valueRange,
@@ -116,6 +116,13 @@ const tests = {
     const keyIn = (id) => keyOf(Object.assign(root, { id }), node);
     same([undefined, "00000000-0000-0000-0000-000000000000", "a-b"].map(keyIn), [null, null, "a-b/11"]);
     same(keyOf(root, { id: 11 }), null);
+  },
+  "a message of another workflow is not for the node of the same number"() {
+    const node = { id: 5 };
+    const root = { id: "a-b", getNodeById: (id) => (id === 5 ? node : undefined) };
+    const found = (id, workflow) => nodeOf({ ...root, id }, { node: "5", workflow }) === node;
+    same([found("a-b", "a-b"), found("a-b", "c-d"), found("a-b", ""), found("a-b", undefined)], [true, false, true, true]);
+    same([found(undefined, "c-d"), found("00000000-0000-0000-0000-000000000000", "c-d")], [true, true]);
   },
   "a run is filled by messages, within bounds over 10,000 of them"() {
     const state = new TrainState("r");

@@ -50,7 +50,7 @@ class ProbeFeed:
         run = _run(f"feed_{nonce}")
         images, times = torch.zeros(1, 8, 8, 3), []
         began = time.perf_counter()
-        with live.feed("5:7", run, 10_000, torch.device("cpu")) as feed:
+        with live.feed({"node": "5:7", "workflow": ""}, run, 10_000, torch.device("cpu")) as feed:
             for step in range(1, 10_001):
                 told = [events.StepDone(step, 10_000, 0.3, 0.2, 0.1, 1e-4, 0.5, 0.01, 1.0)]
                 if kind == "all":
@@ -84,7 +84,7 @@ class ProbeMessage:
         import torch
 
         live, events = pack_module("nodes.live"), pack_module("trainer.events")
-        feed = live.Feed("5:7", _run(f"message_{nonce}"), 10_000, torch.device("cpu"))
+        feed = live.Feed({"node": "5:7", "workflow": ""}, _run(f"message_{nonce}"), 10_000, torch.device("cpu"))
         feed.send()
         sending, encoding, step = [], [], 0
         for _ in range(1000):
