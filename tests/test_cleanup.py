@@ -180,3 +180,19 @@ def test_it_is_said_when_the_disk_fills(tmp_path: Path, monkeypatch: pytest.Monk
     assert "python -m trainer clean --limit 4.0KB" in over_limit_note([tmp_path])
     monkeypatch.setenv(cleanup.LIMIT_VARIABLE, "lots")
     assert over_limit_note([tmp_path]) == ""
+
+
+@pytest.mark.skipif(os.name == "nt", reason="links need a right there")
+def test_loras_behind_links_keep_their_runs(tmp_path: Path) -> None:
+    """ComfyUI lists what lies in linked folders, and what is linked itself."""
+    root, loras, elsewhere = tmp_path / "subjectbooth", tmp_path / "loras", tmp_path / "another drive"
+    by_folder, by_link, nobodys = _run(root, 1, 30), _run(root, 2, 20), _run(root, 3, 10)
+    _lora(elsewhere / "rex.safetensors", by_folder)
+    loras.mkdir()
+    (loras / "pets").symlink_to(elsewhere, target_is_directory=True)
+    (elsewhere / "loop").symlink_to(elsewhere, target_is_directory=True)
+    adapter = _lora(by_link.path / "lora_000004.safetensors", by_link)
+    _age(by_link.path, 20)
+    (loras / "linked.safetensors").symlink_to(adapter)
+    chosen = choose(survey(root, root / "class_images", [loras]), 0)
+    assert [item.path for item in chosen] == [nobodys.path]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -70,3 +71,18 @@ def test_a_run_that_is_being_trained_elsewhere_is_refused_and_a_finished_one_is_
     list(first)
     with owned(run().folder.path):  # another program may even retrain it: the finished adapter is there
         assert [type(event) for event in run().events()] == [Finished]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="locks of another kind")
+def test_a_drive_without_locks_is_used_with_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    import fcntl
+
+    def refuse(*_: object) -> None:
+        raise OSError(errno.ENOLCK, "No locks available")
+
+    monkeypatch.setattr(fcntl, "flock", refuse)
+    with owned(tmp_path):
+        pass
+    assert "without file locks" in caplog.text

@@ -282,3 +282,22 @@ def test_two_programs_at_once_do_no_harm(tmp_path: Path) -> None:
     assert outputs == ["ready\ndone\n"] * 2
     pictures, notes = PriorStore(tmp_path / "shared", RECIPE).load()
     assert notes == [] and same(pictures, whole)
+
+
+@pytest.mark.parametrize("error", [PermissionError(13, "held by a scanner"), OSError(24, "too many open files")])
+def test_a_file_that_cannot_be_read_now_is_not_taken_for_damaged(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: OSError
+) -> None:
+    store = PriorStore(tmp_path, RECIPE)
+    store.save([0], torch.randn(1, 4, 8, 8))
+    (path,) = store.path.glob("*.safetensors")
+
+    def refuse(_path: Path) -> bytes:
+        raise error
+
+    with monkeypatch.context() as held:
+        held.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(SubjectBoothError, match="class images cannot be read"):
+            store.load()
+    assert path.is_file()
+    assert list(store.load()[0]) == [0]

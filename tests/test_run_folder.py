@@ -192,5 +192,26 @@ def test_a_failing_disk_does_not_hide_what_ended_the_run(
 
     monkeypatch.setattr(run, "_save", refuse)
     with caplog.at_level(logging.ERROR):
-        run._save_last(Cut(), 0.0)  # type: ignore[arg-type]
+        run._save_last(Cut(), 0.0, 0)  # type: ignore[arg-type]
     assert "the steps since the last checkpoint are lost: the disk is full" in caplog.text
+
+
+def test_what_cannot_be_read_now_is_not_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It may be whole: a scanner or a network drive that is away would cost the whole run."""
+    folder = RunFolder(tmp_path, "1" * 64, "ohwx dog")
+    folder.open({})
+    folder.save_checkpoint(Checkpoint(4, {"x": torch.ones(2)}, {}, [[1.0, 1.0, None]] * 4, {}))
+    folder.write_lora(4, {"x": torch.ones(2)}, {"subjectbooth.run_key": folder.key})
+
+    def refuse(_path: Path) -> bytes:
+        raise PermissionError(13, "held by a scanner")
+
+    with monkeypatch.context() as held:
+        held.setattr(Path, "read_bytes", refuse)
+        with pytest.raises(SubjectBoothError, match="the checkpoint cannot be read"):
+            folder.load_checkpoint(10)
+        with pytest.raises(SubjectBoothError, match="the adapter cannot be read"):
+            folder.finished_lora(4)
+    found = folder.load_checkpoint(10)
+    assert found is not None and found.step == 4
+    assert folder.finished_lora(4) == folder.lora_path(4) and not folder.notes

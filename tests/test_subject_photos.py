@@ -292,6 +292,7 @@ def missing(path: Path) -> None:
         ("clear.png", transparent, "clear.png is fully transparent"),
         ("nan.tif", not_numbers, "nan.tif is damaged or cut off"),
         ("phone.heic", heic, "phone.heic is a HEIC picture; needed: JPEG, PNG or WebP"),
+        ("camera.DNG", heic, "camera.DNG is a camera's RAW file; needed: JPEG, PNG or WebP"),
         ("dir.png", folder, "dir.png is a folder"),
         ("gone.png", missing, "gone.png does not exist"),
     ],

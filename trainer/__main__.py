@@ -119,6 +119,9 @@ def _train(options: argparse.Namespace) -> None:
     if not 1 <= options.class_guidance_scale <= 100:
         raise SubjectBoothError(f"class_guidance_scale {options.class_guidance_scale:g}", "a number from 1 to 100",
                                 "7 is usual, 1 draws without guidance", "class_guidance_scale")
+    if options.num_class_images < 0:
+        raise SubjectBoothError(f"num_class_images {options.num_class_images}", "0 or more",
+                                "100 to 200 keep a class well, 0 makes none", "num_class_images")
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
         # The step itself shares its batch between processes; who writes the run's files is not settled yet.

@@ -8,6 +8,8 @@ from pathlib import Path
 import torch
 
 from .base_model import BaseModel
+from .errors import SubjectBoothError
+from .memory import is_out_of_memory
 from .priors import ClassPriors, PriorRecipe, PriorStore, class_priors, make_missing, split_excluded
 from .runtime import DTYPES
 from .sample import sample
@@ -21,30 +23,41 @@ def generate(
 
     Yields:
         how many of ``count`` are there, after each picture; the finished :class:`ClassPriors` last.
+
+    Raises:
+        SubjectBoothError: too little memory; the folder cannot be read or written.
     """
     recipe = PriorRecipe(base.digest, prompt, "", resolution, resolution, "ddim", f"trailing {precision}", steps,
                          guidance_scale, seed, grouping=0)
     store = PriorStore(root, recipe)
     pictures, _ = store.load()
     if any(number not in pictures for number in range(count)):
-        conditioning, negative = base.prompts.encode([prompt, ""])  # before the UNet takes the memory
-        unet = base.build_unet(DTYPES[precision]).to(device)
-        shape = (4, resolution // 8, resolution // 8)
+        try:
+            conditioning, negative = base.prompts.encode([prompt, ""])  # before the UNet takes the memory
+            unet = base.build_unet(DTYPES[precision]).to(device)
+            shape = (4, resolution // 8, resolution // 8)
 
-        def draw(numbers: tuple[int, ...]) -> torch.Tensor:
-            drawn = []
-            for number in numbers:
-                drawing = sample(unet, base.noise_scheduler, conditioning, negative, shape, steps, guidance_scale,
-                                 recipe.seed_of(number), device)
-                while True:
-                    try:
-                        next(drawing)
-                    except StopIteration as finished:
-                        drawn.append(finished.value)
-                        break
-            return torch.cat(drawn)
+            def draw(numbers: tuple[int, ...]) -> torch.Tensor:
+                drawn = []
+                for number in numbers:
+                    drawing = sample(unet, base.noise_scheduler, conditioning, negative, shape, steps, guidance_scale,
+                                     recipe.seed_of(number), device)
+                    while True:
+                        try:
+                            next(drawing)
+                        except StopIteration as finished:
+                            drawn.append(finished.value)
+                            break
+                return torch.cat(drawn)
 
-        for _ in make_missing(store, pictures, count, 1, draw):
-            yield sum(number in pictures for number in range(count))
+            for _ in make_missing(store, pictures, count, 1, draw):
+                yield sum(number in pictures for number in range(count))
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            raise SubjectBoothError(
+                f"too little memory on {device} for a class image of {resolution} pixels", "a smaller picture",
+                "lower resolution or close other programs; the finished class images are kept",
+                "class images") from error
     used, _ = split_excluded(pictures, count, ())
     yield class_priors(pictures, used, prompt, store.path.name)

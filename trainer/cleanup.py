@@ -12,7 +12,7 @@ import os
 import re
 import shutil
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -162,9 +162,11 @@ def _keys_of(folders: Iterable[Path], ours: Sequence[Path]) -> set[str]:
         SubjectBoothError: a file may not be read, so that nobody knows which run it needs.
     """
     keys = set()
+    places = [place.resolve() for place in ours]
     for folder in folders:
-        for path in folder.rglob("*.safetensors"):
-            if any(path.resolve().is_relative_to(place.resolve()) for place in ours):
+        for path in _loras_in(folder.resolve()):
+            # Not where a link in the folder leads: an adapter that is linked into it is in use there.
+            if any(path.is_relative_to(place) for place in places):
                 continue
             try:
                 keys.add(read_metadata(path).get("subjectbooth.run_key", ""))
@@ -176,6 +178,30 @@ def _keys_of(folders: Iterable[Path], ours: Sequence[Path]) -> set[str]:
                     "a look into every LoRA, because their runs stay", "change its permissions, or move it elsewhere",
                     str(path)) from error
     return keys - {""}
+
+
+def _loras_in(folder: Path) -> Iterator[Path]:
+    """As ComfyUI finds them: behind linked folders too.
+
+    Raises:
+        SubjectBoothError: a folder may not be looked into.
+    """
+    def refuse(error: OSError) -> None:
+        if isinstance(error, FileNotFoundError):
+            return
+        raise SubjectBoothError(
+            f"a LoRA folder that cannot be opened ({error.strerror or type(error).__name__})",
+            "a look into every LoRA, because their runs stay", "change its permissions, or move it elsewhere",
+            str(error.filename)) from error
+
+    seen = set()
+    for root, inside, names in os.walk(folder, followlinks=True, onerror=refuse):
+        real = Path(root).resolve()
+        if real in seen:  # a loop of links
+            inside.clear()
+            continue
+        seen.add(real)
+        yield from (Path(root, name) for name in names if name.lower().endswith(".safetensors"))
 
 
 def _folders(root: Path) -> list[Path]:

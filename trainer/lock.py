@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from .errors import SubjectBoothError
 from .storage import disk_errors, make_folder
 
 LOCK_NAME = ".lock"
+
+_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 logger = logging.getLogger("subjectbooth")
 
@@ -40,7 +43,9 @@ def owned(folder: Path) -> Iterator[None]:
                 "a run that another ComfyUI (or a shell) is training at this moment", "one owner at a time",
                 "wait until it has finished, which this run then finds done, or stop it there",
                 str(folder)) from None
-        except NotImplementedError:
+        except (NotImplementedError, OSError) as error:
+            if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
+                raise
             logger.warning("%s lies on a drive without file locks: do not use it from two programs", folder)
     try:
         yield

@@ -22,7 +22,8 @@ from .errors import SubjectBoothError
 FORMATS = ("JPEG", "MPO", "PNG", "WEBP", "AVIF", "GIF", "BMP", "TIFF")
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif", ".bmp", ".tif", ".tiff"))
 # Listed so that a folder of phone photos says what to do with them instead of "no pictures here".
-UNREADABLE_SUFFIXES = frozenset((".heic", ".heif", ".cr2", ".cr3", ".nef", ".arw", ".dng", ".psd", ".jxl"))
+RAW_SUFFIXES = frozenset((".cr2", ".cr3", ".nef", ".arw", ".dng"))
+UNREADABLE_SUFFIXES = RAW_SUFFIXES | {".heic", ".heif", ".psd", ".jxl"}
 
 MIN_SIDE = 32
 """Pixels. Below this there is nothing to learn a subject from."""
@@ -101,6 +102,8 @@ def read_photo(path: Path, name: str | None = None) -> DecodedPhoto:
     """
     name = name or path.name
     _check_file(path, name)
+    if path.suffix.lower() in RAW_SUFFIXES:  # as a TIFF, which many are, it would give its thumbnail
+        raise SubjectBoothError(f"{name} is a camera's RAW file", "JPEG, PNG or WebP", "export it as JPEG")
     notes: list[str] = []
     try:
         with _strict_decoding(), Image.open(path, formats=_available_formats()) as image:

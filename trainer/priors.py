@@ -113,7 +113,10 @@ class PriorStore:
                 found = self._read(path)
             except FileNotFoundError:
                 continue
-            except (SubjectBoothError, OSError) as error:
+            except OSError:  # held by another program, or the drive is away: it may be whole
+                with disk_errors("class images cannot be read", self.path):
+                    raise
+            except SubjectBoothError as error:
                 logger.warning("%s", error)
                 notes.append(f"{path.name} was damaged; its class images are made again.")
                 with contextlib.suppress(OSError):

@@ -171,16 +171,18 @@ class Run:
                 self._save(training, started, with_lora=True)
         finally:
             # Also where a checkpoint of this very step is there, but no adapter that somebody could use.
-            if training.is_built and training.step and not self._is_saved(training, saved_step):
-                self._save_last(training, started)
+            if training.is_built and training.step:
+                self._save_last(training, started, saved_step)
 
     def _is_saved(self, training: Training, saved_step: int) -> bool:
         """Whether the current step's checkpoint and adapter are in the folder, the adapter whole."""
         return training.step == saved_step and self.folder.finished_lora(training.step) is not None
 
-    def _save_last(self, training: Training, started: float) -> None:
+    def _save_last(self, training: Training, started: float, saved_step: int) -> None:
         """Keep the steps so far while something else (a cancel, an error) ends the run: that is what is to be told."""
         try:
+            if self._is_saved(training, saved_step):
+                return
             self._save(training, started, with_lora=True)
         except Exception as error:
             logger.error("the steps since the last checkpoint are lost: %s", error)

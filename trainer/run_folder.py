@@ -75,8 +75,10 @@ class RunFolder:
         path = self.lora_path(step)
         if not path.is_file():
             return None
+        with disk_errors("the adapter cannot be read", self.path):  # which does not say that it is damaged
+            content = path.read_bytes()
         try:
-            whole = is_whole(path.read_bytes()) and read_metadata(path)["subjectbooth.run_key"] == self.key
+            whole = is_whole(content) and read_metadata(path)["subjectbooth.run_key"] == self.key
         except Exception:  # whatever a damaged file does to its reader
             whole = False
         if not whole:
@@ -120,6 +122,11 @@ class RunFolder:
     def _read_checkpoint(self, path: Path) -> Checkpoint | None:
         try:
             return checkpoint.load(path)
+        except FileNotFoundError:
+            raise
+        except OSError:  # held by another program, or the drive is away: it may be whole, and is not to be replaced
+            with disk_errors("the checkpoint cannot be read", self.path):
+                raise
         except SubjectBoothError as error:
             logger.warning("%s", error)
             self._note(f"{path.name} cannot be used ({error.given}): the run goes on from what is left")

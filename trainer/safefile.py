@@ -58,17 +58,18 @@ def read_checked(path: Path) -> tuple[dict[str, torch.Tensor], object]:
 
     Raises:
         SubjectBoothError: the file is truncated, damaged or not one of ours.
+        OSError: it cannot be read now, which says nothing about what is in it.
     """
     import safetensors.torch
 
     damaged = SubjectBoothError("a damaged file", "a file as it was written (its checksum differs)",
                                 "delete it; it is made anew", str(path))
+    content = path.read_bytes()
     try:
-        content = path.read_bytes()
         if not is_whole(content):
             raise damaged
         return safetensors.torch.load(content), json.loads(_split(content)[0]["__metadata__"]["state"])
-    except FileNotFoundError:
+    except MemoryError:
         raise
     except Exception as error:  # a bit flip can break the header in any way at all
         raise damaged from error
