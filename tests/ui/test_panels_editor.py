@@ -204,8 +204,15 @@ def test_settings_are_under_one_heading_and_the_badge_is_there(page: Page) -> No
     assert page.evaluate("made.widgets.some(w => w.type === 'SUBJECTBOOTH_PHOTOS')") is True
     page.evaluate("app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
     entries = "[...document.querySelectorAll('[role=dialog] :is(li, [role=option], [role=button])')]"
-    page.click(f"{entries}.find(e => e.textContent.trim() === 'About')")
-    page.wait_for("document.querySelector('a[href=\"https://github.com/subjectbooth/SubjectBooth\"]')", 20)
+    for attempts_left in reversed(range(4)):
+        # While the dialog is still coming up it takes a click and does nothing.
+        page.click(f"{entries}.find(e => e.textContent.trim() === 'About')")
+        try:
+            page.wait_for("document.querySelector('a[href=\"https://github.com/subjectbooth/SubjectBooth\"]')", 10)
+            break
+        except TimeoutError:
+            if not attempts_left:
+                raise
     keep_picture(page, "about")
     close_dialog(page)
 
