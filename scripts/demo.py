@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from comfy_server import (
+    ENDS,
     FP32_FLAGS,
     ComfyClient,
     ComfyError,
@@ -165,8 +166,7 @@ class _Reporter:
                     raise ComfyError(f"It still ran after {TIME_LIMIT / 3600:.0f} hours.")
                 continue
             seen += 1
-            ended = ("execution_success", "execution_error", "execution_interrupted")
-            if event.type in ended and event.prompt_id == prompt_id:
+            if event.type in ENDS and event.prompt_id == prompt_id:
                 return
             self._show(event)
 

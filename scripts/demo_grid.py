@@ -11,7 +11,7 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-from comfy_server import ComfyClient, Event
+from comfy_server import ENDS, ComfyClient, Event
 from PIL import Image, ImageDraw
 
 Graph = dict[str, dict[str, Any]]
@@ -106,16 +106,15 @@ def draw_grid(
 
 def _follow(client: ComfyClient, prompt_id: str, saves: set[str]) -> None:
     """Print how many of the pictures are there, until all are or none has come for five minutes."""
-    ends = ("execution_success", "execution_error", "execution_interrupted")
     started, left = time.monotonic(), set(saves)
 
     def is_news(event: Event) -> bool:
         drawn = event.type == "executed" and event.data.get("node") in left
-        return event.prompt_id == prompt_id and (drawn or event.type in ends)
+        return event.prompt_id == prompt_id and (drawn or event.type in ENDS)
 
     while left:
         event = client.wait_event(is_news, timeout=300, missing_ok=True)
-        if event is None or event.type in ends:
+        if event is None or event.type in ENDS:
             return
         left.remove(event.data["node"])
         done = len(saves) - len(left)

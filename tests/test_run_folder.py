@@ -192,7 +192,7 @@ def test_a_failing_disk_does_not_hide_what_ended_the_run(
 
     monkeypatch.setattr(run, "_save", refuse)
     with caplog.at_level(logging.ERROR):
-        run._save_last(Cut(), 0.0, 0)  # type: ignore[arg-type]
+        run._save_last(Cut(), 0.0)  # type: ignore[arg-type]
     assert "the steps since the last checkpoint are lost: the disk is full" in caplog.text
 
 

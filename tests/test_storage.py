@@ -106,7 +106,7 @@ def test_windows_is_asked_again_while_somebody_reads_the_file(tmp_path: Path, mo
     with pytest.raises(PermissionError):
         storage.write_atomic(path, "new")
     assert (len(asked), path.read_text()) == (1, "old")
-    monkeypatch.setattr(storage, "_WINDOWS", True)
+    monkeypatch.setattr(storage, "_PAUSES", (0.05, 0.2, 1.0))
     asked.clear()
     storage.write_atomic(path, "new")
     assert (len(asked), path.read_text()) == (3, "new")

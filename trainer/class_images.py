@@ -8,8 +8,7 @@ from pathlib import Path
 import torch
 
 from .base_model import BaseModel
-from .errors import SubjectBoothError
-from .memory import is_out_of_memory
+from .memory import memory_errors
 from .priors import ClassPriors, PriorRecipe, PriorStore, class_priors, make_missing, split_excluded
 from .runtime import DTYPES
 from .sample import sample
@@ -32,7 +31,9 @@ def generate(
     store = PriorStore(root, recipe)
     pictures, _ = store.load()
     if any(number not in pictures for number in range(count)):
-        try:
+        with memory_errors(
+                f"too little memory on {device} for a class image of {resolution} pixels", "a smaller picture",
+                "lower resolution or close other programs; the finished class images are kept", "class images"):
             conditioning, negative = base.prompts.encode([prompt, ""])  # before the UNet takes the memory
             unet = base.build_unet(DTYPES[precision]).to(device)
             shape = (4, resolution // 8, resolution // 8)
@@ -52,12 +53,5 @@ def generate(
 
             for _ in make_missing(store, pictures, count, 1, draw):
                 yield sum(number in pictures for number in range(count))
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise SubjectBoothError(
-                f"too little memory on {device} for a class image of {resolution} pixels", "a smaller picture",
-                "lower resolution or close other programs; the finished class images are kept",
-                "class images") from error
     used, _ = split_excluded(pictures, count, ())
     yield class_priors(pictures, used, prompt, store.path.name)

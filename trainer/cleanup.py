@@ -173,11 +173,14 @@ def _keys_of(folders: Iterable[Path], ours: Sequence[Path]) -> set[str]:
             except (SubjectBoothError, FileNotFoundError):  # damaged or a stranger's; a link whose file is gone
                 continue
             except OSError as error:
-                raise SubjectBoothError(
-                    f"a LoRA that cannot be opened ({error.strerror or type(error).__name__})",
-                    "a look into every LoRA, because their runs stay", "change its permissions, or move it elsewhere",
-                    str(path)) from error
+                raise _closed("a LoRA", error, path) from error
     return keys - {""}
+
+
+def _closed(what: str, error: OSError, where: Path | str) -> SubjectBoothError:
+    return SubjectBoothError(
+        f"{what} that cannot be opened ({error.strerror or type(error).__name__})",
+        "a look into every LoRA, because their runs stay", "change its permissions, or move it elsewhere", str(where))
 
 
 def _loras_in(folder: Path) -> Iterator[Path]:
@@ -189,10 +192,7 @@ def _loras_in(folder: Path) -> Iterator[Path]:
     def refuse(error: OSError) -> None:
         if isinstance(error, FileNotFoundError):
             return
-        raise SubjectBoothError(
-            f"a LoRA folder that cannot be opened ({error.strerror or type(error).__name__})",
-            "a look into every LoRA, because their runs stay", "change its permissions, or move it elsewhere",
-            str(error.filename)) from error
+        raise _closed("a LoRA folder", error, error.filename) from error
 
     seen = set()
     for root, inside, names in os.walk(folder, followlinks=True, onerror=refuse):

@@ -24,7 +24,7 @@ from .data import TrainingData
 from .errors import SubjectBoothError, require
 from .events import Adjusted, Event, Started, StepDone, Validation, ValidationStep
 from .gradients import Gradients
-from .memory import free_memory, is_out_of_memory, step_down
+from .memory import free_memory, is_out_of_memory, memory_errors, step_down
 from .optimizers import usable_optimizer
 from .plan import FreeMemory, Load, Plan
 from .runtime import isolated_accelerate
@@ -160,16 +160,12 @@ class Training:
     def _learn(self, made: Assembly) -> None:
         """The optimizer's step. What fails in the middle of it leaves weights of two steps, which are not kept."""
         self._learning = True
-        try:
-            made.optimizer.step()
-            made.update_average()
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-            raise SubjectBoothError(
+        with memory_errors(
                 f"too little memory on {made.device} for the {made.chosen['optimizer']} optimizer", "a smaller adapter",
                 "close other programs, lower rank or choose adamw8bit; the same run goes on from its last checkpoint",
-                "training") from error
+                "training"):
+            made.optimizer.step()
+            made.update_average()
         self._learning = False
 
     def _try_gradients(self, made: Assembly) -> tuple[tuple[float, float, float] | None, str]:

@@ -4,9 +4,13 @@ from __future__ import annotations
 
 import gc
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
+
+from .errors import SubjectBoothError
 
 # What torch says on devices that have no exception class of their own for it (CPU, MPS, DirectML).
 _SAID = ("out of memory", "not enough memory", "can't allocate memory")
@@ -17,6 +21,17 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
         return True
     return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SAID)
+
+
+@contextmanager
+def memory_errors(given: str, needed: str, todo: str, where: str) -> Iterator[None]:
+    """Inside, a failed allocation becomes this sentence; its parts are those of :class:`SubjectBoothError`."""
+    try:
+        yield
+    except Exception as error:
+        if not is_out_of_memory(error):
+            raise
+        raise SubjectBoothError(given, needed, todo, where) from error
 
 
 def step_down(chosen: dict[str, str], pictures: int, eight_bit: bool = False) -> str | None:

@@ -169,12 +169,11 @@ def _candidates(config: TrainConfig, kept: dict[str, str], pictures: int) -> lis
     Halving the pictures once costs less than computing everything twice; halving them again does not.
     """
     checkpointing, asked = config.gradient_checkpointing, config.pictures_per_forward
-    if kept:
-        # What a run stepped down to stays; who asks for less memory since then gets it.
-        if checkpointing != "on":
-            checkpointing = kept.get("gradient_checkpointing", checkpointing)
-        before = int(kept.get("pictures_per_forward", asked))
-        asked = min(asked, before) if asked and before else asked or before
+    # What a run stepped down to stays; who asks for less memory since then gets it.
+    if checkpointing != "on":
+        checkpointing = kept.get("gradient_checkpointing", checkpointing)
+    before = int(kept.get("pictures_per_forward", asked))
+    asked = min(asked or before, before or asked)
     counts = [min(asked, pictures)] if asked else _halves(pictures)
     found = []
     if checkpointing != "on":

@@ -104,25 +104,22 @@ class PriorStore:
         """
         pictures: dict[int, torch.Tensor] = {}
         notes = []
+        # A file that cannot be read now (another program has it, the drive is away) may be whole, and stays.
         with disk_errors("class images cannot be read", self.path):
-            paths = sorted(self.path.glob("*.safetensors"))
-        for path in paths:
-            if path.name.startswith("."):  # being written by somebody else
-                continue
-            try:
-                found = self._read(path)
-            except FileNotFoundError:
-                continue
-            except OSError:  # held by another program, or the drive is away: it may be whole
-                with disk_errors("class images cannot be read", self.path):
-                    raise
-            except SubjectBoothError as error:
-                logger.warning("%s", error)
-                notes.append(f"{path.name} was damaged; its class images are made again.")
-                with contextlib.suppress(OSError):
-                    path.unlink()
-                continue
-            pictures = {**found, **pictures}
+            for path in sorted(self.path.glob("*.safetensors")):
+                if path.name.startswith("."):  # being written by somebody else
+                    continue
+                try:
+                    found = self._read(path)
+                except FileNotFoundError:
+                    continue
+                except SubjectBoothError as error:
+                    logger.warning("%s", error)
+                    notes.append(f"{path.name} was damaged; its class images are made again.")
+                    with contextlib.suppress(OSError):
+                        path.unlink()
+                    continue
+                pictures = {**found, **pictures}
         return pictures, notes
 
     def save(self, indices: Sequence[int], latents: torch.Tensor) -> None:

@@ -145,6 +145,7 @@ class Run:
 
     def _train(self, training: Training, started: float) -> Iterator[Event]:
         saved_step, saved_at = training.step, time.monotonic()
+        adapter_step = 0  # of the adapter that was written last
         try:
             for event in training.events():
                 if isinstance(event, Started) and self._fall_back:
@@ -154,7 +155,7 @@ class Run:
                 yield event
                 if self._stop.is_set() and 0 < training.step < self._config.steps:
                     # A step with pictures was saved before them, and while they are drawn the model has the average.
-                    if not self._is_saved(training, saved_step):
+                    if adapter_step != training.step:
                         self._save(training, started, with_lora=True)
                     self.folder.keep(training.step, self._config.steps)
                     saved_step = training.step
@@ -165,24 +166,20 @@ class Run:
                 if shown or time.monotonic() - saved_at >= self._config.checkpoint_seconds:
                     path = self._save(training, started, with_lora=shown)
                     saved_step, saved_at = training.step, time.monotonic()
+                    adapter_step = training.step if shown else adapter_step
                     yield CheckpointSaved(training.step, path)
             # All steps were done before, but the adapter is gone or damaged: the checkpoint still has it.
             if self.folder.finished_lora(self._config.steps) is None:
                 self._save(training, started, with_lora=True)
         finally:
             # Also where a checkpoint of this very step is there, but no adapter that somebody could use.
-            if training.is_built and training.step:
-                self._save_last(training, started, saved_step)
+            if training.is_built and training.step and (
+                    training.step > saved_step or not self.folder.lora_path(training.step).is_file()):
+                self._save_last(training, started)
 
-    def _is_saved(self, training: Training, saved_step: int) -> bool:
-        """Whether the current step's checkpoint and adapter are in the folder, the adapter whole."""
-        return training.step == saved_step and self.folder.finished_lora(training.step) is not None
-
-    def _save_last(self, training: Training, started: float, saved_step: int) -> None:
+    def _save_last(self, training: Training, started: float) -> None:
         """Keep the steps so far while something else (a cancel, an error) ends the run: that is what is to be told."""
         try:
-            if self._is_saved(training, saved_step):
-                return
             self._save(training, started, with_lora=True)
         except Exception as error:
             logger.error("the steps since the last checkpoint are lost: %s", error)

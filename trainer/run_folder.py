@@ -105,13 +105,10 @@ class RunFolder:
         One that is beyond, of a longer run of the same settings, is put aside: asked for more steps again, the run
         goes on from there.
         """
-        try:
-            found = self._read_checkpoint(self._checkpoint)
-            if found is not None and found.step > steps:
-                with disk_errors("the checkpoint of a longer run cannot be put aside", self.path):
-                    rename(self._checkpoint, self.path / f"checkpoint_{found.step:06d}.safetensors")
-                found = None
-        except FileNotFoundError:
+        found = self._read_checkpoint(self._checkpoint)
+        if found is not None and found.step > steps:
+            with disk_errors("the checkpoint of a longer run cannot be put aside", self.path):
+                rename(self._checkpoint, self.path / f"checkpoint_{found.step:06d}.safetensors")
             found = None
         aside = [path for path in self.path.glob("checkpoint_*.safetensors") if path.stem[11:].isdigit()]
         for path in sorted(aside, key=lambda path: int(path.stem[11:]), reverse=True):
@@ -120,17 +117,16 @@ class RunFolder:
         return found
 
     def _read_checkpoint(self, path: Path) -> Checkpoint | None:
-        try:
-            return checkpoint.load(path)
-        except FileNotFoundError:
-            raise
-        except OSError:  # held by another program, or the drive is away: it may be whole, and is not to be replaced
-            with disk_errors("the checkpoint cannot be read", self.path):
-                raise
-        except SubjectBoothError as error:
-            logger.warning("%s", error)
-            self._note(f"{path.name} cannot be used ({error.given}): the run goes on from what is left")
-            return None
+        # One that cannot be read now (another program has it, the drive is away) may be whole: nothing replaces it.
+        with disk_errors("the checkpoint cannot be read", self.path):
+            try:
+                return checkpoint.load(path)
+            except FileNotFoundError:
+                return None
+            except SubjectBoothError as error:
+                logger.warning("%s", error)
+                self._note(f"{path.name} cannot be used ({error.given}): the run goes on from what is left")
+                return None
 
     def forget(self) -> None:
         """Before a forced second training: the state of the first is in the way, its adapters are not."""

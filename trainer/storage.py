@@ -20,8 +20,7 @@ PART_PREFIX = ".subjectbooth-"
 """Begins the name of every file that is being written, so that what a killed program leaves behind can be told."""
 
 
-_WINDOWS = os.name == "nt"
-_PAUSES = (0.05, 0.2, 1.0)
+_PAUSES = (0.05, 0.2, 1.0) if os.name == "nt" else ()
 """Seconds. Windows refuses to replace a file that somebody reads, such as a virus scanner, which is soon done."""
 
 
@@ -62,8 +61,6 @@ def rename(source: Path, target: Path) -> None:
             os.replace(source, target)
             break
         except PermissionError:
-            if not _WINDOWS:
-                raise
             time.sleep(pause)
     else:
         os.replace(source, target)

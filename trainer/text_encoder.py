@@ -112,13 +112,12 @@ def _encode_one(
         empty = torch.tensor([[START, END] + [shape.padding] * (LENGTH - 2)], device=device)
         ids = torch.cat([ids, empty])
     output = model(input_ids=ids, output_hidden_states=True)
-    hidden_states = output.hidden_states[clip_layer if clip_layer is not None else shape.layer]
+    hidden_states = output.hidden_states[clip_layer if clip_layer is not None else shape.layer].float()
     if shape.norms_hidden_layer:
         # In float32 whatever the weights are: accelerate's wrapper, which would see to it, is not around this layer.
         norm = _final_layer_norm(model)
         hidden_states = torch.nn.functional.layer_norm(
-            hidden_states.float(), norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
-    hidden_states = hidden_states.float()
+            hidden_states, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
     if weighted:
         # A weight moves a token's states away from what no text at all would have given.
         plain, nothing = hidden_states[:-1], hidden_states[-1:]

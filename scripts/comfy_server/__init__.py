@@ -6,7 +6,7 @@ nothing of ComfyUI is imported here. Needs the standard library and aiohttp (one
 
 from .client import ComfyClient, Prompt
 from .errors import ComfyError, Interrupted, NodeFailed, PromptRejected, ServerFailed
-from .events import Event, RunResult
+from .events import ENDS, Event, RunResult
 from .server import (
     FP32_FLAGS,
     ComfyServer,
@@ -18,6 +18,7 @@ from .server import (
 )
 
 __all__ = [
+    "ENDS",
     "FP32_FLAGS",
     "ComfyClient",
     "ComfyError",

@@ -214,9 +214,9 @@ class ComfyClient:
     def upload_images(self, images: Iterable[Path], *, subfolder: str = "") -> list[str]:
         return [self.upload_image(image, subfolder=subfolder) for image in images]
 
-    def view(self, filename: str, subfolder: str = "", type: str = "output") -> bytes:
-        """The bytes of a picture that a node saved or previewed."""
-        query = urllib.parse.urlencode({"filename": filename, "subfolder": subfolder, "type": type})
+    def view(self, filename: str, subfolder: str = "", type: str = "output", **more: str) -> bytes:
+        """The bytes of a picture that a node saved or previewed. `more`, of its record, goes along."""
+        query = urllib.parse.urlencode({"filename": filename, "subfolder": subfolder, "type": type, **more})
         content = self.request("GET", f"/view?{query}")
         return content if isinstance(content, bytes) else json.dumps(content).encode("utf-8")
 

@@ -8,6 +8,9 @@ import time
 from dataclasses import dataclass, field
 from typing import Any
 
+ENDS = ("execution_success", "execution_error", "execution_interrupted")
+"""Types of a prompt's last message."""
+
 
 @dataclass(frozen=True)
 class Event:

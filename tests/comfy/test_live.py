@@ -131,8 +131,8 @@ def test_messages_are_few_and_the_log_has_every_step(comfy: ComfyClient) -> None
     assert [validation["step"] for validation in history["validations"]] == [10, 20, 24]
     sent = [validation for message in messages for validation in message.get("validations", [])]
     assert sent == history["validations"]
-    images = [dict(image) for shown in sent for image in shown["images"]]
-    assert all(image.pop("v") and comfy.view(**image)[:4] == b"\x89PNG" for image in images)
+    images = [image for shown in sent for image in shown["images"]]
+    assert all(image["v"] and comfy.view(**image)[:4] == b"\x89PNG" for image in images)
     # Drawn anew under its name (for other prompts, say), a picture is another one for a browser.
     path = comfy.server.output_dir / images[0]["subfolder"] / images[0]["filename"]
     path.write_bytes(path.read_bytes())

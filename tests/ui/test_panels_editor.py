@@ -204,7 +204,7 @@ def test_settings_are_under_one_heading_and_the_badge_is_there(page: Page) -> No
     assert page.evaluate("made.widgets.some(w => w.type === 'SUBJECTBOOTH_PHOTOS')") is True
     page.evaluate("app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
     entries = "[...document.querySelectorAll('[role=dialog] :is(li, [role=option], [role=button])')]"
-    for attempts_left in reversed(range(4)):
+    for attempts_left in reversed(range(2)):
         # While the dialog is still coming up it takes a click and does nothing.
         page.click(f"{entries}.find(e => e.textContent.trim() === 'About')")
         try:
