@@ -23,9 +23,9 @@ def pack_output_dir() -> Path:
     return Path(folder_paths.get_output_directory()) / "subjectbooth"
 
 
-def loras_dir() -> Path:
-    """The first of ComfyUI's LoRA folders: the one in which it looks first and users look too."""
-    return Path(folder_paths.get_folder_paths("loras")[0])
+def loras_dirs() -> list[Path]:
+    """ComfyUI's LoRA folders, the one in which it looks first and users look too at the head."""
+    return [Path(folder) for folder in folder_paths.get_folder_paths("loras")]
 
 
 def place_of(hidden: Any) -> dict[str, str]:

@@ -199,7 +199,7 @@ class GenerateClassPriors(io.ComfyNode):
             "made": [made],
             "text": [text, *notes],
         }
-        return io.NodeOutput(priors, album.read(shown[index] for index in used), ui=ui)
+        return io.NodeOutput(priors, album.read([shown[index] for index in used]), ui=ui)
 
 
 def _make(
@@ -251,7 +251,7 @@ def _make(
         done += 1
         made += len(batch)
         paths = album.paths(pictures, batch, batch_size)
-        progress.update(done * recipe.steps, preview=grid(album.read(paths.values())))
+        progress.update(done * recipe.steps, preview=grid(album.read(list(paths.values()))))
         _show(place, store, pictures, paths, count, made)
     return made
 

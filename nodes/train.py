@@ -11,7 +11,7 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..trainer.cleanup import over_limit_note
+from ..trainer.cleanup import over_limit_note, remember_lora_folders
 from ..trainer.errors import SubjectBoothError
 from ..trainer.events import Adjusted, Event, Finished, Started, StepDone, Validation, ValidationStep
 from ..trainer.priors import ClassPriors
@@ -20,7 +20,16 @@ from ..trainer.run import Run
 from ..trainer.subject import Subject
 from . import live
 from .bridge import base_from_graph
-from .host import Progress, clean_up, grid, loras_dir, pack_output_dir, place_of, readable_seconds, view_entry
+from .host import (
+    Progress,
+    clean_up,
+    grid,
+    loras_dirs,
+    pack_output_dir,
+    place_of,
+    readable_seconds,
+    view_entry,
+)
 from .lora_file import SubjectLora, load_lora_file, require_all_keys
 from .settings import config_from, setting_input
 from .types import CATEGORY, ClassPriorsType, DreamBoothOptionsType, SubjectLoraType, SubjectType
@@ -132,7 +141,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 live.went_on()
             with live.feed(place_of(cls.hidden), run, config.steps, device) as feed:
                 finished, plan = _follow(run.events(force_retrain, go_on), progress, feed)
-                path = publish(finished.path, loras_dir(), output_name)
+                path = publish(finished.path, loras_dirs()[0], output_name)
                 lora = load_lora_file(path)
                 matched = require_all_keys(lora.tensors, model, clip)
                 result = _result(finished, config.steps, lora, matched)
@@ -140,7 +149,8 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 feed.end("kept" if finished.step < config.steps else "finished", result)
         summary = _summary(finished, config.steps, lora, matched)
         validations, not_drawn = run.validations(finished.step)
-        text = [summary, *filter(None, [_not_drawn_note(not_drawn), over_limit_note([pack_output_dir()])])]
+        remember_lora_folders(pack_output_dir(), loras_dirs())
+        text = [summary, *filter(None, [_not_drawn_note(not_drawn), over_limit_note(pack_output_dir())])]
         progress.say("\n".join(text))  # the plan would make it longer than the room that the editor gives it
         text += filter(None, [plan])
         return cls._output(run, lora, finished.step, validations, text, {"run": run.folder.path.name, **result})
@@ -198,7 +208,7 @@ def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed) -> tup
 def _result(finished: Finished, steps: int, lora: SubjectLora, matched: int) -> dict[str, Any]:
     """What came of the run, for the panel; the file by its name in the LoRA folder, so that no path is told."""
     return {
-        "lora": lora.path.relative_to(loras_dir()).as_posix(), "size": lora.path.stat().st_size, "matched": matched,
+        "lora": lora.path.relative_to(loras_dirs()[0]).as_posix(), "size": lora.path.stat().st_size, "matched": matched,
         "layers": matched, "trigger": lora.trigger, "step": finished.step, "steps": steps,
     }
 

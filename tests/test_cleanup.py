@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shlex
 import time
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,15 @@ import torch
 from subjectbooth.tests.fuzzing import files_below
 from subjectbooth.trainer import cleanup
 from subjectbooth.trainer.__main__ import main
-from subjectbooth.trainer.cleanup import choose, over_limit_note, parse_size, readable, remove, survey
+from subjectbooth.trainer.cleanup import (
+    choose,
+    over_limit_note,
+    parse_size,
+    readable,
+    remember_lora_folders,
+    remove,
+    survey,
+)
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.lock import owned
 from subjectbooth.trainer.priors import PriorRecipe, PriorStore
@@ -165,6 +174,25 @@ def test_runs_of_comfyui_need_to_be_told_where_its_loras_are(
     assert "no folder with LoRAs" in capsys.readouterr().err
 
 
+def test_loras_on_another_drive_keep_their_runs(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As ComfyUI has them by extra_model_paths.yaml; without the drive nothing is taken for nobody's."""
+    output, drive = tmp_path / "out", tmp_path / "drive Ы" / "loras"
+    needed = _run(output / "runs", 1, 90)
+    _lora(drive / "rex.safetensors", needed)
+    remember_lora_folders(output, [drive, tmp_path / "listed but never made"])
+    arguments = ["clean", "--output_dir", str(output), "--yes", "--limit", "0"]
+    assert main(arguments) == 0
+    assert str(drive) in capsys.readouterr().out
+    drive.rename(tmp_path / "unplugged")
+    assert main(arguments) == 2
+    assert f"no folder with LoRAs at {drive}" in capsys.readouterr().err
+    assert needed.path.is_dir()
+    assert main([*arguments, "--loras", str(output)]) == 0
+    assert not needed.path.exists()
+
+
 def test_sizes() -> None:
     assert [parse_size(text) for text in ("5GB", "1.5 mb", "12", "3k", "0")] == [5 * 10**9, 1_500_000, 12, 3000, 0]
     assert [readable(size) for size in (0, 999, 1500, 2.5e9)] == ["0 B", "999 B", "1.5 KB", "2.5 GB"]
@@ -174,12 +202,16 @@ def test_sizes() -> None:
 
 def test_it_is_said_when_the_disk_fills(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     _run(tmp_path, 1, 0, size=5000)
-    assert over_limit_note([tmp_path]) == ""
+    assert over_limit_note(tmp_path) == ""
     monkeypatch.setenv(cleanup.LIMIT_VARIABLE, "4KB")
-    assert "(limit 4.0 KB)" in over_limit_note([tmp_path])
-    assert "python -m trainer clean --limit 4.0KB" in over_limit_note([tmp_path])
+    assert "(limit 4.0 KB)" in over_limit_note(tmp_path)
+    command = f'python -m trainer clean --limit 4.0KB --output_dir "{tmp_path}"'
+    assert command in over_limit_note(tmp_path)
+    (tmp_path / "loras").mkdir()
+    remember_lora_folders(tmp_path, [tmp_path / "loras"])
+    assert main(shlex.split(command)[3:]) == 0
     monkeypatch.setenv(cleanup.LIMIT_VARIABLE, "lots")
-    assert over_limit_note([tmp_path]) == ""
+    assert over_limit_note(tmp_path) == ""
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need a right there")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,8 @@ from subjectbooth.tests.small_base import small_base, small_priors, small_subjec
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import CheckpointSaved, Event, Finished, Started, StepDone, Validation
+from subjectbooth.trainer.families import SD1, SD2, SDXL, Family
+from subjectbooth.trainer.metadata import lora_metadata
 from subjectbooth.trainer.run import Run
 from subjectbooth.trainer.safefile import read_metadata
 
@@ -241,6 +244,27 @@ def test_checkpoints_come_by_the_clock(tmp_path: Path) -> None:
     assert [event.step for event in events if isinstance(event, CheckpointSaved)] == [1, 2, 3, 4, 5, 6]
     # Only the end is worth a file of its own.
     assert len(list(_run(tmp_path, often).folder.path.glob("lora_*"))) == 1
+
+
+@pytest.mark.parametrize(("family", "prediction_type", "version", "architecture"), [
+    (SD1, "epsilon", "sd_v1", "stable-diffusion-v1/lora"), (SD1, "v_prediction", "sd_v1_v", "stable-diffusion-v1/lora"),
+    (SD2, "epsilon", "sd_v2", "stable-diffusion-v2-512/lora"),
+    (SD2, "v_prediction", "sd_v2_v", "stable-diffusion-v2-768-v/lora"),
+    (SDXL, "epsilon", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
+])
+def test_other_tools_are_told_the_family_in_their_words(
+    family: Family, prediction_type: str, version: str, architecture: str
+) -> None:
+    """As sd-scripts writes them (library/model_util.py, sai_model_spec.py)."""
+    base = dataclasses.replace(small_base(prediction_type), family=family)
+    metadata = lora_metadata(
+        {"x": torch.zeros(1)}, small_subject(), base, CONFIG, step=6, run_key="0" * 64, started=0.0, class_images=0,
+        chosen=dict.fromkeys(("optimizer", "precision", "gradient_checkpointing", "pictures_per_forward"), ""),
+        buckets={"64x64": 3})
+    assert metadata["ss_base_model_version"] == version
+    assert metadata["ss_v2"] == str(family is SD2)
+    assert metadata["modelspec.architecture"] == architecture
+    assert metadata["modelspec.prediction_type"] == prediction_type.removesuffix("_prediction")
 
 
 def test_the_file_says_what_it_is_and_nothing_of_the_users(tmp_path: Path) -> None:

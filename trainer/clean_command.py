@@ -8,7 +8,15 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from .cleanup import DEFAULT_LIMIT, choose, parse_size, readable, remove, survey
+from .cleanup import (
+    DEFAULT_LIMIT,
+    choose,
+    parse_size,
+    readable,
+    remembered_lora_folders,
+    remove,
+    survey,
+)
 from .errors import SubjectBoothError
 from .storage import disk_errors
 
@@ -20,14 +28,15 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="python -m trainer clean", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="Shows the oldest runs and class images that no LoRA needs, as many as are over the limit. "
-                    "Removes them with --yes. Never touches a LoRA in models/loras, nor a run that is going on.")
+                    "Removes them with --yes. Never touches what lies in LoRA folders, nor a run that is going on.")
     options.add_argument("--limit", default=readable(DEFAULT_LIMIT).replace(" ", ""),
                          help="What may stay: 5GB, 500MB.")
     options.add_argument("--output_dir", type=Path,
                          help="ComfyUI's output/subjectbooth, or the --output_dir of a training from a shell. Found "
                               "by itself when the pack lies in ComfyUI's custom_nodes.")
     options.add_argument("--loras", type=Path, action="append",
-                         help="Folder with LoRAs; may be given several times. Found likewise.")
+                         help="Folder with LoRAs; may be given several times. Found likewise, and those of "
+                              "extra_model_paths.yaml once a run has ended in ComfyUI.")
     options.add_argument("--yes", action="store_true", help="Remove what is shown.")
     return options
 
@@ -80,9 +89,10 @@ def _folders(output: Path | None, loras: list[Path] | None) -> tuple[Path, Path,
     if loras is None:  # beside the runs of a training from a shell lie its LoRAs
         found = [output] if runs != output else [place / "models" / "loras" for place in places]
         loras = [folder for folder in found if folder.is_dir()]
+        loras += [folder for folder in remembered_lora_folders(output) if folder not in loras]
     missing = [folder for folder in loras if not folder.is_dir()]
     if missing or not loras:
         raise SubjectBoothError(f"no folder with LoRAs{f' at {missing[0]}' if missing else ''}",
-                                "ComfyUI's models/loras: the runs of what is in it stay", "give it with --loras",
-                                "clean")
+                                "ComfyUI's LoRA folders: the runs of what is in them stay",
+                                "plug in its drive, or give all LoRA folders with --loras", "clean")
     return output, runs, loras

@@ -19,6 +19,7 @@ from pathlib import Path
 from .errors import SubjectBoothError
 from .lock import LOCK_NAME, is_owned, owned
 from .safefile import read_metadata
+from .storage import write_atomic
 
 logger = logging.getLogger("subjectbooth")
 
@@ -26,6 +27,9 @@ DEFAULT_LIMIT = 20 * 10**9
 """Bytes that runs and class images together may take before it is said. A run of SD 1.5 at rank 16 takes about 60 MB
 with its checkpoint, and 13 MB more for every validation."""
 LIMIT_VARIABLE = "SUBJECTBOOTH_DISK_LIMIT"
+LORA_FOLDERS = "lora_folders.json"
+"""In the pack's output folder: where ComfyUI looks for LoRAs. extra_model_paths.yaml may name any folder, and a run
+whose LoRA nobody finds would seem to be nobody's."""
 RECENT = 3600
 """Seconds in which what was changed counts as in use: class images have no lock, and a graph makes them first."""
 
@@ -142,13 +146,36 @@ def remove(items: Iterable[Item]) -> int:
     return freed
 
 
-def over_limit_note(folders: Iterable[Path]) -> str:
-    """A sentence for who has just finished a run and fills the disk; empty below the limit."""
-    total = sum(_measure(folder)[0] for folder in folders)
+def remember_lora_folders(output: Path, folders: Iterable[str | Path]) -> None:
+    """Note in ``output`` which folders ComfyUI has its LoRAs in. A disk that refuses is no reason to end a run."""
+    text = json.dumps([str(Path(folder).absolute()) for folder in folders if Path(folder).is_dir()])
+    with contextlib.suppress(OSError, UnicodeError):
+        path = output / LORA_FOLDERS
+        if not path.is_file() or path.read_text("utf-8") != text:
+            write_atomic(path, text)
+
+
+def remembered_lora_folders(output: Path) -> list[Path]:
+    """What :func:`remember_lora_folders` has noted; one that is gone (a drive that is not plugged in) is named too."""
+    try:
+        names = json.loads((output / LORA_FOLDERS).read_text("utf-8"))
+    except (OSError, ValueError):
+        return []
+    return [Path(name) for name in names if isinstance(name, str)] if isinstance(names, list) else []
+
+
+def over_limit_note(output: Path) -> str:
+    """A sentence for who has just finished a run and fills the disk; empty below the limit.
+
+    Args:
+        output: the folder with runs and class images.
+    """
+    total = _measure(output)[0]
     if total <= limit():
         return ""
     return (f"runs and class images take {readable(total)} (limit {readable(limit())}): in the pack's folder, "
-            f"python -m trainer clean --limit {readable(limit()).replace(' ', '')} shows what could go")
+            f"python -m trainer clean --limit {readable(limit()).replace(' ', '')} --output_dir \"{output}\" "
+            "shows what could go")
 
 
 def _in_use(folder: Path, changed: float) -> bool:

@@ -53,9 +53,10 @@ class Family:
         kohya_ldm_names: LoRA files name the UNet's layers as single-file checkpoints do, not as diffusers does.
         latent_scale: what the VAE's latents are multiplied by for the UNet.
         default_resolution: pixels.
-        kohya_base_model_version: ``ss_base_model_version``, which other tools tell the family by.
+        kohya_base_model_version: ``ss_base_model_version`` of what predicts noise and of what predicts v, which other
+            tools tell the family by.
         kohya_v2: ``ss_v2``.
-        modelspec_architecture: ``modelspec.architecture`` without the ``/lora``.
+        modelspec_architecture: ``modelspec.architecture`` without the ``/lora``, likewise.
         v_told_by: a bias of the UNet whose standard deviation is over 0.09 in what was trained on v, by which ComfyUI
             tells single files that say nothing; None where a file's marks alone say it.
     """
@@ -69,9 +70,9 @@ class Family:
     kohya_ldm_names: bool
     latent_scale: float
     default_resolution: int
-    kohya_base_model_version: str
+    kohya_base_model_version: tuple[str, str]
     kohya_v2: bool
-    modelspec_architecture: str
+    modelspec_architecture: tuple[str, str]
     v_told_by: str | None = None
 
 
@@ -82,7 +83,8 @@ SD1 = Family(
         norms_hidden_layer=True, projects=False, prefix="lora_te", single_file="cond_stage_model.transformer.",
         open_clip=False),),
     kohya_ldm_names=False, latent_scale=0.18215, default_resolution=512,
-    kohya_base_model_version="sd_v1", kohya_v2=False, modelspec_architecture="stable-diffusion-v1",
+    kohya_base_model_version=("sd_v1", "sd_v1_v"), kohya_v2=False,
+    modelspec_architecture=("stable-diffusion-v1", "stable-diffusion-v1"),
 )
 
 SD2 = Family(
@@ -91,7 +93,8 @@ SD2 = Family(
         name="h", width=1024, layers=24, heads=16, activation="gelu", padding=0, layer=-2, norms_hidden_layer=True,
         projects=False, prefix="lora_te", single_file="cond_stage_model.model.", open_clip=True),),
     kohya_ldm_names=False, latent_scale=0.18215, default_resolution=768,
-    kohya_base_model_version="sd_v2", kohya_v2=True, modelspec_architecture="stable-diffusion-v2",
+    kohya_base_model_version=("sd_v2", "sd_v2_v"), kohya_v2=True,
+    modelspec_architecture=("stable-diffusion-v2-512", "stable-diffusion-v2-768-v"),
     v_told_by="output_blocks.11.1.transformer_blocks.0.norm1.bias",
 )
 
@@ -107,8 +110,8 @@ SDXL = Family(
             norms_hidden_layer=False, projects=True, prefix="lora_te2", single_file="conditioner.embedders.1.model.",
             open_clip=True)),
     kohya_ldm_names=True, latent_scale=0.13025, default_resolution=1024,
-    kohya_base_model_version="sdxl_base_v1-0", kohya_v2=False,
-    modelspec_architecture="stable-diffusion-xl-v1-base",
+    kohya_base_model_version=("sdxl_base_v1-0", "sdxl_base_v1-0"), kohya_v2=False,
+    modelspec_architecture=("stable-diffusion-xl-v1-base", "stable-diffusion-xl-v1-base"),
 )
 
 FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL)

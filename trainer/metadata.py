@@ -40,11 +40,12 @@ def lora_metadata(
     digest = body_hash(tensors)
     photos = len(subject.photos)
     family = base.family
+    predicts_v = base.noise_scheduler.config["prediction_type"] == "v_prediction"
     resolution = f"({config.resolution}, {config.resolution})"
     date = datetime.datetime.fromtimestamp(int(started), datetime.timezone.utc)
     subset = {"class_tokens": subject.trigger, "image_count": photos, "is_reg": False, "num_repeats": 1}
     return {
-        "ss_base_model_version": family.kohya_base_model_version,
+        "ss_base_model_version": family.kohya_base_model_version[predicts_v],
         "ss_v2": str(family.kohya_v2),
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(config.rank),
@@ -80,13 +81,13 @@ def lora_metadata(
         "ss_datasets": json.dumps([{"subsets": [subset], "resolution": [config.resolution] * 2}], ensure_ascii=False),
         "sshs_model_hash": digest,
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{family.modelspec_architecture}/lora",
+        "modelspec.architecture": f"{family.modelspec_architecture[predicts_v]}/lora",
         "modelspec.implementation": IMPLEMENTATION,
         "modelspec.resolution": f"{config.resolution}x{config.resolution}",
         "modelspec.date": date.isoformat().replace("+00:00", "Z"),
         "modelspec.trigger_phrase": subject.trigger,
         "modelspec.usage_hint": f"Write {subject.trigger!r} where the subject is meant: {subject.instance_prompt}",
-        "modelspec.prediction_type": base.noise_scheduler.config["prediction_type"].replace("v_prediction", "v"),
+        "modelspec.prediction_type": "v" if predicts_v else "epsilon",
         "modelspec.hash_sha256": f"0x{digest}",
         "subjectbooth.run_key": run_key,
         "subjectbooth.base_digest": base.digest,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import urllib.parse
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from subjectbooth.tests.comfy.graphs import node
 from subjectbooth.tests.comfy.training_graphs import SIZE, cat_photos, train_and_sample
 from subjectbooth.tests.conftest import PACKS, ROOT
 from subjectbooth.tests.fuzzing import files_below
+from subjectbooth.trainer.cleanup import remembered_lora_folders
 from subjectbooth.trainer.safefile import read_metadata
 
 SHIPPED = ("__init__.py", "pyproject.toml", "demo", "example_workflows", "js", "locales", "nodes", "subgraphs",
@@ -40,7 +42,11 @@ def test_train_and_sample(
     comfy_factory: Callable[..., ComfyServer], packs: dict[str, Path], tmp_path: Path
 ) -> None:
     output = tmp_path / "вывод 🖼 of it"
-    args = [*FP32_FLAGS, "--output-directory", str(output)]
+    drive = tmp_path / "another drive é" / "loras"
+    drive.mkdir(parents=True)
+    config = tmp_path / "extra_model_paths.yaml"
+    config.write_text(json.dumps({"drive": {"loras": str(drive)}}), encoding="utf-8")  # any JSON is YAML
+    args = [*FP32_FLAGS, "--output-directory", str(output), "--extra-model-paths-config", str(config)]
     base = tmp_path / "ComfyUI мой 🐶 folder, 100% [it's new] #1 & co"
     server = comfy_factory(args=args, base_dir=base, packs=packs)
     with server, ComfyClient(server.url, server) as comfy:
@@ -61,6 +67,7 @@ def test_train_and_sample(
         assert read_metadata(lora)["subjectbooth.step"] == "2"
 
         said = done.outputs["11"]["subjectbooth"][0]
+        assert set(remembered_lora_folders(output / "subjectbooth")) == {server.models_dir / "loras", drive}
         run = output / "subjectbooth" / said["run"]
         assert {"run.json", "events.jsonl", "checkpoint.safetensors"} <= {path.name for path in run.iterdir()}
         history = comfy.request("GET", f"/subjectbooth/runs/{urllib.parse.quote(said['run'])}/events")
