@@ -23,6 +23,7 @@ from subjectbooth.trainer.loop import VALIDATION_SEED, Training
 from subjectbooth.trainer.run import Run
 from subjectbooth.trainer.sample import sample
 from subjectbooth.trainer.stored_base import token_chunks
+from subjectbooth.trainer.subject import Subject
 from subjectbooth.trainer.text_encoder import encode
 
 CPU = torch.device("cpu")
@@ -168,3 +169,19 @@ def test_flip_mirrors_left_and_right_and_nothing_else(tmp_path: Path) -> None:
     assert same[0] == pytest.approx(same[1], rel=1e-4)
     changed = [abs(plain - mirrored) > 1e-3 * plain for plain, mirrored in zip(*other, strict=True)]
     assert 1 <= sum(changed) < 6  # some of the six were mirrored
+
+
+@pytest.mark.parametrize("buckets", [False, True])
+def test_masks_that_the_loss_does_not_use_make_no_other_run(tmp_path: Path, buckets: bool) -> None:
+    corner = np.zeros((80, 80), np.float32)
+    corner[:30, :30] = 1.0
+    plain = small_subject()
+    masked = dataclasses.replace(plain, photos=tuple(dataclasses.replace(p, mask=corner) for p in plain.photos))
+
+    def key(subject: Subject, masked_loss: bool, crop: str = "center") -> str:
+        config = dataclasses.replace(CONFIG, masked_loss=masked_loss, enable_bucket=buckets)
+        return Run(small_base(), dataclasses.replace(subject, crop=crop), None, config, tmp_path, CPU).folder.key
+
+    assert key(masked, False) == key(plain, False)
+    assert key(masked, True) != key(plain, True)
+    assert key(masked, False, "subject") != key(plain, False, "subject")  # there they say where to crop

@@ -96,23 +96,27 @@ class Subject:
         """``"a photo of a dog"``, with the article that fits."""
         return fill(DEFAULT_CLASS_TEMPLATE, self.token, self.class_word)
 
-    def prepare(self, resolution: int | None = None) -> PreparedSubject:
+    def prepare(self, resolution: int | None = None, *, with_masks: bool = True) -> PreparedSubject:
         """Crop and scale every photo.
 
         Args:
             resolution: side in pixels; the subject's own when None.
+            with_masks: without, masks say no more than where to crop, and count for no more in the digest.
 
         Raises:
             SubjectBoothError: a resolution that is no multiple of 8 or out of range.
         """
         side = check_resolution(self.resolution if resolution is None else resolution)
-        return self._prepare(range(len(self.photos)), (side, side), f"subject 1 {side}")
+        return self._prepare(range(len(self.photos)), (side, side), f"subject 1 {side}", with_masks)
 
-    def prepare_buckets(self, resolution: int | None = None) -> tuple[PreparedSubject, ...]:
+    def prepare_buckets(
+        self, resolution: int | None = None, *, with_masks: bool = True
+    ) -> tuple[PreparedSubject, ...]:
         """Crop and scale every photo to the aspect-ratio bucket that is nearest to its shape.
 
         Args:
             resolution: the side of the square whose area all buckets have about; the subject's own when None.
+            with_masks: as for :meth:`prepare`.
 
         Returns:
             the photos of each bucket that has some.
@@ -124,13 +128,15 @@ class Subject:
         sizes = [nearest_bucket(photo.pixels.shape[1], photo.pixels.shape[0], side) for photo in self.photos]
         return tuple(
             self._prepare([index for index, own in enumerate(sizes) if own == size], size,
-                          f"subject bucket {size[0]}x{size[1]}")
+                          f"subject bucket {size[0]}x{size[1]}", with_masks)
             for size in sorted(set(sizes)))
 
-    def _prepare(self, indices: Sequence[int], size: tuple[int, int], kind: str) -> PreparedSubject:
+    def _prepare(
+        self, indices: Sequence[int], size: tuple[int, int], kind: str, with_masks: bool
+    ) -> PreparedSubject:
         photos = [self.photos[index] for index in indices]
         pictures = [training_picture(photo, size, self.crop) for photo in photos]
-        any_mask = any(photo.mask is not None for photo in self.photos)
+        any_mask = with_masks and any(photo.mask is not None for photo in self.photos)
         full = np.full((size[1], size[0]), 255, dtype=np.uint8)
         items = []
         for index, photo, (pixels, mask) in zip(indices, photos, pictures, strict=True):
