@@ -29,7 +29,7 @@ from browser import OUT_OF_THE_WAY, READY, Browser, Page  # type: ignore[import-
 
 EXAMPLES = ROOT / "example_workflows"
 FIRST = "train_and_sample"
-NOT_RUN = {"sdxl_train_and_sample"}
+NOT_RUN = {"sd15_train_and_sample", "sdxl_train_and_sample"}
 QUICK = {
     "GenerateClassPriors": {"count": 4, "steps": 4},
     "DreamBoothLoRATrain": {"steps": 8, "validation_interval": 2},

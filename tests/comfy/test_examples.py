@@ -101,6 +101,23 @@ def test_the_example_with_a_trained_lora_runs(comfy: ComfyClient) -> None:
     assert comfy.run(prompt).images(next(k for k, node in prompt.items() if node["class_type"] == "SaveImage"))
 
 
+def test_the_example_for_a_checkpoint_of_ones_own_runs_at_the_defaults(comfy: ComfyClient) -> None:
+    name = "sd15_train_and_sample"
+    saved = as_saved(comfy, name)
+    for kind in ("LoadSubjectImages", "GenerateClassPriors", "DreamBoothLoRATrain"):
+        (inputs,) = (node["inputs"] for node in saved.values() if node["class_type"] == kind)
+        changed = {name for name, value in comfy.defaults(kind).items() if inputs[name] != value}
+        assert changed <= {"class_word", "output_name", "validation_prompts"}, kind
+    prompt = prompt_of(comfy, name)
+    for node in prompt.values():
+        changes = {"CheckpointLoaderSimple": {"ckpt_name": "tiny15.safetensors"},
+                   "LoadSubjectImages": {"sample": "dog", "resolution": 64},
+                   "EmptyLatentImage": {"width": 64, "height": 64}}
+        node["inputs"].update(changes.get(node["class_type"], {}))
+    result = comfy.run(prompt)
+    assert [len(result.images(k)) for k, node in prompt.items() if node["class_type"] == "SaveImage"] == [4, 4]
+
+
 def test_the_sdxl_example_is_refused_only_for_its_checkpoint(comfy: ComfyClient) -> None:
     """It cannot be run here at its size; ComfyUI checks all its values before it misses the file.
 
