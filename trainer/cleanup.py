@@ -146,21 +146,17 @@ def remove(items: Iterable[Item]) -> int:
     return freed
 
 
-def remember_lora_folders(output: Path, folders: Iterable[str | Path]) -> None:
+def remember_lora_folders(output: Path, folders: Iterable[Path]) -> None:
     """Note in ``output`` which folders ComfyUI has its LoRAs in. A disk that refuses is no reason to end a run."""
-    text = json.dumps([str(Path(folder).absolute()) for folder in folders if Path(folder).is_dir()])
-    with contextlib.suppress(OSError, UnicodeError):
-        path = output / LORA_FOLDERS
-        if not path.is_file() or path.read_text("utf-8") != text:
-            write_atomic(path, text)
+    record = {"folders": [str(folder.absolute()) for folder in folders if folder.is_dir()]}
+    if _json(output / LORA_FOLDERS) != record:
+        with contextlib.suppress(OSError):
+            write_atomic(output / LORA_FOLDERS, json.dumps(record))
 
 
 def remembered_lora_folders(output: Path) -> list[Path]:
     """What :func:`remember_lora_folders` has noted; one that is gone (a drive that is not plugged in) is named too."""
-    try:
-        names = json.loads((output / LORA_FOLDERS).read_text("utf-8"))
-    except (OSError, ValueError):
-        return []
+    names = _json(output / LORA_FOLDERS).get("folders")
     return [Path(name) for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 

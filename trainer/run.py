@@ -56,9 +56,9 @@ class Run:
         self._base, self._subject, self._priors, self._config = base, subject, priors, config
         self._device, self._free = device, free
         # One group of photos, or one for each aspect-ratio bucket.
-        self._prepared = (subject.prepare_buckets(config.resolution, with_masks=config.masked_loss)
-                          if config.enable_bucket
-                          else (subject.prepare(config.resolution, with_masks=config.masked_loss),))
+        side, masks = config.resolution, config.masked_loss
+        self._prepared = (subject.prepare_buckets(side, with_masks=masks) if config.enable_bucket
+                          else (subject.prepare(side, with_masks=masks),))
         digests = [group.digest for group in self._prepared]
         digest = sha256_of(*digests) if config.enable_bucket else digests[0]
         key = run_key(config, digest, base.digest, priors.digest if priors else None,
