@@ -1,7 +1,7 @@
 """Print and keep the demo base's figures: `python -m demo.evaluate [part ...]`.
 
-Parts: judge, autoencoder, ceilings, text_to_image, diversity, wide, comfyui, dreambooth (the last two start the real
-ComfyUI).
+Parts: judge, autoencoder, ceilings, details, text_to_image, diversity, wide, comfyui, dreambooth (the last two start
+the real ComfyUI).
 What was measured is kept in demo/figures.json, part by part, and goes from there into docs/demo-base.md; pictures of
 the DreamBooth runs go to docs/demo-base-dreambooth.jpg and docs/demo-base-steps.jpg.
 """
@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from .build import WORK
+from .gain import measure_ceilings, measure_details
 from .judge import LoadedJudge
 from .measure import (
     Figures,
@@ -29,7 +30,7 @@ from .measure import (
     measure_wide,
 )
 from .measure_comfyui import measure_comfyui
-from .measure_dreambooth import SHEETS, measure_ceilings, measure_dreambooth
+from .measure_dreambooth import SHEETS, measure_dreambooth
 from .narrow import load_narrow
 from .strips import below_each_other
 
@@ -84,6 +85,7 @@ def main() -> None:
         "judge": lambda: measure_judge(judge, WORK),
         "autoencoder": lambda: measure_autoencoder(nets, WORK),
         "ceilings": lambda: measure_ceilings(nets, judge),
+        "details": lambda: measure_details(nets, judge),
         "text_to_image": lambda: measure_text_to_image(nets, judge),
         "diversity": lambda: measure_diversity(nets, judge),
         "wide": lambda: measure_wide(nets),

@@ -17,12 +17,12 @@ import torch
 
 from .base import manifest
 from .classes import caption, place
+from .gain import CFG, PICTURES, SAMPLE_STEPS, photos, similarity
 from .judge import LoadedJudge
-from .measure import Figures, draw, share
-from .measure_comfyui import Graph, comfyui, node, pictures_of, pixels, sampling
-from .narrow import Narrow
+from .measure import Figures, share
+from .measure_comfyui import Graph, comfyui, node, pictures_of, sampling
 from .strips import Run, strip, strip_name
-from .subjects import FOLDER, SUBJECTS
+from .subjects import SUBJECTS
 
 logger = logging.getLogger("subjectbooth")
 
@@ -30,9 +30,7 @@ NEW_SCENES = ("purple", "black", "orange", "blue", "night", "striped")
 """Backgrounds that no training picture of a subject has."""
 
 CLASS_IMAGES = 32
-PICTURES, PICTURES_OF_A_SCENE = 16, 4
-"""Of each prompt: a gain is a mean, and over six pictures chance alone moves it by some hundredths."""
-SAMPLE_STEPS, CFG = 15, 3.0
+PICTURES_OF_A_SCENE = 4
 CLASS_CFG = 1.0
 """Class images from what the base draws without guidance: see docs/demo-base.md."""
 SERIES = ("dog", "clock")
@@ -55,17 +53,6 @@ SHEETS: dict[str, list[Run]] = {
     ],
 }
 """The runs whose pictures stand below each other in docs/, with class images and without, by the file's name."""
-
-
-def similarity(judge: LoadedJudge, pictures: torch.Tensor, training: torch.Tensor) -> float:
-    """Mean cosine between the pictures' embeddings and the mean embedding of the subject's training pictures."""
-    centre = torch.nn.functional.normalize(judge.look(training).embedding.mean(0), dim=0)
-    return float((judge.look(pictures).embedding @ centre).mean())
-
-
-def photos(name: str, group: str) -> torch.Tensor:
-    """A subject's pictures, float32 [n, 3, 64, 64]; *group* is 'train' or 'heldout'."""
-    return torch.stack([pixels(path.read_bytes()) for path in sorted((FOLDER / name / group).glob("*.png"))])
 
 
 def dreambooth_graph(name: str, settings: dict[str, Any], options: dict[str, Any]) -> Graph:
@@ -138,21 +125,6 @@ def dreambooth_row(
         "class_before": share([seen == word for seen in judge.look(made["before"]).word]),
     }  # fmt: skip
     return row, {"photos": training, **made}
-
-
-def measure_ceilings(nets: Narrow, judge: LoadedJudge) -> Figures:
-    """The gain of held-out photos that only went through the autoencoder."""
-    ceilings = {}
-    for name, subject in SUBJECTS.items():
-        plain = caption(subject.class_word, None)
-        training, heldout = photos(name, "train"), photos(name, "heldout")
-        before = draw(nets, [plain] * PICTURES, list(range(100, 100 + PICTURES)), SAMPLE_STEPS, CFG)
-        base = similarity(judge, before, training)
-        with torch.no_grad():
-            again = nets.decoder(nets.encoder(heldout)).clamp(0, 1)
-        top = similarity(judge, heldout, training)
-        ceilings[name] = round((similarity(judge, again, training) - base) / (top - base), 3)
-    return {"mean": mean(ceilings.values()), "worst": min(ceilings.values()), **ceilings}
 
 
 def planned(names: list[str], steps: list[int]) -> list[Run]:

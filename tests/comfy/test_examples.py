@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from subjectbooth.demo.measure_dreambooth import CFG, CLASS_CFG, OPTIONS, SETTINGS, STEPS, dreambooth_graph
+from subjectbooth.demo.gain import CFG
+from subjectbooth.demo.measure_dreambooth import CLASS_CFG, OPTIONS, SETTINGS, STEPS, dreambooth_graph
 from subjectbooth.scripts.comfy_server import ComfyClient
 from subjectbooth.scripts.workflow import to_api
 
