@@ -1,6 +1,6 @@
 """From the raw packages to the weights: `python -m demo.build all`. Every stage goes on where it was stopped.
 
-`all` is words, autoencoder, wide, encoder, diffusion, rare, pack, subjects and judge, about four hours on two
+`all` is words, autoencoder, wide, encoder, diffusion, rare, pack, subjects and judge, about seven hours on two
 cores; stages that are finished are left out. To train packed weights further: unpack, diffusion, rare, pack.
 """
 
@@ -61,7 +61,7 @@ RARE = DiffusionRun(
     rare_share=0.25,
     any_drawing=0.4,
     snr_cap=20.0,
-    steps=5500,
+    steps=2500,
     lr=1.2e-3,
     warmup=100,
     ema_decay=0.998,

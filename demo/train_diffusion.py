@@ -51,7 +51,7 @@ class DiffusionRun:
     any_drawing: float = 0.0
     snr_cap: float = 5.0
     autoencoder: str = "autoencoder"
-    steps: int = 5000
+    steps: int = 15000
     minutes: float | None = None
     captions: int = 12
     pictures_per_caption: int = 2
