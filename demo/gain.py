@@ -6,7 +6,8 @@ that were trained on.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Iterator
+from dataclasses import dataclass
 from statistics import mean
 
 import torch
@@ -16,7 +17,7 @@ from .judge import LoadedJudge
 from .measure import Figures, draw
 from .measure_comfyui import pixels
 from .narrow import Narrow
-from .schedule import alphas_cumprod
+from .schedule import noise_levels
 from .subjects import FOLDER, SUBJECTS
 from .words import token_ids
 
@@ -26,9 +27,28 @@ SAMPLE_STEPS, CFG = 15, 3.0
 NOISED_TO = (50, 100, 200, 400)
 
 
-def similarity(judge: LoadedJudge, pictures: torch.Tensor, training: torch.Tensor) -> float:
-    """Mean cosine between the pictures' embeddings and the mean embedding of the subject's training pictures."""
-    centre = torch.nn.functional.normalize(judge.look(training).embedding.mean(0), dim=0)
+@dataclass(frozen=True)
+class Scale:
+    """One subject's gain: where 0 and 1 lie, as mean cosines to the mean embedding of its training photos, *centre*."""
+
+    judge: LoadedJudge
+    centre: torch.Tensor
+    base: float
+    top: float
+
+    def gain(self, pictures: torch.Tensor) -> float:
+        """Of pictures float32 [n, 3, 64, 64] in 0..1."""
+        return (_similarity(self.judge, pictures, self.centre) - self.base) / (self.top - self.base)
+
+
+def scale_of(judge: LoadedJudge, name: str, before: torch.Tensor) -> Scale:
+    """The scale of the subject *name*, whose class the base draws as in *before*."""
+    centre = torch.nn.functional.normalize(judge.look(photos(name, "train")).embedding.mean(0), dim=0)
+    base = _similarity(judge, before, centre)
+    return Scale(judge, centre, base, _similarity(judge, photos(name, "heldout"), centre))
+
+
+def _similarity(judge: LoadedJudge, pictures: torch.Tensor, centre: torch.Tensor) -> float:
     return float((judge.look(pictures).embedding @ centre).mean())
 
 
@@ -39,7 +59,9 @@ def photos(name: str, group: str) -> torch.Tensor:
 
 def measure_ceilings(nets: Narrow, judge: LoadedJudge) -> Figures:
     """The gain of held-out photos that only went through the autoencoder."""
-    return _of_each(nets, judge, lambda latents, plain: latents)
+    return _summary(
+        {name: scale.gain(_decoded(nets, latents)) for name, latents, _, scale in _subjects(nets, judge)}
+    )
 
 
 def measure_details(nets: Narrow, judge: LoadedJudge) -> Figures:
@@ -47,38 +69,44 @@ def measure_details(nets: Narrow, judge: LoadedJudge) -> Figures:
 
     A base that has seen its own drawings alone takes what is new in a photo for noise, and a LoRA has that to unlearn.
     """
-    return {f"noised_to_{step}": _of_each(nets, judge, _noised_to(nets, step)) for step in NOISED_TO}
+    gains: dict[int, dict[str, float]] = {step: {} for step in NOISED_TO}
+    for name, latents, plain, scale in _subjects(nets, judge):
+        for step in NOISED_TO:
+            gains[step][name] = scale.gain(_decoded(nets, noised_and_denoised(nets, latents, plain, step)))
+    return {f"noised_to_{step}": _summary(of_each) for step, of_each in gains.items()}
 
 
-def _of_each(nets: Narrow, judge: LoadedJudge, change: Callable[[torch.Tensor, str], torch.Tensor]) -> Figures:
-    """Gains of every subject's held-out photos, decoded from what *change* makes of latents and class's caption."""
-    gains = {}
+@torch.no_grad()
+def noised_and_denoised(nets: Narrow, latents: torch.Tensor, plain: str, step: int) -> torch.Tensor:
+    """Latents [n, 4, 8, 8] noised to *step* and taken back by Euler steps under the caption *plain*, no guidance."""
+    levels = noise_levels()
+    generator = torch.Generator().manual_seed(1)
+    times = torch.linspace(step, 0, SAMPLE_STEPS).round().long()
+    x = latents + levels[step] * torch.randn(latents.shape, generator=generator)
+    context = nets.text(token_ids([plain] * len(x)))
+    for time, after in zip(times, [*levels[times[1:]], torch.zeros(())], strict=True):
+        sigma = levels[time]
+        noise = nets.unet(x / (sigma**2 + 1).sqrt(), time.expand(len(x)), context)
+        x = x + noise * (after - sigma)
+    return x
+
+
+def _subjects(nets: Narrow, judge: LoadedJudge) -> Iterator[tuple[str, torch.Tensor, str, Scale]]:
+    """Each subject's name, latents of its held-out photos, class caption and scale."""
     for name, subject in SUBJECTS.items():
         plain = caption(subject.class_word, None)
-        training, heldout = photos(name, "train"), photos(name, "heldout")
         before = draw(nets, [plain] * PICTURES, list(range(100, 100 + PICTURES)), SAMPLE_STEPS, CFG)
-        base = similarity(judge, before, training)
         with torch.no_grad():
-            again = nets.decoder(change(nets.encoder(heldout), plain)).clamp(0, 1)
-        top = similarity(judge, heldout, training)
-        gains[name] = round((similarity(judge, again, training) - base) / (top - base), 3)
-    return {"mean": round(mean(gains.values()), 3), "worst": min(gains.values()), **gains}
+            latents = nets.encoder(photos(name, "heldout"))
+        yield name, latents, plain, scale_of(judge, name, before)
 
 
-def _noised_to(nets: Narrow, step: int) -> Callable[[torch.Tensor, str], torch.Tensor]:
-    """Noise latents [n, 4, 8, 8] to *step* and take them back by Euler steps, without guidance or LoRA."""
-    alphas = alphas_cumprod()
-    levels = ((1 - alphas) / alphas).sqrt()
+@torch.no_grad()
+def _decoded(nets: Narrow, latents: torch.Tensor) -> torch.Tensor:
+    pictures: torch.Tensor = nets.decoder(latents).clamp(0, 1)
+    return pictures
 
-    def there_and_back(latents: torch.Tensor, plain: str) -> torch.Tensor:
-        generator = torch.Generator().manual_seed(1)
-        times = torch.linspace(step, 0, SAMPLE_STEPS).round().long()
-        x = latents + levels[step] * torch.randn(latents.shape, generator=generator)
-        context = nets.text(token_ids([plain] * len(x)))
-        for time, after in zip(times, [*levels[times[1:]], torch.zeros(())], strict=True):
-            sigma = levels[time]
-            noise = nets.unet(x / (sigma**2 + 1).sqrt(), time.expand(len(x)), context)
-            x = x + noise * (after - sigma)
-        return x
 
-    return there_and_back
+def _summary(gains: dict[str, float]) -> Figures:
+    rounded = {name: round(gain, 3) for name, gain in gains.items()}
+    return {"mean": round(mean(rounded.values()), 3), "worst": min(rounded.values()), **rounded}

@@ -17,7 +17,7 @@ import torch
 
 from .base import manifest
 from .classes import caption, place
-from .gain import CFG, PICTURES, SAMPLE_STEPS, photos, similarity
+from .gain import CFG, PICTURES, SAMPLE_STEPS, photos, scale_of
 from .judge import LoadedJudge
 from .measure import Figures, share
 from .measure_comfyui import Graph, comfyui, node, pictures_of, sampling
@@ -104,19 +104,17 @@ def dreambooth_row(
     word = SUBJECTS[name].class_word
     options = {**client.defaults("DreamBoothOptions"), **OPTIONS}
     result = client.run(dreambooth_graph(name, {**SETTINGS, **settings}, options), timeout=3600)
-    training, heldout = photos(name, "train"), photos(name, "heldout")
     made = {part: pictures_of(client, result, part) for part in ("before", "like", "after")}
     scenes = {scene: pictures_of(client, result, f"scene_{scene}") for scene in NEW_SCENES}
     made["scenes"] = torch.cat(list(scenes.values()))
-    base = similarity(judge, made["before"], training)
-    top = similarity(judge, heldout, training)
+    scale = scale_of(judge, name, made["before"])
     wanted = [scene for scene, pictures in scenes.items() for _ in pictures]
     after = judge.look(made["after"])
     subject_at = judge.names.index((word, "fluent"))
     row = {
         "subject": name, **settings,
-        "gain": (similarity(judge, made["like"], training) - base) / (top - base),
-        "gain_in_new_scenes": (similarity(judge, made["scenes"], training) - base) / (top - base),
+        "gain": scale.gain(made["like"]),
+        "gain_in_new_scenes": scale.gain(made["scenes"]),
         "background_in_new_scenes": share(
             [a == b for a, b in zip(judge.look(made["scenes"]).background, wanted, strict=True)]
         ),
@@ -124,7 +122,7 @@ def dreambooth_row(
         "class_prompt_is_the_class": share([seen == word for seen in after.word]),
         "class_before": share([seen == word for seen in judge.look(made["before"]).word]),
     }  # fmt: skip
-    return row, {"photos": training, **made}
+    return row, {"photos": photos(name, "train"), **made}
 
 
 def planned(names: list[str], steps: list[int]) -> list[Run]:

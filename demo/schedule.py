@@ -22,10 +22,15 @@ def alphas_cumprod() -> torch.Tensor:
     return torch.cumprod(1 - betas, 0).float()
 
 
+def noise_levels() -> torch.Tensor:
+    """float32 [1000]: sigma at each time step, the noise's deviation beside latents that are not scaled down."""
+    alphas = alphas_cumprod()
+    return ((1 - alphas) / alphas).sqrt()
+
+
 def normal_sigmas(steps: int) -> torch.Tensor:
     """float32 [steps + 1]: noise levels at evenly spaced time steps from 999 to 0, then 0."""
-    alphas = alphas_cumprod()
-    log_sigmas = ((1 - alphas) / alphas).sqrt().log()
+    log_sigmas = noise_levels().log()
     times = torch.linspace(STEPS - 1, 0, steps)
     low = times.floor().long()
     part = times - low
@@ -46,8 +51,7 @@ def sample(
 ) -> torch.Tensor:
     """Latents [n, 4, 8, 8] for *captions* by Euler steps with classifier-free guidance."""
     sigmas = normal_sigmas(steps)
-    alphas = alphas_cumprod()
-    levels = ((1 - alphas) / alphas).sqrt().log()
+    levels = noise_levels().log()
     context = text(token_ids([""] + captions))
     context = torch.cat([context[:1].expand(len(captions), -1, -1), context[1:]])
     x = starting_noise(seeds) * (1 + sigmas[0] ** 2).sqrt()

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from subjectbooth.demo.gain import NOISED_TO, _noised_to
+from subjectbooth.demo.gain import NOISED_TO, noised_and_denoised
 from subjectbooth.demo.narrow import load_narrow
 from subjectbooth.demo.schedule import alphas_cumprod
 
@@ -17,7 +17,7 @@ LEVELS = ((1 - alphas_cumprod()) / alphas_cumprod()).sqrt()
 
 def _there_and_back(unet: Any, latents: torch.Tensor, step: int) -> torch.Tensor:
     nets = dataclasses.replace(load_narrow(), unet=unet)
-    return _noised_to(nets, step)(latents, "a photo of a dog")
+    return noised_and_denoised(nets, latents, "a photo of a dog", step)
 
 
 @pytest.mark.parametrize("step", NOISED_TO)
