@@ -60,6 +60,7 @@ RARE = DiffusionRun(
     start_from=DIFFUSION.name,
     rare_share=0.25,
     any_drawing=0.4,
+    varied_classes=True,
     snr_cap=20.0,
     steps=2500,
     lr=1.2e-3,

@@ -18,6 +18,8 @@ from .pictures import Library
 
 SIZE = 64
 _SUPER = 2
+Change = Callable[[torch.Tensor, random.Random], torch.Tensor]
+"""Drawings, float32 [n, 4, s, s] with premultiplied alpha, to altered ones."""
 
 
 @dataclass(frozen=True)
@@ -150,13 +152,17 @@ class Composer:
         words: list[str] | None = None,
         backgrounds: list[str] | None = None,
         poses: list[Pose] | None = None,
+        change: Change | None = None,
     ) -> Batch:
-        """*count* compositions; what is not given is random."""
+        """*count* compositions; what is not given is random.
+
+        *change* alters the drawings before they are placed.
+        """
         words = words or [rng.choice(tuple(self.by_word)) for _ in range(count)]
         backgrounds = backgrounds or [random_background(rng) for _ in range(count)]
         poses = poses or [random_pose(rng) for _ in range(count)]
         which = [rng.choice(self.by_word[word]) for word in words]
-        images = self._compose(rng, which, poses, backgrounds)
+        images = self._compose(rng, which, poses, backgrounds, change)
         styles = tuple(self.library.styles[i] for i in which)
         return Batch(images, tuple(words), styles, tuple(backgrounds))
 
@@ -164,12 +170,12 @@ class Composer:
         self,
         rng: random.Random,
         count: int,
-        change: Callable[[torch.Tensor, random.Random], torch.Tensor] | None = None,
+        change: Change | None = None,
         backgrounds: list[str] | None = None,
     ) -> tuple[torch.Tensor, list[int]]:
         """*count* compositions of drawings picked evenly, float32 [count, 3, 64, 64], and the drawings' indices.
 
-        *change* alters the drawings before they are placed (premultiplied, float32 [count, 4, 128, 128]).
+        *change* as in :meth:`batch`.
         """
         which = [rng.randrange(len(self.pixels)) for _ in range(count)]
         poses = [random_pose(rng) for _ in which]
@@ -182,7 +188,7 @@ class Composer:
         which: list[int],
         poses: list[Pose],
         backgrounds: list[str],
-        change: Callable[[torch.Tensor, random.Random], torch.Tensor] | None = None,
+        change: Change | None,
     ) -> torch.Tensor:
         painted = torch.stack([paint(name, rng, SIZE * _SUPER) for name in backgrounds])
         drawings = premultiplied(self.pixels[which])  # not all at once: as floats a whole set takes 1 GB

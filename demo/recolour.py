@@ -1,6 +1,6 @@
-"""Drawings in other colours and other light, so that the autoencoder carries what it is given and not what it knows.
+"""Drawings altered, so that the nets carry what they are given and not what they know. Shell only.
 
-Trained on the sets' own colours alone it drew a purple penguin, which it had never seen, black. Shell only.
+Trained on the sets' own colours alone the autoencoder drew a purple penguin, which it had never seen, black.
 """
 
 from __future__ import annotations
@@ -9,14 +9,15 @@ import math
 import random
 
 import torch
+from torch.nn import functional as F
 
 
-def colour_matrix(rng: random.Random) -> torch.Tensor:
-    """A random hue turn and change of saturation, [3, 3] on RGB. Grey stays grey.
+def colour_matrix(rng: random.Random, widest: float = math.pi) -> torch.Tensor:
+    """A random hue turn of up to *widest* radians and change of saturation, [3, 3] on RGB. Grey stays grey.
 
     The turn is around the grey axis (Rodrigues' formula).
     """
-    angle = rng.uniform(-math.pi, math.pi)
+    angle = rng.uniform(-widest, widest)
     saturation = rng.uniform(0.6, 1.3)
     grey = torch.full((3, 3), 1 / 3)
     root = 1 / math.sqrt(3)
@@ -51,4 +52,33 @@ def recoloured(drawings: torch.Tensor, rng: random.Random) -> torch.Tensor:
         if rng.random() < 2 / 3:
             colours = colours * light(rng, drawing.shape[-1])
         changed.append(torch.cat([torch.minimum(colours.clamp(min=0), alpha), alpha]))
+    return torch.stack(changed)
+
+
+BEND = 0.12
+"""How far a knot of :func:`bent` moves at most, in halves of the drawing's side; between knots a third more can be."""
+
+
+def bent(drawings: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """Each drawing under a smooth displacement of its own (4 x 4 knots); shapes and values as in :func:`recoloured`."""
+    count, side = len(drawings), drawings.shape[-1]
+    knots = torch.tensor([[rng.uniform(-BEND, BEND) for _ in range(2 * 16)] for _ in range(count)])
+    shift = F.interpolate(knots.view(count, 2, 4, 4), size=side, mode="bicubic", align_corners=True)
+    upright = F.affine_grid(torch.eye(2, 3).expand(count, 2, 3), [count, 1, side, side], align_corners=False)
+    grid = upright + shift.permute(0, 2, 3, 1)
+    return F.grid_sample(drawings, grid, mode="bilinear", padding_mode="zeros", align_corners=False)
+
+
+def varied(drawings: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """Drawings as another hand might have made them: half untouched, half bent, in near colours and other light.
+
+    Shapes and values as in :func:`recoloured`. The class must stay what its word says, so hues turn by half a radian
+    at most.
+    """
+    changed = list(drawings)
+    for index in [i for i in range(len(drawings)) if rng.random() < 0.5]:
+        drawing = bent(drawings[index : index + 1], rng)[0]
+        colours, alpha = drawing[:3], drawing[3:]
+        colours = torch.einsum("ij,jhw->ihw", colour_matrix(rng, 0.5), colours) * light(rng, drawing.shape[-1])
+        changed[index] = torch.cat([torch.minimum(colours.clamp(min=0), alpha), alpha])
     return torch.stack(changed)

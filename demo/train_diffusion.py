@@ -15,11 +15,11 @@ from torch import nn
 
 from . import parallel
 from .classes import BACKGROUNDS, CLASS_WORDS, COLORS, RARE_TOKENS, caption, place, random_caption
-from .compose import SIZE, Composer, random_background
+from .compose import SIZE, Change, Composer, random_background
 from .muon import Muon
 from .pictures import everything_drawn, library
 from .rates import warm_cosine
-from .recolour import recoloured
+from .recolour import recoloured, varied
 from .schedule import STEPS, alphas_cumprod, sample
 from .text import TextEncoder
 from .train_autoencoder import load_autoencoder
@@ -41,14 +41,15 @@ class DiffusionRun:
     (:meth:`TextEncoder.restart_words`), and the UNet learns to make nothing of them.
 
     The share *any_drawing* of the captions names no class: their pictures show any drawing of the sets, in other
-    colours and light, so that details that the base never saw are not taken for noise. *snr_cap* is that of
-    :func:`loss_weights`.
+    colours and light, so that details that the base never saw are not taken for noise. With *varied_classes* half of
+    the classes' own drawings are :func:`varied` to the same end. *snr_cap* is that of :func:`loss_weights`.
     """
 
     name: str = "diffusion"
     start_from: str | None = None
     rare_share: float = 0.2
     any_drawing: float = 0.0
+    varied_classes: bool = False
     snr_cap: float = 5.0
     autoencoder: str = "autoencoder"
     steps: int = 15000
@@ -83,13 +84,19 @@ OF_NO_CLASS = 128
 class LatentPool:
     """Latents of compositions, several for every pair of class and background, a few renewed at every visit.
 
-    With *anything*, pictures of any drawing too, in other colours; their class is None.
+    With *anything*, pictures of any drawing too, in other colours; their class is None. *change* alters the classes'
+    drawings.
     """
 
     def __init__(
-        self, composer: Composer, encoder: nn.Module, rng: random.Random, anything: Composer | None = None
+        self,
+        composer: Composer,
+        encoder: nn.Module,
+        rng: random.Random,
+        anything: Composer | None = None,
+        change: Change | None = None,
     ) -> None:
-        self.composer, self.encoder, self.rng, self.anything = composer, encoder, rng, anything
+        self.composer, self.encoder, self.rng, self.anything, self.change = composer, encoder, rng, anything, change
         self.slots: list[tuple[str | None, str]] = [
             (word, background)
             for word in CLASS_WORDS
@@ -113,7 +120,9 @@ class LatentPool:
         other = [i for i, row in enumerate(rows) if self.slots[row][0] is None]
         if known:
             words, backgrounds = zip(*(self.slots[rows[i]] for i in known), strict=True)
-            images[known] = self.composer.batch(self.rng, len(known), list(words), list(backgrounds)).images
+            images[known] = self.composer.batch(
+                self.rng, len(known), list(words), list(backgrounds), change=self.change
+            ).images
         if other and self.anything:
             names = [self.slots[rows[i]][1] for i in other]
             images[other] = self.anything.any_drawings(self.rng, len(other), recoloured, names)[0]
@@ -202,7 +211,7 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
     rng = random.Random(f"{run.seed} {rank} {step}")
     noise_source = torch.Generator().manual_seed(hash((run.seed, rank, step)) % 2**31)
     anything = Composer(everything_drawn(work / "npm")) if run.any_drawing else None
-    pool = LatentPool(Composer(library(work / "npm")), encoder, rng, anything)
+    pool = LatentPool(Composer(library(work / "npm")), encoder, rng, anything, varied if run.varied_classes else None)
     if rank == 0:
         logger.info("%d latents a process, std %.3f", len(pool.latents), float(pool.latents.std()))
     unet = torch.compile(nets["unet"]) if run.compile else nets["unet"]

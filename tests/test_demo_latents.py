@@ -80,6 +80,24 @@ def test_without_a_share_for_them_only_classes_are_drawn(pool: LatentPool) -> No
     assert float(latents[:, :3, 3:5, 3:5].mean((1, 2, 3)).min()) > 0.9
 
 
+def test_a_change_reaches_the_drawings_of_classes_and_no_others(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(train_diffusion, "CLASS_WORDS", CLASS_WORDS[:4])
+    monkeypatch.setattr(train_diffusion, "OF_NO_CLASS", 4)
+    few, things = plain_drawings(CLASS_WORDS[:4], 255), plain_drawings(("thing",), 20)
+
+    def darker(drawings: torch.Tensor, rng: random.Random) -> torch.Tensor:
+        return drawings * torch.tensor([0.5, 0.5, 0.5, 1]).view(4, 1, 1)
+
+    plain = LatentPool(few, Averages(), random.Random(0), things)
+    changed = LatentPool(few, Averages(), random.Random(0), things, darker)
+    for (word, _), rows in changed.rows.items():
+        if word is None:
+            assert torch.equal(changed.latents[rows], plain.latents[rows])
+        else:
+            centres = changed.latents[rows][:, :3, 3:5, 3:5]
+            assert torch.allclose(centres, torch.tensor(0.5), atol=0.02)
+
+
 def test_clean_steps_are_capped_and_noisy_ones_weighted_as_v_prediction() -> None:
     alphas = alphas_cumprod().double()
     for cap in (5.0, 20.0):

@@ -1,4 +1,4 @@
-"""What the autoencoder is shown besides the sets' own colours: alpha stays, grey stays grey, colours are valid."""
+"""What the nets are shown besides the sets' own drawings: grey stays grey, colours are valid, a bend is small."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from subjectbooth.demo.recolour import colour_matrix, light, recoloured
+from subjectbooth.demo.recolour import BEND, bent, colour_matrix, light, recoloured, varied
 
 SIDE = 16
 
@@ -59,3 +59,24 @@ def test_black_can_become_a_colour() -> None:
     black = torch.cat([torch.zeros(64, 3, SIDE, SIDE), torch.ones(64, 1, SIDE, SIDE)], 1)
     changed = recoloured(black, random.Random(2))[:, :3].amax((1, 2, 3))
     assert 0.15 < float((changed > 0.1).float().mean()) < 0.5
+
+
+def test_a_bend_is_small_and_smooth_and_differs_from_drawing_to_drawing() -> None:
+    side = 64
+    along = (torch.arange(side) + 0.5) / side
+    ramps = torch.stack([along.expand(side, side), along.view(-1, 1).expand(side, side)])
+    given = torch.cat([ramps, torch.ones(2, side, side)]).expand(8, 4, side, side)
+    moved = (bent(given, random.Random(0)) - given)[:, :2, 8:-8, 8:-8]  # the border takes in zeros from outside
+    assert 0.25 * BEND < float(2 * moved.abs().max()) < 1.34 * BEND
+    assert float(moved.diff(dim=-1).abs().max()) < 0.02, "neighbours move alike"
+    assert float((moved[0] - moved[1]).abs().max()) > 0.01
+
+
+def test_varied_leaves_half_of_the_drawings_as_they_are_and_keeps_the_rest_valid() -> None:
+    given = drawings(200)
+    changed = varied(given, random.Random(1))
+    different = (changed != given).flatten(1).any(1).float().mean()
+    assert 0.4 < float(different) < 0.6
+    assert float(changed.min()) >= 0
+    assert bool((changed[:, :3] <= changed[:, 3:] + 1e-6).all())
+    assert torch.equal(changed, varied(given, random.Random(1)))
