@@ -9,7 +9,7 @@ import math
 import random
 
 import torch
-from torch.nn import functional as F
+import torch.nn.functional as F
 
 
 def colour_matrix(rng: random.Random, widest: float = math.pi) -> torch.Tensor:
@@ -36,6 +36,16 @@ def light(rng: random.Random, side: int) -> torch.Tensor:
     return (rng.uniform(0.75, 1.1) + height * ramp + rng.uniform(-0.2, 0.3) * spot).clamp(0.45, 1.35)
 
 
+def _turned(colours: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+    """Colours [3, h, w] under a :func:`colour_matrix`; they may leave 0..1."""
+    return torch.einsum("ij,jhw->ihw", matrix, colours)
+
+
+def _drawing(colours: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
+    """[4, h, w] of colours that may be out of range: premultiplied ones lie between 0 and alpha."""
+    return torch.cat([torch.minimum(colours.clamp(min=0), alpha), alpha])
+
+
 def recoloured(drawings: torch.Tensor, rng: random.Random) -> torch.Tensor:
     """Half of the drawings in other colours, a third with dark parts of some colour, two thirds in other light.
 
@@ -45,13 +55,13 @@ def recoloured(drawings: torch.Tensor, rng: random.Random) -> torch.Tensor:
     for drawing in drawings:
         colours, alpha = drawing[:3], drawing[3:]
         if rng.random() < 0.5:
-            colours = torch.einsum("ij,jhw->ihw", colour_matrix(rng), colours)
+            colours = _turned(colours, colour_matrix(rng))
         if rng.random() < 1 / 3:  # a turn of the hue leaves black black
             dark = torch.tensor([rng.uniform(0, 0.7) for _ in range(3)]).view(3, 1, 1)
             colours = colours + dark * (alpha - colours)
         if rng.random() < 2 / 3:
             colours = colours * light(rng, drawing.shape[-1])
-        changed.append(torch.cat([torch.minimum(colours.clamp(min=0), alpha), alpha]))
+        changed.append(_drawing(colours, alpha))
     return torch.stack(changed)
 
 
@@ -79,6 +89,6 @@ def varied(drawings: torch.Tensor, rng: random.Random) -> torch.Tensor:
     for index in [i for i in range(len(drawings)) if rng.random() < 0.5]:
         drawing = bent(drawings[index : index + 1], rng)[0]
         colours, alpha = drawing[:3], drawing[3:]
-        colours = torch.einsum("ij,jhw->ihw", colour_matrix(rng, 0.5), colours) * light(rng, drawing.shape[-1])
-        changed[index] = torch.cat([torch.minimum(colours.clamp(min=0), alpha), alpha])
+        colours = _turned(colours, colour_matrix(rng, 0.5)) * light(rng, drawing.shape[-1])
+        changed[index] = _drawing(colours, alpha)
     return torch.stack(changed)
