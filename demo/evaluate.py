@@ -1,7 +1,7 @@
 """Print and keep the demo base's figures: `python -m demo.evaluate [part ...]`.
 
-Parts: judge, autoencoder, ceilings, details, text_to_image, diversity, wide, comfyui, dreambooth (the last two start
-the real ComfyUI).
+Parts: judge, autoencoder, ceilings, details, seeds, text_to_image, diversity, wide, comfyui, dreambooth (the last two
+start the real ComfyUI).
 What was measured is kept in demo/figures.json, part by part, and goes from there into docs/demo-base.md; pictures of
 the DreamBooth runs go to docs/demo-base-dreambooth.jpg and docs/demo-base-steps.jpg.
 """
@@ -30,8 +30,9 @@ from .measure import (
     measure_wide,
 )
 from .measure_comfyui import measure_comfyui
-from .measure_dreambooth import SHEETS, measure_dreambooth
+from .measure_dreambooth import SHEETS, asked_subjects, measure_dreambooth
 from .narrow import load_narrow
+from .narrow_dreambooth import measure_seeds
 from .strips import below_each_other
 
 FIGURES = Path(__file__).parent / "figures.json"
@@ -86,6 +87,7 @@ def main() -> None:
         "autoencoder": lambda: measure_autoencoder(nets, WORK),
         "ceilings": lambda: measure_ceilings(nets, judge),
         "details": lambda: measure_details(nets, judge),
+        "seeds": lambda: measure_seeds(asked_subjects()),
         "text_to_image": lambda: measure_text_to_image(nets, judge),
         "diversity": lambda: measure_diversity(nets, judge),
         "wide": lambda: measure_wide(nets),

@@ -125,6 +125,11 @@ def dreambooth_row(
     return row, {"photos": photos(name, "train"), **made}
 
 
+def asked_subjects() -> list[str]:
+    """Those of the environment variable DEMO_SUBJECTS; all without it."""
+    return os.environ.get("DEMO_SUBJECTS", ",".join(SUBJECTS)).split(",")
+
+
 def planned(names: list[str], steps: list[int]) -> list[Run]:
     """The runs of all sheets, of these subjects, and of these numbers of steps (all, if empty).
 
@@ -160,7 +165,7 @@ def measure_dreambooth(
         kept: what an earlier measurement left; it counts if it was of the same weights and settings.
         keep: called with the figures after every row.
     """
-    names = os.environ.get("DEMO_SUBJECTS", ",".join(SUBJECTS)).split(",")
+    names = asked_subjects()
     steps = [int(count) for count in os.environ.get("DEMO_STEPS", "").split(",") if count]
     how = {
         "weights": manifest()["weights"], "settings": {**SETTINGS, **OPTIONS},

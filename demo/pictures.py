@@ -8,9 +8,12 @@ from __future__ import annotations
 import io
 import json
 import logging
+import shutil
 import subprocess
 import tarfile
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -41,13 +44,33 @@ class Library:
     styles: tuple[str, ...]
 
 
+@contextmanager
+def _beside(path: Path) -> Iterator[Path]:
+    """Where to write what comes to *path* when it is whole.
+
+    The training processes ask for the same files at the same time, and one of them read what another had half fetched.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        part = Path(folder) / path.name
+        yield part
+        part.replace(path)
+
+
 def package(style: str, folder: Path) -> Path:
-    """The tarball of a set under *folder*, fetched with `npm pack` if it is not there yet."""
+    """The tarball of a set under *folder*, fetched with `npm pack` if it is not there yet.
+
+    Raises:
+        FileNotFoundError: there is no npm.
+    """
     scope, name, version = PACKAGES[style].replace("@", "/", 1).strip("/").replace("@", "/").split("/")
     path = folder / f"{scope}-{name}-{version}.tgz"
     if not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
-        subprocess.run(["npm", "pack", PACKAGES[style]], cwd=folder, check=True, capture_output=True)
+        npm = shutil.which("npm")
+        if npm is None:
+            raise FileNotFoundError("npm, which gets the sets' packages, was not found: install Node.js")
+        with _beside(path) as part:
+            subprocess.run([npm, "pack", PACKAGES[style]], cwd=part.parent, check=True, capture_output=True)
     return path
 
 
@@ -136,7 +159,8 @@ def _kept(cache: Path, make: Callable[[], dict[str, dict[str, np.ndarray]]]) -> 
             pixels += drawings.values()
             words += drawings
             names += [style] * len(drawings)
-        np.savez(cache, pixels=np.stack(pixels), words=np.array(words), styles=np.array(names))
+        with _beside(cache) as part:
+            np.savez(part, pixels=np.stack(pixels), words=np.array(words), styles=np.array(names))
     with np.load(cache) as data:
         return Library(data["pixels"], tuple(map(str, data["words"])), tuple(map(str, data["styles"])))
 

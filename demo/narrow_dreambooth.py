@@ -1,0 +1,152 @@
+"""DreamBooth on the narrow model: over several seeds, at a small part of the wide model's cost.
+
+One run says little: another seed moves a gain by some hundredths. Every channel of the wide model lies there several
+times, so its LoRA is a LoRA on the narrow one whose lora_down is the sum of the copies' own. It starts with the same
+spread, and takes the steps that the wide one takes under Adam if its learning rates follow (:func:`parameter_groups`).
+What differs: the random start, the wide time features between the narrow ones, and that no gradient is clipped.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import replace
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import mean
+from typing import Any
+
+import torch
+from torch import nn
+
+from .base import WEIGHTS
+from .classes import caption, place
+from .expand import UNET_REPEAT, divisor
+from .gain import CFG, PICTURES, SAMPLE_STEPS, photos, scale_of
+from .judge import LoadedJudge
+from .measure import Figures, draw, share
+from .measure_dreambooth import (
+    CLASS_CFG,
+    CLASS_IMAGES,
+    NEW_SCENES,
+    OPTIONS,
+    PICTURES_OF_A_SCENE,
+    SETTINGS,
+    STEPS,
+)
+from .narrow import Narrow, load_narrow
+from .schedule import STEPS as TIMESTEPS
+from .schedule import alphas_cumprod, sample
+from .subjects import SUBJECTS
+from .words import token_ids
+
+SEEDS = 4
+CLASS_SEED = 7000
+
+
+def parameter_groups(unet: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
+    """The LoRA's weights, each with the rate at which the narrow model's LoRA moves as the wide one's does.
+
+    Adam moves every copy of a column of lora_down by the rate, and their sum by as many rates as there are copies. The
+    wide query is smaller by the root of the copies, so its lora_up counts that much more in the narrow one.
+    """
+    groups = []
+    for name, parameter in unet.named_parameters():
+        if not parameter.requires_grad:
+            continue
+        layer, kind = name.split(".lora_")
+        root = math.sqrt(UNET_REPEAT) if layer.endswith("to_q") else 1.0
+        copies = UNET_REPEAT if layer == "time_embed.0" else divisor(f"unet.{layer}.weight") / root
+        factor = copies if kind.startswith("A") else root
+        groups.append({"params": [parameter], "lr": factor * learning_rate})
+    return groups
+
+
+def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float, steps: int = STEPS) -> Narrow:
+    """The nets after *steps* steps on the subject *name*, their LoRA's running average in the UNet."""
+    from trainer.adapter import inject
+    from trainer.conditioning import Conditioning
+    from trainer.config import TrainConfig
+    from trainer.data import TrainingData, make_batches
+    from trainer.ema import AdapterAverage
+    from trainer.loss import dreambooth_loss
+
+    word = SUBJECTS[name].class_word
+    plain, special = caption(word, None), f"a photo of ohwx {word}"
+    config = TrainConfig(
+        rank=SETTINGS["rank"], network_alpha=SETTINGS["network_alpha"], lora_targets=OPTIONS["lora_targets"],
+        train_batch_size=SETTINGS["train_batch_size"], seed=seed,
+    )  # fmt: skip
+    unet = copy.deepcopy(nets.unet)
+    parameters = inject(unet, config)
+    average = AdapterAverage(parameters, OPTIONS["ema_decay"])
+    optimizer = torch.optim.AdamW(parameter_groups(unet, learning_rate), weight_decay=0.0)
+    with torch.no_grad():
+        latents = nets.encoder(photos(name, "train"))
+        context = {text: Conditioning(nets.text(token_ids([text]))) for text in (plain, special)}
+    seeds = [CLASS_SEED + CLASS_IMAGES * seed + i for i in range(CLASS_IMAGES)]
+    class_images = sample(nets.unet, nets.text, [plain] * CLASS_IMAGES, seeds, SAMPLE_STEPS, CLASS_CFG)
+    data = TrainingData(latents, (special,) * len(latents), context, class_images, plain)
+    alphas = alphas_cumprod()
+    for step in range(steps):
+        (batch,) = make_batches(data, config, TIMESTEPS, step, torch.device("cpu"))
+        level = alphas[batch.timesteps].view(-1, 1, 1, 1)
+        noisy = level.sqrt() * batch.latents + (1 - level).sqrt() * batch.noise
+        predicted = unet(noisy, batch.timesteps, batch.conditioning.hidden_states)
+        loss = dreambooth_loss(predicted, batch.noise, batch.instances, SETTINGS["prior_loss_weight"]).total
+        optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+        average.update()
+    for parameter, value in zip(parameters, average.average, strict=True):
+        parameter.data.copy_(value)
+    return replace(nets, unet=unet)
+
+
+def row_of(
+    nets: Narrow, judge: LoadedJudge, name: str, seed: int, learning_rate: float, cfg: float = CFG
+) -> dict[str, Any]:
+    """One run's figures, as `measure_dreambooth` has them."""
+    word = SUBJECTS[name].class_word
+    plain, special = caption(word, None), f"a photo of ohwx {word}"
+    trained = with_lora(nets, name, seed, learning_rate)
+
+    def look(nets: Narrow, prompts: list[str], first: int) -> torch.Tensor:
+        return draw(nets, prompts, list(range(first, first + len(prompts))), SAMPLE_STEPS, cfg)
+
+    scenes = [scene for scene in NEW_SCENES for _ in range(PICTURES_OF_A_SCENE)]
+    pictures = look(trained, [f"{special} {place(scene)}" for scene in scenes], 300)
+    scale = scale_of(judge, name, look(nets, [plain] * PICTURES, 100))
+    after = judge.look(look(trained, [plain] * PICTURES, 100)).drawing_probability.argmax(1).tolist()
+    seen = judge.look(pictures).background
+    return {
+        "gain": scale.gain(look(trained, [special] * PICTURES, 200)),
+        "gain_in_new_scenes": scale.gain(pictures),
+        "background_in_new_scenes": share([a == b for a, b in zip(seen, scenes, strict=True)]),
+        "class_prompt_is_the_subject": share([i == judge.names.index((word, "fluent")) for i in after]),
+    }
+
+
+def _rows(name: str, weights: Path, learning_rate: float) -> list[dict[str, Any]]:
+    """A subject's rows, one for each seed, in a process of its own."""
+    torch.set_num_threads(1)
+    nets, judge = load_narrow(weights), LoadedJudge()
+    return [row_of(nets, judge, name, seed, learning_rate) for seed in range(SEEDS)]
+
+
+def measure_seeds(
+    names: list[str],
+    weights: Path = WEIGHTS,
+    learning_rate: float = SETTINGS["learning_rate"],
+    workers: int = 2,
+) -> Figures:
+    """The mean of SEEDS runs of each subject, with each seed's own figures."""
+    figures: Figures = {"learning_rate": learning_rate, "seeds": SEEDS}
+    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+        waiting = {name: pool.submit(_rows, name, weights, learning_rate) for name in names}
+        for name, result in waiting.items():
+            rows = result.result()
+            figures[name] = {what: round(mean(row[what] for row in rows), 3) for what in rows[0]}
+            figures[name]["each"] = [[round(value, 3) for value in row.values()] for row in rows]
+    return figures
