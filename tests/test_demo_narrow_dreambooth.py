@@ -19,7 +19,7 @@ from subjectbooth.demo.words import token_ids
 from subjectbooth.trainer.adapter import inject
 from subjectbooth.trainer.config import TrainConfig
 
-RATE, STEPS = 2e-3, 4
+RATE, STEPS = 2e-3, 3
 FIRST = "time_embed.0."
 """The one layer whose inputs are not copies: the wide model has more time features there."""
 
