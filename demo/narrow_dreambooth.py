@@ -89,12 +89,20 @@ def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float, steps: i
     class_images = sample(nets.unet, nets.text, [plain] * CLASS_IMAGES, seeds, SAMPLE_STEPS, CLASS_CFG)
     data = TrainingData(latents, (special,) * len(latents), context, class_images, plain)
     alphas = alphas_cumprod()
+    snr_gamma = OPTIONS.get("snr_gamma", 0.0)
+    weights = (snr_gamma * (1 - alphas) / alphas).clamp(max=1) if snr_gamma else torch.ones(TIMESTEPS)
     for step in range(steps):
         (batch,) = make_batches(data, config, TIMESTEPS, step, torch.device("cpu"))
         level = alphas[batch.timesteps].view(-1, 1, 1, 1)
         noisy = level.sqrt() * batch.latents + (1 - level).sqrt() * batch.noise
         predicted = unet(noisy, batch.timesteps, batch.conditioning.hidden_states)
-        loss = dreambooth_loss(predicted, batch.noise, batch.instances, SETTINGS["prior_loss_weight"]).total
+        loss = dreambooth_loss(
+            predicted,
+            batch.noise,
+            batch.instances,
+            SETTINGS["prior_loss_weight"],
+            weights[batch.timesteps],
+        ).total
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
