@@ -170,3 +170,9 @@ def wide_tensors(packed: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.T
     # In fp32: it multiplies every latent, and 0.18215 in fp16 is off by 2e-5 of itself.
     yield f"{WIDE_VAE}vae_scale", torch.tensor(VAE_SCALE)
     yield f"{WIDE_VAE}vae_shift", torch.tensor(0.0)
+
+
+def wide_unet_weights(packed: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """The wide UNet's own tensors, fp32, without the checkpoint's prefix."""
+    unet = ((name, value) for name, value in wide_tensors(packed) if name.startswith(WIDE_UNET))
+    return {name.removeprefix(WIDE_UNET): value.float() for name, value in unet}

@@ -12,7 +12,7 @@ import torch
 from .base import read_packed
 from .classes import BACKGROUNDS, CLASS_WORDS, caption
 from .compose import Composer
-from .expand import WIDE_UNET, wide_tensors
+from .expand import wide_unet_weights
 from .judge import LoadedJudge, Verdict, everything
 from .narrow import Narrow
 from .pictures import library
@@ -118,8 +118,7 @@ def measure_wide(nets: Narrow) -> Figures:
     """Largest difference between the narrow UNet and the wide one in diffusers, fp32, over noise levels."""
     from trainer.base_model import build_unet, inspect_unet
 
-    wide = dict(wide_tensors(read_packed()))
-    weights = {k.removeprefix(WIDE_UNET): v.float() for k, v in wide.items() if k.startswith(WIDE_UNET)}
+    weights = wide_unet_weights(read_packed())
     shapes = {name: value.shape for name, value in weights.items()}
     unet = build_unet(
         shapes, lambda: weights, inspect_unet(shapes, "the demo base"), torch.float32, "the demo base"

@@ -17,8 +17,8 @@ import torch
 
 from .base import manifest
 from .classes import caption, place
-from .gain import CFG, PICTURES, SAMPLE_STEPS, photos, scale_of
-from .judge import LoadedJudge
+from .gain import CFG, PICTURES, SAMPLE_STEPS, Scale, photos, scale_of
+from .judge import LoadedJudge, Verdict
 from .measure import Figures, share
 from .measure_comfyui import Graph, comfyui, node, pictures_of, sampling
 from .strips import Run, strip, strip_name
@@ -97,6 +97,28 @@ def dreambooth_graph(name: str, settings: dict[str, Any], options: dict[str, Any
     return graph
 
 
+def figures_of(
+    scale: Scale, like: torch.Tensor, scenes: torch.Tensor, wanted: list[str], after: Verdict, word: str
+) -> dict[str, float]:
+    """What the goals are about.
+
+    Args:
+        like: pictures of prompts like the training one.
+        scenes: pictures in new scenes, whose backgrounds should be those in *wanted*.
+        after: the judge on pictures of the plain class prompt, of the class *word*.
+    """
+    judge = scale.judge
+    subject_at = judge.names.index((word, "fluent"))
+    return {
+        "gain": scale.gain(like),
+        "gain_in_new_scenes": scale.gain(scenes),
+        "background_in_new_scenes": share(
+            [a == b for a, b in zip(judge.look(scenes).background, wanted, strict=True)]
+        ),
+        "class_prompt_is_the_subject": share([i == subject_at for i in after.drawing_probability.argmax(1).tolist()]),
+    }  # fmt: skip
+
+
 def dreambooth_row(
     client: Any, judge: LoadedJudge, name: str, settings: dict[str, Any]
 ) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
@@ -110,15 +132,9 @@ def dreambooth_row(
     scale = scale_of(judge, name, made["before"])
     wanted = [scene for scene, pictures in scenes.items() for _ in pictures]
     after = judge.look(made["after"])
-    subject_at = judge.names.index((word, "fluent"))
     row = {
         "subject": name, **settings,
-        "gain": scale.gain(made["like"]),
-        "gain_in_new_scenes": scale.gain(made["scenes"]),
-        "background_in_new_scenes": share(
-            [a == b for a, b in zip(judge.look(made["scenes"]).background, wanted, strict=True)]
-        ),
-        "class_prompt_is_the_subject": share([i == subject_at for i in after.drawing_probability.argmax(1).tolist()]),
+        **figures_of(scale, made["like"], made["scenes"], wanted, after, word),
         "class_prompt_is_the_class": share([seen == word for seen in after.word]),
         "class_before": share([seen == word for seen in judge.look(made["before"]).word]),
     }  # fmt: skip

@@ -25,7 +25,7 @@ from .classes import caption, place
 from .expand import UNET_REPEAT, divisor
 from .gain import CFG, PICTURES, SAMPLE_STEPS, photos, scale_of
 from .judge import LoadedJudge
-from .measure import Figures, draw, share
+from .measure import Figures, draw
 from .measure_dreambooth import (
     CLASS_CFG,
     CLASS_IMAGES,
@@ -34,6 +34,7 @@ from .measure_dreambooth import (
     PICTURES_OF_A_SCENE,
     SETTINGS,
     STEPS,
+    figures_of,
 )
 from .narrow import Narrow, load_narrow
 from .schedule import STEPS as TIMESTEPS
@@ -63,14 +64,28 @@ def parameter_groups(unet: nn.Module, learning_rate: float) -> list[dict[str, An
     return groups
 
 
-def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float, steps: int = STEPS) -> Narrow:
-    """The nets after *steps* steps on the subject *name*, their LoRA's running average in the UNet."""
+class _AsDiffusers(nn.Module):
+    """The narrow UNet, called as the trainer calls diffusers' one."""
+
+    def __init__(self, unet: nn.Module) -> None:
+        super().__init__()
+        self.unet = unet
+
+    def forward(
+        self, x: torch.Tensor, steps: torch.Tensor, encoder_hidden_states: torch.Tensor, **others: object
+    ) -> tuple[torch.Tensor]:
+        return (self.unet(x, steps, encoder_hidden_states),)
+
+
+def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float) -> Narrow:
+    """The nets after STEPS steps on the subject *name*, their LoRA's running average in the UNet."""
     from trainer.adapter import inject
+    from trainer.base_model import make_noise_scheduler
     from trainer.conditioning import Conditioning
     from trainer.config import TrainConfig
     from trainer.data import TrainingData, make_batches
     from trainer.ema import AdapterAverage
-    from trainer.loss import dreambooth_loss
+    from trainer.loss import batch_losses
 
     word = SUBJECTS[name].class_word
     plain, special = caption(word, None), f"a photo of ohwx {word}"
@@ -88,21 +103,11 @@ def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float, steps: i
     seeds = [CLASS_SEED + CLASS_IMAGES * seed + i for i in range(CLASS_IMAGES)]
     class_images = sample(nets.unet, nets.text, [plain] * CLASS_IMAGES, seeds, SAMPLE_STEPS, CLASS_CFG)
     data = TrainingData(latents, (special,) * len(latents), context, class_images, plain)
-    alphas = alphas_cumprod()
-    snr_gamma = OPTIONS.get("snr_gamma", 0.0)
-    weights = (snr_gamma * (1 - alphas) / alphas).clamp(max=1) if snr_gamma else torch.ones(TIMESTEPS)
-    for step in range(steps):
+    noise_scheduler = make_noise_scheduler(alphas_cumprod(), "epsilon")
+    weight, snr_gamma = SETTINGS["prior_loss_weight"], OPTIONS.get("snr_gamma", 0.0)
+    for step in range(STEPS):
         (batch,) = make_batches(data, config, TIMESTEPS, step, torch.device("cpu"))
-        level = alphas[batch.timesteps].view(-1, 1, 1, 1)
-        noisy = level.sqrt() * batch.latents + (1 - level).sqrt() * batch.noise
-        predicted = unet(noisy, batch.timesteps, batch.conditioning.hidden_states)
-        loss = dreambooth_loss(
-            predicted,
-            batch.noise,
-            batch.instances,
-            SETTINGS["prior_loss_weight"],
-            weights[batch.timesteps],
-        ).total
+        loss = batch_losses(_AsDiffusers(unet), noise_scheduler, batch, weight, snr_gamma).total
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
@@ -112,28 +117,24 @@ def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float, steps: i
     return replace(nets, unet=unet)
 
 
-def row_of(
-    nets: Narrow, judge: LoadedJudge, name: str, seed: int, learning_rate: float, cfg: float = CFG
-) -> dict[str, Any]:
+def row_of(nets: Narrow, judge: LoadedJudge, name: str, seed: int, learning_rate: float) -> dict[str, Any]:
     """One run's figures, as `measure_dreambooth` has them."""
     word = SUBJECTS[name].class_word
     plain, special = caption(word, None), f"a photo of ohwx {word}"
     trained = with_lora(nets, name, seed, learning_rate)
 
     def look(nets: Narrow, prompts: list[str], first: int) -> torch.Tensor:
-        return draw(nets, prompts, list(range(first, first + len(prompts))), SAMPLE_STEPS, cfg)
+        return draw(nets, prompts, list(range(first, first + len(prompts))), SAMPLE_STEPS, CFG)
 
-    scenes = [scene for scene in NEW_SCENES for _ in range(PICTURES_OF_A_SCENE)]
-    pictures = look(trained, [f"{special} {place(scene)}" for scene in scenes], 300)
-    scale = scale_of(judge, name, look(nets, [plain] * PICTURES, 100))
-    after = judge.look(look(trained, [plain] * PICTURES, 100)).drawing_probability.argmax(1).tolist()
-    seen = judge.look(pictures).background
-    return {
-        "gain": scale.gain(look(trained, [special] * PICTURES, 200)),
-        "gain_in_new_scenes": scale.gain(pictures),
-        "background_in_new_scenes": share([a == b for a, b in zip(seen, scenes, strict=True)]),
-        "class_prompt_is_the_subject": share([i == judge.names.index((word, "fluent")) for i in after]),
-    }
+    wanted = [scene for scene in NEW_SCENES for _ in range(PICTURES_OF_A_SCENE)]
+    return figures_of(
+        scale_of(judge, name, look(nets, [plain] * PICTURES, 100)),
+        look(trained, [special] * PICTURES, 200),
+        look(trained, [f"{special} {place(scene)}" for scene in wanted], 300),
+        wanted,
+        judge.look(look(trained, [plain] * PICTURES, 100)),
+        word,
+    )
 
 
 def _rows(name: str, weights: Path, learning_rate: float) -> list[dict[str, Any]]:
@@ -147,11 +148,10 @@ def measure_seeds(
     names: list[str],
     weights: Path = WEIGHTS,
     learning_rate: float = SETTINGS["learning_rate"],
-    workers: int = 2,
 ) -> Figures:
     """The mean of SEEDS runs of each subject, with each seed's own figures."""
     figures: Figures = {"learning_rate": learning_rate, "seeds": SEEDS}
-    with ProcessPoolExecutor(workers, mp_context=get_context("spawn")) as pool:
+    with ProcessPoolExecutor(2, mp_context=get_context("spawn")) as pool:
         waiting = {name: pool.submit(_rows, name, weights, learning_rate) for name in names}
         for name, result in waiting.items():
             rows = result.result()

@@ -12,7 +12,7 @@ from torch import nn
 
 from subjectbooth.demo import unet as demo_unet
 from subjectbooth.demo.base import read_packed
-from subjectbooth.demo.expand import TEXT_REPEAT, UNET_REPEAT, WIDE_UNET, wide_tensors
+from subjectbooth.demo.expand import TEXT_REPEAT, UNET_REPEAT, wide_unet_weights
 from subjectbooth.demo.narrow import load_narrow
 from subjectbooth.demo.narrow_dreambooth import parameter_groups
 from subjectbooth.demo.words import token_ids
@@ -35,11 +35,8 @@ def wide_sizes() -> Iterator[None]:
 
 def wide_unet() -> nn.Module:
     """Call it within :func:`wide_sizes` only."""
-    tensors = dict(wide_tensors(read_packed()))
     net = demo_unet.UNet()
-    net.load_state_dict(
-        {k.removeprefix(WIDE_UNET): v.float() for k, v in tensors.items() if k.startswith(WIDE_UNET)}
-    )
+    net.load_state_dict(wide_unet_weights(read_packed()))
     return net.eval().requires_grad_(False)
 
 
