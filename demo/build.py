@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from .base import WEIGHTS
-from .classes import all_words
+from .classes import MORE_STYLES, all_words
 from .judge import train_judge
 from .pack import pack, unpack
 from .parallel import share_done
@@ -61,6 +61,7 @@ RARE = DiffusionRun(
     rare_share=0.25,
     any_drawing=0.4,
     varied_classes=True,
+    styles=MORE_STYLES,
     snr_cap=20.0,
     steps=2500,
     lr=1.2e-3,

@@ -52,6 +52,9 @@ CLASS_WORDS: tuple[str, ...] = tuple(CLASSES)
 STYLES: tuple[str, ...] = ("noto", "twemoji", "fxemoji")
 """The drawing styles the base is trained on. Fluent 3D is never among them: it supplies the subjects."""
 
+MORE_STYLES: tuple[str, ...] = (*STYLES, "noto-v1", "emojione")
+"""Those of the stage `rare`, which widens what the base expects of a class."""
+
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (216, 44, 44),
     "blue": (45, 105, 224),

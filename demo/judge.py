@@ -16,15 +16,15 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from .classes import BACKGROUNDS, CLASS_WORDS, STYLES
+from .classes import BACKGROUNDS, CLASS_WORDS, MORE_STYLES
 from .compose import Composer
-from .pictures import Library, library
+from .pictures import library
 from .rates import warm_cosine
 
 logger = logging.getLogger("subjectbooth")
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
-ALL_STYLES = (*STYLES, "fluent")
+ALL_STYLES = (*MORE_STYLES, "fluent")
 EMBEDDING = 128
 
 
@@ -63,11 +63,6 @@ class Verdict:
     drawing_probability: torch.Tensor
 
 
-def everything(work: Path) -> Library:
-    """The library of all sets."""
-    return library(work / "npm", ALL_STYLES)
-
-
 def drawing_names(words: tuple[str, ...], styles: tuple[str, ...]) -> list[tuple[str, str]]:
     """(class word, style) of each of the judge's outputs, in order."""
     return list(zip(words, styles, strict=True))
@@ -89,7 +84,7 @@ def train_judge(work: Path, steps: int = 2200, batch: int = 32, lr: float = 2e-3
     """Train on compositions made on the fly and write the weights. About 70,000 pictures."""
     torch.manual_seed(seed)
     rng = random.Random(f"judge {seed}")
-    pictures = everything(work)
+    pictures = library(work / "npm", ALL_STYLES)
     composer = Composer(pictures)
     names = drawing_names(pictures.words, pictures.styles)
     index = {name: i for i, name in enumerate(names)}
@@ -126,6 +121,7 @@ class LoadedJudge:
         with safe_open(path, "pt") as handle:
             metadata = handle.metadata()
         self.names = drawing_names(tuple(metadata["words"].split("|")), tuple(metadata["styles"].split("|")))
+        self.styles = tuple(dict.fromkeys(style for _, style in self.names))
         self.net = Judge(len(self.names))
         state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
         self.net.load_state_dict(state)

@@ -13,7 +13,7 @@ from .base import read_packed
 from .classes import BACKGROUNDS, CLASS_WORDS, caption
 from .compose import Composer
 from .expand import wide_unet_weights
-from .judge import LoadedJudge, Verdict, everything
+from .judge import LoadedJudge, Verdict
 from .narrow import Narrow
 from .pictures import library
 from .schedule import sample
@@ -29,7 +29,7 @@ def share(flags: list[bool]) -> float:
 
 def measure_judge(judge: LoadedJudge, work: Path, count: int = 2000) -> Figures:
     """The judge on compositions that its training did not draw."""
-    batch = Composer(everything(work)).batch(random.Random("judge, held out"), count)
+    batch = Composer(library(work / "npm", judge.styles)).batch(random.Random("judge, held out"), count)
     verdict = judge.look(batch.images)
     return {
         "pictures": count,

@@ -29,8 +29,12 @@ PACKAGES: dict[str, str] = {
     "noto": "@iconify-json/noto@1.2.9",
     "twemoji": "@iconify-json/twemoji@1.2.5",
     "fxemoji": "@iconify-json/fxemoji@1.2.2",
+    "noto-v1": "@iconify-json/noto-v1@1.2.5",
+    "emojione": "@iconify-json/emojione@1.2.3",
     "fluent": "@lobehub/fluent-emoji-3d@1.1.0",
 }
+OLDER_NAMES = {"bullseye": "direct-hit", "robot": "robot-face"}
+"""What the two older sets call drawings that they name otherwise than Noto does now."""
 SIDE = 128
 MARGIN = 8
 
@@ -98,13 +102,16 @@ def _member(tarball: Path, name: str) -> bytes:
 
 def svg_drawings(style: str, folder: Path) -> dict[str, np.ndarray]:
     """class word -> drawing, for one of the SVG sets."""
-    tarball = package(style, folder)
-    icons = json.loads(_member(tarball, "icons.json"))
-    chars = json.loads(_member(tarball, "chars.json"))
+    icons = json.loads(_member(package(style, folder), "icons.json"))
+    # The older sets have no table of code points, and Noto's names.
+    chars = json.loads(_member(package("twemoji" if style == "twemoji" else "noto", folder), "chars.json"))
+    known = {*icons["icons"], *icons.get("aliases", {})}
     drawings = {}
     for word, (code, firefox) in CLASSES.items():
         name = firefox if style == "fxemoji" else chars.get(code) or chars.get(f"{code}-fe0f")
-        if name is not None:
+        if name not in known:
+            name = OLDER_NAMES.get(name or "")
+        if name is not None and name in known:
             drawings[word] = _draw(icons, name)
     return drawings
 
@@ -174,6 +181,7 @@ def library(folder: Path, styles: tuple[str, ...] = STYLES) -> Library:
     return _kept(folder / f"library-{'-'.join(styles)}.npz", make)
 
 
-def everything_drawn(folder: Path) -> Library:
-    """All drawings of the training sets, of any class or none: what the autoencoder sees besides the classes."""
-    return _kept(folder / "everything.npz", lambda: {style: whole_set(style, folder) for style in STYLES})
+def everything_drawn(folder: Path, styles: tuple[str, ...] = STYLES) -> Library:
+    """All drawings of *styles*, of any class or none: what the autoencoder sees besides the classes."""
+    cache = folder / f"everything-{'-'.join(styles)}.npz"
+    return _kept(cache, lambda: {style: whole_set(style, folder) for style in styles})

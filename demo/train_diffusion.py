@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from . import parallel
-from .classes import BACKGROUNDS, CLASS_WORDS, COLORS, RARE_TOKENS, caption, place, random_caption
+from .classes import BACKGROUNDS, CLASS_WORDS, COLORS, RARE_TOKENS, STYLES, caption, place, random_caption
 from .compose import SIZE, Change, Composer, random_background
 from .muon import Muon
 from .pictures import everything_drawn, library
@@ -42,7 +42,8 @@ class DiffusionRun:
 
     The share *any_drawing* of the captions names no class: their pictures show any drawing of the sets, in other
     colours and light, so that details that the base never saw are not taken for noise. With *varied_classes* half of
-    the classes' own drawings are :func:`varied` to the same end. *snr_cap* is that of :func:`loss_weights`.
+    the classes' own drawings are :func:`varied` to the same end. *styles* are the sets shown, *snr_cap* is that of
+    :func:`loss_weights`.
     """
 
     name: str = "diffusion"
@@ -50,6 +51,7 @@ class DiffusionRun:
     rare_share: float = 0.2
     any_drawing: float = 0.0
     varied_classes: bool = False
+    styles: tuple[str, ...] = STYLES
     snr_cap: float = 5.0
     autoencoder: str = "autoencoder"
     steps: int = 15000
@@ -210,8 +212,9 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
     encoder, decoder = load_autoencoder(work, run.autoencoder)
     rng = random.Random(f"{run.seed} {rank} {step}")
     noise_source = torch.Generator().manual_seed(hash((run.seed, rank, step)) % 2**31)
-    anything = Composer(everything_drawn(work / "npm")) if run.any_drawing else None
-    pool = LatentPool(Composer(library(work / "npm")), encoder, rng, anything, varied if run.varied_classes else None)
+    anything = Composer(everything_drawn(work / "npm", run.styles)) if run.any_drawing else None
+    known = Composer(library(work / "npm", run.styles))
+    pool = LatentPool(known, encoder, rng, anything, varied if run.varied_classes else None)
     if rank == 0:
         logger.info("%d latents a process, std %.3f", len(pool.latents), float(pool.latents.std()))
     unet = torch.compile(nets["unet"]) if run.compile else nets["unet"]

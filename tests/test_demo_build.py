@@ -43,7 +43,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A work folder whose drawings are there already."""
     folder = tmp_path_factory.mktemp("work")
     write_drawings(folder / "npm" / f"library-{'-'.join(STYLES)}.npz", CLASS_WORDS)
-    write_drawings(folder / "npm" / "everything.npz", tuple(f"icon {i}" for i in range(20)))
+    write_drawings(folder / "npm" / f"everything-{'-'.join(STYLES)}.npz", tuple(f"icon {i}" for i in range(20)))
     torch.save(Eye().state_dict(), folder / "eye.pt")
     return folder
 

