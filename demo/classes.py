@@ -50,10 +50,10 @@ CLASSES: dict[str, tuple[str, str | None]] = _parse(_TABLE)
 CLASS_WORDS: tuple[str, ...] = tuple(CLASSES)
 
 STYLES: tuple[str, ...] = ("noto", "twemoji", "fxemoji")
-"""The drawing styles the base is trained on. Fluent 3D is never among them: it supplies the subjects."""
+"""The drawing styles the base is trained on first. Fluent 3D is never trained on: it supplies the subjects."""
 
 MORE_STYLES: tuple[str, ...] = (*STYLES, "noto-v1", "emojione")
-"""Those of the stage `rare`, which widens what the base expects of a class."""
+"""Those of the stage `rare`, so that the base expects more than three drawings of a class."""
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (216, 44, 44),

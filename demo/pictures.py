@@ -102,9 +102,10 @@ def _member(tarball: Path, name: str) -> bytes:
 
 def svg_drawings(style: str, folder: Path) -> dict[str, np.ndarray]:
     """class word -> drawing, for one of the SVG sets."""
-    icons = json.loads(_member(package(style, folder), "icons.json"))
-    # The older sets have no table of code points, and Noto's names.
-    chars = json.loads(_member(package("twemoji" if style == "twemoji" else "noto", folder), "chars.json"))
+    tarball = package(style, folder)
+    icons = json.loads(_member(tarball, "icons.json"))
+    # The older sets' tables of code points are empty; they have Noto's names.
+    chars = json.loads(_member(tarball, "chars.json")) or json.loads(_member(package("noto", folder), "chars.json"))
     known = {*icons["icons"], *icons.get("aliases", {})}
     drawings = {}
     for word, (code, firefox) in CLASSES.items():
