@@ -1,13 +1,14 @@
 """From the raw packages to the weights: `python -m demo.build all`. Every stage goes on where it was stopped.
 
-`all` is words, autoencoder, wide, encoder, diffusion, rare, pack, subjects and judge, about seven hours on two
-cores; stages that are finished are left out. To train packed weights further: unpack, diffusion, rare, pack.
+`all` is every other stage but unpack, in order, about ten hours on two cores; those that are finished are left out.
+To train packed weights further: unpack, last, pack (and encoder, for the autoencoder).
 """
 
 from __future__ import annotations
 
 import argparse
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,8 +24,6 @@ from .train_autoencoder import AutoencoderRun, train_autoencoder
 from .train_diffusion import DiffusionRun, train_diffusion
 from .words import TABLE, write_table
 
-ALL = ("words", "autoencoder", "wide", "encoder", "diffusion", "rare", "pack", "subjects", "judge")
-STAGES = ("all", *ALL, "unpack")
 WORK = Path(__file__).parent / ".work"
 logger = logging.getLogger("subjectbooth")
 
@@ -60,8 +59,6 @@ RARE = DiffusionRun(
     start_from=DIFFUSION.name,
     rare_share=0.25,
     any_drawing=0.4,
-    varied_classes=True,
-    styles=MORE_STYLES,
     snr_cap=20.0,
     steps=2500,
     lr=1.2e-3,
@@ -69,8 +66,15 @@ RARE = DiffusionRun(
     ema_decay=0.998,
     seed=2,
 )
+VARIED = replace(RARE, name="varied", start_from=RARE.name, varied_classes=True)
+MORE_SETS = replace(VARIED, name="more_sets", start_from=VARIED.name, styles=MORE_STYLES, steps=3100)
+LAST = replace(MORE_SETS, name="last", start_from=MORE_SETS.name, any_drawing=0.3, steps=6000)
+DIFFUSIONS = (DIFFUSION, RARE, VARIED, MORE_SETS, LAST)
+"""Each goes on from the one before."""
 
-RUNS: dict[str, AutoencoderRun | DiffusionRun] = {run.name: run for run in (*AUTOENCODERS, DIFFUSION, RARE)}
+RUNS: dict[str, AutoencoderRun | DiffusionRun] = {run.name: run for run in (*AUTOENCODERS, *DIFFUSIONS)}
+ALL = ("words", *RUNS, "pack", "subjects", "judge")
+STAGES = ("all", *ALL, "unpack")
 
 
 def main() -> None:
@@ -112,17 +116,17 @@ def finished(work: Path, run: AutoencoderRun | DiffusionRun) -> bool:
     return share_done(state["step"], state["spent"], run.steps, run.minutes) >= 1
 
 
-def _latest_autoencoder(work: Path) -> str:
-    """Name of the last of AUTOENCODERS that has a state."""
-    there = [run.name for run in AUTOENCODERS if (work / f"{run.name}.pt").exists()]
-    return there[-1] if there else AUTOENCODER.name
+def _latest(runs: Sequence[AutoencoderRun | DiffusionRun], work: Path) -> str:
+    """Name of the last of *runs* that has a state; of the first, if none has."""
+    there = [run.name for run in runs if (work / f"{run.name}.pt").exists()]
+    return there[-1] if there else runs[0].name
 
 
 def _run_of(stage: str, arguments: argparse.Namespace) -> AutoencoderRun | DiffusionRun:
     run = replace(RUNS[stage], minutes=arguments.minutes, workers=arguments.workers)
     if not isinstance(run, DiffusionRun):
         return run
-    return replace(run, autoencoder=_latest_autoencoder(arguments.work), lr=arguments.lr or run.lr)
+    return replace(run, autoencoder=_latest(AUTOENCODERS, arguments.work), lr=arguments.lr or run.lr)
 
 
 def _do(stage: str, arguments: argparse.Namespace) -> None:
@@ -135,10 +139,9 @@ def _do(stage: str, arguments: argparse.Namespace) -> None:
     elif stage == "judge":
         train_judge(work)
     elif stage == "pack":
-        diffusion = RARE if (work / f"{RARE.name}.pt").exists() else DIFFUSION
-        pack(work, diffusion.name, _latest_autoencoder(work))
+        pack(work, _latest(DIFFUSIONS, work), _latest(AUTOENCODERS, work))
     elif stage == "unpack":
-        unpack(work, DIFFUSION.name, WIDE.name, [ENCODER.name, RARE.name], arguments.weights)
+        unpack(work, MORE_SETS.name, WIDE.name, [ENCODER.name, LAST.name], arguments.weights)
 
 
 if __name__ == "__main__":

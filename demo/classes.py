@@ -53,7 +53,7 @@ STYLES: tuple[str, ...] = ("noto", "twemoji", "fxemoji")
 """The drawing styles the base is trained on first. Fluent 3D is never trained on: it supplies the subjects."""
 
 MORE_STYLES: tuple[str, ...] = (*STYLES, "noto-v1", "emojione")
-"""Those of the stage `rare`, so that the base expects more than three drawings of a class."""
+"""Those of the stages from `more_sets` on, so that the base expects more than three drawings of a class."""
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (216, 44, 44),

@@ -1,7 +1,8 @@
-"""The judge: a small classifier trained on real compositions of every set, the kept-out one too. Shell only.
+"""The judge: small classifiers trained on real compositions of every set, the kept-out one too. Shell only.
 
 It tells which drawing a picture shows (so its class and its drawing style) and over which background. It is used by
-`demo.evaluate` alone and has never seen a generated picture.
+`demo.evaluate` alone and has never seen a generated picture. Nets of different seeds differ by some percent in what
+they call a class (docs/demo-base.md), so the judge is several, and what they say is averaged.
 """
 
 from __future__ import annotations
@@ -16,16 +17,20 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
+from . import parallel
 from .classes import BACKGROUNDS, CLASS_WORDS, MORE_STYLES
 from .compose import Composer
-from .pictures import library
+from .pictures import Library, library
 from .rates import warm_cosine
+from .recolour import varied
 
 logger = logging.getLogger("subjectbooth")
 
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
 ALL_STYLES = (*MORE_STYLES, "fluent")
 EMBEDDING = 128
+SEEDS = (0, 1, 2)
+"""One net each."""
 
 
 def _stage(inputs: int, outputs: int) -> list[nn.Module]:
@@ -80,11 +85,30 @@ def _wear(images: torch.Tensor, rng: random.Random) -> torch.Tensor:
     return images + rng.uniform(0, 0.05) * torch.randn_like(images)
 
 
-def train_judge(work: Path, steps: int = 2200, batch: int = 32, lr: float = 2e-3, seed: int = 0) -> None:
-    """Train on compositions made on the fly and write the weights. About 70,000 pictures."""
+def train_judge(work: Path) -> None:
+    """Train the nets of SEEDS, each on 128,000 compositions made on the fly, and write the weights.
+
+    Nets that are finished are kept in *work*, so a stopped training goes on with the next.
+    """
+    pictures = library(work / "npm", ALL_STYLES)
+    states: dict[str, torch.Tensor] = {}
+    for seed in SEEDS:
+        path = work / f"judge-{seed}.pt"
+        if not path.exists():
+            parallel.save(path, _trained(pictures, seed))
+        states |= {f"{seed}.{key}": value for key, value in torch.load(path, weights_only=True).items()}
+    save_file(states, WEIGHTS, {"words": "|".join(pictures.words), "styles": "|".join(pictures.styles)})
+
+
+def _trained(
+    pictures: Library, seed: int, steps: int = 4000, batch: int = 32, lr: float = 2e-3
+) -> dict[str, torch.Tensor]:
+    """Half-precision weights of one net.
+
+    Half of its drawings are :func:`varied`, as are the base's: one that knew clean drawings alone called stars chicks.
+    """
     torch.manual_seed(seed)
     rng = random.Random(f"judge {seed}")
-    pictures = library(work / "npm", ALL_STYLES)
     composer = Composer(pictures)
     names = drawing_names(pictures.words, pictures.styles)
     index = {name: i for i, name in enumerate(names)}
@@ -94,7 +118,7 @@ def train_judge(work: Path, steps: int = 2200, batch: int = 32, lr: float = 2e-3
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * warm_cosine(step, step / steps)
-        made = composer.batch(rng, batch)
+        made = composer.batch(rng, batch, change=varied)
         which = torch.tensor([index[pair] for pair in zip(made.words, made.styles, strict=True)])
         where = torch.tensor([BACKGROUNDS.index(name) for name in made.backgrounds])
         drawing, background, _ = net(_wear(made.images, rng))
@@ -106,14 +130,13 @@ def train_judge(work: Path, steps: int = 2200, batch: int = 32, lr: float = 2e-3
         optimizer.step()
         running += 0.02 * (loss.item() - running)
         if (step + 1) % 200 == 0:
-            logger.info("judge step %d: loss %.3f", step + 1, running)
+            logger.info("judge %d step %d: loss %.3f", seed, step + 1, running)
     state = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
-    words = {"words": "|".join(pictures.words), "styles": "|".join(pictures.styles)}
-    save_file({k: v.contiguous() for k, v in state.items()}, WEIGHTS, metadata=words)
+    return {k: v.contiguous() for k, v in state.items()}
 
 
 class LoadedJudge:
-    """The trained judge with its drawings' names."""
+    """The trained nets with their drawings' names."""
 
     def __init__(self, path: Path = WEIGHTS) -> None:
         from safetensors import safe_open
@@ -122,26 +145,35 @@ class LoadedJudge:
             metadata = handle.metadata()
         self.names = drawing_names(tuple(metadata["words"].split("|")), tuple(metadata["styles"].split("|")))
         self.styles = tuple(dict.fromkeys(style for _, style in self.names))
-        self.net = Judge(len(self.names))
         state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
-        self.net.load_state_dict(state)
-        self.net.eval().requires_grad_(False)
+        if not all(key[0].isdigit() for key in state):  # a judge of one net
+            state = {f"0.{key}": value for key, value in state.items()}
+        seeds = sorted({key.split(".")[0] for key in state})
+        self.nets = nn.ModuleDict({seed: Judge(len(self.names)) for seed in seeds})
+        self.nets.load_state_dict(state)
+        self.nets.eval().requires_grad_(False)
         self._words = torch.tensor([CLASS_WORDS.index(word) for word, _ in self.names])
         self._styles = torch.tensor([ALL_STYLES.index(style) for _, style in self.names])
 
     @torch.no_grad()
     def look(self, images: torch.Tensor) -> Verdict:
-        """Judge images float32 [n, 3, 64, 64] in 0..1."""
-        outputs = [self.net(chunk) for chunk in images.split(128)]
-        drawing = torch.cat([o[0] for o in outputs]).softmax(1)
-        background = torch.cat([o[1] for o in outputs]).argmax(1)
-        words = torch.zeros(len(images), len(CLASS_WORDS)).index_add_(1, self._words, drawing)
-        styles = torch.zeros(len(images), len(ALL_STYLES)).index_add_(1, self._styles, drawing)
+        """Judge images float32 [n, 3, 64, 64] in 0..1.
+
+        Probabilities are means over the nets; embeddings lie side by side, so that their cosine is the mean cosine.
+        """
+        outputs = [[net(part) for net in self.nets.values()] for part in images.split(128)]
+        drawing, where, embedding = (
+            [torch.cat([part[i][k] for part in outputs]) for i in range(len(self.nets))] for k in range(3)
+        )
+        drawing_probability = torch.stack(drawing).softmax(2).mean(0)
+        background = torch.stack(where).softmax(2).mean(0).argmax(1)
+        words = torch.zeros(len(images), len(CLASS_WORDS)).index_add_(1, self._words, drawing_probability)
+        styles = torch.zeros(len(images), len(ALL_STYLES)).index_add_(1, self._styles, drawing_probability)
         return Verdict(
             word=tuple(CLASS_WORDS[i] for i in words.argmax(1).tolist()),
             style=tuple(ALL_STYLES[i] for i in styles.argmax(1).tolist()),
             background=tuple(BACKGROUNDS[i] for i in background.tolist()),
             word_probability=words,
-            embedding=torch.cat([o[2] for o in outputs]),
-            drawing_probability=drawing,
+            embedding=F.normalize(torch.cat(embedding, 1), dim=1),
+            drawing_probability=drawing_probability,
         )

@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from .base import manifest
+from .base import manifest, sha256_of
 from .classes import caption, place
 from .gain import CFG, PICTURES, SAMPLE_STEPS, Scale, photos, scale_of
+from .judge import WEIGHTS as JUDGE
 from .judge import LoadedJudge, Verdict
 from .measure import Figures, share
 from .measure_comfyui import Graph, comfyui, node, pictures_of, sampling
@@ -178,13 +179,13 @@ def measure_dreambooth(
 
     Args:
         strips: a folder for one picture a row.
-        kept: what an earlier measurement left; it counts if it was of the same weights and settings.
+        kept: what an earlier measurement left; it counts if it was of the same weights, judge and settings.
         keep: called with the figures after every row.
     """
     names = asked_subjects()
     steps = [int(count) for count in os.environ.get("DEMO_STEPS", "").split(",") if count]
     how = {
-        "weights": manifest()["weights"], "settings": {**SETTINGS, **OPTIONS},
+        "weights": manifest()["weights"], "judge": sha256_of(JUDGE), "settings": {**SETTINGS, **OPTIONS},
         "pictures": [PICTURES, PICTURES_OF_A_SCENE], "sampled": [SAMPLE_STEPS, CFG],
     }  # fmt: skip
     rows: dict[str, dict[str, Any]] = {}
