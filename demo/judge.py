@@ -157,23 +157,28 @@ class LoadedJudge:
 
     @torch.no_grad()
     def look(self, images: torch.Tensor) -> Verdict:
-        """Judge images float32 [n, 3, 64, 64] in 0..1.
-
-        Probabilities are means over the nets; embeddings lie side by side, so that their cosine is the mean cosine.
-        """
-        outputs = [[net(part) for net in self.nets.values()] for part in images.split(128)]
-        drawing, where, embedding = (
-            [torch.cat([part[i][k] for part in outputs]) for i in range(len(self.nets))] for k in range(3)
-        )
-        drawing_probability = torch.stack(drawing).softmax(2).mean(0)
-        background = torch.stack(where).softmax(2).mean(0).argmax(1)
-        words = torch.zeros(len(images), len(CLASS_WORDS)).index_add_(1, self._words, drawing_probability)
-        styles = torch.zeros(len(images), len(ALL_STYLES)).index_add_(1, self._styles, drawing_probability)
+        """Judge images float32 [n, 3, 64, 64] in 0..1."""
+        parts = [self._averaged(part) for part in images.split(128)]
+        drawing, background, embedding = (torch.cat(values) for values in zip(*parts, strict=True))
+        words = torch.zeros(len(images), len(CLASS_WORDS)).index_add_(1, self._words, drawing)
+        styles = torch.zeros(len(images), len(ALL_STYLES)).index_add_(1, self._styles, drawing)
         return Verdict(
             word=tuple(CLASS_WORDS[i] for i in words.argmax(1).tolist()),
             style=tuple(ALL_STYLES[i] for i in styles.argmax(1).tolist()),
-            background=tuple(BACKGROUNDS[i] for i in background.tolist()),
+            background=tuple(BACKGROUNDS[i] for i in background.argmax(1).tolist()),
             word_probability=words,
-            embedding=F.normalize(torch.cat(embedding, 1), dim=1),
-            drawing_probability=drawing_probability,
+            embedding=embedding,
+            drawing_probability=drawing,
+        )
+
+    def _averaged(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Mean probabilities of the drawing and of the background, and the nets' embeddings.
+
+        These lie side by side as one unit vector, so that two pictures' cosine is the mean of the nets' cosines.
+        """
+        drawings, backgrounds, embeddings = zip(*(net(images) for net in self.nets.values()), strict=True)
+        return (
+            torch.stack(drawings).softmax(2).mean(0),
+            torch.stack(backgrounds).softmax(2).mean(0),
+            F.normalize(torch.cat(embeddings, 1), dim=1),
         )
