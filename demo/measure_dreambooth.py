@@ -20,6 +20,7 @@ from .classes import caption, place
 from .gain import CFG, PICTURES, SAMPLE_STEPS, Scale, photos, scale_of
 from .judge import WEIGHTS as JUDGE
 from .judge import LoadedJudge, Verdict
+from .kept_pictures import Pictures, keep_pictures, kept_pictures
 from .measure import Figures, share
 from .measure_comfyui import Graph, comfyui, node, pictures_of, sampling
 from .strips import Run, strip, strip_name
@@ -120,26 +121,27 @@ def figures_of(
     }  # fmt: skip
 
 
-def dreambooth_row(
-    client: Any, judge: LoadedJudge, name: str, settings: dict[str, Any]
-) -> tuple[dict[str, Any], dict[str, torch.Tensor]]:
-    """Train one subject once; its figures, and the pictures they are about."""
-    word = SUBJECTS[name].class_word
+def pictures_of_run(client: Any, name: str, settings: dict[str, Any]) -> Pictures:
+    """Train one subject once; what is looked at. 'scenes' are PICTURES_OF_A_SCENE of each of NEW_SCENES."""
     options = {**client.defaults("DreamBoothOptions"), **OPTIONS}
     result = client.run(dreambooth_graph(name, {**SETTINGS, **settings}, options), timeout=3600)
     made = {part: pictures_of(client, result, part) for part in ("before", "like", "after")}
-    scenes = {scene: pictures_of(client, result, f"scene_{scene}") for scene in NEW_SCENES}
-    made["scenes"] = torch.cat(list(scenes.values()))
+    made["scenes"] = torch.cat([pictures_of(client, result, f"scene_{scene}") for scene in NEW_SCENES])
+    return made
+
+
+def dreambooth_row(judge: LoadedJudge, name: str, settings: dict[str, Any], made: Pictures) -> dict[str, Any]:
+    """The figures of one run's pictures."""
+    word = SUBJECTS[name].class_word
     scale = scale_of(judge, name, made["before"])
-    wanted = [scene for scene, pictures in scenes.items() for _ in pictures]
+    wanted = [scene for scene in NEW_SCENES for _ in range(PICTURES_OF_A_SCENE)]
     after = judge.look(made["after"])
-    row = {
+    return {
         "subject": name, **settings,
         **figures_of(scale, made["like"], made["scenes"], wanted, after, word),
         "class_prompt_is_the_class": share([seen == word for seen in after.word]),
         "class_before": share([seen == word for seen in judge.look(made["before"]).word]),
     }  # fmt: skip
-    return row, {"photos": photos(name, "train"), **made}
 
 
 def asked_subjects() -> list[str]:
@@ -173,32 +175,51 @@ def summary(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def measure_dreambooth(
-    judge: LoadedJudge, kept: Figures, keep: Callable[[Figures], None], strips: Path
+    judge: LoadedJudge, kept: Figures, keep: Callable[[Figures], None], folder: Path
 ) -> Figures:
     """Every subject, without and with class images.
 
     Args:
-        strips: a folder for one picture a row.
         kept: what an earlier measurement left; it counts if it was of the same weights, judge and settings.
         keep: called with the figures after every row.
+        folder: for the pictures of each row, which another judge of the same weights judges without a new run, and for
+            the strip of each.
     """
     names = asked_subjects()
     steps = [int(count) for count in os.environ.get("DEMO_STEPS", "").split(",") if count]
     how = {
-        "weights": manifest()["weights"], "judge": sha256_of(JUDGE), "settings": {**SETTINGS, **OPTIONS},
+        "weights": manifest()["weights"], "settings": {**SETTINGS, **OPTIONS},
         "pictures": [PICTURES, PICTURES_OF_A_SCENE], "sampled": [SAMPLE_STEPS, CFG],
     }  # fmt: skip
+    judged = {**how, "judge": sha256_of(JUDGE)}
     rows: dict[str, dict[str, Any]] = {}
-    if all(kept.get(name) == value for name, value in how.items()):
+    if all(kept.get(name) == value for name, value in judged.items()):
         rows = dict(kept["rows"])
-    strips.mkdir(parents=True, exist_ok=True)
-    with comfyui() as client:
-        for name, images, count in planned(names, steps):
-            key = f"{name}, {images} class images, {count} steps"
-            if key in rows:
-                continue
-            rows[key], made = dreambooth_row(client, judge, name, {"steps": count, "class_images": images})
-            logger.info("%s: %s", key, rows[key])
-            strip(made, PICTURES_OF_A_SCENE).save(strips / strip_name((name, images, count)))
-            keep({**summary(rows), **how, "rows": rows})
-    return {**summary(rows), **how, "rows": rows}
+
+    def add(run: Run, made: Pictures) -> None:
+        name, images, count = run
+        key = _key(run)
+        rows[key] = dreambooth_row(judge, name, {"steps": count, "class_images": images}, made)
+        logger.info("%s: %s", key, rows[key])
+        strip({"photos": photos(name, "train"), **made}, PICTURES_OF_A_SCENE).save(folder / strip_name(run))
+        keep({**summary(rows), **judged, "rows": rows})
+
+    runs = [run for run in planned(names, steps) if _key(run) not in rows]
+    folder.mkdir(parents=True, exist_ok=True)
+    files = {run: (folder / strip_name(run)).with_suffix(".safetensors") for run in runs}
+    for run in runs:
+        if made := kept_pictures(files[run], how):
+            add(run, made)
+    if missing := [run for run in runs if _key(run) not in rows]:
+        with comfyui() as client:
+            for run in missing:
+                name, images, count = run
+                made = pictures_of_run(client, name, {"steps": count, "class_images": images})
+                keep_pictures(files[run], made, how)
+                add(run, made)
+    return {**summary(rows), **judged, "rows": rows}
+
+
+def _key(run: Run) -> str:
+    name, images, count = run
+    return f"{name}, {images} class images, {count} steps"
