@@ -1,8 +1,8 @@
 """The judge: small classifiers trained on real compositions of every set, the kept-out one too. Shell only.
 
 It tells which drawing a picture shows (so its class and its drawing style) and over which background. It is used by
-`demo.evaluate` alone and has never seen a generated picture. Nets of different seeds differ by some percent in what
-they call a class (docs/demo-base.md), so the judge is several, and what they say is averaged.
+`demo.evaluate` alone and has never seen a generated picture. How a net was trained moves its figures, for one subject
+up and for another down (docs/demo-base.md), so the judge is several, each trained in a way of its own, and averaged.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import random
 from dataclasses import dataclass
+from itertools import product
 from pathlib import Path
 
 import torch
@@ -29,8 +30,6 @@ logger = logging.getLogger("subjectbooth")
 WEIGHTS = Path(__file__).parent / "weights" / "judge.safetensors"
 ALL_STYLES = (*MORE_STYLES, "fluent")
 EMBEDDING = 128
-SEEDS = (0, 1, 2)
-"""One net each."""
 
 
 def _stage(inputs: int, outputs: int) -> list[nn.Module]:
@@ -73,46 +72,56 @@ def drawing_names(words: tuple[str, ...], styles: tuple[str, ...]) -> list[tuple
     return list(zip(words, styles, strict=True))
 
 
-def _wear(images: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """Lost resolution and noise, so that the judge looks at shapes and not at pixel-sharp edges.
+def _blurred(images: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    if rng.random() < 0.5:
+        return images
+    sigma = rng.uniform(0.4, 1.4)
+    x = torch.arange(-3, 4)
+    kernel = torch.exp(-(x**2) / (2 * sigma**2))
+    kernel = (kernel / kernel.sum()).expand(3, 1, 7)
+    images = F.conv2d(F.pad(images, (3, 3, 3, 3), mode="replicate"), kernel[:, :, None], groups=3)
+    return F.conv2d(images, kernel[:, :, :, None], groups=3)
 
-    An autoencoder takes resolution away as well: a judge that has seen it taken away by shrinking alone gives every
-    subject its due behind one (docs/demo-base.md). Eight pictures lose the same.
-    """
-    worn = []
+
+def _coarsened(images: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """Shrunk and enlarged again, eight pictures alike."""
+    parts = []
     for part in images.split(8):
         if rng.random() < 0.75:
             low, high = (0.5, 1.0) if rng.random() < 0.3 else (0.35, 0.6)
             size = int(images.shape[-1] * rng.uniform(low, high))
             part = F.interpolate(F.interpolate(part, size=size, mode="area"), size=images.shape[-2:], mode="bicubic")
-        worn.append(part)
-    return torch.cat(worn) + rng.uniform(0, 0.05) * torch.randn_like(images)
+        parts.append(part)
+    return torch.cat(parts)
+
+
+WAYS = tuple(product((None, varied), (_blurred, _coarsened)))
+"""How each net's drawings are changed, and its pictures worn (noise is added besides) so that it looks at shapes and
+not at pixel-sharp edges."""
 
 
 def train_judge(work: Path) -> None:
-    """Train the nets of SEEDS, each on 128,000 compositions made on the fly, and write the weights.
+    """Train a net in each of WAYS, on 70,400 compositions made on the fly each, and write the weights.
 
     Nets that are finished are kept in *work*, so a stopped training goes on with the next.
     """
     pictures = library(work / "npm", ALL_STYLES)
     states: dict[str, torch.Tensor] = {}
-    for seed in SEEDS:
-        path = work / f"judge-{seed}.pt"
+    for way in range(len(WAYS)):
+        path = work / f"judge-{way}.pt"
         if not path.exists():
-            parallel.save(path, _trained(pictures, seed))
-        states |= {f"{seed}.{key}": value for key, value in torch.load(path, weights_only=True).items()}
+            parallel.save(path, _trained(pictures, way))
+        states |= {f"{way}.{key}": value for key, value in torch.load(path, weights_only=True).items()}
     save_file(states, WEIGHTS, {"words": "|".join(pictures.words), "styles": "|".join(pictures.styles)})
 
 
 def _trained(
-    pictures: Library, seed: int, steps: int = 4000, batch: int = 32, lr: float = 2e-3
+    pictures: Library, way: int, steps: int = 2200, batch: int = 32, lr: float = 2e-3
 ) -> dict[str, torch.Tensor]:
-    """Half-precision weights of one net.
-
-    Half of its drawings are :func:`varied`, as are the base's: one that knew clean drawings alone called stars chicks.
-    """
-    torch.manual_seed(seed)
-    rng = random.Random(f"judge {seed}")
+    """Half-precision weights of one net, trained in the way of that number, which is its seed too."""
+    change, wear = WAYS[way]
+    torch.manual_seed(way)
+    rng = random.Random(f"judge {way}")
     composer = Composer(pictures)
     names = drawing_names(pictures.words, pictures.styles)
     index = {name: i for i, name in enumerate(names)}
@@ -122,10 +131,11 @@ def _trained(
     for step in range(steps):
         for group in optimizer.param_groups:
             group["lr"] = lr * warm_cosine(step, step / steps)
-        made = composer.batch(rng, batch, change=varied)
+        made = composer.batch(rng, batch, change=change)
         which = torch.tensor([index[pair] for pair in zip(made.words, made.styles, strict=True)])
         where = torch.tensor([BACKGROUNDS.index(name) for name in made.backgrounds])
-        drawing, background, _ = net(_wear(made.images, rng))
+        worn = wear(made.images, rng)
+        drawing, background, _ = net(worn + rng.uniform(0, 0.05) * torch.randn_like(worn))
         loss = F.cross_entropy(drawing, which, label_smoothing=0.05) + 0.5 * F.cross_entropy(
             background, where
         )
@@ -134,7 +144,7 @@ def _trained(
         optimizer.step()
         running += 0.02 * (loss.item() - running)
         if (step + 1) % 200 == 0:
-            logger.info("judge %d step %d: loss %.3f", seed, step + 1, running)
+            logger.info("judge %d step %d: loss %.3f", way, step + 1, running)
     state = {k: v.half() if v.is_floating_point() else v for k, v in net.state_dict().items()}
     return {k: v.contiguous() for k, v in state.items()}
 

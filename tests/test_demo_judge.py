@@ -59,12 +59,12 @@ def test_several_nets_are_averaged(tmp_path: Path) -> None:
 def test_finished_nets_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_drawings(tmp_path / "npm" / f"library-{'-'.join(ALL_STYLES)}.npz", CLASS_WORDS)
     monkeypatch.setattr(judge, "WEIGHTS", tmp_path / "judge.safetensors")
-    monkeypatch.setattr(judge, "SEEDS", (0, 1))
+    monkeypatch.setattr(judge, "WAYS", judge.WAYS[1:3])
     trained: list[int] = []
 
-    def one_step(pictures: object, seed: int) -> dict[str, torch.Tensor]:
-        trained.append(seed)
-        return real(pictures, seed)
+    def one_step(pictures: object, way: int) -> dict[str, torch.Tensor]:
+        trained.append(way)
+        return real(pictures, way)
 
     real = partial(judge._trained, steps=1)
     monkeypatch.setattr(judge, "_trained", one_step)
