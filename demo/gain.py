@@ -23,7 +23,7 @@ from .words import token_ids
 
 PICTURES = 16
 """Of each prompt: a gain is a mean, and over six pictures chance alone moves it by some hundredths."""
-SAMPLE_STEPS, CFG = 15, 3.0
+SAMPLE_STEPS, CFG = 15, 2.0
 NOISED_TO = (50, 100, 200, 400)
 
 

@@ -40,12 +40,12 @@ SERIES = ("dog", "clock")
 SERIES_STEPS = (100, 200, 400, 800)
 
 SETTINGS: dict[str, Any] = {
-    "learning_rate": 2e-3, "rank": 8, "network_alpha": 8.0, "train_batch_size": 2,
+    "learning_rate": 1.5e-3, "rank": 8, "network_alpha": 8.0, "train_batch_size": 2,
     "gradient_accumulation_steps": 1, "prior_loss_weight": 0.5, "seed": 0, "resolution": 0,
     "lr_scheduler": "constant", "lr_warmup_steps": 0, "gradient_checkpointing": "off", "precision": "fp32",
     "validation_prompts": "", "validation_interval": 0, "force_retrain": False,
 }  # fmt: skip
-OPTIONS: dict[str, Any] = {"lora_targets": "all", "ema_decay": 0.98}
+OPTIONS: dict[str, Any] = {"lora_targets": "all", "snr_gamma": 20.0, "ema_decay": 0.96}
 """What the node DreamBoothOptions is set to beside its defaults."""
 STEPS = 290
 SHEETS: dict[str, list[Run]] = {
