@@ -160,10 +160,8 @@ class LoadedJudge:
         self.names = drawing_names(tuple(metadata["words"].split("|")), tuple(metadata["styles"].split("|")))
         self.styles = tuple(dict.fromkeys(style for _, style in self.names))
         state = {k: v.float() if v.is_floating_point() else v for k, v in load_file(path).items()}
-        if not all(key[0].isdigit() for key in state):  # a judge of one net
-            state = {f"0.{key}": value for key, value in state.items()}
-        seeds = sorted({key.split(".")[0] for key in state})
-        self.nets = nn.ModuleDict({seed: Judge(len(self.names)) for seed in seeds})
+        ways = sorted({key.split(".")[0] for key in state})
+        self.nets = nn.ModuleDict({way: Judge(len(self.names)) for way in ways})
         self.nets.load_state_dict(state)
         self.nets.eval().requires_grad_(False)
         self._words = torch.tensor([CLASS_WORDS.index(word) for word, _ in self.names])

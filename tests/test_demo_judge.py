@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from subjectbooth.demo import judge
 from subjectbooth.demo.classes import CLASS_WORDS
 from subjectbooth.demo.gain import photos
 from subjectbooth.demo.judge import ALL_STYLES, LoadedJudge, train_judge
+from subjectbooth.demo.recolour import varied
 from subjectbooth.demo.subjects import SUBJECTS
 from subjectbooth.tests.test_demo_build import write_drawings
 
@@ -54,6 +56,19 @@ def test_several_nets_are_averaged(tmp_path: Path) -> None:
         torch.testing.assert_close(
             getattr(together, name), torch.stack([getattr(verdict, name) for verdict in alone]).mean(0)
         )
+
+
+def test_the_four_ways_differ_in_drawings_and_in_wear() -> None:
+    """Both wears take a chessboard of single pixels away in some pictures, and leave smooth ones as they are."""
+    assert len(set(judge.WAYS)) == 4 and {change for change, _ in judge.WAYS} == {None, varied}
+    place = torch.arange(64)
+    chessboard = ((place[:, None] + place) % 2).float().expand(64, 3, 64, 64)
+    smooth = torch.linspace(0.2, 0.8, 64).expand(64, 3, 64, 64)
+    for wear in {wear for _, wear in judge.WAYS}:
+        contrast = torch.cat([wear(chessboard, random.Random(seed)).std((1, 2, 3)) for seed in range(8)])
+        assert contrast.min() < 0.1 and contrast.max() == pytest.approx(0.5, abs=1e-3)
+        assert 0.2 < (contrast < 0.4).float().mean() < 0.9
+        torch.testing.assert_close(wear(smooth, random.Random(1)), smooth, atol=0.03, rtol=0)
 
 
 def test_finished_nets_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
