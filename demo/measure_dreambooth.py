@@ -33,6 +33,8 @@ NEW_SCENES = ("purple", "black", "orange", "blue", "night", "striped")
 
 CLASS_IMAGES = 32
 PICTURES_OF_A_SCENE = 4
+SCENES_OF_PICTURES = tuple(scene for scene in NEW_SCENES for _ in range(PICTURES_OF_A_SCENE))
+"""The scene of each picture that is drawn in new scenes, in order."""
 CLASS_CFG = 1.0
 """Class images from what the base draws without guidance: see docs/demo-base.md."""
 SERIES = ("dog", "clock")
@@ -100,13 +102,13 @@ def dreambooth_graph(name: str, settings: dict[str, Any], options: dict[str, Any
 
 
 def figures_of(
-    scale: Scale, like: torch.Tensor, scenes: torch.Tensor, wanted: list[str], after: Verdict, word: str
+    scale: Scale, like: torch.Tensor, scenes: torch.Tensor, after: Verdict, word: str
 ) -> dict[str, float]:
     """What the goals are about.
 
     Args:
         like: pictures of prompts like the training one.
-        scenes: pictures in new scenes, whose backgrounds should be those in *wanted*.
+        scenes: pictures in the scenes of SCENES_OF_PICTURES.
         after: the judge on pictures of the plain class prompt, of the class *word*.
     """
     judge = scale.judge
@@ -115,14 +117,14 @@ def figures_of(
         "gain": scale.gain(like),
         "gain_in_new_scenes": scale.gain(scenes),
         "background_in_new_scenes": share(
-            [a == b for a, b in zip(judge.look(scenes).background, wanted, strict=True)]
+            [a == b for a, b in zip(judge.look(scenes).background, SCENES_OF_PICTURES, strict=True)]
         ),
         "class_prompt_is_the_subject": share([i == subject_at for i in after.drawing_probability.argmax(1).tolist()]),
     }  # fmt: skip
 
 
 def pictures_of_run(client: Any, name: str, settings: dict[str, Any]) -> Pictures:
-    """Train one subject once; what is looked at. 'scenes' are PICTURES_OF_A_SCENE of each of NEW_SCENES."""
+    """Train one subject once; what is looked at. 'scenes' are in those of SCENES_OF_PICTURES."""
     options = {**client.defaults("DreamBoothOptions"), **OPTIONS}
     result = client.run(dreambooth_graph(name, {**SETTINGS, **settings}, options), timeout=3600)
     made = {part: pictures_of(client, result, part) for part in ("before", "like", "after")}
@@ -134,11 +136,10 @@ def dreambooth_row(judge: LoadedJudge, name: str, settings: dict[str, Any], made
     """The figures of one run's pictures."""
     word = SUBJECTS[name].class_word
     scale = scale_of(judge, name, made["before"])
-    wanted = [scene for scene in NEW_SCENES for _ in range(PICTURES_OF_A_SCENE)]
     after = judge.look(made["after"])
     return {
         "subject": name, **settings,
-        **figures_of(scale, made["like"], made["scenes"], wanted, after, word),
+        **figures_of(scale, made["like"], made["scenes"], after, word),
         "class_prompt_is_the_class": share([seen == word for seen in after.word]),
         "class_before": share([seen == word for seen in judge.look(made["before"]).word]),
     }  # fmt: skip
@@ -206,7 +207,7 @@ def measure_dreambooth(
 
     runs = [run for run in planned(names, steps) if _key(run) not in rows]
     folder.mkdir(parents=True, exist_ok=True)
-    files = {run: (folder / strip_name(run)).with_suffix(".safetensors") for run in runs}
+    files = {run: (folder / strip_name(run)).with_suffix(".pt") for run in runs}
     for run in runs:
         if made := kept_pictures(files[run], how):
             add(run, made)

@@ -29,9 +29,8 @@ from .measure import Figures, draw
 from .measure_dreambooth import (
     CLASS_CFG,
     CLASS_IMAGES,
-    NEW_SCENES,
     OPTIONS,
-    PICTURES_OF_A_SCENE,
+    SCENES_OF_PICTURES,
     SETTINGS,
     STEPS,
     figures_of,
@@ -104,7 +103,7 @@ def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float) -> Narro
     class_images = sample(nets.unet, nets.text, [plain] * CLASS_IMAGES, seeds, SAMPLE_STEPS, CLASS_CFG)
     data = TrainingData(latents, (special,) * len(latents), context, class_images, plain)
     noise_scheduler = make_noise_scheduler(alphas_cumprod(), "epsilon")
-    weight, snr_gamma = SETTINGS["prior_loss_weight"], OPTIONS.get("snr_gamma", 0.0)
+    weight, snr_gamma = SETTINGS["prior_loss_weight"], OPTIONS["snr_gamma"]
     for step in range(STEPS):
         (batch,) = make_batches(data, config, TIMESTEPS, step, torch.device("cpu"))
         loss = batch_losses(_AsDiffusers(unet), noise_scheduler, batch, weight, snr_gamma).total
@@ -126,12 +125,10 @@ def row_of(nets: Narrow, judge: LoadedJudge, name: str, seed: int, learning_rate
     def look(nets: Narrow, prompts: list[str], first: int) -> torch.Tensor:
         return draw(nets, prompts, list(range(first, first + len(prompts))), SAMPLE_STEPS, CFG)
 
-    wanted = [scene for scene in NEW_SCENES for _ in range(PICTURES_OF_A_SCENE)]
     return figures_of(
         scale_of(judge, name, look(nets, [plain] * PICTURES, 100)),
         look(trained, [special] * PICTURES, 200),
-        look(trained, [f"{special} {place(scene)}" for scene in wanted], 300),
-        wanted,
+        look(trained, [f"{special} {place(scene)}" for scene in SCENES_OF_PICTURES], 300),
         judge.look(look(trained, [plain] * PICTURES, 100)),
         word,
     )

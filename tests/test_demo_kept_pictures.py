@@ -18,13 +18,13 @@ from subjectbooth.demo.measure_dreambooth import NEW_SCENES, PICTURES_OF_A_SCENE
 
 def test_kept_as_they_are_and_only_for_what_made_them(tmp_path: Path) -> None:
     every_byte = torch.arange(256).repeat(3 * 16).view(1, 3, 64, 64).float() / 255
-    path = tmp_path / "run.safetensors"
+    path = tmp_path / "run.pt"
     assert kept_pictures(path, {"rate": 2e-3}) is None
     keep_pictures(path, {"like": every_byte}, {"rate": 2e-3, "pictures": [16, 4]})
     again = kept_pictures(path, {"rate": 2e-3, "pictures": [16, 4]})
     assert again is not None and torch.equal(again["like"], every_byte)
     assert kept_pictures(path, {"rate": 1e-3, "pictures": [16, 4]}) is None
-    assert [p.name for p in tmp_path.iterdir()] == ["run.safetensors"]
+    assert [p.name for p in tmp_path.iterdir()] == ["run.pt"]
 
 
 def test_another_judge_needs_no_new_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
