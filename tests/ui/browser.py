@@ -147,32 +147,50 @@ class Page:
     def click(self, element: str, timeout: float = 30.0) -> None:
         """A real mouse click on the middle of the element that a JavaScript expression gives.
 
-        Waits until it stands still there (the editor moves its view slowly on a busy machine) and nothing covers it.
+        Waits until it stands still there (the editor moves its view slowly on a busy machine) and nothing covers it;
+        again if it moved away under the press. A press that it gets without a click, though it stands still, is an
+        error: something swallows clicks.
 
         Raises:
             TimeoutError: it never did; what is there instead.
+            RuntimeError: its clicks are swallowed.
         """
         find = (
             f"const find = () => {{ const e = {element}; const b = e?.getBoundingClientRect();"
             " if (!b?.width) return null;"
             " const x = b.x + b.width / 2, y = b.y + b.height / 2, top = document.elementFromPoint(x, y);"
-            " return {x, y, top, free: e.contains(top)}; };"
+            " return {e, x, y, top, free: e.contains(top)}; };"
         )
-        try:
-            box = self.wait_for(
-                f"(async () => {{ {find} const one = find(); if (!one?.free) return null;"
-                " await new Promise(done => setTimeout(done, 120)); const two = find();"
-                " return two?.free && one.x === two.x && one.y === two.y ? {x: two.x, y: two.y} : null; })()",
-                timeout,
-            )
-        except TimeoutError as error:
-            seen = self.evaluate(
-                f"(() => {{ {find} const at = find(); return at ? `at ${{at.x}}, ${{at.y}} of ${{innerWidth}} x"
-                " ${innerHeight}, on top: ${at.top?.outerHTML.slice(0, 300) ?? 'nothing'}` : 'it is not shown'; })()"
-            )
-            raise TimeoutError(f"Nothing to click on within {timeout:.0f} s: {element}\nNow: {seen}") from error
-        for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
-            self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **box)
+        # Frames, not time alone: a machine that draws slowly moves its view in steps with pauses between.
+        still = (
+            f"(async () => {{ {find} const one = find(); if (!one?.free) return null;"
+            " await new Promise(done => setTimeout(done, 120));"
+            " for (let i = 0; i < 2; i += 1) await new Promise(requestAnimationFrame); const two = find();"
+            " if (!two?.free || one.e !== two.e || one.x !== two.x || one.y !== two.y) return null;"
+            " const got = window.clicked = {}, once = {capture: true, once: true};"
+            " for (const kind of ['pointerdown', 'click'])"
+            " addEventListener(kind, event => { got[kind] = two.e.contains(event.target); }, once);"
+            " got.now = () => { const now = two.e.getBoundingClientRect(); return {gone: !now.width,"
+            " moved: now.x + now.width / 2 !== two.x || now.y + now.height / 2 !== two.y}; };"
+            " return {x: two.x, y: two.y}; })()"
+        )
+        deadline = time.monotonic() + timeout
+        while True:
+            try:
+                box = self.wait_for(still, deadline - time.monotonic())
+            except TimeoutError as error:
+                seen = self.evaluate(f"(() => {{ {find} const at = find(); if (!at) return 'it is not shown';"
+                                     " return `at ${at.x}, ${at.y} of ${innerWidth} x ${innerHeight}, on top: `"
+                                     " + (at.top?.outerHTML.slice(0, 300) ?? 'nothing'); })()")
+                raise TimeoutError(f"Nothing to click on within {timeout:.0f} s: {element}\nNow: {seen}") from error
+            for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
+                self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **box)
+            # What the click leads to may have taken the element, or the whole page, away.
+            got = self.evaluate("window.clicked && {...clicked, ...clicked.now()}") or {"click": True}
+            if got.get("click") or got.get("pointerdown") and got["gone"]:
+                return
+            if got.get("pointerdown") and not got["moved"]:
+                raise RuntimeError(f"Clicks are swallowed, though it stands still: {element}")
 
     def screenshot(self, path: Path, clip: dict[str, float] | None = None) -> Path:
         """Save what the tab shows; `clip`: x, y, width, height in CSS pixels. PNG or JPEG by the file's name."""
