@@ -140,7 +140,8 @@ class Page:
         deadline = time.monotonic() + timeout
         while not (value := self.evaluate(sendable)):
             if time.monotonic() > deadline:
-                raise TimeoutError(f"Not true within {timeout:.0f} s: {expression}")
+                said = self.evaluate("document.body.innerText.slice(-800)")
+                raise TimeoutError(f"Not true within {timeout:.0f} s: {expression}\nThe page says: {said}")
             time.sleep(0.1)
         return value
 
