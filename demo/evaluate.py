@@ -19,6 +19,7 @@ from typing import Any
 import torch
 
 from .build import WORK
+from .files import whole
 from .gain import measure_ceilings, measure_details
 from .judge import LoadedJudge
 from .measure import (
@@ -72,7 +73,8 @@ def main() -> None:
 
     def keep(part: str, figures: Figures) -> None:
         kept[part] = figures
-        FIGURES.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        with whole(FIGURES) as part_written:
+            part_written.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
     def dreambooth() -> Figures:
         strips = WORK / "dreambooth"
@@ -95,11 +97,11 @@ def main() -> None:
         "dreambooth": dreambooth,
     }
     parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description=__doc__)
-    parser.add_argument(
-        "parts", nargs="*", choices=[*parts, []], help="what to measure; everything if not given"
-    )
+    parser.add_argument("parts", nargs="*", metavar="part", help="what to measure; everything if not given")
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
+    if unknown := set(arguments.parts) - set(parts):
+        parser.error(f"no such part: {', '.join(sorted(unknown))} (choose from {', '.join(parts)})")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     if arguments.threads:
         torch.set_num_threads(arguments.threads)

@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from . import parallel
+from . import files
 from .classes import BACKGROUNDS, CLASS_WORDS, MORE_STYLES
 from .compose import Composer
 from .pictures import Library, library
@@ -110,9 +110,10 @@ def train_judge(work: Path) -> None:
     for way in range(len(WAYS)):
         path = work / f"judge-{way}.pt"
         if not path.exists():
-            parallel.save(path, _trained(pictures, way))
+            files.save(path, _trained(pictures, way))
         states |= {f"{way}.{key}": value for key, value in torch.load(path, weights_only=True).items()}
-    save_file(states, WEIGHTS, {"words": "|".join(pictures.words), "styles": "|".join(pictures.styles)})
+    with files.whole(WEIGHTS) as part:
+        save_file(states, part, {"words": "|".join(pictures.words), "styles": "|".join(pictures.styles)})
 
 
 def _trained(

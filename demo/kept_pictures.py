@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from . import parallel
+from . import files
 
 Pictures = dict[str, torch.Tensor]
 """Of each part, float32 [n, 3, 64, 64] in 0..1, as they come from PNG files."""
@@ -16,7 +16,7 @@ Pictures = dict[str, torch.Tensor]
 def keep_pictures(path: Path, made: Pictures, how: dict[str, Any]) -> None:
     """Write *made*, as bytes, by *how*."""
     bytes_of = {name: (pictures * 255).round().to(torch.uint8) for name, pictures in made.items()}
-    parallel.save(path, {"how": how, "made": bytes_of})
+    files.save(path, {"how": how, "made": bytes_of})
 
 
 def kept_pictures(path: Path, how: dict[str, Any]) -> Pictures | None:

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from . import files
 from .base import MANIFEST, WEIGHTS, read_packed, sha256_of, write_checkpoint
 from .expand import narrow_state, pack_state
 
@@ -34,10 +35,12 @@ def pack(work: Path, diffusion: str, autoencoder: str) -> None:
     narrow = {**nets, **{f"vae.{key}": value for key, value in vae.items()}}
     packed = pack_state(narrow)
     WEIGHTS.parent.mkdir(exist_ok=True)
-    save_file(packed, WEIGHTS)
+    with files.whole(WEIGHTS) as part:
+        save_file(packed, part)
     digest = write_checkpoint(packed, _Sink())  # type: ignore[arg-type]
     recorded = {"weights": sha256_of(WEIGHTS), "checkpoint": digest}
-    MANIFEST.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
+    with files.whole(MANIFEST) as part:
+        part.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
     logger.info("%s: %.1f MB", WEIGHTS.name, WEIGHTS.stat().st_size / 1e6)
 
 

@@ -77,10 +77,3 @@ class Clock:
         agreed = torch.tensor([fraction], dtype=torch.float64)
         dist.broadcast(agreed, 0)
         return float(agreed)
-
-
-def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a working state (outside git) so that a kill leaves the old or the new one whole."""
-    part = path.with_suffix(".part")
-    torch.save(state, part)
-    part.replace(path)

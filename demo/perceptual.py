@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import parallel
+from . import files, parallel
 from .compose import Composer
 from .pictures import everything_drawn
 from .rates import warm_cosine
@@ -102,4 +102,4 @@ def _job(
         if rank == 0 and (step + 1) % 200 == 0:
             logger.info("eye step %d: loss %.3f", step + 1, running)
     if rank == 0:
-        parallel.save(Path(path), eye.state_dict())
+        files.save(Path(path), eye.state_dict())

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from . import parallel
+from . import files, parallel
 from .autoencoder import decoder_widths, encoder_widths, grow, make_decoder, make_encoder
 from .compose import Composer
 from .muon import Muon
@@ -172,7 +172,7 @@ def _save(
     clock: parallel.Clock,
 ) -> None:
     states = [optimizer.state_dict() for optimizer in optimizers]
-    parallel.save(
+    files.save(
         path, {"nets": nets.state_dict(), "optimizers": states, "step": step, "spent": clock.seconds()}
     )
 

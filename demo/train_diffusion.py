@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from . import parallel
+from . import files, parallel
 from .classes import BACKGROUNDS, CLASS_WORDS, COLORS, RARE_TOKENS, STYLES, caption, place, random_caption
 from .compose import SIZE, Change, Composer, random_background
 from .muon import Muon
@@ -280,7 +280,7 @@ def _save(
         "ema": ema.state_dict(),
         "optimizers": [optimizer.state_dict() for optimizer in optimizers],
     }
-    parallel.save(path, {**state, "step": step, "spent": clock.seconds()})
+    files.save(path, {**state, "step": step, "spent": clock.seconds()})
 
 
 def train_diffusion(run: DiffusionRun, folder: Path) -> Path:
