@@ -39,7 +39,8 @@ CLASS_CFG = 1.0
 """Class images from what the base draws without guidance: see docs/demo-base.md."""
 SERIES = ("dog", "clock")
 """Subjects whose rows are measured at several steps, to see overfitting and drift come."""
-SERIES_STEPS = (100, 200, 400, 800)
+STEPS = 290
+SERIES_STEPS = (100, 200, STEPS, 400, 800)
 
 SETTINGS: dict[str, Any] = {
     "learning_rate": 1.5e-3, "rank": 8, "network_alpha": 8.0, "train_batch_size": 2,
@@ -49,7 +50,6 @@ SETTINGS: dict[str, Any] = {
 }  # fmt: skip
 OPTIONS: dict[str, Any] = {"lora_targets": "all", "snr_gamma": 20.0, "ema_decay": 0.96}
 """What the node DreamBoothOptions is set to beside its defaults."""
-STEPS = 290
 SHEETS: dict[str, list[Run]] = {
     "demo-base-dreambooth.jpg": [(name, images, STEPS) for name in SUBJECTS for images in (CLASS_IMAGES, 0)],
     "demo-base-steps.jpg": [
