@@ -73,8 +73,8 @@ def main() -> None:
 
     def keep(part: str, figures: Figures) -> None:
         kept[part] = figures
-        with whole(FIGURES) as part_written:
-            part_written.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        with whole(FIGURES) as beside:
+            beside.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
     def dreambooth() -> Figures:
         strips = WORK / "dreambooth"
