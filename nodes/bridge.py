@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import comfy.model_sampling
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
@@ -18,9 +17,9 @@ from ..trainer.families import Family
 from ..trainer.storage import canonical_json, sha256_of
 from ..trainer.text_encoder import TokenChunks, build_text_encoder
 from .host import release_models
-from .weights import digest_of, effective_weights, shapes_of, stored_as
-
-UNET_PREFIX = "diffusion_model."
+from .noise import noise_schedule, sigmas_of, type_name
+from .weights import digest_of, effective_weights, refuse_comfy_quant, shapes_of, stored_as
+from .wired_checks import UNET_PREFIX, refuse_unlearnable_patches
 
 
 def base_from_graph(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
@@ -65,8 +64,10 @@ def check_wired(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> Fami
         missing = "CLIP" if clip is None else "VAE"
         raise SubjectBoothError(f"a checkpoint without a {missing}", f"a {missing}",
                                 f"wire a {missing} loader, or use a checkpoint that has one", missing)
-    refuse_unlearnable_patches(model, "MODEL")
-    refuse_unlearnable_patches(clip.patcher, "CLIP")
+    for patcher, where in ((model, "MODEL"), (clip.patcher, "CLIP")):
+        refuse_unlearnable_patches(patcher, where)
+    for patcher, where in ((model, "MODEL"), (clip.patcher, "CLIP"), (vae.patcher, "VAE")):
+        refuse_comfy_quant(patcher, where)
     family = inspect_unet(shapes_of(model, UNET_PREFIX), "MODEL", stored_as(model, UNET_PREFIX))
     noise_schedule(model)
     wanted = {f"clip_{shape.name}" for shape in family.text_encoders}
@@ -105,7 +106,7 @@ def text_encoders(clip: CLIP, family: Family, dtype: torch.dtype) -> list[Any]:
     models = []
     for shape in family.text_encoders:
         prefix = f"clip_{shape.name}.transformer."
-        own = {key.removeprefix(prefix): tensor for key, tensor in weights.items() if key.startswith(prefix)}
+        own = {key.removeprefix(prefix): weights[key] for key in weights if key.startswith(prefix)}
         models.append(build_text_encoder(own, shape, dtype, "CLIP"))
     return models
 
@@ -113,52 +114,10 @@ def text_encoders(clip: CLIP, family: Family, dtype: torch.dtype) -> list[Any]:
 def base_digest(model: ModelPatcher, clip: CLIP | None = None, vae: VAE | None = None) -> str:
     """SHA-256 over everything of the wired base that training or sampling depends on."""
     # The sampling object is hashed by itself: ComfyUI swaps it into the module while a patched clone is loaded.
-    parts = [digest_of(model, UNET_PREFIX), sha256_of(_sigmas(model).cpu()), type_name(model)]
+    parts = [digest_of(model, UNET_PREFIX), sha256_of(sigmas_of(model).cpu()), type_name(model)]
     parts += [digest_of(clip.patcher), canonical_json([clip.layer_idx, clip.tokenizer_options])] if clip else []
     parts += [digest_of(vae.patcher)] if vae else []
     return sha256_of(*parts)
-
-
-def noise_schedule(model: ModelPatcher) -> tuple[torch.Tensor, str]:
-    """``alphas_cumprod`` (float32 [timesteps]) and prediction type of the wired model, ModelSamplingDiscrete included.
-
-    Raises:
-        SubjectBoothError: the model predicts something else than epsilon or v, or has no discrete noise schedule.
-    """
-    sampling = model.get_model_object("model_sampling")
-    kinds = type(sampling).__mro__
-    is_discrete = comfy.model_sampling.ModelSamplingDiscrete in type(sampling).__bases__
-    known = {comfy.model_sampling.EPS: "epsilon", comfy.model_sampling.V_PREDICTION: "v_prediction"}
-    prediction = next((known[kind] for kind in type(sampling).__bases__ if kind in known), None)
-    if not is_discrete or prediction is None:
-        names = ", ".join(kind.__name__ for kind in kinds[1:3])
-        raise SubjectBoothError(
-            f"a model that samples by {names}", "one that predicts epsilon or v on a discrete noise schedule",
-            "wire a Stable Diffusion checkpoint, or set ModelSamplingDiscrete to eps or v_prediction", "MODEL")
-    sigmas = _sigmas(model)
-    return (1.0 / (1.0 + sigmas.double() ** 2)).float().clone(), prediction
-
-
-def refuse_unlearnable_patches(patcher: ModelPatcher, where: str) -> None:
-    """Training on a base that is not what the sampler will use would silently train the wrong thing.
-
-    Raises:
-        SubjectBoothError: the model carries something that changes its forward pass but is no weight (IP-Adapter,
-            FreeU, hooks, attention replacements).
-    """
-    options = patcher.model_options
-    inside = options.get("transformer_options", {})
-    found = [name for name in ("patches", "patches_replace") if inside.get(name)]
-    found += ["model_function_wrapper"] if options.get("model_function_wrapper") else []
-    found += [f"object patch {name}" for name in patcher.object_patches if name.startswith(UNET_PREFIX)]
-    found += ["injections"] if any(patcher.injections.values()) else []
-    found += ["hooks"] if patcher.hook_patches or patcher.forced_hooks is not None else []
-    found += ["wrappers"] if any(calls for kinds in patcher.wrappers.values() for calls in kinds.values()) else []
-    if found:
-        raise SubjectBoothError(
-            f"a {where} with patches that are not weights ({', '.join(found)}), as IP-Adapter, FreeU or hooks add",
-            f"a {where} that only LoRAs have changed",
-            f"wire the {where} from before that node to the trainer, and apply the node after ApplySubjectLoRA", where)
 
 
 class ComfyPromptEncoder:
@@ -203,14 +162,3 @@ def normal(tensor: torch.Tensor) -> torch.Tensor:
     """A float32 copy on the CPU that may take part in training: tensors made in inference mode may not."""
     with torch.inference_mode(False):
         return tensor.detach().to("cpu", torch.float32, copy=True).clone()
-
-
-def type_name(model: ModelPatcher) -> str:
-    """Names of the classes behind the model's sampling, which say its prediction type."""
-    return ",".join(kind.__name__ for kind in type(model.get_model_object("model_sampling")).__bases__)
-
-
-def _sigmas(model: ModelPatcher) -> torch.Tensor:
-    sampling = model.get_model_object("model_sampling")
-    sigmas = getattr(sampling, "sigmas", None)
-    return sigmas if isinstance(sigmas, torch.Tensor) else torch.zeros(0)

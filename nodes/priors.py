@@ -230,7 +230,8 @@ def _make(
         cfg=recipe.cfg,
     )
     if sampler.dropped:
-        notes.append(f"What MODEL carries on its guidance ({', '.join(sampler.dropped)}) is not used for class images.")
+        dropped = ", ".join(sampler.dropped)
+        notes.append(f"What MODEL carries on its guidance or attention ({dropped}) is not used for class images.")
     progress = Progress(place["node"], len(todo) * recipe.steps)
     started = time.monotonic()
     done = 0  # batches

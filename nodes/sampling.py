@@ -16,6 +16,8 @@ from PIL import Image
 from ..trainer.errors import SubjectBoothError
 from ..trainer.plan import pictures_that_fit
 from .bridge import normal
+from .noise import restore_schedule
+from .wired_checks import ATTENTION_OVERRIDE
 
 # These draw no noise of their own and treat each picture of a batch alone, so that a picture is the same in a batch
 # of any size (a test compares each with KSampler). Every other sampler, known or not, is taken to need its grouping:
@@ -42,12 +44,30 @@ def pictures_at_once(model: ModelPatcher, resolution: int, sampler_name: str) ->
     """
     if sampler_name not in BATCH_INDEPENDENT:
         return MOST_AT_ONCE
-    free = comfy.model_management.get_free_memory(model.load_device)
-    to_load = model.model_size() - model.loaded_size()
     side = resolution // 8
+    room, times = memory_for_pictures(model)
     # A picture is two in a batch: with the prompt, and with the negative one.
-    return pictures_that_fit(lambda pictures: model.memory_required([2 * pictures, 4, side, side]), free - to_load,
+    return pictures_that_fit(lambda pictures: times * model.model.memory_required([2 * pictures, 4, side, side]), room,
                              MOST_AT_ONCE)
+
+
+def memory_for_pictures(model: ModelPatcher) -> tuple[float, float]:
+    """Bytes that pictures can have once ComfyUI has made room for this model, and how many times ComfyUI's estimate of
+    a batch should fit into them.
+
+    With dynamic VRAM all loaded weights count as free, this model's too: ComfyUI streams what does not fit, which costs
+    less than a smaller batch, and it takes a batch that fits one and a half times (its own estimate on the patcher is
+    padded for another purpose). Otherwise, what other models occupy is free, as they are unloaded for this one (on a
+    CPU that frees nothing), and what is still to be loaded of this one is not.
+    """
+    device = model.load_device
+    if getattr(model, "is_dynamic", bool)():
+        return model.get_free_memory(device), 1.5
+    room: float = comfy.model_management.get_free_memory(device)
+    if not comfy.model_management.is_device_cpu(device):
+        others = [loaded.model for loaded in comfy.model_management.current_loaded_models if loaded.device == device]
+        room += sum(other.loaded_size() for other in others if other is not None and not model.is_clone(other))
+    return room - (model.model_size() - model.loaded_size()), 1.0
 
 
 class PictureSampler:
@@ -76,6 +96,7 @@ class PictureSampler:
         cfg: float,
     ) -> None:
         self._model, self.dropped = without_guidance_patches(model)
+        restore_schedule(self._model)
         self._positive, self._negative = encode(clip, prompt), encode(clip, negative)
         self._size = size
         self._settings = {"steps": steps, "cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler}
@@ -113,7 +134,9 @@ class PictureSampler:
                 seed=seeds[0],
                 **self._settings,
             )
-        except comfy.model_management.OOM_EXCEPTION as error:
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
             comfy.model_management.unload_all_models()
             raise SubjectBoothError(
                 f"out of memory with {len(seeds)} class images of {self._size[0]}x{self._size[1]} at once",
@@ -129,13 +152,27 @@ def encode(clip: CLIP, text: str) -> Any:
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
+def is_out_of_memory(error: Exception) -> bool:
+    """As ComfyUI tells it. Versions that have no ``is_oom`` know torch's own class only: newer drivers raise others."""
+    known = getattr(comfy.model_management, "is_oom", None)
+    if known is not None:
+        return bool(known(error))
+    accelerator = getattr(torch, "AcceleratorError", ())
+    return isinstance(error, comfy.model_management.OOM_EXCEPTION) or (
+        isinstance(error, accelerator) and "out of memory" in str(error).lower())
+
+
 def without_guidance_patches(model: ModelPatcher) -> tuple[ModelPatcher, list[str]]:
-    """The model without functions on its guidance, and the names of those that were there."""
+    """The model without functions on its guidance and attention, and the names of those that were there."""
     named = ("sampler_", "disable_cfg1_optimization", "denoise_mask_function")
     found = [name for name, value in model.model_options.items() if name.startswith(named) and value]
-    if not found:
+    overridden = model.model_options.get("transformer_options", {}).get(ATTENTION_OVERRIDE) is not None
+    if not found and not overridden:
         return model, []
     plain = model.clone()
     for name in found:
         del plain.model_options[name]
+    if overridden:
+        del plain.model_options["transformer_options"][ATTENTION_OVERRIDE]
+        found.append(ATTENTION_OVERRIDE)
     return plain, found

@@ -33,6 +33,7 @@ from .host import (
 from .lora_file import SubjectLora, load_lora_file, require_all_keys
 from .settings import config_from, setting_input
 from .types import CATEGORY, ClassPriorsType, DreamBoothOptionsType, SubjectLoraType, SubjectType
+from .wired_checks import ignored_on
 
 AFTER_STOP = ("keep", "continue")
 
@@ -152,7 +153,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
         remember_lora_folders(pack_output_dir(), loras_dirs())
         text = [summary, *filter(None, [_not_drawn_note(not_drawn), over_limit_note(pack_output_dir())])]
         progress.say("\n".join(text))  # the plan would make it longer than the room that the editor gives it
-        text += filter(None, [plan])
+        text += filter(None, [*ignored_on(model), plan])
         return cls._output(run, lora, finished.step, validations, text, {"run": run.folder.path.name, **result})
 
     @classmethod

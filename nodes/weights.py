@@ -3,21 +3,41 @@
 Clones of a MODEL share one module, and once a patched clone was loaded that module's own state dict holds patched
 weights. So each weight is taken from ``get_key_patches()``, which knows the original, and its patches are applied to a
 copy, with the rounding that ComfyUI itself uses.
+
+With dynamic VRAM (ComfyUI 0.16 and newer, the default on NVIDIA) a module keeps its weights in the dtype of the file,
+and ComfyUI casts each to the dtype it is used in when it is needed. What is read here is always the weight as it is
+used, so that digests and trained weights are the same in both modes.
+
+A LoRA is merged in float32 and rounded once. ComfyUI 0.33 merges it in float16 on a GPU that can, which rounds more
+often: the difference is below one step of float16 for nearly every weight (docs/compatibility.md has the figures).
+Following it would give the same base another digest on every kind of device, so it is not followed.
 """
 
 from __future__ import annotations
 
 import weakref
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import comfy.float
 import comfy.lora
 import comfy.model_management
 import torch
-from comfy.model_patcher import ModelPatcher, string_to_seed
+from comfy.model_patcher import ModelPatcher
 
+from ..trainer.errors import SubjectBoothError
 from ..trainer.storage import sha256_of
 from ..trainer.unsupported import refuse_quantised
+
+try:
+    from comfy.utils import string_to_seed
+except ImportError:  # 0.3.75; later, the one in model_patcher logs a warning at each call
+    from comfy.model_patcher import string_to_seed
+
+try:
+    import comfy.memory_management as memory_management
+except ImportError:  # 0.3.75 has no dynamic VRAM
+    memory_management = None
 
 # ComfyUI makes these for every CLIP, but no SD 1.x checkpoint holds them (nor SDXL's first encoder): they are whatever
 # was in memory, differ from load to load, and no UNet that is trained here sees what comes out of them. SDXL's second
@@ -30,27 +50,44 @@ _original_digests: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.Wea
 _patched_digests: weakref.WeakKeyDictionary[torch.nn.Module, dict[Any, str]] = weakref.WeakKeyDictionary()
 
 
+def dynamic_vram() -> bool:
+    """Whether this ComfyUI keeps weights in the dtype of their file and casts them when they are used."""
+    return bool(getattr(memory_management, "aimdo_enabled", False))
+
+
 def shapes_of(patcher: ModelPatcher, prefix: str = "") -> dict[str, torch.Size]:
     """Name (without ``prefix``) and shape of every weight below ``prefix``."""
     return {key[len(prefix):]: tensor.shape for key, tensor in patcher.model_state_dict(prefix).items()}
 
 
 def stored_as(patcher: ModelPatcher, prefix: str = "") -> dict[str, str]:
-    """Name (without ``prefix``) and kind of number of every weight below ``prefix``."""
-    return {key[len(prefix):]: _kind(tensor) for key, tensor in patcher.model_state_dict(prefix).items()}
+    """Name (without ``prefix``) and kind of number, as it is used, of every weight below ``prefix``."""
+    return {key[len(prefix):]: _kind(tensor, _dtype_in_use(patcher, key, tensor))
+            for key, tensor in patcher.model_state_dict(prefix).items()}
 
 
-def effective_weights(patcher: ModelPatcher, prefix: str = "") -> dict[str, torch.Tensor]:
-    """Every weight below ``prefix`` with the wired patches applied, in the model's own dtype.
+def refuse_comfy_quant(patcher: ModelPatcher, where: str) -> None:
+    """
+    Raises:
+        SubjectBoothError: the model is quantised in ComfyUI's own format, which keeps tables next to its weights.
+    """
+    if any(name.endswith(".comfy_quant") for name in patcher.model_state_dict()):
+        raise SubjectBoothError(
+            f"a quantised {where} (its weights are in ComfyUI's comfy_quant format)", "weights in fp32, fp16 or bf16",
+            "load the unquantised file", where)
 
-    Unpatched weights are the module's own tensors: read them, never write to them.
+
+def effective_weights(patcher: ModelPatcher, prefix: str = "") -> Mapping[str, torch.Tensor]:
+    """Every weight below ``prefix`` with the wired patches applied, in the dtype it is used in.
+
+    Each is computed when it is asked for, so that no second copy of the model is held. Unpatched weights may be the
+    module's own tensors: read them, never write to them.
 
     Raises:
-        SubjectBoothError: a weight is stored in a format that cannot be trained on (fp8, GGUF).
+        SubjectBoothError: a weight is used in a format that cannot be trained on (fp8, GGUF).
     """
     with torch.inference_mode():
-        return {key[len(prefix):]: _patched(key, entries)
-                for key, entries in patcher.get_key_patches(prefix or None).items()}
+        return _Effective(patcher, prefix)
 
 
 def digest_of(patcher: ModelPatcher, prefix: str = "") -> str:
@@ -60,29 +97,81 @@ def digest_of(patcher: ModelPatcher, prefix: str = "") -> str:
         weights = [(key, entries) for key, entries in patcher.get_key_patches(prefix or None).items()
                    if key not in _LEFT_OVER]
         if module not in _original_digests:
-            lines = (f"{key} {sha256_of(entries[0][0])}" for key, entries in weights)
+            lines = (f"{key} {sha256_of(_original(patcher, key, entries))}" for key, entries in weights)
             _original_digests[module] = sha256_of("\n".join(sorted(lines)))
         if not patcher.patches:
             return _original_digests[module]
         known = _patched_digests.setdefault(module, {})
         if patcher.patches_uuid not in known:
-            lines = (f"{key} {sha256_of(_patched(key, entries))}" for key, entries in weights if len(entries) > 1)
+            lines = (f"{key} {sha256_of(_patched(patcher, key, entries))}"
+                     for key, entries in weights if len(entries) > 1)
             known[patcher.patches_uuid] = sha256_of(_original_digests[module], "\n".join(sorted(lines)))
         return known[patcher.patches_uuid]
 
 
-def _kind(weight: torch.Tensor) -> str:
+class _Effective(Mapping[str, torch.Tensor]):
+    """See :func:`effective_weights`."""
+
+    def __init__(self, patcher: ModelPatcher, prefix: str) -> None:
+        self._patcher, self._prefix = patcher, prefix
+        self._entries = patcher.get_key_patches(prefix or None)
+        for key, entries in self._entries.items():
+            refuse_quantised({key: _kind(entries[0][0], _dtype_in_use(patcher, key, entries[0][0]))}, key)
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        key = self._prefix + name
+        with torch.inference_mode():
+            return _patched(self._patcher, key, self._entries[key])
+
+    def __iter__(self) -> Iterator[str]:
+        return (key[len(self._prefix):] for key in self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+def _kind(weight: torch.Tensor, dtype: torch.dtype) -> str:
     # ComfyUI-GGUF's weights are packed bytes; its state dict has stand-ins of them.
     if getattr(weight, "tensor_type", None) is not None or weight.dtype in (torch.uint8, torch.int8):
         return "packed bytes, as GGUF and nf4 are"
-    return str(weight.dtype).removeprefix("torch.")
+    return str(dtype).removeprefix("torch.")
 
 
-def _patched(key: str, entries: list[Any]) -> torch.Tensor:
-    weight, convert = entries[0]
-    refuse_quantised({key: _kind(weight)}, key)
+def _dtype_in_use(patcher: ModelPatcher, key: str, weight: torch.Tensor) -> torch.dtype:
+    """What ComfyUI casts a weight to before it uses it: with dynamic VRAM, what is noted on the weight's module."""
+    if not dynamic_vram():
+        return weight.dtype
+    path, _, name = key.rpartition(".")
+    try:
+        module = patcher.model.get_submodule(path)
+    except AttributeError:  # a table next to a quantised weight is no parameter of a module
+        return weight.dtype
+    return getattr(module, f"{name}_comfy_model_dtype", None) or weight.dtype
+
+
+def _original(patcher: ModelPatcher, key: str, entries: list[Any]) -> torch.Tensor:
+    weight = entries[0][0]
+    dtype = _dtype_in_use(patcher, key, weight)
+    return weight if dtype == weight.dtype else weight.to(dtype)
+
+
+def _patched(patcher: ModelPatcher, key: str, entries: list[Any]) -> torch.Tensor:
+    weight = _original(patcher, key, entries)
+    refuse_quantised({key: _kind(entries[0][0], weight.dtype)}, key)
     if len(entries) == 1:
         return weight
     full = comfy.model_management.cast_to_device(weight, torch.device("cpu"), torch.float32, copy=True)
-    full = comfy.lora.calculate_weight(entries[1:], convert(full, inplace=True), key)
+    patches = _patches_as_used(entries[1:], weight.dtype) if dynamic_vram() else entries[1:]
+    full = comfy.lora.calculate_weight(patches, entries[0][1](full, inplace=True), key)
     return comfy.float.stochastic_rounding(full, weight.dtype, seed=string_to_seed(key))
+
+
+def _patches_as_used(patches: list[Any], dtype: torch.dtype) -> list[Any]:
+    """The same patches; the weight of another model that is merged in is taken to be used in the same dtype."""
+    used = []
+    for strength, value, *rest in patches:
+        if isinstance(value, list):  # ((weight, convert), patches of that model ...)
+            (weight, convert), *others = value
+            value = [(weight.to(dtype), convert), *_patches_as_used(others, dtype)]
+        used.append((strength, value, *rest))
+    return used

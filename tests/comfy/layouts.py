@@ -29,7 +29,7 @@ import comfy.lora  # noqa: E402
 import comfy.supported_models  # noqa: E402
 import torch  # noqa: E402
 
-from subjectbooth.nodes.bridge import noise_schedule  # noqa: E402
+from subjectbooth.nodes.noise import noise_schedule  # noqa: E402
 from subjectbooth.trainer import adapter  # noqa: E402
 from subjectbooth.trainer.base_model import inspect_unet, lora_layer_names  # noqa: E402
 from subjectbooth.trainer.config import TrainConfig  # noqa: E402
