@@ -8,9 +8,9 @@ With dynamic VRAM (ComfyUI 0.16 and newer, the default on NVIDIA) a module keeps
 and ComfyUI casts each to the dtype it is used in when it is needed. What is read here is always the weight as it is
 used, so that digests and trained weights are the same in both modes.
 
-A LoRA is merged in float32 and rounded once. ComfyUI 0.33 merges it in float16 on a GPU that can, which rounds more
-often: the difference is below one step of float16 for nearly every weight (docs/compatibility.md has the figures).
-Following it would give the same base another digest on every kind of device, so it is not followed.
+A LoRA is merged in float32 and rounded once. ComfyUI 0.33 merges it in float16 on a GPU that can, which moves the
+weights by about 0.1 % of what the LoRA changes (docs/compatibility.md). To follow it would give the same base another
+digest on each kind of device, and users of older versions would train again.
 """
 
 from __future__ import annotations

@@ -103,8 +103,8 @@ def test_a_schedule_that_was_set_on_a_clone_stays_with_the_clone(read: dict[str,
     assert (plain_kind, rescaled_kind) == ("epsilon", "v_prediction")
     assert plain == pytest.approx(0.00466, abs=1e-5)
     assert rescaled < 1e-6
-    assert found["after"] == found["before"]
-    assert found["class image"] == 0
+    assert found["after"] == [found["before"]] * 2
+    assert found["class images"] == [0, 0]
     assert found["effect"] > 0.1  # the schedule shows in a picture, or the line above would say nothing
     assert found["mixed up"] == [[0.00466, "epsilon"], [0.0, "v_prediction"]]
 

@@ -108,11 +108,14 @@ def latents_of(model: Any) -> torch.Tensor:
     return pictures.sample([5], lambda *_: None)
 
 
+def _unet() -> dict[str, torch.Tensor]:
+    return {name: tensor for name, tensor in safetensors.torch.load_file(CHECKPOINT).items()
+            if name.startswith("model.diffusion_model.")}
+
+
 def loaded_and_read() -> dict[str, Any]:
     model, clip, vae = comfy.sd.load_checkpoint_guess_config(CHECKPOINT)[:3]
-    other = comfy.sd.load_diffusion_model_state_dict(
-        {name: tensor * 1.1 for name, tensor in safetensors.torch.load_file(CHECKPOINT).items()
-         if name.startswith("model.diffusion_model.")})
+    other = comfy.sd.load_diffusion_model_state_dict({name: tensor * 1.1 for name, tensor in _unet().items()})
     lora = comfy.utils.load_torch_file(LORA)
     styled, styled_clip = comfy.sd.load_lora_for_models(model, clip, lora, 0.7, 0.7)
     merged = model.clone()
@@ -144,8 +147,7 @@ def loaded_and_read() -> dict[str, Any]:
 
 
 def refusals(model: Any, clip: Any, vae: Any, lora: Any) -> dict[str, str]:
-    unet = {name: tensor for name, tensor in safetensors.torch.load_file(CHECKPOINT).items()
-            if name.startswith("model.diffusion_model.")}
+    unet = _unet()
     fp8 = comfy.sd.load_diffusion_model_state_dict(dict(unet), model_options={"dtype": torch.float8_e4m3fn})
     widened = comfy.sd.load_diffusion_model_state_dict(
         {name: tensor.to(torch.float8_e4m3fn) for name, tensor in unet.items()}, model_options={"dtype": torch.float16})
@@ -183,15 +185,18 @@ def quantised(tensors: dict[str, torch.Tensor], layer: str) -> dict[str, torch.T
 
 
 def schedules(model: Any) -> dict[str, Any]:
-    """Of the plain model and of one behind ModelSamplingDiscrete, before and after both were loaded in turn."""
-    first = latents_of(model)
-    rescaled = with_schedule(model, True)
+    """Of the plain model and of one behind ModelSamplingDiscrete: as they are made, and after both were sampled with in
+    turn. On a second copy of the model they are sampled with in the other order."""
+    twin = comfy.sd.load_diffusion_model_state_dict(_unet())
+    rescaled, twin_rescaled = with_schedule(model, True), with_schedule(twin, True)
     before = [schedule_of(model), schedule_of(rescaled)]
-    for patcher in (rescaled, model, rescaled, model):
-        comfy.model_management.load_models_gpu([patcher])
-    again = [schedule_of(model), schedule_of(rescaled)]
-    return {"before": before, "after": again, "mixed up": _mixed_up(model, rescaled), "class image": float((latents_of(model) - first).abs().max()),
-            "effect": float((latents_of(rescaled) - first).abs().max())}
+    plain_first = [latents_of(model), latents_of(rescaled)]
+    rescaled_first = [latents_of(twin_rescaled), latents_of(twin)]
+    again = [[schedule_of(first), schedule_of(second)] for first, second in ((model, rescaled), (twin, twin_rescaled))]
+    return {"before": before, "after": again, "mixed up": _mixed_up(model, rescaled),
+            "class images": [float((one - other).abs().max())
+                             for one, other in zip(plain_first, reversed(rescaled_first), strict=True)],
+            "effect": float((plain_first[0] - plain_first[1]).abs().max())}
 
 
 def _mixed_up(model: Any, rescaled: Any) -> list[tuple[float, str]]:
