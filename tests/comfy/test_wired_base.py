@@ -86,17 +86,20 @@ def test_training_follows_all_that_is_wired(
         "2": node("LoraLoader", model=["1", 0], clip=["1", 1], lora_name="tiny_style.safetensors",
                   strength_model=ON_MODEL, strength_clip=ON_CLIP),
         "3": node("ModelMergeSimple", model1=["1", 0], model2=["2", 0], ratio=KEPT),
-        "4": node("ModelSamplingDiscrete", model=["3", 0], sampling="v_prediction", zsnr=True),
+        "4": node("ModelSamplingDiscrete", model=["8", 0], sampling="v_prediction", zsnr=True),
         "5": node("CLIPMergeSimple", clip1=["1", 1], clip2=["2", 1], ratio=KEPT),
         "6": node("CLIPSetLastLayer", clip=["5", 0], stop_at_clip_layer=-2),
         "7": node("VAELoader", vae_name="other.safetensors"),
+        "8": node("ProbeAttention", model=["3", 0]),
         "9": node("DreamBoothOptions", **{**options, "train_text_encoder": with_text, "text_encoder_lr": 0.01}),
         "10": subject_node(upload_cat(comfy)),
         "11": train_node(model=("4", 0), clip=("6", 0), vae=["7", 0], steps=3, learning_rate=0.01, seed=seed,
                          options=["9", 0], output_name=f"wired_{seed}"),
     }
     result = comfy.run(graph)
-    assert "matched" in result.outputs["11"]["text"][0]
+    text = result.outputs["11"]["text"]
+    assert "matched" in text[0]
+    assert any("attention function" in line and "not used for training" in line for line in text)
     done = run_here(
         "--base", str(checkpoint), "--clip_skip", "2", "--photos", str(write_photos(tmp_path / "photos")),
         "--class-word", "cat", "--output_dir", str(tmp_path / "out"), "--resolution", str(SIZE), "--steps", "3",

@@ -67,4 +67,23 @@ class ProbeQuantised:
         return {"ui": {"report": [{"family": family, "said": said}]}}
 
 
-NODES = {"ProbeBaseDigest": ProbeBaseDigest, "ProbeQuantised": ProbeQuantised}
+class ProbeAttention:
+    """The model with an attention function of its own on it, as packs for SageAttention put one; it gives nothing but
+    zeros, so that its use would show."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",)}}
+
+    RETURN_TYPES = ("MODEL",)
+    CATEGORY = "probe"
+    FUNCTION = "patch"
+
+    def patch(self, model: Any) -> tuple[Any]:
+        patched = model.clone()
+        patched.model_options["transformer_options"]["optimized_attention_override"] = (
+            lambda function, *arguments, **more: 0 * function(*arguments, **more))
+        return (patched,)
+
+
+NODES = {"ProbeAttention": ProbeAttention, "ProbeBaseDigest": ProbeBaseDigest, "ProbeQuantised": ProbeQuantised}
