@@ -247,7 +247,7 @@ def test_output_names_stay_inside(tmp_path: Path, name: str) -> None:
     folder.mkdir()
     if _refused(lambda: checked_name(name), name):
         return
-    path = publish(run, folder, name)
+    path = publish(run, folder, name).path
     assert path.resolve().is_relative_to(folder.resolve())
     assert path.is_file()
     assert files_below(tmp_path) == {run, path}
