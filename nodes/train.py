@@ -67,7 +67,8 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 setting_input("gradient_checkpointing"), setting_input("precision"),
                 io.String.Input("output_name", default="my_subject",
                                 tooltip="Name of the LoRA in models/loras; sub-folders are allowed (pets/rex). "
-                                        "A file of another training is never overwritten: _2, _3 ... is added."),
+                                        "A file of another training, or one that was edited since, is never "
+                                        "overwritten: _2, _3 ... is added."),
                 io.String.Input("validation_prompts", multiline=True, default="a photo of {subject}",
                                 tooltip="One prompt a line, drawn while training. {subject} becomes the trained words. "
                                         "Empty: no pictures."),

@@ -21,6 +21,9 @@ from .errors import SubjectBoothError
 ADAPTER_METADATA = "lora_adapter_metadata"
 """In the file's metadata: the PEFT settings, as diffusers 0.34 and newer may write them."""
 
+MAX_ALPHA = 1e9
+"""Beyond any that was ever used, and a float32 still holds it times the root of a rank."""
+
 _PLACE = re.compile(r"(?:(unet|text_encoder|text_encoder_2)\.)?(?:base_model\.model\.)?(.+)")
 _UNET = re.compile(r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding|class_embedding)\b")
 _TEXT = re.compile(r"(text_model\.|encoder\.layers\.|text_projection\b)")
@@ -143,7 +146,7 @@ def _alpha_of(path: str, settings: Mapping[str, Any]) -> float | None:
             break
     if alpha is None:
         return None
-    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not math.isfinite(alpha):
-        raise SubjectBoothError(f"the alpha {str(alpha)[:40]!r} in PEFT settings", "a number", "get the file again",
-                                "adapter_config.json, or the LoRA's own metadata")
+    if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) <= MAX_ALPHA:
+        raise SubjectBoothError(f"the alpha {str(alpha)[:40]!r} in PEFT settings", f"a number up to {MAX_ALPHA:g}",
+                                "get the file again", "adapter_config.json, or the LoRA's own metadata")
     return float(alpha)
