@@ -38,13 +38,18 @@ def fits(key: Any, patch: Any, shape: torch.Size) -> bool:
 def changes_nothing(patches: dict[Any, Any], shapes: dict[str, torch.Size]) -> bool:
     """Whether none of the patches changes any weight: an adapter of zeros, say.
 
-    An adapter that does something is told at its first layer that does.
+    An adapter that does something is recognised at its first layer: nothing there is all zeros.
 
     Args:
         patches: all of which fit.
         shapes: of the model's weights, by name.
     """
     for key, patch in patches.items():
+        alpha_0 = 0.0 in [value for value in getattr(patch, "weights", ()) if isinstance(value, float)]
+        if not alpha_0 and all(factor.float().any() for factor in tensors_of(patch)):  # float8 has no any
+            return False
+        if isinstance(patch, LoRAAdapter) and patch.weights[4] is None:  # a product, and no DoRA: nothing to compute
+            continue
         shape = shapes[key if isinstance(key, str) else key[0]]
         # Next to zeros the smallest difference shows; a rotation (OFT) shows only on something else.
         for weight in (torch.zeros(shape), torch.linspace(-1, 1, shape.numel()).reshape(shape)):
@@ -52,6 +57,12 @@ def changes_nothing(patches: dict[Any, Any], shapes: dict[str, torch.Size]) -> b
             if applied is None or applied.shape != shape or not torch.equal(applied, weight):
                 return False
     return True
+
+
+def tensors_of(patch: Any) -> list[torch.Tensor]:
+    """The tensors of an adapter, or of a plain difference."""
+    values = patch.weights if hasattr(patch, "weights") else patch[-1]
+    return [value for value in values if isinstance(value, torch.Tensor)]
 
 
 def _apply(key: Any, patch: Any, weight: torch.Tensor) -> torch.Tensor | None:

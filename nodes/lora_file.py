@@ -15,7 +15,7 @@ from comfy.sd import CLIP
 
 from ..trainer.errors import SubjectBoothError
 from ..trainer.lora_reader import read_lora, trigger_words
-from .lora_effect import fits
+from .lora_effect import fits, tensors_of
 
 EMBEDDING = "bundle_emb."
 """Begins the names of textual-inversion embeddings that A1111 bundles with a LoRA; ComfyUI does not read them."""
@@ -130,8 +130,7 @@ def _weights_of(key: Any) -> set[str]:
 
 def _shapes_in(patch: Any) -> str:
     """``[320, 4] and [4, 320]`` of an adapter, or of a plain difference."""
-    values = patch.weights if hasattr(patch, "weights") else patch[-1]
-    return " and ".join(str(list(value.shape)) for value in values if isinstance(value, torch.Tensor))
+    return " and ".join(str(list(tensor.shape)) for tensor in tensors_of(patch))
 
 
 def require_all_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP) -> int:

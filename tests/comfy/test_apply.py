@@ -153,8 +153,12 @@ def test_what_is_not_used_is_shown_on_the_node(comfy: ComfyClient) -> None:
     with_embeddings = _applied(comfy, _save(comfy, "bundled", {**lora, **bundled}))
     assert with_embeddings[0] == "applied: all 1 layers"
     assert with_embeddings[1].startswith("2 embeddings in the file ('cat', ...): not used;")
-    zeros = {key: tensor if "lora_down" in key else torch.zeros_like(tensor) for key, tensor in lora.items()}
-    assert _applied(comfy, _save(comfy, "zeros", zeros))[1].startswith("The file has no effect:")
+    for kind, zero in (("LoRA", "lora_up"), ("LoHa", "hada_w2_b"), ("OFT", "oft_blocks"), ("difference", "diff"),
+                       ("GLoRA", "alpha"), ("LoKr", "")):
+        tensors = {f"{LAYER}.{part}": torch.zeros_like(tensor) if zero and part.startswith(zero) else tensor
+                   for part, tensor in _kinds(320)[kind].items()}
+        lines = _applied(comfy, _save(comfy, f"{kind} of zeros", tensors))
+        assert [line.startswith("The file has no effect:") for line in lines[1:]] == [True] * bool(zero), kind
 
 
 def test_a_lora_of_another_kind_of_model_is_refused(comfy: ComfyClient) -> None:
