@@ -124,7 +124,10 @@ def _applied(comfy: ComfyClient, lora_name: str) -> list[str]:
     graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
              "12": apply_node(lora_name=lora_name, prompt="plain"), "13": node("ProbeValue", value=["12", 2])}
     del graph["12"]["inputs"]["subject_lora"]
-    return comfy.run(graph).outputs["12"]["text"]
+    result = comfy.run(graph)
+    shown = [event.data["text"] for event in result.of_type("progress_text")]
+    assert shown[-1].splitlines() == result.outputs["12"]["text"]
+    return result.outputs["12"]["text"]
 
 
 @pytest.mark.parametrize("kind", list(_kinds(320)))
