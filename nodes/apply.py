@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from pathlib import Path
 from typing import Any
@@ -11,9 +12,14 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..trainer.errors import SubjectBoothError
+from ..trainer.lora_reader import peft_config_path
 from ..trainer.storage import sha256_of
-from .lora_file import SubjectLora, extent_of, load_lora_file, match_keys
+from .host import Progress
+from .lora_effect import changes_nothing
+from .lora_file import Match, SubjectLora, embeddings_of, load_lora_file, match_keys
 from .types import CATEGORY, SubjectLoraType
+
+log = logging.getLogger("subjectbooth")
 
 NO_FILE = "(from subject_lora)"
 _ABSENT = object()
@@ -48,6 +54,7 @@ class ApplySubjectLoRA(io.ComfyNode):
                 io.Clip.Output(display_name="clip", tooltip="The text encoder that goes with it."),
                 io.String.Output(display_name="prompt", tooltip="The prompt with the trained words in it."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
@@ -72,7 +79,8 @@ class ApplySubjectLoRA(io.ComfyNode):
         if lora_name in (None, NO_FILE):
             return ""
         try:
-            return sha256_of(lora_path(str(lora_name)))
+            path = lora_path(str(lora_name))
+            return sha256_of(path, *filter(None, [peft_config_path(path)]))
         except (SubjectBoothError, OSError) as error:
             return str(error)
 
@@ -89,15 +97,40 @@ class ApplySubjectLoRA(io.ComfyNode):
                 raise SubjectBoothError(f"{name} {strength}", "a number from -10 to 10", f"set {name} to 1", name)
         filled = _fill(prompt, lora)
         if strength_model == 0 and strength_clip == 0:
-            return io.NodeOutput(model, clip, filled)
-        _, _, changed = match_keys(lora.tensors, model, clip)
-        if not changed:
+            return cls._output(model, clip, filled, ["not applied: both strengths are 0"])
+        match = match_keys(lora.tensors, model, clip)
+        if not match.patches:
             raise SubjectBoothError(
-                f"a LoRA of which this model takes 0 of {extent_of(lora.tensors)}",
+                f"a LoRA of which this model takes 0 of {len(match.left)} layers",
                 "a LoRA for the wired model's family",
                 "choose another file, or wire the kind of checkpoint it was trained on", lora.path.name)
+        notes = _notes(lora, match)
+        for note in notes:
+            log.warning("%s: %s", lora.path.name, note)
         model, clip = comfy.sd.load_lora_for_models(model, clip, lora.tensors, strength_model, strength_clip)
-        return io.NodeOutput(model, clip, filled)
+        text = notes if match.left else [f"applied: all {len(match.taken)} layers", *notes]
+        return cls._output(model, clip, filled, text)
+
+    @classmethod
+    def _output(cls, model: Any, clip: Any, prompt: str, text: list[str]) -> io.NodeOutput:
+        """Always with a line of text: the editor keeps the one of the run before where a run shows none."""
+        Progress(cls.hidden.unique_id, 1).say("\n".join(text))
+        return io.NodeOutput(model, clip, prompt, ui={"text": text})
+
+
+def _notes(lora: SubjectLora, match: Match) -> list[str]:
+    """Sentences about what of the file is not used, or does nothing."""
+    notes = []
+    if match.left:
+        layers = len(match.taken) + len(match.left)
+        notes.append(f"{len(match.taken)} of {layers} layers fit this model; the others, such as "
+                     f"{match.left[0][:80]!r}, are not used. Is it for another kind of checkpoint?")
+    if embeddings := embeddings_of(lora.tensors):
+        notes.append(f"{len(embeddings)} embedding{'s' * (len(embeddings) > 1)} in the file ({embeddings[0][:40]!r}"
+                     f"{', ...' * (len(embeddings) > 1)}): not used; save each as a file in models/embeddings.")
+    if changes_nothing(match.patches, match.shapes):
+        notes.append("The file has no effect: it leaves every weight of this model as it is.")
+    return notes
 
 
 def _require_one(lora_name: str, *, wired: bool) -> None:

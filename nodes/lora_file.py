@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,18 @@ import comfy.lora_convert
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
-from comfy.weight_adapter.lora import LoRAAdapter
 
 from ..trainer.errors import SubjectBoothError
 from ..trainer.lora_reader import read_lora, trigger_words
+from .lora_effect import fits, tensors_of
+
+EMBEDDING = "bundle_emb."
+"""Begins the names of textual-inversion embeddings that A1111 bundles with a LoRA; ComfyUI does not read them."""
+
+_ENDING = re.compile(
+    r"([._]lora[._].*|\.(hada|lokr|oft|boft)_\w+|\.[ab][12]\.weight"
+    r"|\.(alpha|dora_scale|diff|diff_b|set_weight|w_norm|b_norm|rescale|reshape_weight))$")
+"""Of a tensor's name: what comes after the layer's, in the spellings that ComfyUI reads."""
 
 
 @dataclass(frozen=True)
@@ -48,32 +57,43 @@ def load_lora_file(path: Path) -> SubjectLora:
 
 
 def layers_of(tensors: dict[str, torch.Tensor]) -> list[str]:
-    """The layers a file with kohya's names has something for: its keys up to the first dot."""
-    return sorted({key.split(".", 1)[0] for key in tensors})
+    """The layers that a file has something for, whichever program named them; embeddings are none."""
+    return sorted({key.split(".", 1)[0] if key.startswith("lora_") else _ENDING.sub("", key)
+                   for key in tensors if not key.startswith(EMBEDDING)})
 
 
-def extent_of(tensors: dict[str, torch.Tensor]) -> str:
-    """How much is in a file: "12 layers", or tensors where the names (dotted, of any program) do not tell layers."""
-    if all(key.startswith("lora_") for key in tensors):
-        return f"{len(layers_of(tensors))} layers"
-    return f"{len(tensors)} tensors"
+def embeddings_of(tensors: dict[str, torch.Tensor]) -> list[str]:
+    """The names of the embeddings that are bundled with a LoRA."""
+    return sorted({key.split(".")[1] for key in tensors if key.startswith(EMBEDDING)})
 
 
-def match_keys(
-    tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP | None,
-) -> tuple[int, list[str], int]:
+@dataclass(frozen=True)
+class Match:
+    """What ComfyUI makes of a file for one MODEL and CLIP.
+
+    Attributes:
+        taken: the file's layers that it uses.
+        left: those that it does not.
+        patches: by the model's weight (some keys also name a part of it), only for weights that are there.
+        shapes: of the model's weights.
+    """
+
+    taken: list[str]
+    left: list[str]
+    patches: dict[Any, Any]
+    shapes: dict[str, torch.Size]
+
+
+def match_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP | None) -> Match:
     """How much of the file ComfyUI takes for this MODEL and CLIP.
 
-    ComfyUI itself only logs a line for a key it does not know, and then samples without it.
-
-    Returns:
-        How many of the file's layers it takes and which it does not, both for kohya's names only; and how many of the
-        model's weights it changes, for any names that it knows.
+    ComfyUI itself only logs a line for a key that it does not know or a layer that does not fit, and then samples
+    without it.
 
     Raises:
-        SubjectBoothError: a layer is incomplete, or has another shape than the model's.
+        SubjectBoothError: a layer is incomplete, or does not fit the weight that it is for, whatever its kind.
     """
-    key_map: dict[str, str] = comfy.lora.model_lora_keys_unet(model.model, {})
+    key_map: dict[str, Any] = comfy.lora.model_lora_keys_unet(model.model, {})
     if clip is not None:
         key_map = comfy.lora.model_lora_keys_clip(clip.cond_stage_model, key_map)
     layers = layers_of(tensors)
@@ -85,12 +105,16 @@ def match_keys(
     shapes = {key: tensor.shape for key, tensor in model.model.state_dict().items()}
     if clip is not None:
         shapes |= {key: tensor.shape for key, tensor in clip.patcher.model.state_dict().items()}
+    patches = {key: patch for key, patch in patches.items() if _weight_name(key) in shapes}
     for key, patch in patches.items():
-        _require_shape(key, patch, shapes)
-    unmatched = [layer for layer in layers if layer not in key_map or key_map[layer] not in patches
-                 or _weight_name(key_map[layer]) not in shapes]
-    changed = sum(_weight_name(key) in shapes for key in patches)
-    return len(layers) - len(unmatched), unmatched, changed
+        if not fits(key, patch, shapes[_weight_name(key)]):
+            raise SubjectBoothError(
+                f"a LoRA whose layer has the shapes {_shapes_in(patch)} where this model's has "
+                f"{list(shapes[_weight_name(key)])}", "a LoRA for the wired model's family",
+                "choose another file, or wire the kind of checkpoint it was trained on", _weight_name(key))
+    changed = {_weight_name(key) for key in patches}
+    taken = [layer for layer in layers if layer in key_map and changed & _weights_of(key_map[layer])]
+    return Match(taken, [layer for layer in layers if layer not in taken], patches, shapes)
 
 
 def _weight_name(key: Any) -> str:
@@ -98,22 +122,15 @@ def _weight_name(key: Any) -> str:
     return key if isinstance(key, str) else key[0]
 
 
-def _require_shape(key: Any, patch: Any, shapes: dict[str, torch.Size]) -> None:
-    """ComfyUI only logs a line for a layer that does not fit, and then samples without it."""
-    shape = shapes.get(_weight_name(key))
-    if shape is None or not isinstance(key, str) or not isinstance(patch, LoRAAdapter):
-        return
-    up, down, _, mid, _, reshape = patch.weights
-    if mid is not None or reshape is not None:  # another layout
-        return
-    rank = down.shape[0] if down.ndim > 1 else 0
-    fits = (rank and up.ndim > 1 and up.flatten(1).shape[1] == rank
-            and up.shape[0] * down.flatten(1).shape[1] == shape.numel() and up.shape[0] == shape[0])
-    if not fits:
-        raise SubjectBoothError(
-            f"a LoRA whose layer has the shapes {list(up.shape)} and {list(down.shape)} where this model's has "
-            f"{list(shape)}", "a LoRA for the wired model's family",
-            "choose another file, or wire the kind of checkpoint it was trained on", _weight_name(key))
+def _weights_of(key: Any) -> set[str]:
+    """A layer's weight and bias: a file may have something for either."""
+    name = _weight_name(key)
+    return {name, f"{name.removesuffix('.weight')}.bias"}
+
+
+def _shapes_in(patch: Any) -> str:
+    """``[320, 4] and [4, 320]`` of an adapter, or of a plain difference."""
+    return " and ".join(str(list(tensor.shape)) for tensor in tensors_of(patch))
 
 
 def require_all_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP) -> int:
@@ -122,10 +139,10 @@ def require_all_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip
     Raises:
         SubjectBoothError: it does not; the first layer is named.
     """
-    matched, unmatched, _ = match_keys(tensors, model, clip)
-    if unmatched:
+    match = match_keys(tensors, model, clip)
+    if match.left:
         raise SubjectBoothError(
-            f"an adapter of which ComfyUI takes {matched} of {matched + len(unmatched)} layers",
+            f"an adapter of which ComfyUI takes {len(match.taken)} of {len(match.taken) + len(match.left)} layers",
             "all of them", "report this with the name of your checkpoint: the file would be half without effect",
-            unmatched[0])
-    return matched
+            match.left[0])
+    return len(match.taken)

@@ -18,7 +18,7 @@ from ..trainer.priors import ClassPriors
 from ..trainer.publish import checked_name, publish
 from ..trainer.run import Run
 from ..trainer.subject import Subject
-from . import live
+from . import live, published
 from .bridge import base_from_graph
 from .host import (
     Progress,
@@ -68,7 +68,8 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 setting_input("gradient_checkpointing"), setting_input("precision"),
                 io.String.Input("output_name", default="my_subject",
                                 tooltip="Name of the LoRA in models/loras; sub-folders are allowed (pets/rex). "
-                                        "A file of another training is never overwritten: _2, _3 ... is added."),
+                                        "A file of another training, or one that was edited since, is never "
+                                        "overwritten: _2, _3 ... is added."),
                 io.String.Input("validation_prompts", multiline=True, default="a photo of {subject}",
                                 tooltip="One prompt a line, drawn while training. {subject} becomes the trained words. "
                                         "Empty: no pictures."),
@@ -111,13 +112,18 @@ class DreamBoothLoRATrain(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, force_retrain: bool | None = False, after_stop: str | None = "keep", **_: Any,
+        cls, force_retrain: bool | None = False, after_stop: str | None = "keep", output_name: str | None = None,
+        **_: Any,
     ) -> float | str:
         """NaN is never equal to itself, so ComfyUI's own cache does not stand in the way of a forced training.
 
+        Nor does it where a published file is gone or was changed since.
+
         A new one each time: within a tuple one and the same NaN does count as equal, and `math.nan` is a single object.
         """
-        return float("nan") if force_retrain else live.generation(after_stop or "")
+        if force_retrain:
+            return float("nan")
+        return f"{live.generation(after_stop or '')} {published.losses(output_name)}"
 
     @classmethod
     def execute(
@@ -142,8 +148,9 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 live.went_on()
             with live.feed(place_of(cls.hidden), run, config.steps, device) as feed:
                 finished, plan = _follow(run.events(force_retrain, go_on), progress, feed)
-                path = publish(finished.path, loras_dirs()[0], output_name)
-                lora = load_lora_file(path)
+                file = publish(finished.path, loras_dirs()[0], output_name)
+                published.remember(output_name, file.path)
+                lora = load_lora_file(file.path)
                 matched = require_all_keys(lora.tensors, model, clip)
                 result = _result(finished, config.steps, lora, matched)
                 run.folder.record_result(result)
@@ -151,7 +158,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
         summary = _summary(finished, config.steps, lora, matched)
         validations, not_drawn = run.validations(finished.step)
         remember_lora_folders(pack_output_dir(), loras_dirs())
-        text = [summary, *filter(None, [_not_drawn_note(not_drawn), over_limit_note(pack_output_dir())])]
+        text = [summary, *filter(None, [file.note, _not_drawn_note(not_drawn), over_limit_note(pack_output_dir())])]
         progress.say("\n".join(text))  # the plan would make it longer than the room that the editor gives it
         text += filter(None, [*ignored_on(model), plan])
         return cls._output(run, lora, finished.step, validations, text, {"run": run.folder.path.name, **result})

@@ -17,6 +17,7 @@ from subjectbooth.tests.fuzzing import announced, cases, files_below, is_clean, 
 from subjectbooth.trainer import checkpoint
 from subjectbooth.trainer.captions import read_caption
 from subjectbooth.trainer.checkpoint import Checkpoint
+from subjectbooth.trainer.diffusers_names import ADAPTER_METADATA
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone, Validation
 from subjectbooth.trainer.lora_reader import read_lora, trigger_words
@@ -29,6 +30,17 @@ from subjectbooth.trainer.safefile import to_bytes
 TENSORS = {"lora_unet_a.lora_down.weight": torch.randn(4, 16), "lora_unet_a.lora_up.weight": torch.randn(16, 4),
            "lora_unet_a.alpha": torch.tensor(4.0)}
 LORA = to_bytes(TENSORS, {"subjectbooth.trigger": "ohwx dog", "subjectbooth.run_key": "k"})
+PEFT_SETTINGS = ["", "{", "[]", "5", "null", "[" * 100_000, "{}", '{"unet.lora_alpha": 1e400}',
+                 '{"unet.lora_alpha": 8}', '{"unet.lora_alpha": ' + "9" * 4000 + "}",
+                 '{"unet.alpha_pattern": [1]}', '{"unet.lora_alpha": null}',
+                 '{"unet.alpha_pattern": {"(a+)+$": {}}}', '{"unet.alpha_pattern": {"conv_in": NaN}}']
+
+
+def _of_diffusers(settings: str) -> bytes:
+    """The same adapter as diffusers may have written it, with settings that somebody else wrote."""
+    names = {"lora_down.weight": "lora_A.weight", "lora_up.weight": "lora_B.weight", "alpha": "lora_magnitude_vector"}
+    tensors = {f"unet.conv_in.{names[name.split('.', 1)[1]]}": tensor for name, tensor in TENSORS.items()}
+    return to_bytes(tensors, {ADAPTER_METADATA: settings})
 
 
 def _refused(action: Callable[[], object], where: object) -> bool:
@@ -46,7 +58,8 @@ def test_lora_files_of_strangers(tmp_path: Path) -> None:
     path = tmp_path / "stranger.safetensors"
     refused: dict[str, int] = {}
     for number in range(cases(400)):
-        kind, content = spoiled(LORA, choose, mark)
+        source = LORA if choose.random() < 0.5 else _of_diffusers(choose.choice(PEFT_SETTINGS))
+        kind, content = spoiled(source, choose, mark)
         path.write_bytes(content)
         found: list[tuple[dict[str, torch.Tensor], dict[str, str]]] = []
         if _refused(lambda: found.append(read_lora(path)), (number, kind)):  # noqa: B023
@@ -247,7 +260,7 @@ def test_output_names_stay_inside(tmp_path: Path, name: str) -> None:
     folder.mkdir()
     if _refused(lambda: checked_name(name), name):
         return
-    path = publish(run, folder, name)
+    path = publish(run, folder, name).path
     assert path.resolve().is_relative_to(folder.resolve())
     assert path.is_file()
     assert files_below(tmp_path) == {run, path}

@@ -22,7 +22,7 @@ from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone
 from subjectbooth.trainer.publish import publish
 from subjectbooth.trainer.run_folder import RunFolder
-from subjectbooth.trainer.safefile import to_bytes
+from subjectbooth.trainer.safefile import sealed
 from subjectbooth.trainer.storage import PART_PREFIX, write_atomic
 
 
@@ -101,11 +101,11 @@ def test_a_full_disk_is_a_sentence_and_what_was_there_stays(
     """A stub for the disk: flushing to it fails as it does when nothing is left."""
     folder = _folder(tmp_path / "runs")
     lora = tmp_path / "lora.safetensors"
-    lora.write_bytes(to_bytes({"a": torch.zeros(4)}, {"subjectbooth.run_key": "k"}))
+    lora.write_bytes(sealed({"a": torch.zeros(4)}, {"subjectbooth.run_key": "k"}))
     actions = _actions(folder, lora, tmp_path / "loras")
     for do in actions.values():
         do()  # type: ignore[operator]
-    lora.write_bytes(to_bytes({"a": torch.ones(4)}, {"subjectbooth.run_key": "k"}))
+    lora.write_bytes(sealed({"a": torch.ones(4)}, {"subjectbooth.run_key": "k"}))
     before = {path: path.read_bytes() for path in files_below(tmp_path)}
 
     def full(_handle: int) -> None:
@@ -144,9 +144,9 @@ def test_a_disk_that_is_really_full_and_another_than_the_usual_one(small_disk: P
     assert folder.load_checkpoint(9).step == 3
     assert not list(folder.path.glob(f"{PART_PREFIX}*"))
     lora = small_disk.parent / "lora.safetensors"
-    lora.write_bytes(to_bytes({"a": torch.zeros(9)}, {"subjectbooth.run_key": "k"}))
-    assert publish(lora, small_disk, "рекс").is_file()
-    lora.write_bytes(to_bytes({"a": torch.zeros(1 << 20)}, {"subjectbooth.run_key": "k"}))
+    lora.write_bytes(sealed({"a": torch.zeros(9)}, {"subjectbooth.run_key": "k"}))
+    assert publish(lora, small_disk, "рекс").path.is_file()
+    lora.write_bytes(sealed({"a": torch.zeros(1 << 20)}, {"subjectbooth.run_key": "k"}))
     whole = (small_disk / "рекс.safetensors").read_bytes()
     with pytest.raises(SubjectBoothError, match="the LoRA cannot be written"):
         publish(lora, small_disk, "рекс")

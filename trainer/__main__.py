@@ -160,11 +160,13 @@ def _train(options: argparse.Namespace) -> None:
             elif isinstance(event, Finished):
                 finished = event
     assert finished is not None
-    path = publish(finished.path, options.output_dir, options.output_name)
+    published = publish(finished.path, options.output_dir, options.output_name)
+    if published.note:
+        print(f"note: {published.note}", file=sys.stderr)
     done = "trained" if finished.trained else "found again, trained before"
     if finished.step < config.steps:
         done += f" (stopped and kept at step {finished.step} of {config.steps})"
-    print(f"{done}: {path} (write {subject.trigger!r} in prompts)")
+    print(f"{done}: {published.path} (write {subject.trigger!r} in prompts)")
 
 
 def _plan(

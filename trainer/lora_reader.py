@@ -6,11 +6,15 @@ from pathlib import Path
 
 import torch
 
+from .diffusers_names import with_kohya_names
 from .errors import SubjectBoothError
 from .safefile import read_metadata
 
 MAX_WORDS = 200
 """Characters of trigger words: a prompt holds about 300, and a file may claim anything."""
+
+MAX_CONFIG = 1 << 20
+"""Bytes of PEFT's settings, which usually are one thousand."""
 
 MAX_DIMENSIONS = 5
 """Of a layer's weights: a convolution over time, height and width has five."""
@@ -20,6 +24,7 @@ def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     """Tensors and metadata of a LoRA file. Only safetensors: nothing here ever unpickles.
 
     The file is read, not mapped, so that it can be replaced while its tensors are in use (Windows locks mapped files).
+    Tensors that diffusers or PEFT named get kohya's names, see :mod:`trainer.diffusers_names`.
 
     Raises:
         SubjectBoothError: it is of another format, damaged, empty, or holds values that are not numbers.
@@ -51,7 +56,25 @@ def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
             raise SubjectBoothError(f"values that are not finite numbers in {name[:100]!r}", "an undamaged LoRA",
                                     "get the file again, or take one of an earlier step", path.name)
-    return tensors, metadata
+    return with_kohya_names(tensors, metadata, _peft_config(path)), metadata
+
+
+def peft_config_path(path: Path) -> Path | None:
+    """PEFT's settings of a LoRA file, which PEFT keeps in a file next to it; None where there are none."""
+    config = path.with_name("adapter_config.json")
+    return config if path.name == "adapter_model.safetensors" and config.is_file() else None
+
+
+def _peft_config(path: Path) -> str:
+    config = peft_config_path(path)
+    if config is None:
+        return ""
+    try:
+        with config.open("rb") as file:
+            return file.read(MAX_CONFIG).decode("utf-8")  # what was cut is no JSON
+    except (OSError, ValueError) as error:
+        raise SubjectBoothError(f"PEFT settings that cannot be read ({type(error).__name__})",
+                                "settings as PEFT writes them", "get the file again", config.name) from error
 
 
 def trigger_words(metadata: dict[str, str]) -> str:

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
 import torch
 
 from .errors import SubjectBoothError
 from .metadata import named
-from .safefile import read_metadata, to_bytes
+from .safefile import is_whole, read_metadata, to_bytes
 from .storage import disk_errors, remove_parts, write_atomic
 
 # Characters that Windows refuses in file names; a workflow made on Linux should run there too.
@@ -47,43 +50,75 @@ def checked_name(output_name: str) -> PurePosixPath:
     return PurePosixPath(*parts)
 
 
-def publish(lora: Path, folder: Path, output_name: str) -> Path:
+@dataclass(frozen=True)
+class Published:
+    """Where an adapter was put.
+
+    Attributes:
+        path: the file.
+        note: a sentence for the user; empty when there is nothing to tell.
+    """
+
+    path: Path
+    note: str = ""
+
+
+def publish(lora: Path, folder: Path, output_name: str) -> Published:
     """Copy an adapter from its run's folder to ``<folder>/<output_name>.safetensors``, under its name in the metadata.
 
-    A file of the same run is replaced; when the name is taken by anything else, ``_2``, ``_3`` ... is added.
+    An earlier file of the same run is replaced. When the name is taken by anything else, also by such a file that
+    somebody has edited since, ``_2``, ``_3`` ... is added.
 
     Args:
         lora: the adapter in its run's folder.
         folder: ComfyUI's LoRA folder, or any other.
         output_name: see :func:`checked_name`.
 
-    Returns:
-        Where it lies now.
-
     Raises:
         SubjectBoothError: the name cannot be used, or the folder cannot be written.
     """
     name = checked_name(output_name)
-    metadata = read_metadata(lora)
+    metadata, tensors = read_metadata(lora), _tensors(lora)
+    edited: list[str] = []
     with disk_errors("the LoRA cannot be written", (folder / name).parent):
-        target = _free_name(folder, name, metadata["subjectbooth.run_key"])
-    relative = target.relative_to(folder).with_suffix("").as_posix()
-    content = to_bytes(_tensors(lora), named(metadata, relative.rsplit("/", 1)[-1]))
+        for target in _targets(folder, name):
+            if not target.exists():
+                break
+            if _run_key_of(target) != metadata["subjectbooth.run_key"]:
+                continue
+            if _is_as_published(target):
+                break
+            edited.append(target.name)
+    content = to_bytes(tensors, named(metadata, target.stem))
     with disk_errors("the LoRA cannot be written", target.parent):
         if not (target.is_file() and target.read_bytes() == content):
             write_atomic(target, content)
         remove_parts(target.parent, older_than=3600)
-    return target
+    if edited:
+        note = f"{', '.join(edited)} was changed since it was published and is kept: this LoRA is {target.name}"
+    elif target.stem != name.name:
+        note = f"{name.name}{SUFFIX} is another LoRA and is kept: this one is {target.name}"
+    else:
+        note = ""
+    return Published(target, note)
 
 
-def _free_name(folder: Path, name: PurePosixPath, run_key: str) -> Path:
-    number = 1
-    while True:
+def _targets(folder: Path, name: PurePosixPath) -> Iterator[Path]:
+    for number in count(1):
         tail = "" if number == 1 else f"_{number}"
-        target = folder / name.parent / f"{name.name}{tail}{SUFFIX}"
-        if not target.exists() or _run_key_of(target) == run_key:
-            return target
-        number += 1
+        yield folder / name.parent / f"{name.name}{tail}{SUFFIX}"
+
+
+def _is_as_published(path: Path) -> bool:
+    """Whether nothing in the file was changed since :func:`publish` wrote it under this name.
+
+    The file's own checksum tells for all but the name, which was given to it after the checksum was taken.
+    """
+    try:
+        metadata = read_metadata(path)
+        return named(metadata, path.stem) == metadata and is_whole(path.read_bytes())
+    except Exception:  # whatever somebody else's program has made of it
+        return False
 
 
 def _run_key_of(path: Path) -> str | None:

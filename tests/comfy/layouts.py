@@ -33,6 +33,7 @@ from subjectbooth.nodes.noise import noise_schedule  # noqa: E402
 from subjectbooth.trainer import adapter  # noqa: E402
 from subjectbooth.trainer.base_model import inspect_unet, lora_layer_names  # noqa: E402
 from subjectbooth.trainer.config import TrainConfig  # noqa: E402
+from subjectbooth.trainer.diffusers_names import with_kohya_names  # noqa: E402
 from subjectbooth.trainer.ldm_unet import diffusers_config, diffusers_names, ldm_names  # noqa: E402
 from subjectbooth.trainer.stored_base import stable_diffusion_schedule  # noqa: E402
 
@@ -73,10 +74,12 @@ def compare(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
         expected = {name: tensor.shape for name, tensor in unet.state_dict().items()}
         adapter.inject(unet, TrainConfig(rank=8))
     found = {ours: shapes[ldm] for ldm, ours in diffusers_names(shapes).items()}
-    lora = adapter.to_kohya(
-        {name.replace(f".{adapter.ADAPTER_NAME}.", "."): parameter for name, parameter in unet.named_parameters()
-         if parameter.requires_grad}, "lora_unet", 8.0, lora_layer_names(shapes, family))
+    state = {name.replace(f".{adapter.ADAPTER_NAME}.", "."): parameter for name, parameter in unet.named_parameters()
+             if parameter.requires_grad}
+    lora = adapter.to_kohya(state, "lora_unet", 8.0, lora_layer_names(shapes, family))
     key_map = comfy.lora.model_lora_keys_unet(model, {})
+    of_diffusers = with_kohya_names({f"unet.{name}": tensor for name, tensor in state.items()}, {})
+    same = {key_map.get(key.split(".")[0]) for key in of_diffusers} == {key_map.get(key.split(".")[0]) for key in lora}
     layers = {key.split(".")[0] for key in lora}
     fitting = [layer for layer in layers if layer in key_map
                and model.state_dict()[key_map[layer]].shape[:2]
@@ -85,7 +88,7 @@ def compare(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
             "same_names": set(found) == set(expected),
             "same_shapes": all(found.get(name) == shape for name, shape in expected.items()),
             "names_backwards": ldm_names(expected) == {ours: ldm for ldm, ours in diffusers_names(shapes).items()},
-            "layers": len(layers), "taken": len(fitting), "example": sorted(layers)[0]}
+            "diffusers_names_taken": same, "layers": len(layers), "taken": len(fitting), "example": sorted(layers)[0]}
 
 
 def sampling(kind: Any, config: dict[str, Any], marks: tuple[str, ...]) -> dict[str, Any]:

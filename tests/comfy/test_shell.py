@@ -95,8 +95,13 @@ def test_class_images_and_a_second_call_from_the_shell(tiny_checkpoint: Path, tm
     metadata = read_metadata(tmp_path / "out" / "cat.safetensors")
     assert metadata["ss_num_reg_images"] == "2"
     assert len(list((tmp_path / "out" / "runs").glob("*/validation/*.png"))) == 1
+    published = tmp_path / "out" / "cat.safetensors"
+    published.write_bytes(published.read_bytes() + b"\0")  # somebody's edit
     second = run_here(*arguments)
     assert "found again" in second.stdout
+    assert "cat.safetensors was changed since it was published and is kept: this LoRA is cat_2" in second.stderr
+    assert published.read_bytes()[-1:] == b"\0"
+    assert (tmp_path / "out" / "cat_2.safetensors").is_file()
     without_guidance = run_here(*arguments, "--class_guidance_scale", "1", "--output_name", "other")
     assert "trained:" in without_guidance.stdout, without_guidance.stderr
     recipes = (tmp_path / "out" / "class_images").glob("*/recipe.json")

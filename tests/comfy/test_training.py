@@ -216,6 +216,32 @@ def test_nothing_is_trained_twice(comfy: ComfyClient) -> None:
     assert metadata["ss_output_name"] == "once_more"
 
 
+def test_a_published_file_that_is_gone_comes_back_and_an_edited_one_is_kept(comfy: ComfyClient) -> None:
+    """The inputs are the same each time, so ComfyUI's own cache would answer."""
+    import safetensors.torch
+
+    graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+             "10": subject_node(upload_cat(comfy)), "11": train_node(steps=4, output_name="gone")}
+    comfy.run(graph)
+    path, second = _lora(comfy, "gone"), _lora(comfy, "gone_2")
+    first = path.read_bytes()
+    path.unlink()
+    again = comfy.run(graph)
+    assert again.outputs["11"]["text"][0].startswith("found again")
+    assert path.read_bytes() == first
+    assert "11" in comfy.run(graph).cached
+    safetensors.torch.save_file(safetensors.torch.load_file(path), path, {
+        **json.loads(_header(path))["__metadata__"], "description": "my best cat"})
+    edited = path.read_bytes()
+    kept = comfy.run(graph)
+    assert path.read_bytes() == edited
+    assert second.is_file()
+    assert kept.outputs["11"]["text"][:2] == [
+        again.outputs["11"]["text"][0].replace("gone.safe", "gone_2.safe"),
+        "gone.safetensors was changed since it was published and is kept: this LoRA is gone_2.safetensors"]
+    assert "11" in comfy.run(graph).cached
+
+
 def _header(path: Path) -> bytes:
     content = path.read_bytes()
     return content[8:8 + int.from_bytes(content[:8], "little")]
