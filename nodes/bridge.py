@@ -48,7 +48,8 @@ def base_from_graph(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
         layer_names=lora_layer_names(shapes, family),
         clip_layer=clip.layer_idx,
         tokenize=lambda prompt: token_chunks(clip, prompt, family),
-        build_text_encoders=lambda dtype: text_encoders(clip, family, dtype))
+        build_text_encoders=lambda dtype: text_encoders(clip, family, dtype),
+        prompt_of=literal_prompt)
 
 
 def check_wired(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> Family:
@@ -98,6 +99,11 @@ def token_chunks(clip: CLIP, prompt: str, family: Family) -> tuple[TokenChunks, 
         weights = torch.tensor([[float(token[1]) for token in chunk] for chunk in tokens[shape.name]])
         chunks.append(TokenChunks(ids, weights))
     return tuple(chunks)
+
+
+def literal_prompt(caption: str) -> str:
+    """The prompt that ComfyUI takes as this very text: round brackets would set weights, and be dropped."""
+    return caption.replace("(", "\\(").replace(")", "\\)")
 
 
 def text_encoders(clip: CLIP, family: Family, dtype: torch.dtype) -> list[Any]:

@@ -37,6 +37,7 @@ class BaseModel:
         clip_layer: which layer of the text encoders, by ComfyUI's count (-1 is the last); None for the family's own.
         tokenize: a prompt's chunks for each text encoder, as the sampler would see them.
         build_text_encoders: makes the text encoders, frozen, on the CPU. For training them only.
+        prompt_of: a caption as a prompt of the encoder's own syntax that means the caption's text, letter by letter.
     """
 
     family: Family
@@ -49,6 +50,7 @@ class BaseModel:
     clip_layer: int | None = None
     tokenize: Callable[[str], tuple[TokenChunks, ...]] | None = None
     build_text_encoders: Callable[[torch.dtype], list[Any]] | None = None
+    prompt_of: Callable[[str], str] = str
 
 
 def make_noise_scheduler(alphas_cumprod: torch.Tensor, prediction_type: str) -> DDPMScheduler:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import codecs
 import re
 from pathlib import Path
 
+from .caption_encoding import decode
 from .errors import SubjectBoothError
 
 DEFAULT_TEMPLATE = "a photo of {token} {class}"
@@ -15,6 +15,7 @@ MAX_CAPTION_BYTES = 64 * 1024
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _ARTICLE = re.compile(r"\b(a|an)(\s+)(?=\{class\})", re.IGNORECASE)
+_LEADING_ARTICLE = re.compile(r"(?:a|an|the)\s+(?=\S)", re.IGNORECASE)
 # Written with a vowel, spoken with a consonant, and the other way round.
 _CONSONANT_SOUND = re.compile(
     r"(?:uni(?!n|m)|us[abeu]|eu|one\b|once\b|ur[aeiou]|ut[aeiou]|u\b|ukulele|ubiqu)", re.IGNORECASE
@@ -27,6 +28,12 @@ def article(word: str) -> str:
     if _VOWEL_SOUND.match(word):
         return "an"
     return "an" if word[:1].lower() in tuple("aeiou") and not _CONSONANT_SOUND.match(word) else "a"
+
+
+def without_article(words: str) -> str:
+    """``"old man"`` of ``"an old man"``: prompts have an article of their own."""
+    found = _LEADING_ARTICLE.match(words)
+    return words[found.end():] if found else words
 
 
 def check_template(template: str, *, needs_token: bool, name: str = "prompt_template") -> str:
@@ -112,8 +119,8 @@ def caption_file_of(photo: Path) -> Path:
 def read_caption(path: Path) -> str:
     """A caption file's text on one line.
 
-    UTF-8 (with or without mark), UTF-16 and UTF-32 are recognised for certain; older 8-bit Cyrillic and
-    Western European files by their letters. What fits none is refused rather than learned as garbage.
+    Its encoding is recognised (see :mod:`trainer.caption_encoding`); what cannot be told for certain is refused rather
+    than learned as garbage.
 
     Raises:
         SubjectBoothError: missing, empty, far too long, or in an encoding that cannot be told.
@@ -133,12 +140,12 @@ def read_caption(path: Path) -> str:
             f"a caption, at most {MAX_CAPTION_BYTES // 1024} KB",
             "shorten it, or move it away from beside the photo",
         )
-    text = _decode(data)
+    text = decode(data)
     if text is None or any(ord(c) < 32 and c not in "\t\r\n\f\v" for c in text):
         raise SubjectBoothError(
-            f"{path.name} is in an encoding that cannot be told",
+            f"{path.name} is in an encoding that cannot be told for certain",
             "UTF-8",
-            "open it in a text editor and save it as UTF-8",
+            "open it in a text editor, check that the text is right, and save it as UTF-8",
         )
     text = " ".join(text.split())
     if not text:
@@ -148,49 +155,3 @@ def read_caption(path: Path) -> str:
             'write it, or set captions to "template"',
         )
     return text
-
-
-def _decode(data: bytes) -> str | None:
-    marks = (
-        (codecs.BOM_UTF8, "utf-8-sig"),
-        (codecs.BOM_UTF32_LE, "utf-32"),
-        (codecs.BOM_UTF32_BE, "utf-32"),
-        (codecs.BOM_UTF16_LE, "utf-16"),
-        (codecs.BOM_UTF16_BE, "utf-16"),
-    )
-    for mark, encoding in marks:
-        if data.startswith(mark):
-            return _try(data, encoding)
-    if b"\0" in data:  # UTF-16 without its mark: the zero halves of ASCII letters or spaces sit on one side
-        odd, even = data[1::2].count(0), data[::2].count(0)
-        return _try(data, "utf-16-le" if odd > even else "utf-16-be")
-    text = _try(data, "utf-8")
-    return text if text is not None else _decode_legacy(data)
-
-
-def _try(data: bytes, encoding: str) -> str | None:
-    try:
-        return data.decode(encoding)
-    except UnicodeDecodeError:
-        return None
-
-
-def _decode_legacy(data: bytes) -> str | None:
-    """8-bit text by its letters: Russian in one of three encodings, else Western European, else None."""
-    # The ten most frequent Russian letters make up two thirds of any text; in a wrong encoding they do not.
-    best, best_share = None, 0.4
-    for encoding in ("cp1251", "koi8-r", "cp866"):
-        text = _try(data, encoding)
-        high = [c for c in text or "" if ord(c) > 127 and c not in "«»–—…“”„’‘№\xa0"]
-        share = sum(c in "оеаинтсрвл" for c in high) / max(1, len(high))
-        if text is not None and all("А" <= c <= "я" or c in "Ёё" for c in high) and share > best_share:
-            best, best_share = text, share
-    if best is not None:
-        return best
-    text = _try(data, "cp1252")
-    if text is None:
-        return None
-    # Accented letters stand alone among plain ones ("café"); two neighbours mean it is another alphabet.
-    letters = re.findall(r"[^\x00-\x7f]+", text)
-    plain = all(len(run) == 1 and (run.isalpha() or run in "«»–—…“”„’‘°\xa0") for run in letters)
-    return text if plain else None

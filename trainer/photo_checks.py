@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image
 
+from .photo_notes import named
+
 if TYPE_CHECKING:
     from .subject import Photo
 
@@ -93,33 +95,38 @@ def findings(names: Sequence[str], looks: Sequence[Look], resolution: int) -> li
                 "subject; 3 to 5 from different sides work best.",
             )
         )
-    for index, look in enumerate(looks):
-        if min(look.height, look.width) < resolution:
-            found.append(
-                Finding(
-                    "small",
-                    f"{names[index]} is {look.width}x{look.height}, smaller than the training size {resolution}: "
-                    "it is enlarged, and the subject becomes soft.",
-                    (index,),
-                )
-            )
-    for first, second in _pairs(looks):
-        found.append(
-            Finding(
-                "twice",
-                f"{names[first]} and {names[second]} are (nearly) the same picture: it counts twice and adds nothing.",
-                (first, second),
-            )
-        )
-    for index, look in enumerate(looks):
-        # An enlarged picture is soft in any case, and that was said above.
-        if min(look.height, look.width) >= resolution and look.blurred:
-            found.append(
-                Finding(
-                    "blurred", f"{names[index]} looks blurred: the blur is learned with the subject.", (index,)
-                )
-            )
+    small = [index for index, look in enumerate(looks) if min(look.height, look.width) < resolution]
+    found += _about("small", small, _small(names, looks, small, resolution))
+    for group in equal_groups(looks):
+        found += _about("twice", group, _twice([names[index] for index in group]))
+    # An enlarged picture is soft in any case, and that was said above.
+    soft = [index for index, look in enumerate(looks) if index not in small and look.blurred]
+    looks_so = "looks" if len(soft) == 1 else "look"
+    found += _about("blurred", soft, f"{named([names[index] for index in soft])} {looks_so} blurred: the blur is learned "
+                                     "with the subject.")
     return found
+
+
+def _about(kind: str, photos: Sequence[int], text: str) -> list[Finding]:
+    """One finding about all of these photos, none when there are none."""
+    return [Finding(kind, text, tuple(photos))] if photos else []
+
+
+def _small(names: Sequence[str], looks: Sequence[Look], photos: Sequence[int], resolution: int) -> str:
+    if len(photos) == 1:
+        look = looks[photos[0]]
+        return (f"{names[photos[0]]} is {look.width}x{look.height}, smaller than the training size {resolution}: it is "
+                "enlarged, and the subject becomes soft.")
+    sizes = [f"{names[index]} ({looks[index].width}x{looks[index].height})" for index in photos]
+    return (f"{named(sizes)} are smaller than the training size {resolution}: they are enlarged, and the subject "
+            "becomes soft.")
+
+
+def _twice(names: Sequence[str]) -> str:
+    if len(names) == 2:
+        return f"{named(names)} are (nearly) the same picture: it counts twice and adds nothing."
+    return (f"{len(names)} photos are (nearly) the same picture: {named(names)}. It counts {len(names)} times and adds "
+            "nothing.")
 
 
 def equal_pairs(images: Sequence[np.ndarray]) -> list[tuple[int, int]]:
@@ -128,18 +135,35 @@ def equal_pairs(images: Sequence[np.ndarray]) -> list[tuple[int, int]]:
     A difference hash (Krawetz, 2013) of 256 bits says whether the structure is the same, and a small colour
     thumbnail whether the colours are, so that one drawing before two backgrounds is two pictures.
     """
-    return _pairs([look_at(image) for image in images])
+    looks = [look_at(image) for image in images]
+    return [(first, first + 1 + int(second)) for first in range(len(looks))
+            for second in np.flatnonzero(_are_copies(looks[first], looks[first + 1:]))]
 
 
-def _pairs(looks: Sequence[Look]) -> list[tuple[int, int]]:
-    pairs = []
-    for second in range(len(looks)):
-        for first in range(second):
-            bits = int(np.count_nonzero(looks[first].hash != looks[second].hash))
-            colour = float(np.abs(looks[first].colours - looks[second].colours).mean())
-            if bits <= _SAME_BITS and colour <= _SAME_COLOUR:
-                pairs.append((first, second))
-    return sorted(pairs)
+def equal_groups(looks: Sequence[Look]) -> list[list[int]]:
+    """Groups of two or more photos of which each is a copy of another one of its group, by number.
+
+    Frames of a film are one group, though its first and last may differ. Hundreds of photos make tens of thousands of
+    pairs, so a photo is only compared with those that are not yet in its group.
+    """
+    group_of = np.arange(len(looks))
+    for first in range(len(looks)):
+        others = np.flatnonzero(group_of != group_of[first])
+        others = others[others > first]
+        copies = others[_are_copies(looks[first], [looks[index] for index in others])]
+        group_of[np.isin(group_of, group_of[copies])] = group_of[first]
+    return [np.flatnonzero(group_of == group).tolist() for group, first in sorted(
+        zip(*np.unique(group_of, return_index=True), strict=True), key=lambda found: found[1])
+        if np.count_nonzero(group_of == group) > 1]
+
+
+def _are_copies(look: Look, others: Sequence[Look]) -> np.ndarray:
+    """bool [n]: which of the others are copies of it?"""
+    if not others:
+        return np.zeros(0, dtype=bool)
+    bits = np.count_nonzero(np.stack([other.hash for other in others]) != look.hash, axis=(1, 2))
+    colour = np.abs(np.stack([other.colours for other in others]) - look.colours).mean(axis=(1, 2, 3))
+    return (bits <= _SAME_BITS) & (colour <= _SAME_COLOUR)
 
 
 def difference_hash(image: np.ndarray) -> np.ndarray:

@@ -15,7 +15,10 @@ from typing import Any
 import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
+from .colour_profile import in_srgb
 from .errors import SubjectBoothError
+from .photo_notes import Note
+from .torn_jpeg import missing_rows
 
 # Every decoder is attack surface (Pillow's EPS one starts Ghostscript), so only what cameras, phones, browsers
 # and ComfyUI itself write is opened.
@@ -34,6 +37,9 @@ MAX_PIXELS = 120_000_000
 KEEP_SHORT_SIDE = 2048
 """Pixels. Larger sources are scaled down to this on reading: twice the largest usual training size."""
 
+_LAST_ROWS = 16
+"""Pixels: one row of a JPEG's blocks, which some cameras get wrong."""
+
 _WHITE = (255, 255, 255, 255)
 _DECODING = threading.Lock()
 
@@ -45,12 +51,12 @@ class DecodedPhoto:
     Attributes:
         pixels: uint8 [h, w, 3], upright, sRGB, transparency composited over white.
         mask: float32 [h, w] in 0..1 (1 = opaque), None when everything is opaque.
-        notes: sentences for the user, such as "only the first frame is used".
+        notes: what was changed or left out, such as "only the first frame is used".
     """
 
     pixels: np.ndarray
     mask: np.ndarray | None
-    notes: tuple[str, ...] = ()
+    notes: tuple[Note, ...] = ()
 
 
 def list_photos(folder: Path) -> list[Path]:
@@ -104,11 +110,12 @@ def read_photo(path: Path, name: str | None = None) -> DecodedPhoto:
     _check_file(path, name)
     if path.suffix.lower() in RAW_SUFFIXES:  # as a TIFF, which many are, it would give its thumbnail
         raise SubjectBoothError(f"{name} is a camera's RAW file", "JPEG, PNG or WebP", "export it as JPEG")
-    notes: list[str] = []
+    notes: list[Note] = []
     try:
         with _strict_decoding(), Image.open(path, formats=_available_formats()) as image:
             check_size(image.size, name)
             _note_frames(image, name, notes)
+            _check_whole(image, path, name, notes)
             decoded = _decode(image)
     except SubjectBoothError:
         raise
@@ -123,6 +130,8 @@ def read_photo(path: Path, name: str | None = None) -> DecodedPhoto:
             "a picture in which the subject can be seen",
             "leave this file out",
         )
+    if mask is not None:
+        notes.append(Note("white", name))
     return DecodedPhoto(pixels, mask, tuple(notes))
 
 
@@ -164,14 +173,30 @@ def check_size(size: tuple[int, int], name: str) -> None:
         )
 
 
-def _note_frames(image: Image.Image, name: str, notes: list[str]) -> None:
+def _note_frames(image: Image.Image, name: str, notes: list[Note]) -> None:
     frames = getattr(image, "n_frames", 1)
     if (
         frames <= 1 or image.format == "MPO"
     ):  # phones put a preview or a depth map behind a JPEG's first picture
         return
     kind = "pages" if image.format == "TIFF" else "frames"
-    notes.append(f"{name} has {frames} {kind}: only the first is used.")
+    notes.append(Note("frames", name, f"{frames} {kind}"))
+
+
+def _check_whole(image: Image.Image, path: Path, name: str, notes: list[Note]) -> None:
+    """Refuse a JPEG whose end is grey because its data is missing, or note it where that is a row of blocks."""
+    if image.format not in ("JPEG", "MPO"):
+        return  # other decoders tell a file that is cut off themselves
+    missing = missing_rows(path.read_bytes())
+    if missing > _LAST_ROWS:
+        share = max(1, round(100 * missing / image.height))
+        raise SubjectBoothError(
+            f"{name} is damaged or cut off (the lower {share} % of it)",
+            "a picture that can be read to its end",
+            "copy or download the file again, or leave it out",
+        )
+    if missing:
+        notes.append(Note("torn", name))
 
 
 def _decode(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
@@ -190,9 +215,9 @@ def _decode(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
         rgba.putalpha(alpha)
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
     elif image.mode != "RGB":
-        image = _in_srgb(image, profile) if image.mode == "CMYK" else image
+        image = in_srgb(image, profile) if image.mode == "CMYK" else image
         image = image.convert("RGB")
-    image = _in_srgb(image, profile)
+    image = in_srgb(image, profile)
     factor = KEEP_SHORT_SIDE / min(image.size)
     if factor < 1:
         size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
@@ -232,26 +257,6 @@ def _alpha_of(image: Image.Image) -> Image.Image | None:
         return None
     alpha = image.convert("RGBA").getchannel("A")
     return alpha if alpha.getextrema() != (255, 255) else None
-
-
-def _in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
-    """Convert from the embedded colour profile (phones: Display P3; print: CMYK); ignore a damaged one."""
-    if not profile or image.mode not in ("RGB", "CMYK"):
-        return image
-    from PIL import ImageCms
-
-    try:
-        source = ImageCms.ImageCmsProfile(io.BytesIO(profile))
-        if source.profile.xcolor_space.strip() != image.mode:
-            return image
-        if "srgb" in ImageCms.getProfileDescription(source).casefold():
-            return image  # a round trip through sRGB -> sRGB would only add rounding errors
-        return (
-            ImageCms.profileToProfile(image, source, ImageCms.createProfile("sRGB"), outputMode="RGB")
-            or image
-        )
-    except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
-        return image
 
 
 def _available_formats() -> list[str]:

@@ -15,7 +15,6 @@ import torch
 from .base_model import BaseModel
 from .config import TrainConfig, run_key
 from .data import TrainingData
-from .errors import SubjectBoothError
 from .events import Adjusted, CheckpointSaved, Event, Finished, Started, StepDone, ValidationStep
 from .lock import owned
 from .loop import Training
@@ -52,15 +51,20 @@ class Run:
         self, base: BaseModel, subject: Subject, priors: ClassPriors | None, config: TrainConfig, root: Path,
         device: torch.device | None = None, free: FreeMemory | None = None,
     ) -> None:
-        config, self._fall_back = with_usable_optimizer(config, device)
+        config, fall_back = with_usable_optimizer(config, device)
         self._base, self._subject, self._priors, self._config = base, subject, priors, config
         self._device, self._free = device, free
         # One group of photos, or one for each aspect-ratio bucket.
         side, masks = config.resolution, config.masked_loss
+        warning = subject.check_masks(side, buckets=config.enable_bucket) if masks else ""
+        self._notes = tuple(filter(None, [fall_back, warning]))
         self._prepared = (subject.prepare_buckets(side, with_masks=masks) if config.enable_bucket
                           else (subject.prepare(side, with_masks=masks),))
         digests = [group.digest for group in self._prepared]
         digest = sha256_of(*digests) if config.enable_bucket else digests[0]
+        captions = [caption for group in self._prepared for caption in group.captions]
+        if any(base.prompt_of(caption) != caption for caption in captions):
+            digest = sha256_of(digest, "literal captions")  # such a caption used to be read as a prompt's syntax
         key = run_key(config, digest, base.digest, priors.digest if priors else None,
                       subject.trigger)
         self.folder = RunFolder(root, key, subject.trigger)
@@ -149,8 +153,8 @@ class Run:
         adapter_step = 0  # of the adapter that was written last
         try:
             for event in training.events():
-                if isinstance(event, Started) and self._fall_back:
-                    event = replace(event, notes=(self._fall_back, *event.notes))
+                if isinstance(event, Started) and self._notes:
+                    event = replace(event, notes=(*self._notes, *event.notes))
                 if not isinstance(event, ValidationStep):
                     self.folder.log(event)
                 yield event
@@ -203,7 +207,7 @@ class Run:
         """Everything the text encoder and the VAE have to say, once, while they still are in memory."""
         base, groups, priors = self._base, self._prepared, self._priors
         class_prompt = priors.prompt if priors else ""
-        captions = tuple(caption for group in groups for caption in group.captions)
+        captions = tuple(base.prompt_of(caption) for group in groups for caption in group.captions)
         prompts = list(dict.fromkeys([*captions, class_prompt, *self.shown, ""]))
         names = [f"photo {index + 1} ({self._subject.photos[index].name})" for group in groups for index in group.order]
         return TrainingData(
@@ -224,8 +228,5 @@ def _one(groups: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
 
 
 def _latent_masks(group: PreparedSubject) -> torch.Tensor:
-    if group.masks is None:
-        raise SubjectBoothError("masked_loss without a mask", "a mask for the photos",
-                                "wire a MASK to LoadSubjectImages, use photos with transparency, or turn it off",
-                                "masked_loss")
+    assert group.masks is not None  # Subject.check_masks refuses a subject without any
     return torch.nn.functional.interpolate(group.masks, scale_factor=1 / 8, mode="area")

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from PIL import Image
 
 from .buckets import nearest_bucket
 from .captions import DEFAULT_CLASS_TEMPLATE, DEFAULT_TEMPLATE, check_template, fill
+from .crops import CROPS, mask_is_cut_away, training_picture
 from .errors import SubjectBoothError
 from .photo_checks import check_photos
+from .photo_notes import named
 from .storage import sha256_of
 from .trigger import DEFAULT_TOKEN, check_token, check_word
 
-CROPS = ("center", "pad", "subject")
 MIN_RESOLUTION, MAX_RESOLUTION = 64, 4096
-_SUBJECT_MARGIN = 0.1
-"""Room left on each side of the mask's box by the crop "subject", as a part of the box."""
 
 
 @dataclass(frozen=True)
@@ -131,6 +129,43 @@ class Subject:
                           f"subject bucket {size[0]}x{size[1]}", with_masks)
             for size in sorted(set(sizes)))
 
+    def check_masks(self, resolution: int, *, buckets: bool = False) -> str:
+        """For a masked loss: a warning about photos whose mask is outside the crop, empty when there are none.
+
+        Args:
+            resolution: of the training, in pixels.
+            buckets: photos are cropped to aspect-ratio buckets.
+
+        Raises:
+            SubjectBoothError: no photo has a mask, or none has anything of it left, so that nothing would be learned.
+        """
+        if all(photo.mask is None for photo in self.photos):
+            raise SubjectBoothError(
+                "masked_loss, but no photo has a mask",
+                "a mask for the photos",
+                "wire a MASK to LoadSubjectImages, use photos with transparency, or turn masked_loss off",
+                "masked_loss",
+            )
+        cut = self._masks_cut_away(resolution, buckets)
+        if len(cut) == len(self.photos):
+            raise SubjectBoothError(
+                f"masked_loss, but every mask is outside the crop {self.crop!r}: {named(cut, 10)}",
+                "part of the mask inside the crop, or there is nothing to learn",
+                'set crop to "subject" or "pad" in LoadSubjectImages, or turn masked_loss off',
+                "masked_loss",
+            )
+        return _cut_away_warning(cut, self.crop)
+
+    def _masks_cut_away(self, resolution: int, buckets: bool = False) -> list[str]:
+        """Names of the photos of whose mask the crop leaves nothing."""
+        cut = []
+        for photo in self.photos:
+            height, width = photo.pixels.shape[:2]
+            size = nearest_bucket(width, height, resolution) if buckets else (resolution, resolution)
+            if mask_is_cut_away(photo, size, self.crop):
+                cut.append(photo.name)
+        return cut
+
     def _prepare(
         self, indices: Sequence[int], size: tuple[int, int], kind: str, with_masks: bool
     ) -> PreparedSubject:
@@ -206,7 +241,19 @@ def make_subject(
             f"{len(unnamed)} of {len(filled)} captions (the first is that of {unnamed[0]}) do not have the "
             f'token "{token}" in them, so those photos teach it nothing.'
         )
-    return Subject(filled, token, class_word, resolution, crop, template, tuple(warnings))
+    subject = Subject(filled, token, class_word, resolution, crop, template)
+    warnings += filter(None, [_cut_away_warning(subject._masks_cut_away(resolution), crop)])
+    return replace(subject, warnings=tuple(warnings))
+
+
+def _cut_away_warning(names: Sequence[str], crop: str) -> str:
+    if not names:
+        return ""
+    masks, photos = ("mask", "the photo teaches") if len(names) == 1 else ("masks", "these photos teach")
+    return (
+        f"The {masks} of {named(names)} {'is' if len(names) == 1 else 'are'} outside the crop {crop!r}: {photos} "
+        'nothing with masked_loss, and only background without. Set crop to "subject" or "pad".'
+    )
 
 
 def check_resolution(resolution: int) -> int:
@@ -234,70 +281,3 @@ def check_resolution(resolution: int) -> int:
             "resolution",
         )
     return resolution
-
-
-def training_square(photo: Photo, side: int, crop: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """A photo as training sees it: pixels uint8 [side, side, 3] and mask uint8 [side, side] or None.
-
-    Args:
-        photo: as it was read.
-        side: pixels.
-        crop: one of :data:`CROPS`.
-    """
-    return training_picture(photo, (side, side), crop)
-
-
-def training_picture(photo: Photo, size: tuple[int, int], crop: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """The same for any width and height: uint8 [height, width, 3] and uint8 [height, width] or None."""
-    image = Image.fromarray(photo.pixels)
-    # 8 bits of mask are plenty, and the same on every machine, which a hash over floats would not be.
-    mask = None if photo.mask is None else Image.fromarray(np.rint(photo.mask * 255.0).astype(np.uint8))
-    if crop == "pad":
-        image, mask = _padded(image, mask, size)
-    box = _crop_box(photo, image.size, size, crop)
-    # Cropped before scaling, so that nothing from outside the box bleeds in at its border.
-    pixels = image.crop(box).resize(size, Image.Resampling.LANCZOS)
-    # Lanczos overshoots at a mask's hard edge; a triangle filter does not.
-    scaled = None if mask is None else np.array(mask.crop(box).resize(size, Image.Resampling.BILINEAR))
-    return np.array(pixels), scaled
-
-
-def _crop_box(
-    photo: Photo, available: tuple[int, int], size: tuple[int, int], crop: str
-) -> tuple[int, int, int, int]:
-    """The box (left, top, right, bottom) of ``size``'s shape that is kept, inside ``available``."""
-    width, height = available
-    scale = min(width / size[0], height / size[1])  # photo pixels a training pixel
-    center_x, center_y = width / 2, height / 2
-    if crop == "subject" and photo.mask is not None and (photo.mask >= 0.5).any():
-        rows = np.flatnonzero((photo.mask >= 0.5).any(axis=1))
-        columns = np.flatnonzero((photo.mask >= 0.5).any(axis=0))
-        extent = max((columns[-1] - columns[0] + 1) / size[0], (rows[-1] - rows[0] + 1) / size[1])
-        # Never closer than the training size: enlarging a small subject adds blur and no detail.
-        scale = min(scale, max(float(extent) * (1 + 2 * _SUBJECT_MARGIN), 1.0))
-        center_x, center_y = (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
-    box_width, box_height = min(round(size[0] * scale), width), min(round(size[1] * scale), height)
-    left = min(max(int(center_x - box_width / 2), 0), width - box_width)
-    top = min(max(int(center_y - box_height / 2), 0), height - box_height)
-    return left, top, left + box_width, top + box_height
-
-
-def _padded(
-    image: Image.Image, mask: Image.Image | None, size: tuple[int, int]
-) -> tuple[Image.Image, Image.Image | None]:
-    """The picture in the middle of one of ``size``'s shape whose bars have the mean colour of the edges they touch."""
-    scale = max(image.width / size[0], image.height / size[1])
-    whole = max(round(size[0] * scale), image.width), max(round(size[1] * scale), image.height)
-    if whole == image.size:
-        return image, mask
-    pixels = np.asarray(image, dtype=np.float64)
-    edges = pixels[[0, -1]] if whole[1] > image.height else pixels[:, [0, -1]]
-    colour = tuple(int(v) for v in np.rint(edges.reshape(-1, 3).mean(axis=0)))
-    corner = ((whole[0] - image.width) // 2, (whole[1] - image.height) // 2)
-    padded = Image.new("RGB", whole, colour)
-    padded.paste(image, corner)
-    if mask is not None:
-        padded_mask = Image.new("L", whole, 0)
-        padded_mask.paste(mask, corner)
-        mask = padded_mask
-    return padded, mask

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from .captions import without_article
 from .errors import SubjectBoothError
 
 DEFAULT_TOKEN = "ohwx"
@@ -66,12 +67,14 @@ def check_token(token: str, class_word: str, tokenize: Callable[[str], list[int]
 
 
 def check_word(value: str, name: str, example: str) -> str:
-    """A token or class word, tidied.
+    """A token or class word, tidied; a class word without the article in front ("an old man").
 
     Raises:
         SubjectBoothError: empty, longer than a few words, or with a character that means something in prompts.
     """
     tidy = " ".join(value.split())
+    if name == "class_word":
+        tidy = without_article(tidy)
     if not tidy:
         raise SubjectBoothError(f"{name} is empty", f'a word such as "{example}"', f"fill in {name}", name)
     # ( ) and \ set weights in a ComfyUI prompt, { } are placeholders, and "embedding:" loads a file.
