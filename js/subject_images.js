@@ -5,7 +5,9 @@ import { Panel, ask, chain, make, onWidgets, setWidget, valuesOf, widen } from "
 import { labelOf, moved, namesOf, valueOf, withAdded, without } from "./lib/photos.mjs";
 import { t } from "./lib/words.mjs";
 
-const WATCHED = ["images", "folder", "sample", "class_word", "token", "prompt_template", "resolution", "crop"];
+/** Captions that are listed; the others are in the photos' tooltips. */
+const MOST_CAPTIONS = 8;
+const WATCHED = ["images", "folder", "sample", "class_word", "token", "prompt_template", "captions", "resolution", "crop"];
 const ACCEPTED = "image/png,image/jpeg,image/webp,image/avif,image/gif,image/bmp,image/tiff";
 
 class PhotoPanel {
@@ -116,8 +118,15 @@ class PhotoPanel {
     const line = (className, ...children) => lines.push(make("div", { className }, ...children));
     if (count > photos.length) line("sb-line sb-quiet", t("and {n} more", { n: count - photos.length }));
     if (this.failure) line("sb-problem", this.failure);
+    const captioned = photos.filter((photo) => photo.caption);
+    for (const photo of captioned.slice(0, MOST_CAPTIONS)) {
+      line("sb-line", `${photo.name}: `, make("span", { className: "sb-words" }, photo.caption));
+    }
+    if (captioned.length > MOST_CAPTIONS) {
+      line("sb-line sb-quiet", t("and {n} more", { n: captioned.length - MOST_CAPTIONS }));
+    }
     if (sentence) {
-      line("sb-line", `${t("Each photo is")} `, make("span", { className: "sb-words" }, sentence));
+      if (!captioned.length) line("sb-line", `${t("Each photo is")} `, make("span", { className: "sb-words" }, sentence));
       line("sb-line sb-quiet", `${t("the class is")} `, make("span", { className: "sb-words" }, classSentence));
     } else if (problem) {
       line("sb-note", problem);
@@ -128,12 +137,12 @@ class PhotoPanel {
 
   tile(photo, index, own) {
     const said = photo.error ? [photo.error] : photo.warnings;
-    const tile = make("div", { className: "sb-tile", tabIndex: 0, title: [photo.name, ...said].join("\n") });
+    const tile = make("div", { className: "sb-tile", tabIndex: 0, title: [photo.name, photo.caption, ...said].filter(Boolean).join("\n") });
     tile.dataset.photo = photo.name;
     if (photo.error) tile.classList.add("sb-bad");
     else if (said.length) tile.classList.add("sb-warn");
     if (photo.thumbnail) tile.append(make("img", { src: photo.thumbnail, alt: photo.name, draggable: false }));
-    if (said.length) tile.append(make("span", { className: "sb-mark" }, photo.error ? "✕" : signOf(photo)));
+    if (said.length) tile.append(make("span", { className: "sb-mark" }, photo.error ? "✕" : signOf(photo, this.answer.photos)));
     if (own) this.addTools(tile, index);
     return tile;
   }
@@ -181,8 +190,12 @@ class PhotoPanel {
 }
 
 // One word on the picture; the sentences are its tooltip.
-function signOf(photo) {
-  const signs = { small: t("small"), twice: t("twice"), blurred: t("blurred") };
+function signOf(photo, photos) {
+  const manyGroups = photos.some(({ group }) => group > 1);
+  const signs = {
+    small: t("small"), twice: manyGroups ? `${t("twice")} ${photo.group}` : t("twice"), blurred: t("blurred"),
+    white: t("on white"), cut: t("cut off"), torn: t("damaged"),
+  };
   return photo.kinds.map((kind) => signs[kind]).filter(Boolean).join(", ") || "!";
 }
 

@@ -11,17 +11,22 @@ from typing import Any
 
 from PIL import Image
 
-from ..trainer.captions import check_template, fill
+from ..trainer.captions import caption_file_of, check_template, fill, read_caption
+from ..trainer.crops import CROPS, mask_is_cut_away, training_square
 from ..trainer.errors import SubjectBoothError
-from ..trainer.photo_checks import Look, findings, look_at
+from ..trainer.photo_checks import Finding, Look, findings, look_at
+from ..trainer.photo_files import caption_notes
+from ..trainer.photo_notes import Note
 from ..trainer.photos import read_photo
-from ..trainer.subject import CROPS, Photo, check_resolution, training_square
+from ..trainer.subject import Photo, check_resolution, cut_away_warning
 from ..trainer.trigger import check_token, check_word
 from .photo_sources import Source
 
 MOST_SHOWN = 48
 """Photos in the panel: each is decoded for it."""
 THUMBNAIL_SIDE = 192
+MOST_LETTERS = 300
+"""Of a caption."""
 
 
 @dataclass(frozen=True)
@@ -31,12 +36,14 @@ class Seen:
     Attributes:
         look: for the checks.
         thumbnail: the training square as a ``data:`` address.
-        notes: sentences of the reading.
+        notes: of the reading.
+        is_cut: whether the crop leaves nothing of its mask.
     """
 
     look: Look
     thumbnail: str
-    notes: tuple[str, ...]
+    notes: tuple[Note, ...]
+    is_cut: bool
 
 
 def describe_photos(widgets: dict[str, Any]) -> dict[str, Any]:
@@ -46,8 +53,9 @@ def describe_photos(widgets: dict[str, Any]) -> dict[str, Any]:
         widgets: the node's values by name, as the editor holds them; what is missing is empty.
 
     Returns:
-        ``photos`` (name, thumbnail, size, warnings and their kinds, or an error), ``count``, ``warnings`` about the
-        whole, the two sentences the words make, and ``problem`` where the node would refuse.
+        ``photos`` (name, thumbnail, size, warnings and their kinds, the number of its group of near-duplicates, the
+        caption out of its file, or an error), ``count``, ``warnings`` about the whole, the two sentences the words
+        make, and ``problem`` where the node would refuse.
 
     Raises:
         SubjectBoothError: the sources or settings cannot be used.
@@ -65,20 +73,33 @@ def describe_photos(widgets: dict[str, Any]) -> dict[str, Any]:
         entry: dict[str, Any] = {"name": path.name, "warnings": [], "kinds": []}
         if isinstance(photo, Seen):
             entry |= {"thumbnail": photo.thumbnail, "width": photo.look.width, "height": photo.look.height,
-                      "warnings": list(photo.notes)}
+                      "warnings": [str(note) for note in photo.notes], "kinds": [note.kind for note in photo.notes]}
         else:
             entry["error"] = photo
         photos.append(entry)
     warnings = []
+    from_files = widgets.get("captions") == "caption files"
     if paths:
         names = [paths[index].name for index, _ in seen]
-        for finding in findings(names, [photo.look for _, photo in seen], resolution):
+        cut = tuple(number for number, (_, photo) in enumerate(seen) if photo.is_cut)
+        found = findings(names, [photo.look for _, photo in seen], resolution)
+        if cut:
+            found.append(Finding("cut", cut_away_warning([names[number] for number in cut], crop), cut))
+        groups = 0
+        for finding in found:
+            groups += finding.kind == "twice"
             for number in finding.photos:
-                photos[seen[number][0]]["warnings"].append(finding.text)
-                photos[seen[number][0]]["kinds"].append(finding.kind)
+                entry = photos[seen[number][0]]
+                entry["warnings"].append(finding.text)
+                entry["kinds"].append(finding.kind)
+                if finding.kind == "twice":
+                    entry["group"] = groups
             if not finding.photos and len(seen) == len(paths):
                 warnings.append(finding.text)
+        warnings += caption_notes(paths, "files" if from_files else "template")
     words = _words(widgets, source.sample_class_word())
+    if from_files:
+        _add_captions(photos, paths, widgets, words["class_word"])
     return {"photos": photos, "count": len(paths), **words, "warnings": [*warnings, *words["warnings"]]}
 
 
@@ -92,13 +113,26 @@ def _words(widgets: dict[str, Any], sample_class_word: str) -> dict[str, Any]:
         class_word = check_word(class_word if class_word.strip() else sample_class_word, "class_word", "dog")
         template = check_template(str(widgets.get("prompt_template") or ""), needs_token=True)
     except SubjectBoothError as error:
-        return {"sentence": "", "class_sentence": "", "problem": str(error), "warnings": []}
+        return {"sentence": "", "class_sentence": "", "problem": str(error), "warnings": [], "class_word": ""}
     return {
         "sentence": fill(template, token, class_word),
         "class_sentence": fill("a photo of a {class}", token, class_word),
         "problem": "",
+        "class_word": class_word,
         "warnings": check_token(token, class_word, clip_tokenize()),
     }
+
+
+def _add_captions(
+    photos: list[dict[str, Any]], paths: list[Path], widgets: dict[str, Any], class_word: str
+) -> None:
+    """Put each photo's caption with it, or as its error why the caption file cannot be used."""
+    for entry, path in zip(photos, paths, strict=False):
+        try:
+            caption = fill(read_caption(caption_file_of(path)), str(widgets.get("token") or ""), class_word)
+            entry["caption"] = caption[:MOST_LETTERS]
+        except SubjectBoothError as error:
+            entry.setdefault("error", str(error))
 
 
 def _photo(path: Path, resolution: int, crop: str) -> Seen | str:
@@ -116,8 +150,10 @@ def _photo(path: Path, resolution: int, crop: str) -> Seen | str:
 def _seen(path: Path, _changed: int, _size: int, resolution: int, crop: str) -> Seen:
     """By the file's time and size besides its name, so that a changed file is read again."""
     decoded = read_photo(path)
-    pixels, _ = training_square(Photo(decoded.pixels, decoded.mask, "", path.name), resolution, crop)
-    return Seen(look_at(decoded.pixels), data_address(Image.fromarray(pixels)), decoded.notes)
+    photo = Photo(decoded.pixels, decoded.mask, "", path.name)
+    pixels, _ = training_square(photo, resolution, crop)
+    is_cut = mask_is_cut_away(photo, (resolution, resolution), crop)
+    return Seen(look_at(decoded.pixels), data_address(Image.fromarray(pixels)), decoded.notes, is_cut)
 
 
 def data_address(picture: Image.Image) -> str:

@@ -12,9 +12,9 @@ import folder_paths
 import numpy as np
 import torch
 
-from ..trainer.captions import caption_file_of, read_caption
 from ..trainer.errors import SubjectBoothError
-from ..trainer.photos import check_size, list_photos, read_photo
+from ..trainer.photo_notes import Note, sentences
+from ..trainer.photos import check_size, list_photos
 from ..trainer.subject import Photo
 from .safe_paths import inside
 
@@ -126,19 +126,6 @@ def _input_file(name: str) -> Path:
     return path
 
 
-def photos_of_files(paths: list[Path], caption_files: bool) -> tuple[list[Photo], list[str]]:
-    """Read the files, and their captions where wanted; also what there is to say about them."""
-    photos: list[Photo] = []
-    notes: list[str] = []
-    for path in paths:
-        name = path.name.encode("utf-8", "replace").decode("utf-8")
-        decoded = read_photo(path, name)
-        notes.extend(decoded.notes)
-        caption = read_caption(caption_file_of(path)) if caption_files else ""
-        photos.append(Photo(decoded.pixels, decoded.mask, caption, name))
-    return photos, notes
-
-
 def photos_of_tensors(
     images: list[torch.Tensor], masks: list[torch.Tensor] | None
 ) -> tuple[list[Photo], list[str]]:
@@ -153,7 +140,7 @@ def photos_of_tensors(
         for batch in masks or []
         for m in (batch.reshape(-1, *batch.shape[-2:]) if batch is not None else [])
     ]
-    notes: list[str] = []
+    notes: list[Note] = []
     if flat and len(flat) not in (1, len(pictures)):
         raise SubjectBoothError(
             f"{len(flat)} masks for {len(pictures)} photos",
@@ -177,6 +164,8 @@ def photos_of_tensors(
         if values.shape[-1] == 4:
             mask = values[..., 3]
             values = values[..., :3] * mask[..., None] + (1 - mask[..., None])
+            if mask.min() < 1:
+                notes.append(Note("white", name))
         elif values.shape[-1] == 1:
             values = values.repeat(3, axis=-1)
         if flat:
@@ -184,13 +173,13 @@ def photos_of_tensors(
             mask = _fitting_mask(wired, values.shape[:2], name, notes)
         pixels = np.rint(values * 255.0).astype(np.uint8)
         photos.append(Photo(pixels, None if mask is None or mask.min() == 1 else np.array(mask), "", name))
-    return photos, notes
+    return photos, sentences(notes)
 
 
-def _fitting_mask(mask: np.ndarray, size: tuple[int, ...], name: str, notes: list[str]) -> np.ndarray | None:
+def _fitting_mask(mask: np.ndarray, size: tuple[int, ...], name: str, notes: list[Note]) -> np.ndarray | None:
     if not (mask > 0).any():
         # LoadImage gives an empty mask of 64 x 64 for a photo without transparency.
-        notes.append(f"The mask of {name} is empty and is not used.")
+        notes.append(Note("empty mask", name))
         return None
     if mask.shape != size:
         raise SubjectBoothError(

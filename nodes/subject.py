@@ -14,12 +14,15 @@ from comfy_api.latest import io
 from PIL import Image
 
 from ..trainer.captions import DEFAULT_TEMPLATE, caption_file_of
+from ..trainer.crops import CROPS
 from ..trainer.errors import SubjectBoothError
+from ..trainer.photo_files import read_photos
 from ..trainer.storage import sha256_of, write_atomic
-from ..trainer.subject import CROPS, MAX_RESOLUTION, MIN_RESOLUTION, Subject, make_subject
+from ..trainer.subject import MAX_RESOLUTION, MIN_RESOLUTION, Subject, caption_lines, make_subject
 from ..trainer.trigger import DEFAULT_TOKEN
+from .bridge import literal_prompt
 from .host import Progress
-from .photo_sources import NO_SAMPLE, Source, input_pictures, photos_of_files, photos_of_tensors, samples
+from .photo_sources import NO_SAMPLE, Source, input_pictures, photos_of_tensors, samples
 from .types import CATEGORY, SubjectType
 
 log = logging.getLogger("subjectbooth")
@@ -146,9 +149,10 @@ class LoadSubjectImages(io.ComfyNode):
         given = {name: _one(value) for name, value in inputs.items()}
         try:
             paths = Source.of(given.get("images"), given.get("folder"), given.get("sample")).paths()
-            if given.get("captions") != CAPTIONS_TEMPLATE:
-                paths += [caption_file_of(path) for path in paths if caption_file_of(path).is_file()]
-            return sha256_of(*paths)
+            captions = [caption_file_of(path) for path in paths if caption_file_of(path).is_file()]
+            # Where they are not read, the node says which are there.
+            read = captions if given.get("captions") != CAPTIONS_TEMPLATE else [path.name for path in captions]
+            return sha256_of(*paths, *read)
         except (SubjectBoothError, OSError) as error:
             return str(error)  # execute says it to the user
 
@@ -194,7 +198,7 @@ class LoadSubjectImages(io.ComfyNode):
                 )
             photos, notes = photos_of_tensors(image, mask)
         else:
-            photos, notes = photos_of_files(source.paths(), from_files)
+            photos, notes = read_photos(source.paths(), "files" if from_files else "template")
         subject = make_subject(
             photos,
             class_word=class_word[0] if class_word[0].strip() else source.sample_class_word(),
@@ -216,14 +220,18 @@ def _output(subject: Subject, node_id: str | None) -> io.NodeOutput:
     for warning in subject.warnings:
         log.warning("%s", warning)
     count = len(subject.photos)
-    text = f'{count} photo{"s" if count != 1 else ""} at {subject.resolution} px, "{subject.instance_prompt}"'
-    Progress(node_id, 1).say("\n".join([text, *subject.warnings]))
+    own = any(photo.caption != subject.instance_prompt for photo in subject.photos)
+    words = "captions from files" if own else f'"{subject.instance_prompt}"'
+    text = f'{count} photo{"s" if count != 1 else ""} at {subject.resolution} px, {words}'
+    captions = caption_lines(subject) if own else []
+    Progress(node_id, 1).say("\n".join([text, *subject.warnings, *captions]))
     ui = {
         "images": [_preview(image) for image in shown],
-        "text": [text, *subject.warnings],
+        "text": [text, *subject.warnings, *captions],
         "warnings": list(subject.warnings),
     }
-    return io.NodeOutput(subject, shown, subject.instance_prompt, ui=ui)
+    # Whoever wires it to a text encoder means the words that were learned.
+    return io.NodeOutput(subject, shown, literal_prompt(subject.instance_prompt), ui=ui)
 
 
 def _preview(image: torch.Tensor) -> dict[str, str]:

@@ -24,15 +24,17 @@ from .captions import DEFAULT_TEMPLATE
 from .class_images import generate
 from .clean_command import main as clean
 from .config import TrainConfig
+from .crops import CROPS
 from .errors import SubjectBoothError
 from .events import Adjusted, Finished, Started, StepDone, Validation
-from .photos import list_photos, read_photo
+from .photo_files import CAPTIONS, read_photos
+from .photos import list_photos
 from .priors import ClassPriors
 from .publish import checked_name, publish
 from .run import Run
 from .runtime import choose
 from .stored_base import load_base
-from .subject import CROPS, Photo, Subject, make_subject
+from .subject import Subject, caption_lines, make_subject
 from .tokenizer import tokenize
 from .trackers import TRACKERS, Tracker
 from .trigger import DEFAULT_TOKEN
@@ -49,6 +51,9 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--class_word", "--class-word", required=True, help="What the subject is one of: dog.")
     options.add_argument("--token", default=DEFAULT_TOKEN, help="The word that is to mean the subject.")
     options.add_argument("--prompt_template", default=DEFAULT_TEMPLATE, help="What each photo is said to show.")
+    options.add_argument("--captions", default="auto", choices=CAPTIONS,
+                         help="Captions of the photos. auto: photo.txt next to photo.jpg where there is one, else the "
+                              "template. files: one for every photo. template: --prompt_template for all.")
     options.add_argument("--crop", default="center", choices=CROPS, help="How photos become square.")
     options.add_argument("--num_class_images", type=int, default=0,
                          help="Class images to make (or find again) for class preservation. 0: none.")
@@ -131,6 +136,10 @@ def _train(options: argparse.Namespace) -> None:
     subject = read_subject(options, config.resolution)
     for warning in subject.warnings:
         print(f"warning: {warning}", file=sys.stderr)
+    if any(photo.caption != subject.instance_prompt for photo in subject.photos):
+        print("\n".join(["captions:", *caption_lines(subject)]))
+    if config.masked_loss:
+        subject.check_masks(config.resolution, buckets=config.enable_bucket)  # before class images are made
     base = load_base(options.base, options.clip_skip, options.prediction_type)
     device = torch.device("cpu") if options.cpu else None
     if options.plan:
@@ -182,11 +191,7 @@ def _plan(
 
 def read_subject(options: argparse.Namespace, resolution: int) -> Subject:
     """The photos of a folder as a subject."""
-    photos, notes = [], []
-    for path in list_photos(options.photos):
-        decoded = read_photo(path)
-        notes += list(decoded.notes)
-        photos.append(Photo(decoded.pixels, decoded.mask, "", path.name))
+    photos, notes = read_photos(list_photos(options.photos), options.captions)
     return make_subject(
         photos, class_word=options.class_word, token=options.token, resolution=resolution, crop=options.crop,
         prompt_template=options.prompt_template, tokenize=tokenize, notes=notes)

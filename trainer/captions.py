@@ -12,6 +12,8 @@ DEFAULT_TEMPLATE = "a photo of {token} {class}"
 DEFAULT_CLASS_TEMPLATE = "a photo of a {class}"
 PLACEHOLDERS = ("token", "class", "subject")
 MAX_CAPTION_BYTES = 64 * 1024
+WEIGHT = re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)")
+"""How prompts weight a word: ``(word:1.2)``."""
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _ARTICLE = re.compile(r"\b(a|an)(\s+)(?=\{class\})", re.IGNORECASE)

@@ -101,8 +101,8 @@ def findings(names: Sequence[str], looks: Sequence[Look], resolution: int) -> li
         found += _about("twice", group, _twice([names[index] for index in group]))
     # An enlarged picture is soft in any case, and that was said above.
     soft = [index for index, look in enumerate(looks) if index not in small and look.blurred]
-    looks_so = "looks" if len(soft) == 1 else "look"
-    found += _about("blurred", soft, f"{named([names[index] for index in soft])} {looks_so} blurred: the blur is learned "
+    verb = "looks" if len(soft) == 1 else "look"
+    found += _about("blurred", soft, f"{named([names[index] for index in soft])} {verb} blurred: the blur is learned "
                                      "with the subject.")
     return found
 
@@ -150,7 +150,7 @@ def equal_groups(looks: Sequence[Look]) -> list[list[int]]:
     for first in range(len(looks)):
         others = np.flatnonzero(group_of != group_of[first])
         others = others[others > first]
-        copies = others[_are_copies(looks[first], [looks[index] for index in others])]
+        copies = others[_are_copies(looks[first], [looks[int(index)] for index in others])]
         group_of[np.isin(group_of, group_of[copies])] = group_of[first]
     return [np.flatnonzero(group_of == group).tolist() for group, first in sorted(
         zip(*np.unique(group_of, return_index=True), strict=True), key=lambda found: found[1])

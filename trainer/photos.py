@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import io
 import os
 import re
 import threading
@@ -27,6 +26,8 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif"
 # Listed so that a folder of phone photos says what to do with them instead of "no pictures here".
 RAW_SUFFIXES = frozenset((".cr2", ".cr3", ".nef", ".arw", ".dng"))
 UNREADABLE_SUFFIXES = RAW_SUFFIXES | {".heic", ".heif", ".psd", ".jxl"}
+
+_KOHYA_NAME = re.compile(r"\d+_.+")
 
 MIN_SIDE = 32
 """Pixels. Below this there is nothing to learn a subject from."""
@@ -78,12 +79,36 @@ def list_photos(folder: Path) -> list[Path]:
         (e for e in entries if e.suffix.lower() in wanted), key=lambda entry: natural_key(entry.name)
     )
     if not photos:
+        _refuse_kohya_folder(folder)
         raise SubjectBoothError(
             f"no picture in the folder {folder.name!r} ({len(entries)} other files)",
             "3 to 5 photos as JPEG, PNG or WebP directly in it",
             "put the photos there, or choose another folder",
         )
     return photos
+
+
+def _refuse_kohya_folder(folder: Path) -> None:
+    """kohya's trainers want folders such as "10_ohwx dog" inside the one that they are given.
+
+    Raises:
+        SubjectBoothError: there are such folders with pictures in them; how to use one of them here.
+    """
+    inner = [path for path in folder.iterdir() if path.is_dir() and _KOHYA_NAME.fullmatch(path.name)
+             and any(file.suffix.lower() in SUFFIXES for file in path.iterdir())]
+    if not inner:
+        return
+    first = min(inner, key=lambda path: natural_key(path.name))
+    token, _, class_word = first.name.partition("_")[2].strip().partition(" ")
+    words = f'token "{token}", class word "{class_word}"' if class_word else f'token or class word "{token}"'
+    others = f" and {len(inner) - 1} more" if len(inner) > 1 else ""
+    raise SubjectBoothError(
+        f"no picture directly in the folder {folder.name[:80]!r}, but folders in kohya's layout: "
+        f"{first.name[:80]!r}{others}",
+        "the folder that holds the photos",
+        f"choose the folder {folder.name[:80]}/{first.name[:80]} ({words}). Its repeats are not needed: set steps "
+        "instead",
+    )
 
 
 def natural_key(name: str) -> tuple[tuple[int, str], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import json
 import os
@@ -107,10 +108,25 @@ def disk_errors(what: str, folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        raise SubjectBoothError(
-            f"{what} ({reason})", "room on the disk and the right to write there",
-            "free some space, make the folder writable, or start ComfyUI with another --output-directory; what was "
-            "saved before is still there", str(folder)) from error
+        needed, todo = _remedy(error, folder)
+        raise SubjectBoothError(f"{what} ({reason})", needed, todo, str(folder)) from error
+
+
+def _remedy(error: OSError, folder: Path) -> tuple[str, str]:
+    """What the disk needs, and what to do about it."""
+    still_there = "what was saved before is still there"
+    if error.errno == errno.ENOENT:
+        gone = "the file in it" if folder.is_dir() else "the folder"
+        return (f"{gone}, which was deleted or moved meanwhile",
+                "leave the folder alone while it is in use, and start again: what was in it has to be made again")
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):  # Windows has no quota error
+        return "room on the disk", f"free some space; {still_there}"
+    if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return ("the right to write there",
+                f"make the folder writable, or start ComfyUI with another --output-directory; {still_there}")
+    return ("room on the disk and the right to write there",
+            "free some space, make the folder writable, or start ComfyUI with another --output-directory; "
+            + still_there)
 
 
 def remove_parts(folder: Path, older_than: float = 0.0) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import textwrap
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -10,7 +11,7 @@ import numpy as np
 import torch
 
 from .buckets import nearest_bucket
-from .captions import DEFAULT_CLASS_TEMPLATE, DEFAULT_TEMPLATE, check_template, fill
+from .captions import DEFAULT_CLASS_TEMPLATE, DEFAULT_TEMPLATE, WEIGHT, check_template, fill
 from .crops import CROPS, mask_is_cut_away, training_picture
 from .errors import SubjectBoothError
 from .photo_checks import check_photos
@@ -154,7 +155,7 @@ class Subject:
                 'set crop to "subject" or "pad" in LoadSubjectImages, or turn masked_loss off',
                 "masked_loss",
             )
-        return _cut_away_warning(cut, self.crop)
+        return cut_away_warning(cut, self.crop)
 
     def _masks_cut_away(self, resolution: int, buckets: bool = False) -> list[str]:
         """Names of the photos of whose mask the crop leaves nothing."""
@@ -235,6 +236,12 @@ def make_subject(
             "prompt_template has no {class}: naming what the subject is one of helps more than any other "
             "setting."
         )
+    weights = [found[0] for p in filled if (found := WEIGHT.search(p.caption))]
+    if weights:
+        warnings.append(
+            f"{len(weights)} of {len(filled)} captions have a weight in them ({weights[0][:60]}): captions are learned "
+            "as they are written, so it is text and no weight."
+        )
     unnamed = [p.name for p in filled if token.casefold() not in p.caption.casefold()]
     if unnamed:
         warnings.append(
@@ -242,11 +249,12 @@ def make_subject(
             f'token "{token}" in them, so those photos teach it nothing.'
         )
     subject = Subject(filled, token, class_word, resolution, crop, template)
-    warnings += filter(None, [_cut_away_warning(subject._masks_cut_away(resolution), crop)])
+    warnings += filter(None, [cut_away_warning(subject._masks_cut_away(resolution), crop)])
     return replace(subject, warnings=tuple(warnings))
 
 
-def _cut_away_warning(names: Sequence[str], crop: str) -> str:
+def cut_away_warning(names: Sequence[str], crop: str) -> str:
+    """A sentence about photos of whose mask the crop leaves nothing; empty when there are none."""
     if not names:
         return ""
     masks, photos = ("mask", "the photo teaches") if len(names) == 1 else ("masks", "these photos teach")
@@ -254,6 +262,12 @@ def _cut_away_warning(names: Sequence[str], crop: str) -> str:
         f"The {masks} of {named(names)} {'is' if len(names) == 1 else 'are'} outside the crop {crop!r}: {photos} "
         'nothing with masked_loss, and only background without. Set crop to "subject" or "pad".'
     )
+
+
+def caption_lines(subject: Subject, most: int = 12) -> list[str]:
+    """``"a.png: ohwx on a sofa"`` for each photo, to be shown: the first ones, and how many more there are."""
+    shown = [f"{photo.name}: {textwrap.shorten(photo.caption, 200, placeholder=' ...')}" for photo in subject.photos]
+    return shown if len(shown) <= most else [*shown[:most - 1], f"and {len(shown) - most + 1} more"]
 
 
 def check_resolution(resolution: int) -> int:

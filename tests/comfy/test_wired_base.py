@@ -142,7 +142,7 @@ def _first_loss(base: BaseModel, root: Path) -> float:
     photos.mkdir()
     for number, content in enumerate(cat_photos()):
         (photos / f"{number}.png").write_bytes(content)
-    subject = read_subject(Namespace(photos=photos, class_word="cat", token="ohwx", crop="center",
+    subject = read_subject(Namespace(photos=photos, class_word="cat", token="ohwx", crop="center", captions="auto",
                                      prompt_template="a photo of {token} {class}"), SIZE)
     config = TrainConfig(steps=3, learning_rate=0.01, rank=4, network_alpha=2.0, resolution=SIZE, seed=70)
     events = Run(base, subject, None, config, root / "runs", torch.device("cpu")).events()
