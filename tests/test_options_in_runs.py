@@ -5,7 +5,8 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +14,26 @@ import numpy as np
 import pytest
 import torch
 
-from subjectbooth.tests.small_base import FAMILY, small_base, small_subject, small_text_encoder, small_unet
+from subjectbooth.tests.small_base import (
+    FAMILY,
+    HashedPrompts,
+    small_base,
+    small_subject,
+    small_text_encoder,
+    small_unet,
+)
 from subjectbooth.trainer import adapter
+from subjectbooth.trainer.base_model import BaseModel
 from subjectbooth.trainer.conditioning import Conditioning
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.data import TrainingData
+from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Started, StepDone, Validation
 from subjectbooth.trainer.loop import VALIDATION_SEED, Training
 from subjectbooth.trainer.run import Run
 from subjectbooth.trainer.sample import sample
 from subjectbooth.trainer.stored_base import token_chunks
-from subjectbooth.trainer.subject import Subject
+from subjectbooth.trainer.subject import Photo, Subject
 from subjectbooth.trainer.text_encoder import encode
 
 CPU = torch.device("cpu")
@@ -183,5 +193,52 @@ def test_masks_that_the_loss_does_not_use_make_no_other_run(tmp_path: Path, buck
         return Run(small_base(), dataclasses.replace(subject, crop=crop), None, config, tmp_path, CPU).folder.key
 
     assert key(masked, False) == key(plain, False)
-    assert key(masked, True) != key(plain, True)
+    assert key(masked, True) != key(masked, False)
     assert key(masked, False, "subject") != key(plain, False, "subject")  # there they say where to crop
+
+
+@pytest.mark.parametrize("buckets", [False, True])
+def test_a_masked_loss_that_learns_nothing_is_refused_before_the_base_is_read(tmp_path: Path, buckets: bool) -> None:
+    left = np.zeros((80, 400), np.float32)  # more than any bucket keeps
+    left[:, :20] = 1.0
+    wide = np.random.default_rng(0).integers(0, 255, (80, 400, 3), dtype=np.uint8)
+    plain = small_subject()
+    photos = tuple(dataclasses.replace(p, pixels=wide, mask=left) for p in plain.photos)
+    config = dataclasses.replace(CONFIG, masked_loss=True, enable_bucket=buckets)
+
+    def run(*photos: Photo) -> Run:
+        return Run(small_base(), dataclasses.replace(plain, photos=photos), None, config, tmp_path, CPU)
+
+    with pytest.raises(SubjectBoothError, match=r"every mask is outside the crop 'center': 0.png, 1.png and 2.png;"):
+        run(*photos)
+    with closing(run(photos[0], *plain.photos[1:]).events()) as events:
+        started = next(events)
+    assert isinstance(started, Started)
+    assert any(note.startswith("The mask of 0.png is outside the crop") for note in started.notes)
+
+
+def test_captions_are_encoded_as_text_and_prompts_as_prompts(tmp_path: Path) -> None:
+    """An encoder with a syntax of its own gets captions so that it reads their very text; pictures keep the syntax."""
+    asked: list[str] = []
+
+    class Listening(HashedPrompts):
+        def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
+            asked.extend(prompts)
+            return super().encode(prompts)
+
+    def escaped(caption: str) -> str:
+        return caption.replace("(", "<")
+
+    plain = small_base()
+    comfy = dataclasses.replace(plain, prompts=Listening(), prompt_of=escaped)
+    config = dataclasses.replace(CONFIG, steps=1, validation_prompts=("a (photo:1.2)",))
+
+    def run(base: BaseModel, caption: str) -> Run:
+        subject = small_subject()
+        photos = tuple(dataclasses.replace(photo, caption=caption) for photo in subject.photos)
+        return Run(base, dataclasses.replace(subject, photos=photos), None, config, tmp_path, CPU)
+
+    assert run(comfy, PROMPT).folder.key == run(plain, PROMPT).folder.key, "runs of before are found again"
+    assert run(comfy, "ohwx (toy)").folder.key != run(plain, "ohwx (toy)").folder.key, "it was trained on a weight"
+    run(comfy, "ohwx (toy)").plan()
+    assert {"ohwx <toy)", "a (photo:1.2)"} <= set(asked) and "ohwx (toy)" not in asked

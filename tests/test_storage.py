@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,8 @@ import torch
 
 from subjectbooth.trainer import storage
 from subjectbooth.trainer.checkpoint import Checkpoint
+from subjectbooth.trainer.errors import SubjectBoothError
+from subjectbooth.trainer.events import StepDone
 from subjectbooth.trainer.lock import owned
 from subjectbooth.trainer.run_folder import RunFolder
 from subjectbooth.trainer.storage import make_folder, write_atomic
@@ -72,6 +75,29 @@ def test_new_folders_are_flushed_into_those_above_them(tmp_path: Path, calls: li
     assert calls == []
     with owned(tmp_path / "one" / "run"):
         assert calls == [("flush", "one")]
+
+
+@pytest.mark.parametrize(("code", "needed", "todo"), [
+    (errno.ENOSPC, "needed: room on the disk.", "Free some space; what was saved before is still there."),
+    (errno.EACCES, "needed: the right to write there.", "Make the folder writable"),
+    (errno.EROFS, "needed: the right to write there.", "Make the folder writable"),
+    (errno.EIO, "needed: room on the disk and the right to write there.", "Free some space"),
+])
+def test_each_refusal_of_the_disk_has_its_remedy(tmp_path: Path, code: int, needed: str, todo: str) -> None:
+    with pytest.raises(SubjectBoothError) as caught, storage.disk_errors("it cannot be saved", tmp_path):
+        raise OSError(code, os.strerror(code))
+    assert needed in str(caught.value) and todo in str(caught.value)
+
+
+def test_a_deleted_folder_is_no_full_disk(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path, "0" * 64, "ohwx dog")
+    folder.open({})
+    shutil.rmtree(folder.path)
+    with pytest.raises(SubjectBoothError) as caught:
+        folder.log(StepDone(1, 3, 0.1, 0.1, None, 1e-4, 1.0, 0.5, None))
+    message = str(caught.value)
+    assert "needed: the folder, which was deleted or moved meanwhile. Leave the folder alone" in message
+    assert "space" not in message and "still there" not in message and str(folder.path) in message
 
 
 @pytest.mark.parametrize("refused", [errno.EINVAL, errno.ENOTSUP, errno.EACCES])

@@ -12,7 +12,14 @@ from PIL import Image, ImageEnhance, ImageFilter
 from skimage import data
 
 from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.photo_checks import check_photos, equal_pairs, is_blurred, sharpness
+from subjectbooth.trainer.photo_checks import (
+    Look,
+    check_photos,
+    equal_groups,
+    equal_pairs,
+    is_blurred,
+    sharpness,
+)
 from subjectbooth.trainer.subject import Photo, Subject, make_subject
 
 CAT = data.chelsea()[:, :, :3]  # 300 x 451
@@ -33,6 +40,20 @@ def subject(*photos: Photo, resolution: int = 128, crop: str = "center", **optio
 def as_array(image: torch.Tensor) -> np.ndarray:
     """[3, r, r] in 0..1 -> uint8 [r, r, 3]."""
     return np.rint(image.permute(1, 2, 0).numpy() * 255).astype(np.uint8)
+
+
+def test_a_class_word_with_an_article_gives_one_article() -> None:
+    made = make_subject(
+        [photo(CAT)], class_word="an old man", resolution=64, prompt_template="photo of a {class} {token}"
+    )
+    assert (made.trigger, made.class_prompt) == ("ohwx old man", "a photo of an old man")
+    assert made.instance_prompt == "photo of an old man ohwx"
+
+
+def test_a_weight_in_a_caption_is_text() -> None:
+    given = [photo(CAT, caption="ohwx (toy:1.2)"), photo(COFFEE, caption="ohwx cat (toy)"), photo(ROCKET)]
+    (warning,) = subject(*given).warnings
+    assert warning.startswith("1 of 3 captions have a weight in them ((toy:1.2)): captions are learned as they are")
 
 
 def test_prompts() -> None:
@@ -202,8 +223,7 @@ def test_warnings_name_what_is_wrong() -> None:
     starts = [
         "cat.png has 3 frames",
         "Only 2 photos",
-        "cat.png is 451x300, smaller than the training size 512",
-        "copy.png is 451x300",
+        "cat.png (451x300) and copy.png (451x300) are smaller than the training size 512",
         "cat.png and copy.png are (nearly) the same picture",
         "prompt_template has no {class}",
         "1 of 2 captions (the first is that of copy.png)",
@@ -211,6 +231,59 @@ def test_warnings_name_what_is_wrong() -> None:
     assert len(poor.warnings) == len(starts)
     for warning, start in zip(poor.warnings, starts, strict=True):
         assert warning.startswith(start), warning
+
+
+def test_a_flood_of_frames_is_one_sentence_a_kind() -> None:
+    """300 frames of a film, each nearly the one before: pairs were 44,850 warnings."""
+    frames = [photo(np.clip(CAT[::4, ::4].astype(int) + number % 2, 0, 255).astype(np.uint8), name=f"{number}.png")
+              for number in range(300)]
+    frames += [photo(COFFEE, name="a.png"), photo(COFFEE, name="b.png"), photo(ROCKET, name="c.png")]
+    assert check_photos(frames, 256) == [
+        "0.png (113x75), 1.png (113x75) and 298 more are smaller than the training size 256: they are enlarged, and "
+        "the subject becomes soft.",
+        "300 photos are (nearly) the same picture: 0.png, 1.png and 298 more. It counts 300 times and adds nothing.",
+        "a.png and b.png are (nearly) the same picture: it counts twice and adds nothing.",
+    ]
+
+
+def test_the_frames_of_a_slow_film_are_one_group() -> None:
+    """The first and the last have nothing in common, but each is nearly the one before it."""
+    hashes = np.zeros((40, 256), dtype=bool)
+    for number in range(40):
+        hashes[number, : 6 * number] = True
+    looks = [Look(512, 512, bits.reshape(16, 16), np.zeros((8, 8, 3), np.float32), False) for bits in hashes]
+    apart = Look(512, 512, looks[0].hash, np.full((8, 8, 3), 99, np.float32), False)
+    order = np.random.default_rng(0).permutation(40).tolist()
+    groups = equal_groups([apart, *(looks[index] for index in order)])
+    assert groups == [list(range(1, 41))]
+
+
+def left_cut_out(name: str, left: int = 40) -> Photo:
+    """Its mask is left of the middle square, which begins at column 75."""
+    mask = np.zeros(CAT.shape[:2], np.float32)
+    mask[40:200, left - 40 : left + 20] = 1
+    return photo(CAT, mask, name=name)
+
+
+def test_a_mask_outside_the_crop_is_named() -> None:
+    cut = left_cut_out("0.png")
+    made = subject(cut, photo(COFFEE), photo(ROCKET))
+    (warning,) = made.warnings
+    assert warning.startswith("The mask of 0.png is outside the crop 'center': the photo teaches nothing with masked")
+    assert made.check_masks(128) == warning, "the other photos are learned whole"
+    assert made.check_masks(128, buckets=True) == "", "the bucket of this shape keeps it"
+    for crop in ("pad", "subject"):
+        other = subject(cut, photo(COFFEE), photo(ROCKET), crop=crop)
+        assert other.warnings == () and other.check_masks(128) == ""
+
+
+def test_a_masked_loss_with_every_mask_outside_the_crop_is_refused() -> None:
+    made = subject(*(left_cut_out(f"{number}.png", 40 + 5 * number) for number in range(3)))
+    assert made.warnings[-1].startswith("The masks of 0.png, 1.png and 2.png are outside the crop 'center'")
+    with pytest.raises(SubjectBoothError) as caught:
+        made.check_masks(128)
+    assert "every mask is outside the crop 'center': 0.png, 1.png and 2.png; needed:" in str(caught.value)
+    assert subject(left_cut_out("0.png", 80)).check_masks(128) == "", "a part of it is inside"
 
 
 # --- nearly equal pictures and blur, on photographs ---

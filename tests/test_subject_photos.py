@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 from skimage import data
 
-from subjectbooth.trainer import photos
+from subjectbooth.trainer import photo_notes, photos
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.photos import list_photos, read_photo
 
@@ -80,6 +80,8 @@ def test_alpha_becomes_white_and_mask(tmp_path: Path) -> None:
     assert np.allclose(photo.mask, alpha / 255.0)
     assert np.array_equal(photo.pixels[50:200, 100:300], CAT[50:200, 100:300])
     assert (photo.pixels[:50] == 255).all()
+    assert [str(note) for note in photo.notes] == [
+        "The transparent part of cut.png becomes white: masked_loss leaves it out of what is learned."]
     half = CAT[200:250, 100:300] * (128 / 255) + 255 * (127 / 255)
     assert np.abs(photo.pixels[200:250, 100:300] - half).max() <= 1.0
 
@@ -159,8 +161,8 @@ def test_a_colour_profile_is_converted_and_srgb_left_alone(tmp_path: Path) -> No
         offset = struct.unpack(">I", linear[at + 4 : at + 8])[0]
         linear[at + 8 : at + 12] = struct.pack(">I", 12)
         linear[offset : offset + 12] = b"curv" + bytes(4) + struct.pack(">I", 0)
-    text = linear.index("sRGB".encode("utf-16-be"))
-    linear[text : text + 8] = "LINE".encode("utf-16-be")
+    # Its name still says sRGB: the curves count.
+    assert "sRGB" in ImageCms.getProfileDescription(ImageCms.ImageCmsProfile(io.BytesIO(bytes(linear))))
     flat = np.full((64, 64, 3), 64, np.uint8)
     path = saved(tmp_path / "l.png", Image.fromarray(flat), icc_profile=bytes(linear))
     expected = 255 * (1.055 * (64 / 255) ** (1 / 2.4) - 0.055)  # the sRGB curve of linear 64/255
@@ -177,7 +179,7 @@ def test_animations_give_their_first_frame_and_say_so(tmp_path: Path, suffix: st
     frames[0].save(path, save_all=True, append_images=frames[1:], **options)
     photo = read_photo(path)
     assert (photo.pixels == (255, 0, 0)).all()
-    assert photo.notes == (f"a.{suffix} has 3 frames: only the first is used.",)
+    assert [str(note) for note in photo.notes] == [f"a.{suffix} has 3 frames: only the first is used."]
 
 
 def test_a_phones_second_picture_is_no_animation(tmp_path: Path) -> None:
@@ -318,6 +320,37 @@ def test_a_process_wide_tolerance_for_damage_does_not_reach_us(
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
+JPEG_KINDS = [{}, {"progressive": True}, {"quality": 95, "optimize": True, "subsampling": 0},
+              {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}]
+
+
+@pytest.mark.parametrize("options", JPEG_KINDS, ids=str)
+def test_a_torn_jpeg_with_a_proper_end_is_found(tmp_path: Path, options: dict[str, object]) -> None:
+    """Decoders fill what is missing with grey and say nothing: an interrupted copy that some program has closed."""
+    path = saved(tmp_path / "torn.jpg", Image.fromarray(CAT), **options)
+    whole = path.read_bytes()
+    assert read_photo(path).notes == ()
+    for behind in (b"\0" * 99, b"a camera's own data \xff\xd9"):
+        path.write_bytes(whole + behind)
+        assert read_photo(path).notes == (), "what is behind a picture's end is none of it"
+    for share in (0.3, 0.6, 0.9):
+        path.write_bytes(whole[: int(len(whole) * share)].rstrip(b"\xff") + b"\xff\xd9")
+        with Image.open(path) as torn:
+            torn.load()  # which the decoder does without a word
+        with pytest.raises(SubjectBoothError, match=r"torn\.jpg is damaged or cut off \(the lower \d+ % of it\)"):
+            read_photo(path)
+    path.write_bytes(whole[:-30].rstrip(b"\xff") + b"\xff\xd9")
+    assert [note.kind for note in read_photo(path).notes] == ["torn"], "the last row of blocks alone"
+
+
+def test_one_sentence_for_many_photos() -> None:
+    notes = [photo_notes.Note("white", f"{number}.png") for number in range(300)]
+    notes.insert(1, photo_notes.Note("frames", "a.gif", "3 frames"))
+    assert photo_notes.sentences(notes) == [
+        "The transparent parts of 0.png, 1.png and 298 more become white: masked_loss leaves them out of what is "
+        "learned.", "a.gif has 3 frames: only the first is used."]
+
+
 def test_postscript_is_never_handed_to_an_interpreter(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n")
     with pytest.raises(SubjectBoothError, match="is not a picture"):
@@ -356,5 +389,11 @@ def test_folders_are_listed_in_natural_order(tmp_path: Path) -> None:
     assert [p.name for p in list_photos(tmp_path)] == ["dog1.png", "Dog2.JPG", "dog10.png", "x.heic"]
     with pytest.raises(SubjectBoothError, match="no picture in the folder 'sub'"):
         list_photos(tmp_path / "sub")
+    (tmp_path / "sub" / "10_ohwx old dog").mkdir()
+    (tmp_path / "sub" / "10_ohwx old dog" / "a.PNG").write_bytes(b"x")
+    (tmp_path / "sub" / "1_empty").mkdir()
+    with pytest.raises(SubjectBoothError) as caught:
+        list_photos(tmp_path / "sub")
+    assert 'Choose the folder sub/10_ohwx old dog (token "ohwx", class word "old dog")' in str(caught.value)
     with pytest.raises(SubjectBoothError, match="the folder 'none' cannot be read"):
         list_photos(tmp_path / "none")

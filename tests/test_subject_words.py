@@ -99,6 +99,16 @@ def test_template_is_tidied() -> None:
         (FRENCH, "cp1252"),
         (FRENCH, "latin-1"),
         ("eine Möwe über Köln – schön", "cp1252"),
+        ("ФОТО OHWX СОБАКА", "cp1251"),  # in KOI8-R these bytes are small letters: "тнрн"
+        ("фото ohwx собака", "cp1251"),
+        ("Фото OHWX: собака «Рекс» – на траве", "cp1251"),
+        ("фото ohwx собака", "koi8-r"),
+        ("ФОТО СОБАКИ НА ТРАВЕ", "koi8-r"),
+        ("Фото собаки на траве", "mac-cyrillic"),
+        ("ohwx dog • garden ½", "cp1252"),
+        ("“ohwx” dog’s café … £5", "cp1252"),
+        ("una foto de ohwx en el jardín, niño", "cp1252"),
+        ("a photo of ohwx dog\r\n", "utf-8-sig"),
         ("a photo of ohwx dog", "ascii"),
         ("a photo of ohwx dog", "utf-16-le"),
         ("一张狗的照片 🐶", "utf-8"),
@@ -106,7 +116,7 @@ def test_template_is_tidied() -> None:
 )
 def test_caption_encodings(tmp_path: Path, text: str, encoding: str) -> None:
     (tmp_path / "dog.txt").write_bytes(f"  {text}\r\n".encode(encoding))
-    assert read_caption(tmp_path / "dog.txt") == text
+    assert read_caption(tmp_path / "dog.txt") == text.strip()
 
 
 @pytest.mark.parametrize(
@@ -114,6 +124,12 @@ def test_caption_encodings(tmp_path: Path, text: str, encoding: str) -> None:
     [
         ("一张狗在草地上奔跑的照片".encode("gbk"), "encoding that cannot be told"),
         ("犬の写真です".encode("shift-jis"), "encoding that cannot be told"),
+        ("zdjęcie psa ohwx".encode("cp1250"), "encoding that cannot be told for certain"),
+        ("ohwx kočka".encode("cp1250"), "encoding that cannot be told for certain"),
+        ("ohwx köpek fotoğrafı".encode("cp1254"), "encoding that cannot be told for certain"),
+        ("ohwx šuo, gėlė".encode("cp1257"), "encoding that cannot be told for certain"),
+        ("à ohwx".encode("cp1252"), "encoding that cannot be told for certain"),  # in Windows-1251 a Russian "а"
+        ("ohwx и".encode("cp1251"), "encoding that cannot be told for certain"),
         (bytes(range(256)), "encoding that cannot be told"),
         (b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01" * 9, "encoding that cannot be told"),
         (b"", "is empty"),
@@ -211,6 +227,15 @@ def test_words_that_cannot_be_used(value: str, says: str) -> None:
     with pytest.raises(SubjectBoothError) as caught:
         check_word(value, "class_word", "dog")
     assert str(caught.value).startswith("class_word") and says in str(caught.value)
+
+
+@pytest.mark.parametrize(("given", "learned"), [
+    ("an old man", "old man"), ("a dog", "dog"), ("The  cat", "cat"), ("A", "A"), ("another dog", "another dog"),
+    ("a-frame house", "a-frame house"), ("theatre", "theatre"),
+])
+def test_a_class_word_brings_no_article(given: str, learned: str) -> None:
+    assert check_word(given, "class_word", "dog") == learned
+    assert check_word(given, "token", "ohwx") == " ".join(given.split()), "a token is what it is"
 
 
 def test_words_are_tidied() -> None:

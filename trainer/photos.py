@@ -16,7 +16,9 @@ from PIL import Image, ImageFile, ImageOps
 
 from .colour_profile import in_srgb
 from .errors import SubjectBoothError
+from .kohya_folder import refuse_kohya_folder
 from .photo_notes import Note
+from .pixel_modes import alpha_of, to_eight_bits
 from .torn_jpeg import missing_rows
 
 # Every decoder is attack surface (Pillow's EPS one starts Ghostscript), so only what cameras, phones, browsers
@@ -26,8 +28,6 @@ SUFFIXES = frozenset((".jpg", ".jpeg", ".jfif", ".png", ".webp", ".avif", ".gif"
 # Listed so that a folder of phone photos says what to do with them instead of "no pictures here".
 RAW_SUFFIXES = frozenset((".cr2", ".cr3", ".nef", ".arw", ".dng"))
 UNREADABLE_SUFFIXES = RAW_SUFFIXES | {".heic", ".heif", ".psd", ".jxl"}
-
-_KOHYA_NAME = re.compile(r"\d+_.+")
 
 MIN_SIDE = 32
 """Pixels. Below this there is nothing to learn a subject from."""
@@ -79,36 +79,13 @@ def list_photos(folder: Path) -> list[Path]:
         (e for e in entries if e.suffix.lower() in wanted), key=lambda entry: natural_key(entry.name)
     )
     if not photos:
-        _refuse_kohya_folder(folder)
+        refuse_kohya_folder(folder, SUFFIXES)
         raise SubjectBoothError(
             f"no picture in the folder {folder.name!r} ({len(entries)} other files)",
             "3 to 5 photos as JPEG, PNG or WebP directly in it",
             "put the photos there, or choose another folder",
         )
     return photos
-
-
-def _refuse_kohya_folder(folder: Path) -> None:
-    """kohya's trainers want folders such as "10_ohwx dog" inside the one that they are given.
-
-    Raises:
-        SubjectBoothError: there are such folders with pictures in them; how to use one of them here.
-    """
-    inner = [path for path in folder.iterdir() if path.is_dir() and _KOHYA_NAME.fullmatch(path.name)
-             and any(file.suffix.lower() in SUFFIXES for file in path.iterdir())]
-    if not inner:
-        return
-    first = min(inner, key=lambda path: natural_key(path.name))
-    token, _, class_word = first.name.partition("_")[2].strip().partition(" ")
-    words = f'token "{token}", class word "{class_word}"' if class_word else f'token or class word "{token}"'
-    others = f" and {len(inner) - 1} more" if len(inner) > 1 else ""
-    raise SubjectBoothError(
-        f"no picture directly in the folder {folder.name[:80]!r}, but folders in kohya's layout: "
-        f"{first.name[:80]!r}{others}",
-        "the folder that holds the photos",
-        f"choose the folder {folder.name[:80]}/{first.name[:80]} ({words}). Its repeats are not needed: set steps "
-        "instead",
-    )
 
 
 def natural_key(name: str) -> tuple[tuple[int, str], ...]:
@@ -233,8 +210,8 @@ def _decode(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     image.load()
     profile = image.info.get("icc_profile")
     image = ImageOps.exif_transpose(image)
-    image = _to_eight_bits(image)
-    alpha = _alpha_of(image)
+    image = to_eight_bits(image)
+    alpha = alpha_of(image)
     if alpha is not None:
         rgba = image.convert("RGBA")
         rgba.putalpha(alpha)
@@ -250,38 +227,6 @@ def _decode(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
         alpha = alpha.resize(size, Image.Resampling.BILINEAR) if alpha is not None else None
     mask = np.asarray(alpha, dtype=np.float32) / 255.0 if alpha is not None else None
     return np.array(image, dtype=np.uint8), mask
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and floating-point greys -> "L" (or "LA"); Pillow's own convert clips them to white."""
-    if not image.mode.startswith(("I", "F")):
-        return image
-    values = np.asarray(image).astype(np.float64)
-    if not np.isfinite(values).all():
-        raise ValueError("the picture holds values that are not numbers")
-    # Files do not say what their white is, except that 16-bit ones mean 65535.
-    peak = float(values.max())
-    if image.mode.startswith("I;16") or (image.mode == "I" and 255 < peak <= 65535):
-        white = 65535.0
-    elif image.mode == "F" and peak <= 1.0:
-        white = 1.0
-    else:
-        white = 255.0 if peak <= 255 else peak
-    grey = Image.fromarray(np.clip(np.rint(values * (255.0 / white)), 0, 255).astype(np.uint8))
-    transparent = image.info.get("transparency")
-    if isinstance(transparent, int):  # a 16-bit grey PNG names one value as transparent
-        opaque = np.where(values == transparent, 0, 255).astype(np.uint8)
-        grey.putalpha(Image.fromarray(opaque))
-    return grey
-
-
-def _alpha_of(image: Image.Image) -> Image.Image | None:
-    """The 8-bit alpha channel, from a band, a palette or a colour key; None when everything is opaque."""
-    keyed = "transparency" in image.info and image.mode in ("1", "L", "P", "RGB")
-    if not keyed and image.mode not in ("LA", "La", "PA", "RGBA", "RGBa"):
-        return None
-    alpha = image.convert("RGBA").getchannel("A")
-    return alpha if alpha.getextrema() != (255, 255) else None
 
 
 def _available_formats() -> list[str]:

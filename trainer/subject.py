@@ -142,7 +142,7 @@ class Subject:
         """
         if all(photo.mask is None for photo in self.photos):
             raise SubjectBoothError(
-                "masked_loss, but no photo has a mask",
+                "masked_loss without a mask",
                 "a mask for the photos",
                 "wire a MASK to LoadSubjectImages, use photos with transparency, or turn masked_loss off",
                 "masked_loss",
@@ -150,7 +150,7 @@ class Subject:
         cut = self._masks_cut_away(resolution, buckets)
         if len(cut) == len(self.photos):
             raise SubjectBoothError(
-                f"masked_loss, but every mask is outside the crop {self.crop!r}: {named(cut, 10)}",
+                f"masked_loss, and every mask is outside the crop {self.crop!r}: {named(cut, 10)}",
                 "part of the mask inside the crop, or there is nothing to learn",
                 'set crop to "subject" or "pad" in LoadSubjectImages, or turn masked_loss off',
                 "masked_loss",

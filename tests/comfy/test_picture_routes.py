@@ -114,6 +114,27 @@ def test_warnings_lie_on_their_pictures(comfy: ComfyClient) -> None:
     assert [photo["kinds"] for photo in said["photos"]] == [["twice"], ["twice"], ["blurred"], ["small"], []]
     assert "damaged" in said["photos"][4]["error"] and "thumbnail" not in said["photos"][4]
     assert said["count"] == 5
+    assert [photo.get("group") for photo in said["photos"]] == [1, 1, None, None, None]
+    assert len({photo["warnings"][0] for photo in said["photos"][:2]}) == 1, "one sentence for both"
+
+
+def test_captions_and_cut_masks_are_shown_with_their_photos(comfy: ComfyClient) -> None:
+    cat = Image.fromarray(skimage.data.chelsea()).convert("RGBA")
+    alpha = Image.new("L", cat.size)
+    alpha.paste(255, (0, 40, 60, 200))  # left of the middle square
+    cat.putalpha(alpha)
+    names = [upload(comfy, "route_left.png", cat), upload(comfy, "route_said.png", cat.convert("RGB"))]
+    folder = server_of(comfy).input_dir
+    (folder / "route_said.txt").write_bytes("ФОТО {token} НА ТРАВЕ".encode("cp1251"))
+    (folder / "route_left.txt").write_bytes("zdjęcie {token}".encode("cp1250"))
+    body = {"images": names, "resolution": 64, **WORDS, "captions": "caption files"}
+    left, captioned = ask(comfy, "/subjectbooth/photos", body)[1]["photos"]
+    assert captioned["caption"] == "ФОТО ohwx НА ТРАВЕ" and "error" not in captioned
+    assert "encoding that cannot be told" in left["error"] and "caption" not in left
+    assert left["kinds"] == ["white", "cut"] and "is outside the crop 'center'" in left["warnings"][1]
+    said = ask(comfy, "/subjectbooth/photos", {**body, "captions": "template"})[1]
+    assert any("not read because captions" in text for text in said["warnings"])
+    assert "caption" not in said["photos"][1]
 
 
 def test_a_changed_file_is_looked_at_again(comfy: ComfyClient) -> None:

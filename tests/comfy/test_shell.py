@@ -17,8 +17,10 @@ import torch
 from subjectbooth.scripts.comfy_server import ComfyClient
 from subjectbooth.tests.comfy.graphs import node
 from subjectbooth.tests.comfy.training_graphs import SIZE, cat_photos, subject_node, train_node, upload_cat
-from subjectbooth.trainer.__main__ import main
+from subjectbooth.trainer.__main__ import main, parser, read_subject
+from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.safefile import read_metadata
+from subjectbooth.trainer.subject import Subject, caption_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -52,11 +54,14 @@ def _arguments(checkpoint: Path, photos: Path, output: Path, *more: str) -> list
 
 @pytest.mark.oldest
 def test_the_shell_trains_what_comfyui_trains(comfy: ComfyClient, tiny_checkpoint: Path, tmp_path: Path) -> None:
+    """On a caption with round brackets too, which ComfyUI's prompts give another meaning."""
     photos = write_photos(tmp_path / "my photos")
-    done = run_in_shell(*_arguments(tiny_checkpoint, photos, tmp_path / "out", "--seed", "9"))
+    template = r"a photo of {token} {class} (toy) \(outdoors\), ((big:1.4"
+    done = run_in_shell(*_arguments(tiny_checkpoint, photos, tmp_path / "out", "--seed", "9", "--prompt_template",
+                                    template))
     assert done.returncode == 0, done.stderr
     graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
-             "10": subject_node(upload_cat(comfy)),
+             "10": subject_node(upload_cat(comfy), prompt_template=template),
              "11": train_node(steps=4, learning_rate=0.01, seed=9, output_name="as_in_shell")}
     comfy.run(graph)
     shell = safetensors.torch.load_file(tmp_path / "out" / "cat.safetensors")
@@ -82,6 +87,27 @@ def losses_of(runs: Path, seed: int = 9, steps: int = 4) -> list[float]:
         if settings["seed"] == seed and settings["steps"] == steps:
             return [step["loss"] for step in done]
     raise AssertionError(f"no such run below {runs}")
+
+
+def test_captions_of_the_shell(tmp_path: Path) -> None:
+    """Those next to the photos are read unless the template is asked for, and what each photo gets is known."""
+    folder = write_photos(tmp_path / "photos")
+    for number, caption in enumerate(["{token} on a {class} bed", "ФОТО OHWX СОБАКА"]):
+        (folder / f"кот {number}.txt").write_text(caption, encoding="cp1251")
+
+    def subject(*more: str) -> Subject:
+        arguments = _arguments(tmp_path / "no.safetensors", folder, tmp_path / "out", *more)
+        return read_subject(parser().parse_args(arguments), SIZE)
+
+    filled = "a photo of ohwx cat"
+    assert [photo.caption for photo in subject().photos] == ["ohwx on a cat bed", "ФОТО OHWX СОБАКА", filled]
+    assert "кот 2.png has no caption file: prompt_template is used." in subject().warnings
+    assert caption_lines(subject())[1] == "кот 1.png: ФОТО OHWX СОБАКА"
+    template = subject("--captions", "template")
+    assert [photo.caption for photo in template.photos] == [filled] * 3
+    assert any("(кот 0.txt and кот 1.txt), not read" in warning for warning in template.warnings)
+    with pytest.raises(SubjectBoothError, match=r"there is no caption file кот 2\.txt"):
+        subject("--captions", "files")
 
 
 @pytest.mark.oldest

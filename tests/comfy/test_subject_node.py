@@ -121,8 +121,9 @@ def test_uploads(comfy: ComfyClient) -> None:
     for picture, wanted in zip(shown(comfy, result.images("1")), expected, strict=True):
         assert np.array_equal(picture, wanted)
     assert result.outputs["3"]["report"][0] == {"type": "str", "value": "a photo of ohwx cat"}
-    assert result.outputs["1"]["warnings"] == []
-    assert result.outputs["1"]["text"] == ['3 photos at 128 px, "a photo of ohwx cat"']
+    (warning,) = result.outputs["1"]["warnings"]
+    assert warning.startswith("The transparent part of ")
+    assert result.outputs["1"]["text"][:1] == ['3 photos at 128 px, "a photo of ohwx cat"']
 
 
 def test_its_pictures_come_back_when_it_is_cached(comfy: ComfyClient) -> None:
@@ -175,11 +176,20 @@ def test_captions_from_files(comfy: ComfyClient) -> None:
     graph["4"] = node("ProbeSubject", subject=["1", 0])
     result = comfy.run(graph)
     assert result.outputs["4"]["report"][0]["captions"] == ["фото ohwx кота", "just a cat"]
+    assert result.outputs["1"]["text"][0] == "2 photos at 128 px, captions from files"
+    assert result.outputs["1"]["text"][-2:] == ["a.png: фото ohwx кота", "b.png: just a cat"], "which one each got"
     (warning,) = [w for w in result.outputs["1"]["warnings"] if "captions" in w]
     assert "the first is that of b.png" in warning
     (folder / "b.txt").write_text("ohwx on a table", encoding="utf-8")
     again = comfy.run(graph)
     assert again.outputs["4"]["report"][0]["captions"] == ["фото ohwx кота", "ohwx on a table"]
+    graph["1"]["inputs"] |= {"captions": "template", "prompt_template": "a photo of {token} {class} (toy)"}
+    template = comfy.run(graph)
+    assert template.outputs["4"]["report"][0]["captions"] == ["a photo of ohwx кот (toy)"] * 2
+    assert "There are caption files next to the photos (a.txt and b.txt), not read because captions is \"template\"." \
+        in template.outputs["1"]["warnings"]
+    # As a prompt it means the same text, round brackets included.
+    assert template.outputs["3"]["report"][0]["value"] == r"a photo of ohwx кот \(toy\)"
 
 
 def test_wired_image_and_mask(comfy: ComfyClient) -> None:
@@ -252,8 +262,7 @@ def test_warnings_are_shown(comfy: ComfyClient) -> None:
     warnings = result.outputs["1"]["warnings"]
     starts = [
         "Only 2 photos",
-        "twin1.png is 451x300, smaller than the training size 512",
-        "twin2.png is 451x299",
+        "twin1.png (451x300) and twin2.png (451x299) are smaller than the training size 512",
         "twin1.png and twin2.png are (nearly) the same picture",
         'The token "sks" already means a rifle',
     ]
@@ -290,6 +299,7 @@ def test_warnings_are_shown(comfy: ComfyClient) -> None:
         ({"folder": "a\x00b"}, "folder 'a\\x00b' is not a valid name"),
         ({"folder": "n" * 5000}, "cannot be read (File name too long)"),
         ({"folder": "empty"}, "no picture in the folder 'empty'"),
+        ({"folder": "for kohya"}, 'Choose the folder for kohya/10_ohwx dog (token "ohwx", class word "dog")'),
         ({"sample": "../../etc"}, "sample '../../etc'; needed: one of"),
         ({"images": "ok.png", "class_word": " "}, "class_word is empty"),
         ({"images": "ok.png", "class_word": "(dog:1.5)"}, "class_word '(dog:1.5)' has '('"),
@@ -318,6 +328,8 @@ def refused_files(base: Path) -> None:
     for name in ("refused", "empty", "with_link"):
         (base / name).mkdir(exist_ok=True)
     (base / "refused" / "ok.png").write_bytes(png(CAT))
+    (base / "for kohya" / "10_ohwx dog").mkdir(parents=True, exist_ok=True)
+    (base / "for kohya" / "10_ohwx dog" / "a.png").write_bytes(png(CAT))
     outside = base.parent / "outside"
     outside.mkdir(exist_ok=True)
     for path in (outside / "x.png", base.parent / "outside.png"):
@@ -342,10 +354,17 @@ def corrupt(content: bytes) -> bytes:
     return content[: len(content) // 2]
 
 
+def torn_jpeg() -> bytes:
+    buffer = io.BytesIO()
+    Image.fromarray(CAT).save(buffer, "JPEG")
+    return corrupt(buffer.getvalue()) + b"\xff\xd9"
+
+
 BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "zero.jpg": (lambda: b"", "zero.jpg is empty (0 bytes)"),
     "text.png": (lambda: b"no picture", "text.png is not a picture"),
     "cut.png": (lambda: corrupt(png(CAT)), "cut.png is damaged or cut off"),
+    "torn.jpg": (torn_jpeg, "torn.jpg is damaged or cut off (the lower "),
     "one.png": (lambda: png(np.zeros((1, 1, 3), np.uint8)), "one.png is 1x1 pixels"),
     "ribbon.png": (lambda: png(np.zeros((50, 20000, 3), np.uint8)), "ribbon.png is 20000x50 pixels"),
     "clear.png": (lambda: png(np.zeros((64, 64, 4), np.uint8)), "clear.png is fully transparent"),
