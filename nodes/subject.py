@@ -84,14 +84,15 @@ class LoadSubjectImages(io.ComfyNode):
                 io.String.Input(
                     "prompt_template",
                     default=DEFAULT_TEMPLATE,
-                    tooltip="What each photo is said to show. {token} and {class} are filled in; {subject} is both.",
+                    tooltip="What each photo is said to show. {token} and {class} are filled in; {subject} is both. It is learned "
+                    "as it is written: (brackets) are text here, not weights.",
                 ),
                 io.Combo.Input(
                     "captions",
                     options=[CAPTIONS_TEMPLATE, CAPTIONS_FILES],
                     default=CAPTIONS_TEMPLATE,
                     tooltip="template: prompt_template for every photo. caption files: photo.txt beside each "
-                    "photo.jpg, with the token in it ({token}, {class} and {subject} work there too).",
+                    "photo.jpg, with the token in it ({token}, {class} and {subject} work there too). The node shows them.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -122,7 +123,7 @@ class LoadSubjectImages(io.ComfyNode):
                     display_name="images", tooltip="The photos as training sees them: cropped and scaled."
                 ),
                 io.String.Output(
-                    display_name="instance_prompt", tooltip='The filled-in template: "a photo of ohwx dog".'
+                    display_name="instance_prompt", tooltip='The filled-in template as a prompt: "a photo of ohwx dog".'
                 ),
             ],
             hidden=[io.Hidden.unique_id],

@@ -26,6 +26,7 @@ from subjectbooth.trainer.priors import PriorRecipe, PriorStore
 from subjectbooth.trainer.publish import checked_name, publish
 from subjectbooth.trainer.run_folder import RunFolder
 from subjectbooth.trainer.safefile import to_bytes
+from subjectbooth.trainer.subject import Photo, make_subject
 
 TENSORS = {"lora_unet_a.lora_down.weight": torch.randn(4, 16), "lora_unet_a.lora_up.weight": torch.randn(16, 4),
            "lora_unet_a.alpha": torch.tensor(4.0)}
@@ -194,6 +195,8 @@ def _picture(choose: random.Random) -> tuple[bytes, str]:
     accident = choose.random()
     if accident < 0.2:
         content = content[: choose.randrange(len(content))]
+        if kind == "JPEG" and accident < 0.1:
+            content += b"\xff\xd9"  # closed properly, as some programs do with an interrupted copy
     elif accident < 0.6:
         spoilt = bytearray(content)
         for _ in range(choose.choice((1, 4, 64))):
@@ -225,13 +228,16 @@ def test_pictures(tmp_path: Path) -> None:
 def test_captions_in_any_encoding(tmp_path: Path) -> None:
     choose, path = announced("captions"), tmp_path / "dog.txt"
     texts = ["a photo of ohwx dog", "фотография ohwx собака на траве", "une photo de café ohwx", "写真 ohwx 犬",
-             "🐶 ohwx", "", " "]
+             "🐶 ohwx", "", " ", "ФОТОГРАФИЯ OHWX СОБАКА", "Фото: «ohwx» — собака", "zdjęcie psa ohwx", "ohwx kočka",
+             "köpek fotoğrafı ohwx", "ohwx šuo ir gėlė", "ohwx dog • garden ½", "à côté de l'ohwx", "ohwx (toy:1.2)"]
     outcomes = {"read": 0, "refused": 0}
     for number in range(cases(300)):
         encoding = choose.choice(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1251", "koi8-r", "cp1252",
-                                  "shift_jis", "cp866", "latin-1"])
-        content = choose.choice(texts).encode(encoding, "replace")
-        if choose.random() < 0.4:
+                                  "shift_jis", "cp866", "latin-1", "cp1250", "cp1254", "cp1257", "mac-cyrillic"])
+        text = choose.choice(texts)
+        content = text.encode(encoding, "replace")
+        is_intact = content.decode(encoding) == text and choose.random() < 0.6
+        if not is_intact:
             content = content[choose.randrange(len(content) + 1):] + choose.randbytes(choose.randrange(40))
         path.write_bytes(content)
         if _refused(lambda: read_caption(path), (number, encoding)):
@@ -239,9 +245,38 @@ def test_captions_in_any_encoding(tmp_path: Path) -> None:
         else:
             assert read_caption(path).strip()
             assert "\0" not in read_caption(path)
+            assert not is_intact or read_caption(path) == text, (number, encoding)
             outcomes["read"] += 1
     report("caption files", cases=cases(300), outcomes=outcomes)
     assert min(outcomes.values()) > cases(300) // 20
+
+
+def test_sets_of_photos() -> None:
+    """However many photos there are and whatever they are like, there is a sentence a kind, and a masked loss learns."""
+    choose, values = announced("sets of photos"), np.random.default_rng(20261130)
+    outcomes = {"learned": 0, "refused": 0}
+    for number in range(cases(40)):
+        photos = []
+        for index in range(choose.choice((1, 3, 3, 12))):
+            height, width = choose.choice([(64, 64), (64, 200), (200, 64), (40, 90)])
+            pixels = values.integers(0, 255, (height, width, 3), dtype=np.uint8) if choose.random() < 0.7 else \
+                np.zeros((height, width, 3), np.uint8)
+            mask = np.zeros((height, width), np.float32)
+            mask[choose.randrange(height):, : choose.randrange(1, 30)] = choose.choice((0.2, 1.0))
+            caption = choose.choice(("", "ohwx (toy)", "(ohwx:1.4", "\\(", "{class}", "an {class}"))
+            photos.append(Photo(pixels, mask if choose.random() < 0.9 else None, caption, f"photo {index}.png"))
+        subject = make_subject(photos, class_word=choose.choice(("a dog", "an old man", "the", "owl")), resolution=64,
+                               crop=choose.choice(("center", "center", "pad", "subject")))
+        assert len(subject.warnings) <= 12, (number, subject.warnings)
+        assert all(len(text) < 400 for text in subject.warnings), (number, subject.warnings)
+        if _refused(lambda: subject.check_masks(64), number):  # noqa: B023
+            outcomes["refused"] += 1
+        else:
+            prepared = subject.prepare(64)
+            assert prepared.masks is not None and prepared.masks.sum() > 0, number
+            outcomes["learned"] += 1
+    report("sets of photos", cases=cases(40), outcomes=outcomes)
+    assert min(outcomes.values()) > cases(40) // 20
 
 
 NAMES = [

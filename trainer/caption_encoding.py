@@ -127,7 +127,7 @@ def _western(data: bytes) -> str | None:
 
 def _is_latin(text: str) -> bool:
     """Accented letters stand alone among plain ones ("café"); two neighbours mean that it is another alphabet."""
-    if any(ord(c) > 127 and c not in _LETTERS and c not in _SYMBOLS for c in text):
+    if re.search(r"\w„", text) or any(ord(c) > 127 and c not in _LETTERS and c not in _SYMBOLS for c in text):
         return False
     return all(set(run) <= _PUNCTUATION and len(run) < 3 for run in re.findall(r"[^\x00-\x7f]{2,}", text))
 

@@ -12,6 +12,7 @@ TEXTS = [
     "собака", "🐶" * 40, "x" * 5000, "..", "../..", "/etc/passwd", "C:\\x", "ok.png", "refused", "empty", "link",
     "with_link", "ok.png [output]", "ok.png [temp]", "%2e%2e%2f", "none", "null", "NaN", "\n", "a\nb", "{0.__class__}",
     "%s%n", "'; --", "0" * 64, "deadbeef", "<script>", "CON", "con.png", "~", ".", "./ok.png", "refused/ok.png",
+    "an old man", "(toy) \\(x\\", "((", "for kohya", "torn.jpg",
 ]  # fmt: skip
 NUMBERS = [0, 1, -1, 2, 7, 8, 63, 64, 65, 4096, 4104, 2**31, 2**63, 2**64 - 1, 2**64, -(2**63), 0.5, 1e300, -1e-300]
 STRANGE = [None, True, False, float("nan"), float("inf"), -float("inf"), {}, {"a": 1}, {"__value__": []}]
