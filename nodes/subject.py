@@ -84,15 +84,16 @@ class LoadSubjectImages(io.ComfyNode):
                 io.String.Input(
                     "prompt_template",
                     default=DEFAULT_TEMPLATE,
-                    tooltip="What each photo is said to show. {token} and {class} are filled in; {subject} is both. It is learned "
-                    "as it is written: (brackets) are text here, not weights.",
+                    tooltip="What each photo is said to show. {token} and {class} are filled in; {subject} is both. It "
+                    "is learned as it is written: (brackets) are text here, not weights.",
                 ),
                 io.Combo.Input(
                     "captions",
                     options=[CAPTIONS_TEMPLATE, CAPTIONS_FILES],
                     default=CAPTIONS_TEMPLATE,
                     tooltip="template: prompt_template for every photo. caption files: photo.txt beside each "
-                    "photo.jpg, with the token in it ({token}, {class} and {subject} work there too). The node shows them.",
+                    "photo.jpg, with the token in it ({token}, {class} and {subject} work there too). The node "
+                    "shows them.",
                 ),
                 io.Int.Input(
                     "resolution",

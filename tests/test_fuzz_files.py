@@ -252,7 +252,7 @@ def test_captions_in_any_encoding(tmp_path: Path) -> None:
 
 
 def test_sets_of_photos() -> None:
-    """However many photos there are and whatever they are like, there is a sentence a kind, and a masked loss learns."""
+    """However many photos there are, there is a sentence a kind, and a masked loss learns or is refused."""
     choose, values = announced("sets of photos"), np.random.default_rng(20261130)
     outcomes = {"learned": 0, "refused": 0}
     for number in range(cases(40)):
