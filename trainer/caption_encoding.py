@@ -20,7 +20,8 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
-# Percent of each letter in Russian text (Lyashevskaya and Sharov, 2009), most frequent first.
+# Percent of each letter in Russian text (Lyashevskaya and Sharov, 2009), most frequent first. "ё" is mostly printed as
+# "е", which makes it rarer there than in texts that have it: 0.20 instead of 0.04.
 _RUSSIAN = dict(zip(
     "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфъё",
     (10.97, 8.45, 8.01, 7.35, 6.70, 6.26, 5.47, 4.73, 4.54, 4.40, 3.49, 3.21, 2.98, 2.81, 2.62, 2.01, 1.90, 1.74, 1.70,
@@ -28,7 +29,7 @@ _RUSSIAN = dict(zip(
 _RUSSIAN_PAIRS = frozenset(
     "ст но то на ен ов ни ра во ко ро ре ос ли не по пр ал ть от ка та го ол ер ет ла ор ан ес ва ск ом ло де од ин ел "
     "ат об ас ит те да ле за ри ми со ог ам ак ки тр ся ой ик".split())
-"""Half of all pairs of letters in Russian text, and one in twenty of those in a wrong code page."""
+"""Frequent pairs of letters: 48 % of those in this pack's Russian texts, and 9 % once these are read in KOI8-R."""
 _CYRILLIC_PAGES = ("cp1251", "koi8-r", "cp866", "mac-cyrillic", "iso8859-5")
 _CYRILLIC_WORD = re.compile(r"[А-Яа-яЁё]+")
 _PUNCTUATION = frozenset("«»–—…“”„‘’•·№°\xa0")
