@@ -33,7 +33,11 @@ MINIMUM_VERSIONS: dict[str, str] = {
     "accelerate": "1.0.0",
     "transformers": "4.50.3",
     "safetensors": "0.4.3",
+    "filelock": "3.12.0",
 }
+
+TORCH_MINIMUM = "2.4"
+"""ComfyUI brings torch, so requirements.txt does not name it."""
 
 
 def require(*packages: str) -> list[ModuleType]:
@@ -48,11 +52,13 @@ def require(*packages: str) -> list[ModuleType]:
 
 
 def _require_one(name: str) -> ModuleType:
-    minimum = MINIMUM_VERSIONS.get(name, "0")
+    minimum = TORCH_MINIMUM if name == "torch" else MINIMUM_VERSIONS.get(name, "0")
     install = (
         "install the pack's requirements into ComfyUI's own Python: "
         f'python -m pip install "{name}>={minimum}", then restart ComfyUI'
     )
+    if name == "torch":
+        install = "update ComfyUI, which brings torch (a newer portable version, or its requirements.txt)"
     try:
         found = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

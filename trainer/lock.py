@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from .errors import SubjectBoothError
+from .errors import SubjectBoothError, require
 from .storage import disk_errors, make_folder
 
 LOCK_NAME = ".lock"
@@ -31,6 +31,7 @@ def owned(folder: Path) -> Iterator[None]:
     Raises:
         SubjectBoothError: another program has it, or the folder cannot be written.
     """
+    require("filelock")
     from filelock import FileLock, Timeout
 
     with disk_errors("the run's folder cannot be written", folder):
@@ -38,13 +39,14 @@ def owned(folder: Path) -> Iterator[None]:
         lock = FileLock(folder / LOCK_NAME, timeout=0)
         try:
             lock.acquire()
-        except Timeout:  # an OSError too, but not one of the disk
-            raise SubjectBoothError(
-                "a run that another ComfyUI (or a shell) is training at this moment", "one owner at a time",
-                "wait until it has finished, which this run then finds done, or stop it there",
-                str(folder)) from None
         except (NotImplementedError, OSError) as error:
-            if isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
+            if isinstance(error, Timeout):  # an OSError too, but not one of the disk
+                if _has_locks(folder):
+                    raise SubjectBoothError(
+                        "a run that another ComfyUI (or a shell) is training at this moment", "one owner at a time",
+                        "wait until it has finished, which this run then finds done, or stop it there",
+                        str(folder)) from None
+            elif isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
                 raise
             logger.warning("%s lies on a drive without file locks: do not use it from two programs", folder)
     try:
@@ -55,6 +57,7 @@ def owned(folder: Path) -> Iterator[None]:
 
 def is_owned(folder: Path) -> bool:
     """Whether a program is at work in ``folder`` at this moment."""
+    require("filelock")
     from filelock import FileLock, Timeout
 
     if not (folder / LOCK_NAME).exists():
@@ -63,8 +66,22 @@ def is_owned(folder: Path) -> bool:
     try:
         lock.acquire()
     except Timeout:
-        return True
+        return _has_locks(folder)
     except (OSError, NotImplementedError):
         return False
     lock.release()
     return False
+
+
+def _has_locks(folder: Path) -> bool:
+    """Whether its drive has locks: filelock before 3.21 takes one without them for a lock that somebody else has."""
+    try:
+        import fcntl
+    except ImportError:  # Windows, where it tells them apart
+        return True
+    with (folder / LOCK_NAME).open("a") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            return error.errno not in _WITHOUT_LOCKS
+    return True

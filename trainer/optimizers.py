@@ -65,14 +65,10 @@ def _make(
 def _adamw(
     parameters: list[dict[str, Any]], learning_rate: float, weight_decay: float, device: torch.device,
 ) -> torch.optim.AdamW:
-    """On a CPU in one kernel a tensor, where torch has it: an adapter is hundreds of small tensors, and the plain way
+    """On a CPU in one kernel a tensor: an adapter is hundreds of small tensors, and the plain way
     makes a dozen calls for each."""
-    if device.type == "cpu":
-        try:
-            return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=True)
-        except RuntimeError:  # torch before 2.4
-            pass
-    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay)
+    fused = True if device.type == "cpu" else None
+    return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
 
 
 def with_usable_optimizer(config: TrainConfig, device: torch.device | None) -> tuple[TrainConfig, str]:
