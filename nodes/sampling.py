@@ -114,8 +114,9 @@ class PictureSampler:
         """
         empty = torch.zeros([1, 4, self._size[1] // 8, self._size[0] // 8])
         empty = comfy.sample.fix_empty_latent_channels(self._model, empty)
-        with torch.random.fork_rng(devices=[]):  # prepare_noise seeds the process's own generator
-            noise = torch.cat([comfy.sample.prepare_noise(empty, seed) for seed in seeds])
+        # Not prepare_noise, which seeds the process's own generator, and those of all GPUs with it.
+        noise = torch.cat([comfy.sample.prepare_noise_inner(empty, torch.Generator("cpu").manual_seed(seed))
+                           for seed in seeds])
 
         def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total_steps: int) -> None:
             preview = self._previewer.decode_latent_to_preview_image("JPEG", x0)[1] if self._previewer else None

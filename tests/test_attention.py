@@ -10,10 +10,11 @@ import pytest
 import torch
 
 from subjectbooth.tests.small_base import small_base, small_subject, small_unet
-from subjectbooth.trainer import assembly, attention
-from subjectbooth.trainer.attention import choose_attention, has_tf32, tf32, use_attention
+from subjectbooth.trainer import assembly, attention, gradients
+from subjectbooth.trainer.attention import choose_attention, fp32_products, has_tf32, use_attention
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import Started, StepDone
+from subjectbooth.trainer.loss import Losses, batch_losses
 from subjectbooth.trainer.run import Run
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -76,7 +77,7 @@ def _switches() -> tuple[str, bool]:
 
 
 @pytest.mark.parametrize("end", ["finished", "cancelled", "failed"])
-def test_tf32_is_on_while_a_run_trains_and_set_back_however_it_ends(
+def test_tf32_is_on_while_a_step_is_made_and_never_for_others_however_the_run_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
     monkeypatch.setattr(attention, "has_tf32", lambda device: True)
@@ -85,10 +86,16 @@ def test_tf32_is_on_while_a_run_trains_and_set_back_however_it_ends(
     assert before == ("highest", False)
     run = Run(small_base(), small_subject(), None, TrainConfig(**SETTINGS), tmp_path, CPU)
     events, during = run.events(), []
+
+    def losses(*arguments: Any) -> Losses:
+        during.append(_switches())
+        return batch_losses(*arguments)
+
+    monkeypatch.setattr(gradients, "batch_losses", losses)
     try:
         for event in events:
+            assert _switches() == before
             if isinstance(event, StepDone):
-                during.append(_switches())
                 if end == "cancelled":
                     events.close()
                 elif end == "failed":
@@ -101,8 +108,15 @@ def test_tf32_is_on_while_a_run_trains_and_set_back_however_it_ends(
 
 def test_tf32_is_left_alone_where_the_card_has_none_or_the_host_has_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
     before = _switches()
-    with tf32(CPU):
+    with fp32_products(CPU):
         assert _switches() == before
+    torch.set_float32_matmul_precision("medium")  # on a CPU with bf16 products that is what they would be
+    try:
+        with fp32_products(CPU):
+            assert _switches() == ("highest", before[1])
+        assert _switches() == ("medium", before[1])
+    finally:
+        torch.set_float32_matmul_precision("highest")
     assert not has_tf32(CPU)
     for capability, expected in (((7, 5), False), ((8, 0), True), ((9, 0), True)):
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device, found=capability: found)
@@ -117,6 +131,6 @@ def test_tf32_is_left_alone_where_the_card_has_none_or_the_host_has_set_it(monke
 
     monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", set_to.append)
-    with tf32(GPU):
+    with fp32_products(GPU):
         pass
     assert set_to == []

@@ -86,7 +86,7 @@ def _drawn_by_hand(weights: Weights, data: TrainingData) -> torch.Tensor:
     else:
         prompt, negative = data.encoded[PROMPT], data.encoded[""]
     drawing = sample(unet, small_base().noise_scheduler, prompt, negative, (4, 8, 8), CONFIG.validation_steps,
-                     CONFIG.validation_guidance_scale, VALIDATION_SEED, CPU)
+                     CONFIG.validation_guidance_scale, [VALIDATION_SEED], CPU)
     while True:
         try:
             next(drawing)

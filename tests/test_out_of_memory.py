@@ -200,12 +200,31 @@ def test_no_memory_for_pictures_does_not_end_the_run(tmp_path: Path) -> None:
     assert run.folder.finished_lora(4) is not None
 
 
-def test_what_counts_as_out_of_memory() -> None:
+class StandIn(Exception):
+    """An exception class of a torch that is not installed here."""
+
+
+def test_what_counts_as_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     assert is_out_of_memory(torch.OutOfMemoryError("x"))
     assert is_out_of_memory(RuntimeError("MPS backend out of memory (MPS allocated: 9 GB)"))
+    assert is_out_of_memory(RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling cublasCreate(handle)"))
     assert is_out_of_memory(MemoryError())
     assert not is_out_of_memory(RuntimeError("shape mismatch"))
     assert not is_out_of_memory(ValueError("out of memory"))
+    # torch 2.4, which has the class under torch.cuda alone
+    with monkeypatch.context() as older:
+        older.delattr(torch, "OutOfMemoryError")
+        older.delattr(torch, "AcceleratorError", raising=False)
+        older.setattr(torch.cuda, "OutOfMemoryError", StandIn)
+        assert is_out_of_memory(StandIn("x"))
+        assert not is_out_of_memory(ValueError("out of memory"))
+    # torch 2.9 and newer, and a torch in which that class is no RuntimeError
+    monkeypatch.setattr(torch, "AcceleratorError", StandIn, raising=False)
+    assert is_out_of_memory(StandIn("CUDA error: out of memory"))
+    numbered = StandIn("CUDA error")
+    numbered.error_code = 2  # type: ignore[attr-defined]
+    assert is_out_of_memory(numbered)
+    assert not is_out_of_memory(StandIn("CUDA error: an illegal memory access was encountered"))
 
 
 def test_a_batch_is_never_empty() -> None:

@@ -20,13 +20,15 @@ from subjectbooth.tests.small_base import (
     small_unet,
 )
 from subjectbooth.trainer import adapter, plan
+from subjectbooth.trainer.base_model import predict
 from subjectbooth.trainer.conditioning import Conditioning
 from subjectbooth.trainer.config import TrainConfig
+from subjectbooth.trainer.data import TrainingData, make_batches
 from subjectbooth.trainer.events import Started, StepDone
-from subjectbooth.trainer.footprint import Footprint, unet_footprint
+from subjectbooth.trainer.footprint import Footprint, drawing_bytes, unet_footprint
 from subjectbooth.trainer.memory import free_bytes
 from subjectbooth.trainer.optimizers import make_optimizer
-from subjectbooth.trainer.plan import Load, make_plan, optimizer_bytes, pictures_that_fit
+from subjectbooth.trainer.plan import Load, largest_load, make_plan, optimizer_bytes, pictures_that_fit
 from subjectbooth.trainer.run import Run
 from subjectbooth.trainer.runtime import choose
 
@@ -192,6 +194,48 @@ def test_a_trained_text_encoder_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     assert both.activations is not None and alone.activations is not None
     # 2 prompts, 2 layers, s h (34 + 5 a s / h) bytes in half, twice that in fp32
     assert both.activations - alone.activations == 2 * 2 * 77 * 16 * (34 + 5 * 2 * 77 / 16) * 2
+
+
+def _conditioning(chunks: int) -> Conditioning:
+    return Conditioning(torch.zeros(1, 77 * chunks, 16))
+
+
+@pytest.mark.parametrize(("batch", "class_chunks", "chunks", "text_chunks"), [
+    (1, None, 3, 3), (1, 1, 3, 4), (1, 2, 6, 5), (2, None, 6, 5), (2, 1, 6, 6), (4, None, 6, 7),
+])
+def test_the_longest_prompts_that_can_meet_in_a_batch_count(
+    batch: int, class_chunks: int | None, chunks: int, text_chunks: int
+) -> None:
+    """The shorter ones are repeated to the length of the longest, or to one that both lengths divide."""
+    captions = ("one", "two", "three", "one again")
+    encoded = dict(zip(captions, map(_conditioning, (1, 2, 3, 1)), strict=True)) | {"": _conditioning(1)}
+    if class_chunks:
+        encoded["class"] = _conditioning(class_chunks)
+    priors = torch.zeros(2, 4, 8, 8) if class_chunks else None
+    data = TrainingData(torch.zeros(4, 4, 8, 8), captions, encoded, priors, "class" if class_chunks else "")
+    load = largest_load(data, batch)
+    assert load.conditioning.hidden_states.shape == (1, 77 * chunks, 16)
+    assert load.pictures == (2 if class_chunks else 1) * batch
+    assert load.text_tokens == 77 * text_chunks
+    assert load.size == (8, 8)
+    # What a step really takes in is never longer.
+    config = dataclasses.replace(CONFIG, train_batch_size=batch)
+    lengths = [made.conditioning.hidden_states.shape[1] for step in range(8)
+               for made in make_batches(data, config, 1000, step, CPU)]
+    assert max(lengths) <= 77 * chunks
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_drawing_takes_what_real_tensors_take(dtype: torch.dtype) -> None:
+    unet = small_unet().to(dtype)
+    latents, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 16)
+    memory = RealMemory([*unet.parameters(), *unet.buffers(), latents, context])
+    with torch.no_grad(), memory:
+        predict(unet, latents, torch.zeros(1, dtype=torch.int64), Conditioning(context))
+    counted = drawing_bytes(unet, Conditioning(context), (16, 16), dtype)
+    # In half the count is that of autocast, whose norms are in float32.
+    assert memory.peak <= counted * 1.02
+    assert counted <= memory.peak * (1.1 if dtype == torch.float32 else 2.2)
 
 
 def test_what_cannot_be_counted_ends_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -3,19 +3,30 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from subjectbooth.tests.small_base import FAMILY, small_base, small_priors, small_subject, small_text_encoder
-from subjectbooth.trainer.config import TrainConfig
-from subjectbooth.trainer.events import StepDone
+from subjectbooth.trainer import adapter, assembly
+from subjectbooth.trainer.config import TrainConfig, run_key
+from subjectbooth.trainer.errors import SubjectBoothError
+from subjectbooth.trainer.events import Finished, StepDone
+from subjectbooth.trainer.families import TextEncoderShape
 from subjectbooth.trainer.run import Run
 from subjectbooth.trainer.stored_base import token_chunks
-from subjectbooth.trainer.text_encoder import TokenChunks, encode, from_open_clip
+from subjectbooth.trainer.text_encoder import (
+    TokenChunks,
+    build_text_encoder,
+    encode,
+    from_open_clip,
+    used_layers,
+)
 
 SETTINGS: dict[str, Any] = {
     "steps": 4, "learning_rate": 1e-3, "rank": 4, "network_alpha": 2.0, "resolution": 64, "train_batch_size": 2,
@@ -122,6 +133,124 @@ def test_after_its_share_of_the_steps_it_stays_as_it_is(tmp_path: Path) -> None:
     two = _text(safetensors.torch.load_file(path))
     assert all(torch.equal(two[name], _text(half)[name]) for name in two)
     assert any(not torch.equal(two[name], _text(first)[name]) for name in two)
+
+
+def test_after_its_share_each_prompt_is_encoded_once_with_nothing_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[int, bool, bool]] = []
+    text = small_text_encoder()
+    text.register_forward_pre_hook(
+        lambda module, _: calls.append((steps[0], module.training, torch.is_grad_enabled())))
+    base = dataclasses.replace(small_base(), build_text_encoders=lambda dtype: [text])
+    config = TrainConfig(**{**SETTINGS, "text_encoder_share": 0.5, "lora_dropout": 0.5, "steps": 6,
+                            "gradient_accumulation_steps": 2})
+    run, steps = Run(base, small_subject(), small_priors(), config, tmp_path, torch.device("cpu")), [0]
+    for event in run.events():
+        if isinstance(event, StepDone):
+            steps[0] = event.step
+    learning, final = [call for call in calls if call[0] < 3], [call for call in calls if call[0] >= 3]
+    # The subject's prompt and the class's in each batch; then each of them once more for all that is left.
+    assert learning == [(step, True, True) for step in range(3) for _ in range(4)]
+    assert final == [(3, False, False)] * 2
+
+
+def test_the_key_tells_runs_whose_dropout_ends_with_the_share_from_those_of_before() -> None:
+    def key(**changes: Any) -> str:
+        return run_key(TrainConfig(**{**SETTINGS, **changes}), "subject", "base", "priors", "ohwx dog")[:12]
+
+    # As they were before dropout ended with the share; where nothing has changed they still are.
+    assert key() == "518dd015fec6"
+    assert key(lora_dropout=0.1) == "bba7c6d690dd"
+    assert key(text_encoder_share=0.5) == "ce847b74db46"
+    assert key(text_encoder_share=0.8, lora_dropout=0.1) == "e8f4cbd0e8c5"  # 3.2 steps: all 4 are trained
+    assert key(text_encoder_share=0.75, lora_dropout=0.1) != "34fb8b446ddc"
+    assert key(text_encoder_share=0.0, lora_dropout=0.1) != "8abb540373ac"
+
+
+def _shape(name: str, layer: int, projects: bool, prefix: str) -> TextEncoderShape:
+    return dataclasses.replace(FAMILY.text_encoders[0], name=name, width=8, layer=layer, projects=projects,
+                               norms_hidden_layer=not projects, prefix=prefix)
+
+
+def _encoder(shape: TextEncoderShape) -> torch.nn.Module:
+    with torch.device("meta"):
+        config = CLIPTextConfig(hidden_size=8, intermediate_size=32, num_hidden_layers=2, projection_dim=8,
+                                num_attention_heads=2, vocab_size=49408)
+        model = (CLIPTextModelWithProjection if shape.projects else CLIPTextModel)(config)
+    random = torch.Generator().manual_seed(4)
+    weights = {name: 0.3 * torch.randn(tensor.shape, generator=random) for name, tensor in model.state_dict().items()}
+    return build_text_encoder(weights, shape, torch.float32, "test")
+
+
+@pytest.mark.parametrize(("layer", "projects", "clip_layer", "trained"), [
+    (-1, False, None, {0, 1}), (-1, False, -2, {0}), (-2, False, None, {0}), (-2, False, -1, {0, 1}),
+    (-2, True, None, {0, 1}), (-2, True, -2, {0, 1}),
+], ids=["SD 1.x", "SD 1.x, CLIP skip 2", "SD 2.x and SDXL's l", "with the last", "SDXL's g", "g, CLIP skip 2"])
+def test_every_text_layer_that_has_a_lora_gets_a_gradient(
+    layer: int, projects: bool, clip_layer: int | None, trained: set[int]
+) -> None:
+    shape = _shape("x", layer, projects, "lora_te")
+    model = _encoder(shape)
+    targets = functools.partial(adapter.text_target_layers, used=used_layers(shape, clip_layer))
+    parameters = adapter.inject(model, TrainConfig(rank=2, network_alpha=2.0, lora_targets="all"), targets)
+    for parameter in parameters:  # the second half starts at 0, and the first half's gradient with it
+        parameter.data += 0.1
+    prompt = (TokenChunks(token_chunks("a photo of a dog", FAMILY)[0].ids, torch.ones(1, 77)),)
+    made = encode([model], (shape,), [prompt], clip_layer)[0]
+    loss = (made.hidden_states ** 2).sum()
+    if made.pooled is not None:
+        loss = loss + (made.pooled ** 2).sum()
+    loss.backward()
+    assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in parameters)
+    layers = {int(name.split("encoder.layers.")[1].split(".")[0]) for name, parameter in model.named_parameters()
+              if parameter.requires_grad}
+    assert layers == trained
+
+
+def test_clip_skip_past_the_first_layer_is_refused() -> None:
+    with pytest.raises(SubjectBoothError, match="a smaller CLIP skip"):
+        adapter.text_target_layers(small_text_encoder(), "all", used=0)
+
+
+def test_a_checkpoint_with_a_lora_for_layers_that_are_not_used_goes_on(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As they were: with a number for each of those layers' weights, between the other encoders' ones."""
+    shapes = _shape("l", -2, False, "lora_te1"), _shape("g", -1, True, "lora_te2")
+    family = dataclasses.replace(FAMILY, text_encoders=shapes)
+    base = dataclasses.replace(small_base(), family=family, tokenize=lambda prompt: token_chunks(prompt, family),
+                               build_text_encoders=lambda dtype: [_encoder(shape) for shape in shapes])
+    config = TrainConfig(**{**SETTINGS, "ema_decay": 0.9, "train_batch_size": 1})
+
+    def train(root: Path, until: int) -> Run:
+        run = Run(base, small_subject(), None, config, root, torch.device("cpu"))
+        reading = run.events()
+        for event in reading:
+            if isinstance(event, StepDone) and event.step == until:
+                reading.close()
+                break
+        return run
+
+    whole = train(tmp_path / "whole", 5).folder.finished_lora(4)
+    with monkeypatch.context() as before:
+        before.setattr(assembly, "used_layers", lambda shape, clip_layer: shape.layers)
+        old = train(tmp_path / "old", 2).folder.load_checkpoint(4)
+        finished = train(tmp_path / "finished", 5)
+    cut = train(tmp_path / "old", 5).folder.finished_lora(4)
+    assert whole is not None and cut is not None and old.step == 2
+    assert any("lora_te1/" in name and "layers.1." in name for name in old.adapter)
+    expected, found = safetensors.torch.load_file(whole), safetensors.torch.load_file(cut)
+    assert expected.keys() == found.keys() and not any("te1" in name and "layers_1_" in name for name in found)
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    # A finished run of then is found again, its file as it was, and all else in that file is what it is now.
+    again = list(Run(base, small_subject(), None, config, tmp_path / "finished", torch.device("cpu")).events())
+    path = finished.folder.finished_lora(4)
+    assert again == [Finished(4, path, trained=False)] and path is not None
+    dead = safetensors.torch.load_file(path)
+    assert set(expected) < set(dead)
+    assert all(torch.equal(expected[name], dead[name]) for name in expected)
+    assert not any(bool(dead[name].any()) for name in set(dead) - set(expected) if "lora_up" in name)
 
 
 def test_its_learning_rate_is_its_own(tmp_path: Path) -> None:

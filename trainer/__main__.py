@@ -32,7 +32,7 @@ from .photos import list_photos
 from .priors import ClassPriors
 from .publish import checked_name, publish
 from .run import Run
-from .runtime import choose
+from .runtime import choose, default_device
 from .stored_base import load_base
 from .subject import Subject, caption_lines, make_subject
 from .tokenizer import tokenize
@@ -140,8 +140,8 @@ def _train(options: argparse.Namespace) -> None:
         print("\n".join(["captions:", *caption_lines(subject)]))
     if config.masked_loss:
         subject.check_masks(config.resolution, buckets=config.enable_bucket)  # before class images are made
-    base = load_base(options.base, options.clip_skip, options.prediction_type)
     device = torch.device("cpu") if options.cpu else None
+    base = load_base(options.base, options.clip_skip, options.prediction_type, device or default_device())
     if options.plan:
         print(_plan(options, config, subject, base, device))
         return
@@ -202,7 +202,7 @@ def _class_priors(
 ) -> ClassPriors:
     from tqdm import tqdm
 
-    target = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    target = device or default_device()
     chosen, _ = choose(config, target)
     with tqdm(total=options.num_class_images, unit="class image") as bar:
         for made in generate(base, subject.class_prompt, options.num_class_images, config.resolution,

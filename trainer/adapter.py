@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
 
+from .checkpoint import Checkpoint
 from .config import TrainConfig
 from .errors import SubjectBoothError, require
+from .numerics import seeded
 
 if TYPE_CHECKING:
     from torch import nn
@@ -29,10 +32,28 @@ TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
 TEXT_MLP = ("fc1", "fc2")
 
 
-def text_target_layers(module: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
-    """The same for a CLIP text encoder; "all" is attention and MLP there."""
+def text_target_layers(module: nn.Module, lora_targets: str, used: int | None = None) -> dict[str, nn.Module]:
+    """The same for a CLIP text encoder; "all" is attention and MLP there.
+
+    Args:
+        used: how many of the encoder's layers, from the first, the prompt comes from
+            (:func:`trainer.text_encoder.used_layers`): the others would never get a gradient. None for all.
+
+    Raises:
+        SubjectBoothError: CLIP skip leaves no layer.
+    """
     endings = TEXT_ATTENTION if lora_targets == "attention" else TEXT_ATTENTION + TEXT_MLP
-    return {name: layer for name, layer in module.named_modules() if name.rsplit(".", 1)[-1] in endings}
+    layers = {name: layer for name, layer in module.named_modules()
+              if name.rsplit(".", 1)[-1] in endings and (used is None or _encoder_layer(name) < used)}
+    if not layers:
+        raise SubjectBoothError("a CLIP skip past the text encoder's first layer", "a layer that can be trained",
+                                "use a smaller CLIP skip, or turn train_text_encoder off", "CLIP")
+    return layers
+
+
+def _encoder_layer(name: str) -> int:
+    """``"text_model.encoder.layers.3.mlp.fc1"`` -> 3."""
+    return int(name.partition("encoder.layers.")[2].partition(".")[0])
 
 
 def target_layers(module: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
@@ -90,8 +111,7 @@ def inject(
     lora = LoraConfig(
         r=config.rank, lora_alpha=config.network_alpha, target_modules=sorted(layers),  # type: ignore[arg-type]
         lora_dropout=config.lora_dropout, use_rslora=config.use_rslora, init_lora_weights=True)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(config.seed % 2**63)
+    with seeded(config.seed % 2**63):  # a model is built on the CPU, and so are its first weights
         inject_adapter_in_model(lora, module, adapter_name=ADAPTER_NAME)
     parameters = [parameter for name, parameter in module.named_parameters() if _is_ours(name)]
     for parameter in parameters:
@@ -107,8 +127,7 @@ def file_alpha(config: TrainConfig) -> float:
 
 def adapter_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """The adapter's weights by module path: ``{"<layer>.lora_A.weight": [rank, in], "<layer>.lora_B.weight": ...}``."""
-    return {name.replace(f".{ADAPTER_NAME}.", "."): parameter.detach().cpu().clone()
-            for name, parameter in module.named_parameters() if _is_ours(name)}
+    return {name: parameter.detach().cpu().clone() for name, parameter in _adapter_parameters(module).items()}
 
 
 def load_adapter_state(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
@@ -117,14 +136,41 @@ def load_adapter_state(module: nn.Module, state: dict[str, torch.Tensor]) -> Non
     Raises:
         SubjectBoothError: the state is of another adapter.
     """
-    parameters = {name.replace(f".{ADAPTER_NAME}.", "."): parameter
-                  for name, parameter in module.named_parameters() if _is_ours(name)}
+    parameters = _adapter_parameters(module)
     if set(parameters) != set(state) or any(parameters[name].shape != state[name].shape for name in state):
         raise SubjectBoothError("a checkpoint of another adapter", "the adapter this run started with",
                                 "train anew with force_retrain", "checkpoint")
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[name])
+
+
+def without_unused_layers(resume: Checkpoint, modules: Mapping[str, nn.Module]) -> Checkpoint:
+    """A checkpoint from when text layers that nothing comes from had a LoRA too, without what it has of those.
+
+    Such a LoRA never had a gradient, hence no optimizer state, but it had a number between the other parameters.
+
+    Args:
+        modules: UNet and text encoders with their LoRA in place, in the order of the optimizer's parameters.
+    """
+    layout: list[bool] = []  # of every parameter of then, whether there still is one
+    names: set[str] = set()
+    for prefix, module in modules.items():
+        own = {f"{prefix}/{name}" for name in _adapter_parameters(module)}
+        layers = {name.rsplit(".", 2)[0] for name in own}
+        behind = {name for name in resume.adapter if name.startswith(f"{prefix}/") and name not in own
+                  and "encoder.layers." in name
+                  and _encoder_layer(name) > max(_encoder_layer(layer) for layer in layers)}
+        names |= behind
+        layout += [True] * len(own) + [False] * len(behind)  # those behind the last layer that is used come last
+    if not names:
+        return resume
+    kept = [number for number, still in enumerate(layout) if still]
+    number_now = {before: now for now, before in enumerate(kept)}
+    return replace(
+        resume, adapter={name: tensor for name, tensor in resume.adapter.items() if name not in names},
+        optimizer={number_now[before]: state for before, state in resume.optimizer.items() if before in number_now},
+        average=[resume.average[before] for before in kept] if resume.average else [])
 
 
 def to_kohya(
@@ -149,6 +195,12 @@ def to_kohya(
         kohya[f"{key}.{'lora_down' if kind == 'lora_A' else 'lora_up'}.weight"] = tensor.float().contiguous()
         kohya[f"{key}.alpha"] = torch.tensor(float(network_alpha))
     return kohya
+
+
+def _adapter_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+    """By module path, in the module's order."""
+    return {name.replace(f".{ADAPTER_NAME}.", "."): parameter
+            for name, parameter in module.named_parameters() if _is_ours(name)}
 
 
 def _is_ours(name: str) -> bool:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,12 +21,12 @@ from .ema import AdapterAverage
 from .memory import free_bytes
 from .optimizers import make_optimizer, usable_optimizer
 from .plan import FreeMemory, Load, Plan, make_plan
-from .runtime import DTYPES, accelerate_precision, choose
-from .text_encoder import TokenChunks, encode, lora_layer_name
+from .runtime import DTYPES, OwnAccelerate, accelerate_precision, choose
+from .text_encoder import TokenChunks, encode, lora_layer_name, used_layers
 
 
 class Assembly:
-    """The trained modules of one run. Made inside :func:`trainer.runtime.isolated_accelerate`.
+    """The trained modules of one run.
 
     Args:
         base: what is trained on; its UNet (and text encoders) are built here.
@@ -49,17 +50,23 @@ class Assembly:
         free_memory: FreeMemory | None = None,
     ) -> None:
         from accelerate import Accelerator
-        from accelerate.state import PartialState
+        from accelerate.utils import AutocastKwargs
 
         self._base, self._config = base, config
-        self.device = device or PartialState().device
+        self._accelerate = OwnAccelerate(device)
+        self.device = device or self._accelerate.device()
         # A resumed run keeps what was chosen at its start: another precision would give other weights.
         kept = resume.chosen if resume else {}
         found, self.notes = choose(config, self.device, kept.get("precision"))
         self.chosen = {"optimizer": config.optimizer, **kept, **found}
         precision = self.chosen["precision"]
-        self.accelerator = Accelerator(
-            mixed_precision=accelerate_precision(precision), cpu=self.device.type == "cpu", device_placement=False)
+        # Only the outermost autocast empties the cache of weights in half. That one may be another pack's, and then the
+        # cache would still have the weights of before the last step.
+        without_cache = AutocastKwargs(cache_enabled=False)
+        with self._accelerate.installed():
+            self.accelerator = Accelerator(
+                mixed_precision=accelerate_precision(precision), cpu=self.device.type == "cpu", device_placement=False,
+                kwargs_handlers=[without_cache])
         self._modules: dict[str, Any] = {"unet": base.build_unet(DTYPES[precision])}
         unet_parameters = adapter.inject(self._modules["unet"], config)
         text_parameters = self._add_text_encoders(DTYPES[precision]) if config.train_text_encoder else []
@@ -74,6 +81,7 @@ class Assembly:
         for module in self._modules.values():
             module.to(self.device)
         if resume:
+            resume = adapter.without_unused_layers(resume, self._modules)
             self._load(resume.adapter)
         self.apply_memory_settings()
         self._use_attention()
@@ -84,43 +92,60 @@ class Assembly:
             self._average.average = [tensor.to(self.device) for tensor in resume.average]
         if resume and self.chosen["optimizer"] == resume.chosen.get("optimizer", asked):
             self._resume_optimizer(resume)
-        prepared = self.accelerator.prepare(*self._modules.values(), self._optimizer)
+        with self._accelerate.installed():
+            prepared = self.accelerator.prepare(*self._modules.values(), self._optimizer)
         self.unet, *self._text_encoders, self.optimizer = prepared
         if resume and resume.scaler and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(resume.scaler)
         self._tokens: dict[str, tuple[TokenChunks, ...]] = {}
+        self._final: dict[str, Conditioning] | None = None
 
     @property
     def trains_text(self) -> bool:
-        """Whether prompts have to be encoded anew at every step."""
+        """Whether there is a text encoder with a LoRA, which prompts have to go through."""
         return bool(self._text_encoders)
 
-    def encode(self, prompts: Sequence[str], *, learn: bool = False) -> Conditioning:
-        """A batch of prompts through the text encoders with their LoRA.
+    def freeze_text(self) -> None:
+        """From here on the text encoder's LoRA stays as it is: :meth:`encode` leaves nothing out any more, and encodes
+        each prompt only once. May be called again."""
+        if self._final is None:
+            self._final = {}
+            for model in self._text_encoders:
+                model.eval()
 
-        Args:
-            learn: keep what the backward pass needs.
-        """
+    def encode(self, prompts: Sequence[str]) -> Conditioning:
+        """A batch of prompts to learn from, through the text encoders with their LoRA."""
+        if self._final is None:
+            encoded = self._encode(prompts, learn=True)
+        else:
+            encoded = self._final
+            encoded |= self._encode([prompt for prompt in prompts if prompt not in encoded], learn=False)
+        return concatenate([encoded[prompt] for prompt in prompts])
+
+    def encode_to_draw(self, prompts: Sequence[str]) -> Conditioning:
+        """The same for validation pictures, of which the LoRA's dropout leaves nothing out. Never from what was encoded
+        before, as the modules may have the running average."""
+        was_training = [model.training for model in self._text_encoders]
+        for model in self._text_encoders:
+            model.eval()
+        try:
+            encoded = self._encode(prompts, learn=False)
+        finally:
+            for model, training in zip(self._text_encoders, was_training, strict=True):
+                model.train(training)
+        return concatenate([encoded[prompt] for prompt in prompts])
+
+    def _encode(self, prompts: Sequence[str], learn: bool) -> dict[str, Conditioning]:
+        """Each of the prompts once. ``learn`` keeps what the backward pass needs."""
         assert self._base.tokenize is not None
         for prompt in prompts:
             if prompt not in self._tokens:
                 self._tokens[prompt] = self._base.tokenize(prompt)
         unique = list(dict.fromkeys(prompts))
         with torch.set_grad_enabled(learn):
-            encoded = dict(zip(unique, encode(
+            return dict(zip(unique, encode(
                 self._text_encoders, self._base.family.text_encoders, [self._tokens[prompt] for prompt in unique],
                 self._base.clip_layer), strict=True))
-        return concatenate([encoded[prompt] for prompt in prompts])
-
-    def encode_to_draw(self, prompts: Sequence[str]) -> Conditioning:
-        """The same for a validation picture, of which the LoRA's dropout leaves nothing out."""
-        for model in self._text_encoders:
-            model.eval()
-        try:
-            return self.encode(prompts)
-        finally:
-            for model in self._text_encoders:
-                model.train()
 
     def apply_memory_settings(self) -> None:
         """Bring the modules into line with :attr:`chosen`, which a step-down may have changed."""
@@ -132,7 +157,8 @@ class Assembly:
         self._optimizer, _ = self._make_optimizer()
         # Gradients of fp16 are unscaled once for every optimizer that accelerate knows.
         self.accelerator._optimizers.clear()
-        self.optimizer = self.accelerator.prepare(self._optimizer)
+        with self._accelerate.installed():
+            self.optimizer = self.accelerator.prepare(self._optimizer)
 
     def _use_attention(self) -> None:
         # Chosen anew on every machine: kernels differ by rounding only.
@@ -193,7 +219,8 @@ class Assembly:
         parameters = []
         models = self._base.build_text_encoders(dtype)
         for shape, model in zip(self._base.family.text_encoders, models, strict=True):
-            parameters += adapter.inject(model, self._config, adapter.text_target_layers)
+            targets = partial(adapter.text_target_layers, used=used_layers(shape, self._base.clip_layer))
+            parameters += adapter.inject(model, self._config, targets)
             self._modules[shape.prefix] = model
         return parameters
 

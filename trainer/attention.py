@@ -54,22 +54,25 @@ def has_tf32(device: torch.device) -> bool:
 
 
 @contextmanager
-def tf32(device: torch.device) -> Iterator[None]:
-    """TF32 for what is computed in fp32, where the card has it; afterwards everything is as it was.
+def fp32_products(device: torch.device) -> Iterator[None]:
+    """What is computed in fp32 is, but for TF32 where the card has it, whatever others have set; then as it was.
 
-    The adapter's own products are small next to the base's, but with precision fp32 this is several times faster.
+    The adapter's own products are small next to the base's, but with precision fp32 TF32 is several times faster. On a
+    CPU a setting of "medium" would let bf16 in.
     """
-    if not has_tf32(device):
-        yield
-        return
+    wanted = "high" if has_tf32(device) else "highest"
     try:
         before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
     except RuntimeError:  # the host has set torch's newer switches, which these ones must not be mixed with
         yield
         return
+    if before[0] == wanted and (wanted == "highest" or before[1]):
+        yield
+        return
     try:
-        torch.set_float32_matmul_precision("high")
-        torch.backends.cudnn.allow_tf32 = True
+        torch.set_float32_matmul_precision(wanted)
+        if wanted == "high":
+            torch.backends.cudnn.allow_tf32 = True
         yield
     finally:
         torch.set_float32_matmul_precision(before[0])

@@ -75,7 +75,7 @@ def make_noise_scheduler(alphas_cumprod: torch.Tensor, prediction_type: str) -> 
     alphas = alphas_cumprod.detach().to("cpu", torch.float32).clone()
     # The product is the truth here (a zero-terminal-SNR schedule is defined on it); betas and alphas follow from it.
     scheduler.alphas_cumprod = alphas
-    previous = torch.cat([torch.ones(1), alphas[:-1]])
+    previous = torch.cat([torch.ones(1, dtype=torch.float32), alphas[:-1]])
     scheduler.alphas = alphas / previous
     scheduler.betas = 1.0 - scheduler.alphas
     return scheduler

@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import torch
 
 from .base_model import BaseModel
-from .memory import memory_errors
+from .memory import free_bytes, memory_errors
+from .numerics import with_own_numerics
+from .plan import FreeMemory
 from .priors import ClassPriors, PriorRecipe, PriorStore, class_priors, make_missing, split_excluded
 from .runtime import DTYPES
-from .sample import sample
+from .sample import draw_all, pictures_at_once, sample
 
 
 def generate(
     base: BaseModel, prompt: str, count: int, resolution: int, root: Path, device: torch.device, *, steps: int = 20,
-    guidance_scale: float = 7.0, seed: int = 0, precision: str = "fp32",
+    guidance_scale: float = 7.0, seed: int = 0, precision: str = "fp32", free: FreeMemory = free_bytes,
 ) -> Iterator[int | ClassPriors]:
     """Make the class images that are not on the disk yet.
 
+    On a GPU as many together as fit in its memory, and where they do not fit after all, fewer.
+
+    Args:
+        free: bytes free on a device.
+
     Yields:
-        how many of ``count`` are there, after each picture; the finished :class:`ClassPriors` last.
+        how many of ``count`` are there, after each picture or batch; the finished :class:`ClassPriors` last.
 
     Raises:
         SubjectBoothError: too little memory; the folder cannot be read or written.
     """
+    yield from with_own_numerics(_generate(base, prompt, count, resolution, root, device, steps, guidance_scale, seed,
+                                           precision, free), device)
+
+
+def _generate(
+    base: BaseModel, prompt: str, count: int, resolution: int, root: Path, device: torch.device, steps: int,
+    guidance_scale: float, seed: int, precision: str, free: FreeMemory,
+) -> Generator[int | ClassPriors, None, None]:
     recipe = PriorRecipe(base.digest, prompt, "", resolution, resolution, "ddim", f"trailing {precision}", steps,
                          guidance_scale, seed, grouping=0)
     store = PriorStore(root, recipe)
@@ -38,20 +53,24 @@ def generate(
             unet = base.build_unet(DTYPES[precision]).to(device)
             shape = (4, resolution // 8, resolution // 8)
 
-            def draw(numbers: tuple[int, ...]) -> torch.Tensor:
-                drawn = []
-                for number in numbers:
-                    drawing = sample(unet, base.noise_scheduler, conditioning, negative, shape, steps, guidance_scale,
-                                     recipe.seed_of(number), device)
-                    while True:
-                        try:
-                            next(drawing)
-                        except StopIteration as finished:
-                            drawn.append(finished.value)
-                            break
-                return torch.cat(drawn)
+            missing = sum(number not in pictures for number in range(count))
+            at_once = pictures_at_once(unet, conditioning, shape, DTYPES[precision], missing, device, free(device))
 
-            for _ in make_missing(store, pictures, count, 1, draw):
+            def draw(numbers: tuple[int, ...]) -> torch.Tensor:
+                def together(first: int, last: int) -> Generator[int, None, torch.Tensor]:
+                    seeds = [recipe.seed_of(number) for number in numbers[first:last]]
+                    return sample(unet, base.noise_scheduler, conditioning, negative, shape, steps, guidance_scale,
+                                  seeds, device)
+
+                drawing = draw_all(together, len(numbers), len(numbers), steps, device)
+                while True:
+                    try:
+                        next(drawing)
+                    except StopIteration as finished:
+                        return finished.value
+
+            # A picture depends on its batch in its last bits only, as it does on the card: no part of the recipe.
+            for _ in make_missing(store, pictures, count, at_once, draw):
                 yield sum(number in pictures for number in range(count))
     used, _ = split_excluded(pictures, count, ())
     yield class_priors(pictures, used, prompt, store.path.name)

@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import logging
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
 
 from .errors import SubjectBoothError
+from .memory import free_memory, is_out_of_memory
+from .numerics import CPU
+
+logger = logging.getLogger("subjectbooth")
 
 LATENT_CHANNELS = 4
 """Of every family that is trained here."""
@@ -22,11 +27,15 @@ class TinyCodec:
 
     Args:
         weights: with diffusers' names.
+
+    Attributes:
+        device: where pictures are encoded and decoded; see :func:`_on_device`.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
         from diffusers import AutoencoderTiny
 
+        self.device = CPU
         model = AutoencoderTiny()
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
         self._model = model.requires_grad_(False).eval()
@@ -34,12 +43,13 @@ class TinyCodec:
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """See :class:`trainer.conditioning.LatentCodec`."""
-        return self._model.encode(images * 2 - 1).latents.float()
+        return _on_device(self._model, self.device, [images * 2 - 1], lambda part: self._model.encode(part).latents)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """See :class:`trainer.conditioning.LatentCodec`."""
-        return (self._model.decode(latents).sample / 2 + 0.5).clamp(0, 1).float()
+        images = _on_device(self._model, self.device, [latents], lambda part: self._model.decode(part).sample)
+        return (images / 2 + 0.5).clamp(0, 1)
 
 
 class KLCodec:
@@ -50,6 +60,9 @@ class KLCodec:
         latent_scale: what latents are multiplied by for the UNet.
         where: what the weights came from, for messages.
 
+    Attributes:
+        device: where pictures are encoded and decoded; see :func:`_on_device`.
+
     Raises:
         SubjectBoothError: weights are missing, or it is another family's VAE.
     """
@@ -57,6 +70,7 @@ class KLCodec:
     def __init__(self, weights: Mapping[str, torch.Tensor], latent_scale: float, where: str) -> None:
         from diffusers import AutoencoderKL
 
+        self.device = CPU
         named = {_new_name(name): tensor for name, tensor in weights.items()}
         named = {name: tensor.reshape(tensor.shape[:2]) if _is_attention(name) else tensor
                  for name, tensor in named.items()}
@@ -73,14 +87,38 @@ class KLCodec:
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """See :class:`trainer.conditioning.LatentCodec`."""
         # One at a time: a photo at 512 px needs several GB of activations in the VAE.
-        means = [self._model.encode(image[None] * 2 - 1).latent_dist.mode() for image in images]
-        return torch.cat(means) * self._scale
+        means = _on_device(self._model, self.device, [image[None] * 2 - 1 for image in images],
+                           lambda image: self._model.encode(image).latent_dist.mode())
+        return means * self._scale
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """See :class:`trainer.conditioning.LatentCodec`."""
-        images = [self._model.decode(picture[None] / self._scale).sample for picture in latents]
-        return (torch.cat(images) / 2 + 0.5).clamp(0, 1)
+        images = _on_device(self._model, self.device, [picture[None] / self._scale for picture in latents],
+                            lambda picture: self._model.decode(picture).sample)
+        return (images / 2 + 0.5).clamp(0, 1)
+
+
+def _on_device(
+    model: Any, device: torch.device, parts: Sequence[torch.Tensor], work: Callable[[torch.Tensor], torch.Tensor],
+) -> torch.Tensor:
+    """What ``work`` makes of each part with the model on the device, as one tensor, float32 on the CPU.
+
+    The model is there only meanwhile: a VAE's 0.34 GB take a tenth of a second to copy, a training step needs them
+    all the time. Where the device has too little memory for its activations, the CPU does the work.
+    """
+    if device != CPU:
+        try:
+            torch.nn.Module.to(model, device)
+            return torch.cat([work(part.to(device)).float().cpu() for part in parts])
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        finally:
+            torch.nn.Module.to(model, CPU)
+        free_memory(device)  # outside the handler, which keeps the failed attempt's tensors alive
+        logger.warning("too little memory on %s for the VAE: this picture is done on the CPU", device)
+    return torch.cat([work(part).float() for part in parts])
 
 
 def from_taesd(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -22,6 +22,11 @@ class Conditioning:
     hidden_states: torch.Tensor
     pooled: torch.Tensor | None = None
 
+    @property
+    def first(self) -> Conditioning:
+        """The first prompt alone, in the length that it has in the batch."""
+        return Conditioning(self.hidden_states[:1], None if self.pooled is None else self.pooled[:1])
+
     def to(self, device: torch.device) -> Conditioning:
         """The same prompts on ``device``."""
         pooled = None if self.pooled is None else self.pooled.to(device)

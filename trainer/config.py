@@ -149,6 +149,11 @@ class TrainConfig:
             return self.learning_rate * (1.0 - progress)
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
+    @property
+    def steps_that_train_text(self) -> int:
+        """After so many steps the text encoder's LoRA stays as it is."""
+        return math.ceil(self.text_encoder_share * self.steps) if self.train_text_encoder else 0
+
     def validation_is_due(self, step: int) -> bool:
         """Whether validation pictures follow the update after which ``step`` are done."""
         if not self.validation_prompts:
@@ -172,6 +177,8 @@ class TrainConfig:
         chosen = {s.name: getattr(self, s.name) for s in dataclasses.fields(self) if s.metadata["in_key"]}
         if not self.train_text_encoder:
             del chosen["text_encoder_lr"], chosen["text_encoder_share"]
+        elif self.lora_dropout and self.steps_that_train_text < self.steps:
+            chosen["text_encoder_share_without_dropout"] = True  # before, dropout went on after the share
         if not self.enable_bucket:
             del chosen["enable_bucket"]  # runs from before there were buckets are found again
         if self.lr_scheduler == "constant" and not (self.train_text_encoder and self.text_encoder_share < 1.0):

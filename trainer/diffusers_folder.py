@@ -14,7 +14,6 @@ from typing import Any
 import torch
 
 from .codecs import KLCodec, TinyCodec
-from .conditioning import LatentCodec
 from .errors import SubjectBoothError
 from .families import Family, TextEncoderShape
 from .ldm_unet import ldm_names
@@ -54,7 +53,7 @@ def read_folder(path: Path) -> StoredParts:
     tiny = vae_config.get("_class_name") == "AutoencoderTiny"
     latent_scale = None if tiny or "scaling_factor" not in vae_config else float(vae_config["scaling_factor"])
 
-    def codec(family: Family) -> LatentCodec:
+    def codec(family: Family) -> TinyCodec | KLCodec:
         if tiny:
             return TinyCodec(vae)
         return KLCodec(vae, family.latent_scale if latent_scale is None else latent_scale, str(path / "vae"))

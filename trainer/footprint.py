@@ -74,6 +74,24 @@ def unet_footprint(unet: nn.Module, conditioning: Conditioning, size: tuple[int,
     return Footprint(whole + extra, whole - sum(inside) + most)
 
 
+def drawing_bytes(unet: nn.Module, conditioning: Conditioning, size: tuple[int, ...], dtype: torch.dtype) -> int:
+    """The most bytes that are alive in one picture's forward pass without a backward pass; otherwise like
+    :func:`unet_footprint`."""
+    with torch.inference_mode(False), torch.no_grad(), ExitStack() as undo:
+        undo.enter_context(_without_attention_kernels(unet))
+        if dtype != torch.float32:
+            undo.enter_context(_like_autocast(unet, dtype))
+        weights = {f"unet.{name}": _meta(name, tensor, dtype) for name, tensor in _tensors(unet)}
+        memory = _Memory(weights)
+        latents = torch.empty(1, 4, *size, device=META)
+        pooled = conditioning.pooled
+        prompt = Conditioning(torch.empty(conditioning.hidden_states.shape, device=META),
+                              None if pooled is None else torch.empty(pooled.shape, device=META))
+        undo.enter_context(memory)
+        predict(_OnMeta(unet, weights, dtype), latents, torch.zeros(1, dtype=torch.int64, device=META), prompt)
+        return memory.peak
+
+
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 
@@ -15,6 +15,7 @@ from .config import TrainConfig
 from .data import TrainingData, derived_seed, make_batches
 from .errors import SubjectBoothError
 from .loss import Batch, batch_losses
+from .numerics import seeded
 from .side_by_side import SideBySide, threads_for
 
 Sums = tuple[float, float, float]
@@ -57,6 +58,8 @@ class Gradients:
         config, made = self._config, self._made
         accumulate = config.gradient_accumulation_steps
         made.optimizer.zero_grad()
+        if step >= config.steps_that_train_text:
+            made.freeze_text()
         self.labels = []
         sums = [0.0, 0.0, 0.0]
         for micro_step in range(step * accumulate, (step + 1) * accumulate):
@@ -106,8 +109,7 @@ class Gradients:
         accumulate = config.gradient_accumulation_steps
         with torch.enable_grad(), self._dropout_seed(micro_step, number):
             if made.trains_text:
-                learn_text = step < config.text_encoder_share * config.steps
-                batch = replace(batch, conditioning=made.encode(batch.prompts, learn=learn_text))
+                batch = replace(batch, conditioning=made.encode(batch.prompts))
             losses = batch_losses(
                 made.unet, self._base.noise_scheduler, batch, config.prior_loss_weight, config.snr_gamma, totals)
             _stop_if_not_finite(batch, losses.each, step)
@@ -119,7 +121,7 @@ class Gradients:
         """The LoRA's dropout draws from the process's random state: seed it, and put it back as it was."""
         if not self._config.lora_dropout:
             return nullcontext()
-        return _seeded(derived_seed(self._config.seed, f"dropout {part}", micro_step), self._made.device)
+        return seeded(derived_seed(self._config.seed, f"dropout {part}", micro_step), self._made.device)
 
 
 def _stop_if_not_finite(batch: Batch, each: torch.Tensor, step: int) -> None:
@@ -136,10 +138,3 @@ def _stop_if_not_finite(batch: Batch, each: torch.Tensor, step: int) -> None:
     raise SubjectBoothError(
         f"a loss of {float(each[wrong[0]]):g} at step {step + 1}, on {whose}", "finite numbers",
         f"{todo}; the adapter of step {step} is kept", "training")
-
-
-@contextmanager
-def _seeded(seed: int, device: torch.device) -> Iterator[None]:
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        torch.manual_seed(seed)
-        yield

@@ -6,29 +6,29 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import ExitStack
 from types import TracebackType
 
 import torch
 
 from .assembly import Assembly
-from .attention import tf32
 from .base_model import BaseModel
 from .checkpoint import Checkpoint
+from .conditioning import concatenate
 from .config import TrainConfig
 from .data import TrainingData
 from .errors import SubjectBoothError, require
 from .events import Adjusted, Event, Started, StepDone, Validation, ValidationStep
 from .gradients import Gradients
-from .memory import free_memory, is_out_of_memory, memory_errors, step_down
+from .memory import free_bytes, free_memory, is_out_of_memory, memory_errors, step_down
+from .numerics import own_numerics, with_own_numerics
 from .optimizers import usable_optimizer
-from .plan import FreeMemory, Load, Plan
-from .runtime import isolated_accelerate
-from .sample import sample
+from .plan import FreeMemory, Plan, largest_load
+from .runtime import DTYPES
+from .sample import draw_all, pictures_at_once, sample
 
 VALIDATION_SEED = 1234
 """Every validation picture of every run starts from this noise, so that steps (and runs) can be compared."""
@@ -54,7 +54,7 @@ class Training:
         self, base: BaseModel, data: TrainingData, config: TrainConfig, shown: tuple[str, ...] = (),
         resume: Checkpoint | None = None, device: torch.device | None = None, free: FreeMemory | None = None,
     ) -> None:
-        require("diffusers", "peft", "accelerate")
+        require("torch", "diffusers", "peft", "accelerate")
         self._base, self._data, self._config = base, data, config
         self._shown, self._resume, self._device, self._free = shown, resume, device, free
         self._assembly: Assembly | None = None
@@ -64,7 +64,6 @@ class Training:
 
     def __enter__(self) -> Training:
         self._leaving = ExitStack()
-        self._leaving.enter_context(isolated_accelerate())
         return self
 
     def __exit__(
@@ -86,17 +85,20 @@ class Training:
 
     def plan(self) -> Plan:
         """Build, count, and train nothing."""
-        return self._build().plan
+        with own_numerics():
+            return self._build().plan
 
     def snapshot(self) -> Checkpoint:
         """The run as it is now, copied to the CPU."""
         assert self._assembly is not None
-        return self._assembly.snapshot(self.step, self.losses)
+        with own_numerics():
+            return self._assembly.snapshot(self.step, self.losses)
 
     def lora(self) -> dict[str, torch.Tensor]:
         """The adapter as it is now, with kohya's names."""
         assert self._assembly is not None
-        return self._assembly.lora()
+        with own_numerics():
+            return self._assembly.lora()
 
     def events(self) -> Iterator[Event]:
         """Train from the current step to the last one.
@@ -108,8 +110,12 @@ class Training:
         Raises:
             SubjectBoothError: the loss or the gradient is not finite; the adapter still is the last good one.
         """
+        with own_numerics():
+            made = self._build()
+        yield from with_own_numerics(self._steps(made), made.device)
+
+    def _steps(self, made: Assembly) -> Generator[Event, None, None]:
         config = self._config
-        made = self._build()
         trainable = sum(parameter.numel() for parameter in made.parameters)
         yield Started(self.step, config.steps, dict(made.chosen), trainable, made.notes, made.plan.sentence)
 
@@ -145,15 +151,11 @@ class Training:
 
     def _build(self) -> Assembly:
         data = self._data
-        sizes = {tuple(latents.shape[1:]) for latents in data.latents} | {data.square[1:]}
-        height, width = max(sizes, key=math.prod)
-        parts = 1 if data.prior_latents is None else 2
-        load = Load(data.encode(data.captions[:1]), (height, width), parts * self._config.train_batch_size)
+        load = largest_load(data, self._config.train_batch_size)
         made = self._assembly = Assembly(self._base, self._config, self._device, self._resume, load, self._free)
         self._leaving.callback(made.close)
         self._gradients = Gradients(self._base, data, self._config, made, load.pictures)
         self._leaving.callback(self._gradients.close)
-        self._leaving.enter_context(tf32(made.device))
         self._resume = None  # its tensors are not needed any more
         return made
 
@@ -217,23 +219,30 @@ class Training:
             f"the adapter of step {self.step} is kept", "training")
 
     def _validate(self, made: Assembly) -> Iterator[Event]:
-        config, latents = self._config, []
+        config, prompts = self._config, self._shown
         encode = made.encode_to_draw if made.trains_text else self._data.encode
-        total = config.validation_steps * len(self._shown)
-        for number, prompt in enumerate(self._shown):
-            drawing = sample(
-                made.unet, self._base.noise_scheduler, encode([prompt]), encode([""]),
-                self._data.square, config.validation_steps, config.validation_guidance_scale,
-                VALIDATION_SEED + number, made.device)
-            while True:
-                try:
-                    done = next(drawing)
-                except StopIteration as finished:
-                    latents.append(finished.value)
-                    break
-                yield ValidationStep(self.step, number * config.validation_steps + done, total)
-        images = self._base.codec.decode(torch.cat(latents))
-        yield Validation(self.step, self._shown, images.permute(0, 2, 3, 1).contiguous())
+        encoded, negative = [encode([prompt]) for prompt in prompts], encode([""])
+        longest = concatenate([*encoded, negative]).first
+        at_once = pictures_at_once(
+            made.unet, longest, self._data.square, DTYPES[made.chosen["precision"]], len(prompts), made.device,
+            (self._free or free_bytes)(made.device))
+
+        def draw(first: int, last: int) -> Generator[int, None, torch.Tensor]:
+            seeds = [VALIDATION_SEED + number for number in range(first, last)]
+            return sample(made.unet, self._base.noise_scheduler, concatenate(encoded[first:last]), negative,
+                          self._data.square, config.validation_steps, config.validation_guidance_scale, seeds,
+                          made.device)
+
+        drawing = draw_all(draw, len(prompts), at_once, config.validation_steps, made.device)
+        while True:
+            try:
+                done = next(drawing)
+            except StopIteration as finished:
+                latents = finished.value
+                break
+            yield ValidationStep(self.step, done, config.validation_steps * len(prompts))
+        images = self._base.codec.decode(latents)
+        yield Validation(self.step, prompts, images.permute(0, 2, 3, 1).contiguous())
 
 
 class _Clock:

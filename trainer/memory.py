@@ -12,15 +12,28 @@ import torch
 
 from .errors import SubjectBoothError
 
-# What torch says on devices that have no exception class of their own for it (CPU, MPS, DirectML).
-_SAID = ("out of memory", "not enough memory", "can't allocate memory")
+# What torch says on devices that have no exception class of their own for it (CPU, MPS, DirectML), and what CUDA's
+# libraries say of a workspace of theirs.
+_SAID = ("out of memory", "not enough memory", "can't allocate memory", "status_alloc_failed")
+
+_CUDA_ERROR_MEMORY_ALLOCATION = 2
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` means that an allocation failed."""
-    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+    """Whether ``error`` means that an allocation failed. The one place that knows how torch and its devices say so."""
+    if isinstance(error, MemoryError):
         return True
-    return isinstance(error, RuntimeError) and any(words in str(error).lower() for words in _SAID)
+    # Torch 2.5 has it under this name; before, it was torch.cuda's alone.
+    own = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+    accelerator = getattr(torch, "AcceleratorError", None)  # torch 2.9: any error of a device, out of memory among them
+    if isinstance(error, own):
+        return True
+    if accelerator is not None and isinstance(error, accelerator):
+        if getattr(error, "error_code", None) == _CUDA_ERROR_MEMORY_ALLOCATION:
+            return True
+    elif not isinstance(error, RuntimeError):
+        return False
+    return any(words in str(error).lower() for words in _SAID)
 
 
 @contextmanager
@@ -68,6 +81,8 @@ def free_bytes(device: torch.device) -> int | None:
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
     if device.type == "mps":
+        if not hasattr(torch.mps, "recommended_max_memory"):  # torch before 2.5
+            return None
         return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
     return _free_system_memory() if device.type == "cpu" else None
 

@@ -6,8 +6,10 @@ Weights, gradients and optimizer states are counted exactly, the UNet's activati
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -20,6 +22,7 @@ from .runtime import DTYPES
 if TYPE_CHECKING:
     from torch import nn
 
+    from .data import TrainingData
     from .families import Family
 
 logger = logging.getLogger("subjectbooth")
@@ -36,14 +39,34 @@ class Load:
     """What one step takes in.
 
     Attributes:
-        conditioning: a prompt, batch size 1.
+        conditioning: the longest that a picture gets, batch size 1.
         size: height and width of the largest latents.
         pictures: of one whole batch, class images included.
+        text_tokens: what a trained text encoder takes in: of the subject's prompts and the class's, once each.
     """
 
     conditioning: Conditioning
     size: tuple[int, int]
     pictures: int
+    text_tokens: int = 2 * 77
+
+
+def largest_load(data: TrainingData, train_batch_size: int) -> Load:
+    """What the largest step of a run takes in."""
+    sizes = {tuple(latents.shape[1:]) for latents in data.latents} | {data.square[1:]}
+    height, width = max(sizes, key=math.prod)
+    has_class = data.prior_latents is not None
+    captions = {caption: data.encoded[caption].hidden_states.shape[1] for caption in data.captions}
+    lengths = {length: caption for caption, length in captions.items()}
+    always = [data.class_prompt] if has_class else []
+    # In one batch the shorter prompts are repeated, to a length that all of theirs divide.
+    together = ([*always, *(lengths[length] for length in chosen)]
+                for chosen in combinations(lengths, min(train_batch_size, len(lengths))))
+    longest = max((data.encode(prompts) for prompts in together), key=lambda found: found.hidden_states.shape[1])
+    text_tokens = sum(sorted(captions.values(), reverse=True)[:train_batch_size])
+    text_tokens += sum(data.encoded[prompt].hidden_states.shape[1] for prompt in always)
+    return Load(longest.first, (height, width),
+                (2 if has_class else 1) * train_batch_size, text_tokens)
 
 
 @dataclass(frozen=True)
@@ -125,7 +148,7 @@ def make_plan(
     optimizer = optimizer_bytes(chosen["optimizer"], trained)
     dtype = DTYPES[chosen["precision"]]
     footprint = _footprint(unet, load, dtype)
-    text = sum(_text_bytes(shape.width, shape.layers, shape.heads, load.conditioning, dtype)
+    text = sum(_text_bytes(shape.width, shape.layers, shape.heads, load.text_tokens, dtype)
                for shape in family.text_encoders) if text_encoders else 0
 
     plans = []
@@ -208,11 +231,11 @@ def _footprint(unet: nn.Module, load: Load, dtype: torch.dtype) -> Footprint | N
     return _counted[key]
 
 
-def _text_bytes(width: int, layers: int, heads: int, conditioning: Conditioning, dtype: torch.dtype) -> int:
+def _text_bytes(width: int, layers: int, heads: int, tokens: int, dtype: torch.dtype) -> int:
     """What a text encoder keeps for its backward pass: ``s h (34 + 5 a s / h)`` bytes a layer in half precision
-    (arXiv 2205.05198, section 4.1), for two prompts (the subject's and the class's)."""
-    tokens, chunk = conditioning.hidden_states.shape[1], 77
-    return round(2 * layers * tokens * width * (34 + 5 * heads * chunk / width) * dtype.itemsize / 2)
+    (arXiv 2205.05198, section 4.1), for prompts of so many tokens in chunks of 77."""
+    chunk = 77
+    return round(layers * tokens * width * (34 + 5 * heads * chunk / width) * dtype.itemsize / 2)
 
 
 def _gb(count: int) -> str:

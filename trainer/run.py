@@ -19,6 +19,7 @@ from .events import Adjusted, CheckpointSaved, Event, Finished, Started, StepDon
 from .lock import owned
 from .loop import Training
 from .metadata import lora_metadata
+from .numerics import own_numerics
 from .optimizers import with_usable_optimizer
 from .plan import FreeMemory, Plan
 from .run_folder import RunFolder
@@ -205,6 +206,10 @@ class Run:
 
     def _encode(self) -> TrainingData:
         """Everything the text encoder and the VAE have to say, once, while they still are in memory."""
+        with own_numerics():
+            return self._encode_all()
+
+    def _encode_all(self) -> TrainingData:
         base, groups, priors = self._base, self._prepared, self._priors
         class_prompt = priors.prompt if priors else ""
         captions = tuple(base.prompt_of(caption) for group in groups for caption in group.captions)

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
 
@@ -39,30 +41,83 @@ def choose(
     return {"device": str(device), "precision": precision}, tuple(notes)
 
 
-@contextmanager
-def isolated_accelerate() -> Iterator[None]:
-    """Give accelerate a clean start, and put back whatever state other packs had made in this process.
+class OwnAccelerate:
+    """A run's own copy of what accelerate keeps for the whole process.
 
-    Its ``Accelerator`` keeps one state for the whole process, so a second run with another precision would meet the
-    first one's.
+    An ``Accelerator`` has its state in common with every other one in the process, and reads further settings from the
+    environment: a run of another precision, another pack or a line in a shell's profile would decide how this one
+    trains. So objects of accelerate are made inside :meth:`installed`; they keep the state they were made with, and
+    other packs keep theirs, those that they change while a run goes on included.
+
+    Args:
+        device: where to train. None: where accelerate says, which under ``accelerate launch`` is told by the
+            environment.
     """
-    require("accelerate")
-    from accelerate.state import AcceleratorState, GradientState, PartialState
 
-    singletons = (PartialState, AcceleratorState, GradientState)
-    before = [dict(single._shared_state) for single in singletons]
-    environment = dict(os.environ)
+    def __init__(self, device: torch.device | None) -> None:
+        require("accelerate")
+        from accelerate.state import AcceleratorState, GradientState, PartialState
+
+        self._states: dict[Any, dict[str, Any]] = {PartialState: {}, AcceleratorState: {}, GradientState: {}}
+        self._launched = device is None
+
+    @contextmanager
+    def installed(self) -> Iterator[None]:
+        """Inside, accelerate finds this run's state and nothing of it in the environment. A few milliseconds only: the
+        whole process shares both."""
+        with _installing, _without_settings(self._launched):
+            # The attribute itself and not its content: the objects of other packs have their dict for themselves.
+            before = {kind: kind.__dict__["_shared_state"] for kind in self._states}
+            for kind, state in self._states.items():
+                kind._shared_state = state
+            try:
+                yield
+            finally:
+                for kind, state in before.items():
+                    kind._shared_state = state
+
+    def device(self) -> torch.device:
+        """Where accelerate would train."""
+        from accelerate.state import PartialState
+
+        cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "t", "on")
+        with self.installed():
+            return PartialState(cpu=cpu).device
+
+
+def default_device() -> torch.device:
+    """Where a run trains that is not told where."""
+    return OwnAccelerate(None).device()
+
+
+_installing = threading.RLock()
+
+_PROCESSES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK",
+              "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE")
+"""What tells a process that it is one of several; inside ComfyUI, left over from something else."""
+
+
+@contextmanager
+def _without_settings(launched: bool) -> Iterator[None]:
+    """Inside, the environment has none of accelerate's settings. What others change meanwhile stays changed.
+
+    Args:
+        launched: leave in place what ``accelerate launch`` says about processes and the device.
+    """
+    kept = ("ACCELERATE_TORCH_DEVICE",) if launched else ()
+    hidden = {name: value for name, value in os.environ.items()
+              if (name.startswith("ACCELERATE_") or (name in _PROCESSES and not launched)) and name not in kept}
+    fall_back = "PYTORCH_ENABLE_MPS_FALLBACK"  # the one thing that accelerate sets here
+    had_fall_back = fall_back in os.environ
+    for name in hidden:
+        os.environ.pop(name, None)
     try:
-        for single in singletons:
-            single._shared_state.clear()
         yield
     finally:
-        for single, state in zip(singletons, before, strict=True):
-            single._shared_state.clear()
-            single._shared_state.update(state)
-        for name in set(os.environ) - set(environment):
-            del os.environ[name]
-        os.environ.update(environment)
+        for name, value in hidden.items():
+            os.environ.setdefault(name, value)
+        if not had_fall_back:
+            os.environ.pop(fall_back, None)
 
 
 def accelerate_precision(precision: str) -> str:

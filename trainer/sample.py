@@ -1,17 +1,23 @@
-"""Validation pictures: DDIM on the trainer's own UNet, with its own random state, so that looking changes nothing."""
+"""Pictures by DDIM on the trainer's own UNet, with random states of their own, so that looking changes nothing."""
 
 from __future__ import annotations
 
-from collections.abc import Generator
+import logging
+from collections.abc import Callable, Generator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from .base_model import predict
 from .conditioning import Conditioning, concatenate
+from .footprint import drawing_bytes
+from .memory import free_memory, is_out_of_memory
+from .plan import pictures_that_fit
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, DDPMScheduler
+
+logger = logging.getLogger("subjectbooth")
 
 
 def ddim_from(noise_scheduler: DDPMScheduler) -> DDIMScheduler:
@@ -26,33 +32,39 @@ def ddim_from(noise_scheduler: DDPMScheduler) -> DDIMScheduler:
 
 
 def sample(
-    unet: Any, noise_scheduler: DDPMScheduler, prompt: Conditioning, negative: Conditioning,
-    shape: tuple[int, ...], steps: int, guidance_scale: float, seed: int, device: torch.device,
+    unet: Any, noise_scheduler: DDPMScheduler, prompts: Conditioning, negative: Conditioning,
+    shape: tuple[int, ...], steps: int, guidance_scale: float, seeds: Sequence[int], device: torch.device,
 ) -> Generator[int, None, torch.Tensor]:
-    """Draw one picture's latents with classifier-free guidance (arXiv 2207.12598).
+    """Draw pictures' latents at once with classifier-free guidance (arXiv 2207.12598).
 
     Args:
-        prompt, negative: batch size 1.
+        prompts: one a picture, or one for all.
+        negative: for all, batch size 1.
         shape: (4, h/8, w/8).
-        seed: of the first noise; the same seed gives the same noise at every step of a training.
+        seeds: of each picture's first noise; the same seed gives the same noise at every step of a training, and in
+            every batch.
 
     Yields:
         denoising steps done, 1..steps.
 
     Returns:
-        latents, float32 [1, 4, h/8, w/8], on the CPU, in the training space.
+        latents, float32 [n, 4, h/8, w/8], on the CPU, in the training space.
     """
+    count = len(seeds)
     sampler = ddim_from(noise_scheduler)
     sampler.set_timesteps(steps)
-    both = concatenate([prompt, negative]).to(device)
-    latents = torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed)).to(device)
+    if len(prompts.hidden_states) < count:
+        prompts = concatenate([prompts] * count)
+    both = concatenate([prompts, *[negative] * count]).to(device)
+    latents = torch.cat([torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed),
+                                     dtype=torch.float32, device="cpu") for seed in seeds]).to(device)
     was_training = unet.training
     unet.eval()
     try:
         for number, timestep in enumerate(sampler.timesteps, start=1):
             with torch.no_grad():
                 noisy = torch.cat([latents, latents])
-                output = predict(unet, noisy, timestep.repeat(2).to(device), both)
+                output = predict(unet, noisy, timestep.repeat(2 * count).to(device), both)
                 positive, unconditional = output.chunk(2)
                 guided = unconditional + guidance_scale * (positive - unconditional)
                 latents = sampler.step(guided, int(timestep), latents, eta=0.0, return_dict=False)[0]
@@ -60,3 +72,77 @@ def sample(
     finally:
         unet.train(was_training)
     return latents.float().cpu()
+
+
+Draw = Callable[[int, int], Generator[int, None, torch.Tensor]]
+"""Draws the pictures ``first .. last`` (exclusive) together; see :func:`sample`."""
+
+
+def draw_all(
+    draw: Draw, count: int, at_once: int, steps: int, device: torch.device,
+) -> Generator[int, None, torch.Tensor]:
+    """Draw ``count`` pictures, as many together as was asked for; where that is too much for the memory, fewer.
+
+    Args:
+        at_once: pictures together, 1 or more.
+        steps: denoising steps of a picture.
+
+    Yields:
+        denoising steps done, of ``count * steps``. They go back where a batch is drawn again in smaller ones.
+
+    Returns:
+        latents, float32 [count, 4, h/8, w/8], on the CPU.
+
+    Raises:
+        Exception: what torch raised where the memory is too small for a single picture.
+    """
+    drawn: list[torch.Tensor] = []
+    first = 0
+    while first < count:
+        last = min(first + at_once, count)
+        try:
+            drawing = draw(first, last)
+            while True:
+                try:
+                    done = next(drawing)
+                except StopIteration as finished:
+                    drawn.append(finished.value)
+                    break
+                yield first * steps + done * (last - first)
+            first = last
+            continue
+        except Exception as error:
+            if last - first == 1 or not is_out_of_memory(error):
+                raise
+        # Outside the handler: while it runs, the error keeps the failed attempt's tensors alive.
+        at_once = (last - first) // 2
+        free_memory(device)
+    return torch.cat(drawn)
+
+
+MOST_AT_ONCE = 4
+"""Pictures drawn together; more are hardly faster."""
+
+
+def pictures_at_once(
+    unet: Any, conditioning: Conditioning, shape: tuple[int, ...], dtype: torch.dtype, count: int,
+    device: torch.device, free: int | None,
+) -> int:
+    """How many of ``count`` pictures to draw together: as many as fit in ``free`` bytes.
+
+    On a CPU one: there several are no faster than one after the other, and a picture's last bits would depend on how
+    many there are.
+
+    Args:
+        conditioning: the longest prompt, batch size 1.
+        dtype: what the UNet computes in.
+        free: bytes free on the device, the UNet being there; None when nobody can say.
+    """
+    if device.type == "cpu" or free is None or count < 2:
+        return 1
+    try:
+        each = 2 * drawing_bytes(unet, conditioning, shape[1:], dtype)  # with the prompt, and with the negative one
+    except Exception:  # a batch is a help: what cannot be counted (another diffusers, another torch) ends no run
+        logger.warning("the memory of a picture could not be counted", exc_info=True)
+        return 1
+    return pictures_that_fit(lambda pictures: pictures * each, free, min(count, MOST_AT_ONCE))

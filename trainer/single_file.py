@@ -7,7 +7,6 @@ from pathlib import Path
 
 from . import families
 from .codecs import KLCodec, TinyCodec, from_ldm_vae, from_taesd
-from .conditioning import LatentCodec
 from .errors import SubjectBoothError
 from .families import Family
 from .stored_base import StoredParts, WeightsReader, missing_part, stable_diffusion_schedule
@@ -77,7 +76,7 @@ def _text_encoders(whole: StoredTensors, family: Family, where: str) -> list[Wei
     return found
 
 
-def _codec(vae: StoredTensors, family: Family, where: str) -> LatentCodec:
+def _codec(vae: StoredTensors, family: Family, where: str) -> TinyCodec | KLCodec:
     tiny = {name: tensor for name, tensor in vae.items() if name.startswith("taesd_")}
     if tiny:
         return TinyCodec(from_taesd(tiny))

@@ -13,9 +13,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .base_model import BaseModel, build_unet, inspect_unet, lora_layer_names, make_noise_scheduler
-from .conditioning import Conditioning, LatentCodec
+from .codecs import KLCodec, TinyCodec
+from .conditioning import Conditioning
 from .errors import SubjectBoothError, require
 from .families import Family
+from .memory import free_memory, is_out_of_memory
+from .numerics import CPU
 from .storage import sha256_of
 from .stored_tensors import StoredTensors
 from .text_encoder import TokenChunks, build_text_encoder, encode
@@ -46,13 +49,16 @@ class StoredParts:
     files: tuple[Path, ...]
     unet: StoredTensors
     text_encoders: Callable[[Family, int | None], list[WeightsReader]]
-    codec: Callable[[Family], LatentCodec]
+    codec: Callable[[Family], TinyCodec | KLCodec]
     prediction_type: str | None
     alphas_cumprod: torch.Tensor
     latent_scale: float | None = None
 
 
-def load_base(path: Path, clip_skip: int | None = None, prediction_type: str | None = None) -> BaseModel:
+def load_base(
+    path: Path, clip_skip: int | None = None, prediction_type: str | None = None,
+    device: torch.device = CPU,
+) -> BaseModel:
     """Read a model of one of the families in :mod:`trainer.families`.
 
     Args:
@@ -61,6 +67,7 @@ def load_base(path: Path, clip_skip: int | None = None, prediction_type: str | N
         clip_skip: kohya's count: 1 takes the text encoder's last layer, 2 the one before; None the family's own.
         prediction_type: ``epsilon`` or ``v_prediction``, for a checkpoint that does not say so itself; one that does
             (a folder's scheduler, the marks ``v_pred`` and ``ztsnr`` in a file) is believed. None: epsilon.
+        device: where prompts and pictures are encoded, and pictures decoded. Only meanwhile is anything there.
 
     Raises:
         SubjectBoothError: it is of another format or family, or parts are missing.
@@ -77,6 +84,8 @@ def load_base(path: Path, clip_skip: int | None = None, prediction_type: str | N
     noise_scheduler = make_noise_scheduler(parts.alphas_cumprod, prediction_type)
     clip_layer = None if clip_skip is None else -clip_skip
     text_weights = parts.text_encoders(family, clip_layer)
+    codec = parts.codec(family)
+    codec.device = device
 
     def build(dtype: torch.dtype) -> UNet2DConditionModel:
         return build_unet(shapes, lambda: parts.unet, family, dtype, where)
@@ -88,8 +97,8 @@ def load_base(path: Path, clip_skip: int | None = None, prediction_type: str | N
     return BaseModel(
         family=family,
         noise_scheduler=noise_scheduler,
-        prompts=StoredPromptEncoder(lambda: build_text(torch.float32), family, clip_layer),
-        codec=parts.codec(family),
+        prompts=StoredPromptEncoder(lambda: build_text(torch.float32), family, clip_layer, device),
+        codec=codec,
         digest=_digest(parts, family, clip_layer, prediction_type),
         build_unet=build,
         layer_names=lora_layer_names(shapes, family),
@@ -105,14 +114,30 @@ class StoredPromptEncoder:
     would take 3.3 GB beside the UNet for the rest of it.
     """
 
-    def __init__(self, build: Callable[[], list[Any]], family: Family, clip_layer: int | None) -> None:
-        self._build, self._family, self._clip_layer = build, family, clip_layer
+    def __init__(
+        self, build: Callable[[], list[Any]], family: Family, clip_layer: int | None,
+        device: torch.device = CPU,
+    ) -> None:
+        self._build, self._family, self._clip_layer, self._device = build, family, clip_layer, device
 
     def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
         """See :class:`trainer.conditioning.PromptEncoder`."""
+        models = self._build()
+        if self._device != CPU:
+            try:
+                return self._encode([model.to(self._device) for model in models], prompts)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            models = [model.to(CPU) for model in models]  # outside the handler: until here the failed attempt is alive
+            free_memory(self._device)
+        return self._encode(models, prompts)
+
+    def _encode(self, models: list[Any], prompts: Sequence[str]) -> list[Conditioning]:
         with torch.no_grad():
-            return encode(self._build(), self._family.text_encoders,
-                          [token_chunks(prompt, self._family) for prompt in prompts], self._clip_layer)
+            chunks = [token_chunks(prompt, self._family) for prompt in prompts]
+            encoded = encode(models, self._family.text_encoders, chunks, self._clip_layer)
+            return [conditioning.to(CPU) for conditioning in encoded]
 
 
 def token_chunks(prompt: str, family: Family) -> tuple[TokenChunks, ...]:

@@ -76,6 +76,17 @@ def lora_layer_name(layer: str) -> str:
     return layer if layer.startswith(INNER) else INNER + layer
 
 
+def used_layers(shape: TextEncoderShape, clip_layer: int | None) -> int:
+    """How many of the encoder's layers, from the first, have a part in what :func:`encode` gives.
+
+    Where the states of an earlier layer are taken, those behind it are computed for nothing, unless the pooled prompt
+    comes from the last one.
+    """
+    if shape.projects:
+        return shape.layers
+    return max(0, shape.layers + 1 + (clip_layer if clip_layer is not None else shape.layer))
+
+
 def encode(
     models: Sequence[Any], shapes: Sequence[TextEncoderShape], prompts: Sequence[Sequence[TokenChunks]],
     clip_layer: int | None,

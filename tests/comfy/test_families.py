@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.mark.slow
 @pytest.mark.parametrize(("family", "text_layers", "attentions"), [
     # Layers of the file: 6 a text layer; 8 projections and 2 MLP layers a transformer block of the UNet.
-    ("SD 2.x", {"lora_te_": 24 * 6}, 4), ("SDXL", {"lora_te1_": 12 * 6, "lora_te2_": 32 * 6}, 70)])
+    ("SD 2.x", {"lora_te_": 23 * 6}, 4), ("SDXL", {"lora_te1_": 11 * 6, "lora_te2_": 32 * 6}, 70)])
 def test_a_whole_graph_on_another_family(
     comfy: ComfyClient, tmp_path: Path, family: str, text_layers: dict[str, int], attentions: int
 ) -> None:
