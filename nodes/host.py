@@ -78,8 +78,17 @@ def memory_in_use(device: torch.device) -> dict[str, str | int]:
     return {"of": "process", "used": psutil.Process().memory_info().rss, "total": psutil.virtual_memory().total}
 
 
+Cancelled = comfy.model_management.InterruptProcessingException
+"""What ends a node when the user presses cancel: an Exception in ComfyUI 0.3, a BaseException by 0.33, so that
+``except Exception`` cannot be relied on to catch it, nor to let it pass."""
+
+
 def stop_if_cancelled() -> None:
-    """Raise ComfyUI's own exception if the user pressed cancel."""
+    """Ask whether the user pressed cancel, as often as there is something to stop between.
+
+    Raises:
+        Cancelled: yes.
+    """
     comfy.model_management.throw_exception_if_processing_interrupted()
 
 
@@ -92,19 +101,27 @@ class Progress:
     """
 
     def __init__(self, node_id: str | None, total: int) -> None:
-        self._node_id = node_id
-        self._bar = comfy.utils.ProgressBar(total, node_id=node_id)
+        self._node_id, self._total = node_id, total
         self._last_text = float("-inf")
 
     def update(self, value: int, text: str = "", preview: Image.Image | None = None) -> None:
-        """Move the bar, which also raises ComfyUI's interrupt if the user pressed cancel.
+        """Move the bar.
 
         Args:
             value: 0..total.
             text: a status line; shown a few times a second at most.
             preview: a picture to show on the node.
+
+        Raises:
+            Cancelled: the user pressed cancel.
         """
-        self._bar.update_absolute(value, preview=("JPEG", preview, 512) if preview is not None else None)
+        stop_if_cancelled()
+        # Not through comfy.utils.ProgressBar, which in newer ComfyUIs drops what is less than half a percent further:
+        # 24 of 25 steps of a training of 5,000.
+        hook = comfy.utils.PROGRESS_BAR_HOOK
+        if hook is not None:
+            shown = ("JPEG", preview, 512) if preview is not None else None
+            hook(min(value, self._total), self._total, shown, node_id=self._node_id)
         if text and time.monotonic() - self._last_text >= TEXT_INTERVAL:
             self.say(text)
 

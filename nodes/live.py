@@ -28,7 +28,7 @@ from ..trainer.events import (
 )
 from ..trainer.history import points_of
 from ..trainer.run import Run
-from .host import memory_in_use, versioned_entry
+from .host import Cancelled, memory_in_use, versioned_entry
 
 EVENT = "subjectbooth.train"
 INTERVAL = 0.3
@@ -169,8 +169,7 @@ def feed(place: dict[str, str], run: Run, steps: int, device: torch.device) -> I
         made.send()
         yield made
     except BaseException as error:
-        cancelled = type(error).__name__ == "InterruptProcessingException"
-        made.end("cancelled" if cancelled else "failed")
+        made.end("cancelled" if isinstance(error, Cancelled) else "failed")
         raise
     finally:
         with _lock:

@@ -16,6 +16,7 @@ from ..trainer.errors import SubjectBoothError
 from ..trainer.photo_notes import Note, sentences
 from ..trainer.photos import check_size, list_photos
 from ..trainer.subject import Photo
+from .host import stop_if_cancelled
 from .safe_paths import inside
 
 SAMPLES = Path(__file__).resolve().parent.parent / "demo" / "subjects"
@@ -150,6 +151,7 @@ def photos_of_tensors(
         )
     photos = []
     for index, picture in enumerate(pictures):
+        stop_if_cancelled()
         name = f"image {index + 1}"
         if picture.ndim != 3 or picture.shape[-1] not in (1, 3, 4) or not torch.isfinite(picture).all():
             raise SubjectBoothError(

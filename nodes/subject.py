@@ -21,7 +21,7 @@ from ..trainer.storage import sha256_of, write_atomic
 from ..trainer.subject import MAX_RESOLUTION, MIN_RESOLUTION, Subject, caption_lines, make_subject
 from ..trainer.trigger import DEFAULT_TOKEN
 from .bridge import literal_prompt
-from .host import Progress
+from .host import Progress, stop_if_cancelled
 from .photo_sources import NO_SAMPLE, Source, input_pictures, photos_of_tensors, samples
 from .types import CATEGORY, SubjectType
 
@@ -200,7 +200,8 @@ class LoadSubjectImages(io.ComfyNode):
                 )
             photos, notes = photos_of_tensors(image, mask)
         else:
-            photos, notes = read_photos(source.paths(), "files" if from_files else "template")
+            photos, notes = read_photos(
+                source.paths(), "files" if from_files else "template", stop_if_cancelled)
         subject = make_subject(
             photos,
             class_word=class_word[0] if class_word[0].strip() else source.sample_class_word(),

@@ -28,6 +28,7 @@ from .host import (
     pack_output_dir,
     place_of,
     readable_seconds,
+    stop_if_cancelled,
     view_entry,
 )
 from .lora_file import SubjectLora, load_lora_file, require_all_keys
@@ -188,6 +189,7 @@ def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed) -> tup
     try:
         for event in events:
             feed.note(event)
+            stop_if_cancelled()
             if isinstance(event, Started):
                 steps, plan = event.steps, event.plan
                 notes = "; ".join((event.plan, *event.notes))

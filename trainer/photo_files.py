@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .captions import caption_file_of, read_caption
@@ -14,12 +14,15 @@ CAPTIONS = ("auto", "template", "files")
 """Where captions come from: files where there are some, always the template, always files."""
 
 
-def read_photos(paths: Sequence[Path], captions: str) -> tuple[list[Photo], list[str]]:
+def read_photos(
+    paths: Sequence[Path], captions: str, before_each: Callable[[], None] = lambda: None,
+) -> tuple[list[Photo], list[str]]:
     """Read photos, and their captions where wanted.
 
     Args:
         paths: picture files.
         captions: one of :data:`CAPTIONS`.
+        before_each: called before each picture is read; may raise to stop there.
 
     Returns:
         The photos, with an empty caption where the template is to be used, and sentences about what was found.
@@ -30,6 +33,7 @@ def read_photos(paths: Sequence[Path], captions: str) -> tuple[list[Photo], list
     photos: list[Photo] = []
     notes: list[Note] = []
     for path in paths:
+        before_each()
         name = path.name.encode("utf-8", "replace").decode("utf-8")
         decoded = read_photo(path, name)
         notes.extend(decoded.notes)

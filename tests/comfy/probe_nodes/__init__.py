@@ -22,7 +22,7 @@ import numpy
 import psutil
 import torch
 
-from . import digests, live_probes, memory_probes, predictions
+from . import cancel_probes, digests, live_probes, memory_probes, predictions
 from .subject_probes import ProbePriors, ProbeSubject
 
 
@@ -211,4 +211,5 @@ NODE_CLASS_MAPPINGS = {
     **digests.NODES,
     **live_probes.NODES,
     **memory_probes.NODES,
+    **cancel_probes.NODES,
 }
