@@ -2,7 +2,7 @@
 // stop at the next step, and sets the node's own inputs.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { keyOf, nodeOf } from "./lib/node_path.mjs";
+import { keyOf, nodeOf, noteLoaded } from "./lib/node_path.mjs";
 import { TrainState } from "./lib/train_state.mjs";
 import { TrainView } from "./lib/train_view.mjs";
 import { wordsOf } from "./lib/train_words.mjs";
@@ -212,6 +212,8 @@ function panelOf(message) {
 
 // Known from the start: a page that is reloaded gets messages before set-up, and the editor complains of unknown ones.
 let ready = false;
+/** The id in the workflow that is being loaded; the graph's own may be another. */
+let loaded = null;
 api.addEventListener("subjectbooth.train", ({ detail }) => ready && panelOf(detail)?.hear(detail));
 
 app.registerExtension({
@@ -227,6 +229,14 @@ app.registerExtension({
       if (result?.run) panelOf({ node: detail.display_node ?? detail.node })?.finish(result);
     });
     ready = true;
+  },
+
+  beforeConfigureGraph(data) {
+    loaded = data?.id;
+  },
+
+  afterConfigureGraph() {
+    noteLoaded(loaded, rootGraph());
   },
 
   nodeCreated(node) {

@@ -1,6 +1,6 @@
 // Unit tests of the training panel's pure functions. test_panel_units.py runs them in Chromium, `node` by hand:
 //   node -e 'import("./tests/ui/panel_units.mjs").then(({ run }) => console.log(run()))'
-import { keyOf, nodeAt, nodeOf, pathOf } from "../../js/lib/node_path.mjs";
+import { keyOf, nodeAt, nodeOf, noteLoaded, pathOf } from "../../js/lib/node_path.mjs";
 import { colourOf, shownSeries, stepAt } from "../../js/lib/loss_chart.mjs";
 import {
   Series, halved, nearest, readableBytes, readableSeconds, readableTime, scale, smooth, smoothingRadius, ticks, valueRange,
@@ -123,6 +123,23 @@ const tests = {
     const found = (id, workflow) => nodeOf({ ...root, id }, { node: "5", workflow }) === node;
     same([found("a-b", "a-b"), found("a-b", "c-d"), found("a-b", ""), found("a-b", undefined)], [true, false, true, true]);
     same([found(undefined, "c-d"), found("00000000-0000-0000-0000-000000000000", "c-d")], [true, true]);
+  },
+  "a workflow that was given its id by the editor still hears of what it queued without one"() {
+    const kept = new Map();
+    const storage = { getItem: (key) => kept.get(key) ?? null, setItem: (key, value) => kept.set(key, value) };
+    const node = { id: 5 };
+    const [noId, getNodeById] = ["00000000-0000-0000-0000-000000000000", () => node];
+    const found = (id, workflow) => nodeOf({ id, getNodeById }, { node: "5", workflow }, storage) === node;
+    noteLoaded("own", { id: "own" }, storage);
+    noteLoaded(undefined, { id: noId }, storage);
+    same([found("own", noId), found("new", noId)], [false, false]);
+    noteLoaded(noId, { id: "new" }, storage);
+    noteLoaded(undefined, { id: "newer" }, storage);
+    same([found("new", noId), found("newer", noId), found("new", "newer"), found("own", noId)], [true, true, false, false]);
+    for (let count = 0; count < 60; count += 1) noteLoaded(undefined, { id: `other ${count}` }, storage);
+    same([found("new", noId), found("other 59", noId), [...kept.values()][0].length < 1000], [false, true, true]);
+    kept.set([...kept.keys()][0], "{");
+    same(found("other 59", noId), false);
   },
   "a run is filled by messages, within bounds over 10,000 of them"() {
     const state = new TrainState("r");
