@@ -1,9 +1,10 @@
 """Set up and run the tests; then those that matter with the oldest libraries that requirements.txt allows, and those
 in the graph editor with a newer front end.
 
-python scripts/run_tests.py [--newest | --oldest | --editor] [pytest arguments, such as -k priors]
+python scripts/run_tests.py [--newest | --oldest | --editor | --comfyui] [pytest arguments, such as -k priors]
 
-Each switch runs one of the three only.
+Each switch runs one of them only. --comfyui runs the tests of nodes and panels alone, on the ComfyUI that COMFYUI_PATH
+names: a newer one than the others run on.
 """
 
 from __future__ import annotations
@@ -12,7 +13,9 @@ import os
 import subprocess
 import sys
 
+from get_comfyui import get_comfyui
 from setup_env import (
+    CACHE,
     NEWEST_FRONT_END,
     ROOT,
     Environment,
@@ -21,6 +24,7 @@ from setup_env import (
     ensure_oldest,
 )
 
+OTHER_COMFYUI = "SUBJECTBOOTH_OTHER_COMFYUI"
 INTERRUPTED, NOTHING_CHOSEN = 2, 5  # pytest's exit codes
 WORKERS = max(1, min(4, os.cpu_count() or 1))
 
@@ -50,10 +54,20 @@ def editor(environment: Environment, arguments: list[str]) -> int:
     return run(environment, ["-m", "editor", *arguments], SUBJECTBOOTH_FRONT_END=front_end)
 
 
+def comfyui(environment: Environment, arguments: list[str]) -> int:
+    # Both must train the same (tests/comfy/test_versions.py).
+    usual = str(get_comfyui(CACHE / "comfyui", str(environment.python)))
+    print(f"\n=== Nodes and panels in {environment.comfyui}", flush=True)
+    return run(environment, ["comfy", "ui", *arguments], **{OTHER_COMFYUI: os.environ.get(OTHER_COMFYUI, usual)})
+
+
 def main(arguments: list[str]) -> int:
-    passes = {"--newest": newest, "--oldest": oldest, "--editor": editor}
-    chosen = [one for switch, one in passes.items() if switch in arguments] or list(passes.values())
+    usual = {"--newest": newest, "--oldest": oldest, "--editor": editor}
+    passes = {**usual, "--comfyui": comfyui}
+    chosen = [one for switch, one in passes.items() if switch in arguments] or list(usual.values())
     rest = [argument for argument in arguments if argument not in passes]
+    if comfyui in chosen and not os.environ.get("COMFYUI_PATH"):
+        raise SystemExit("Set COMFYUI_PATH to the folder of the ComfyUI to test on, a git checkout of its master, say.")
     environment = ensure_environment()
     failed = False
     for one in chosen:

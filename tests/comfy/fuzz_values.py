@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from typing import Any
 
 from subjectbooth.scripts.comfy_server import ComfyError, NodeFailed, PromptRejected
@@ -29,6 +30,20 @@ def strange_value(choose: random.Random) -> Any:
     # A text and a number would be a link to ComfyUI, and one to a missing node ends its worker thread (0.3.75).
     values = [TEXTS, [*NUMBERS[:4], None]][choose.random() < 0.2]
     return {"__value__": [choose.choice(values) for _ in range(choose.randint(0, 4))]}
+
+
+def not_in_list(error: ComfyError) -> list[str]:
+    """What newer ComfyUIs refuse by themselves, before any node is asked: "crop: 'x' not in [...]"."""
+    reports = [e for n in getattr(error, "node_errors", {}).values() for e in n["errors"]]
+    return [e["details"] for e in reports if e["type"] == "value_not_in_list"]
+
+
+def is_refused_as(error: ComfyError, sentence: str) -> bool:
+    """Whether our own sentence is in it, or, for a value outside of a list, ComfyUI's about the same input and value."""
+    given = re.match(r"(\w+) ('[^']*'); needed|(\w+) ('[^']*')$", sentence)
+    name, value = [part for part in given.groups() if part] if given else ("", "")
+    return any(sentence in one for one in refusals_of(error)) or bool(name) and any(
+        one.startswith(f"{name}: {value} not in") for one in not_in_list(error))
 
 
 def refusals_of(error: ComfyError) -> list[str]:

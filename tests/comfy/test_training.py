@@ -46,7 +46,7 @@ def test_one_graph_trains_and_samples(comfy: ComfyClient) -> None:
                              validation_interval=2, output_name="main_job")
     graph["20"] = node("SaveImage", images=["11", 2], filename_prefix="validation")
     graph["21"] = node("LossGraphNode", loss=["11", 4], filename_prefix="loss")
-    graph["22"] = node("LoraModelLoader", model=["1", 0], lora=["11", 3], strength_model=1.0)
+    graph["22"] = node("LoraModelLoader", **comfy.defaults("LoraModelLoader"), model=["1", 0], lora=["11", 3])
     graph["23"] = node("SaveLoRA", lora=["11", 3], prefix="loras/core_saved", steps=3)
     graph["24"] = node("ProbePredictions", model=["1", 0], clip=["1", 1], vae=["1", 2], image=["10", 1],
                        prompt="x", nonce=0, applied=["22", 0], subject_lora=["11", 0], strength=1.0)
