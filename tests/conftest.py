@@ -106,7 +106,8 @@ def comfy_factory(
 ) -> Iterator[Callable[..., ComfyServer]]:
     """Makes (does not start) servers of their own, each on new folders with the tiny models in place.
 
-    `comfy_factory(args=[...], env={...}, packs={...}, base_dir=...)`; use the result in a `with`, or start() it.
+    `comfy_factory(args=[...], env={...}, packs={...}, base_dir=..., tree=...)`; use the result in a `with`, or start()
+    it. `tree` is another ComfyUI than the session's.
     All are stopped at the end of the session.
     """
     made: list[ComfyServer] = []
@@ -120,6 +121,7 @@ def comfy_factory(
         env: dict[str, str | None] | None = None,
         packs: dict[str, Path] | None = None,
         base_dir: Path | None = None,
+        tree: Path = comfyui,
     ) -> ComfyServer:
         base = base_dir or tmp_path_factory.mktemp("comfy")
         copy_file(tiny_checkpoint, base / "models" / "checkpoints" / "tiny15.safetensors")
@@ -129,7 +131,7 @@ def comfy_factory(
         front_end = os.environ.get("SUBJECTBOOTH_FRONT_END")
         shown = ["--front-end-root", front_end] if front_end else []
         server = ComfyServer(
-            comfyui,
+            tree,
             base,
             packs=PACKS if packs is None else packs,
             args=[*args, "--disable-api-nodes", *shown],
