@@ -31,7 +31,8 @@ def reload_with(comfy: ComfyClient, page: Page, **settings: Any) -> None:
 
 def add(page: Page, kind: str) -> None:
     """A new node alone in the graph, as the menu makes it, on the screen; `window.made` is it."""
-    page.evaluate("app.graph.clear()")
+    # Front end 1.49 keeps widget values by graph and node id, and forgets them only for a graph that has an id.
+    page.evaluate("app.graph.clear(); app.graph.id = crypto.randomUUID(); 0")
     page.wait_for("!document.querySelector('[data-node-id]')")  # Nodes 2.0 would go on with a node of the same id
     page.evaluate(f"window.made = LiteGraph.createNode({json.dumps(kind)}); app.graph.add(made); 0")
     time.sleep(0.5)  # the upload widget sets its value a moment later
