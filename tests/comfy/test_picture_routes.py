@@ -195,7 +195,7 @@ def test_settings_that_the_node_would_refuse(comfy: ComfyClient, changes: dict[s
 
 def test_a_new_lora_is_there_without_a_restart(comfy: ComfyClient) -> None:
     """In the list, over the API, and with its words and the picture that was drawn with it."""
-    graph = train_and_sample(upload_cat(comfy), output_name="routes/fresh", seed=91, steps=4,
+    graph = train_and_sample(upload_cat(comfy), output_name="routes/fresh", seed=91, steps=4, learning_rate=0.0023,
                              validation_prompts="a photo of {subject}", validation_interval=2)
     comfy.run(graph)
     name = "routes/fresh.safetensors" if os.sep == "/" else "routes\\fresh.safetensors"

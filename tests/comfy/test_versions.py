@@ -1,7 +1,7 @@
 """Across versions of ComfyUI: an update changes no run, and the pack uses nothing that ComfyUI is about to take away.
 
-SUBJECTBOOTH_OTHER_COMFYUI names a second ComfyUI to compare with (`make test-newest` sets it). Weights are compared only
-there, on one machine: their last bits depend on its CPU. Keys do not.
+SUBJECTBOOTH_OTHER_COMFYUI names a second ComfyUI to compare with (`make test-newest` sets it). Weights are compared
+only there, on one machine: their last bits depend on its CPU. Keys do not.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ def _graph(comfy: ComfyClient, *, styled: bool) -> Graph:
                              output_name="versions_styled" if styled else "versions", **base)
     wired = {name: list(link) for name, link in base.items()} or {"model": ["1", 0], "clip": ["1", 1]}
     graph["20"] = node(
-        "GenerateClassPriors", **wired, vae=["1", 2], subject=["10", 0], class_prompt="a photo of a {class}", negative="",
-        count=1, steps=1, cfg=2.0, sampler_name="euler", scheduler="normal", seed=2600, batch_size=1, exclude="")
+        "GenerateClassPriors", **wired, vae=["1", 2], subject=["10", 0], class_prompt="a photo of a {class}",
+        negative="", count=1, steps=1, cfg=2.0, sampler_name="euler", scheduler="normal", seed=2600, batch_size=1, exclude="")
     if styled:
         graph["8"] = node("LoraLoader", model=["1", 0], clip=["1", 1], lora_name="tiny_style.safetensors",
                           strength_model=0.7, strength_clip=0.7)
@@ -76,9 +76,10 @@ def test_another_comfyui_trains_the_same(comfy: ComfyClient, comfy_factory: Call
             loras = client.server.models_dir / "loras"
             tensors = [safetensors.torch.load_file(loras / f"{name}.safetensors")
                        for name in ("versions", "versions_styled")]
-            found.append(([_run_name(result) for result in results], [r.outputs["20"]["hashes"] for r in results], tensors))
-    (runs, pictures, ours), (other_runs, other_pictures, theirs) = found
-    assert (runs, pictures) == (other_runs, other_pictures)
+            made = [(_run_name(result), result.outputs["20"]["hashes"]) for result in results]
+            found.append((made, tensors))
+    (made, ours), (others, theirs) = found
+    assert made == others, "the same runs, the same class images"
     for one, same in zip(ours, theirs, strict=True):
         assert list(one) == list(same)
         assert all(torch.equal(one[name], same[name]) for name in one)
