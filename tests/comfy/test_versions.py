@@ -37,7 +37,8 @@ def _graph(comfy: ComfyClient, *, styled: bool) -> Graph:
     wired = {name: list(link) for name, link in base.items()} or {"model": ["1", 0], "clip": ["1", 1]}
     graph["20"] = node(
         "GenerateClassPriors", **wired, vae=["1", 2], subject=["10", 0], class_prompt="a photo of a {class}",
-        negative="", count=1, steps=1, cfg=2.0, sampler_name="euler", scheduler="normal", seed=2600, batch_size=1, exclude="")
+        negative="", count=1, steps=1, cfg=2.0, sampler_name="euler", scheduler="normal", seed=2600, batch_size=1,
+        exclude="")
     if styled:
         graph["8"] = node("LoraLoader", model=["1", 0], clip=["1", 1], lora_name="tiny_style.safetensors",
                           strength_model=0.7, strength_clip=0.7)
