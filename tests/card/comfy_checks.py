@@ -79,7 +79,7 @@ def _given(bench: Bench, arguments: Sequence[str]) -> Given:
         assert len(files) == 1, f"{len(files)} LoRA files"
         with safetensors.safe_open(files[0], "pt") as file:
             key = file.metadata()["subjectbooth.run_key"]
-            lora = {name: file.get_tensor(name).float() for name in file.keys()}  # noqa: SIM118
+            lora = {name: file.get_tensor(name).float() for name in file.keys()}
         pixels = torch.frombuffer(bytearray(picture.tobytes()), dtype=torch.uint8).float() / 255
         return Given(key, lora, pixels.reshape(picture.height, picture.width, 3), server.log())
 

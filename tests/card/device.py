@@ -28,7 +28,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 NAME = "npu"
-"""accelerate's fp16 knows devices of certain names; of those this is the one that torch gives to devices from outside."""
+"""accelerate allows fp16 on devices of certain names only; of those, torch leaves this one to devices from outside."""
 CARD = torch.device("privateuseone", 0)  # which is its name until it is registered
 ATEN = torch.ops.aten
 
