@@ -85,7 +85,7 @@ def _check(found: Found, settings: Found) -> None:
     needed = plan["base"] + plan["adapter"] + states + plan["activations"]
     assert last["peak"] <= needed
     activations = last["peak"] - plan["base"] - (plan["adapter"] - weights) - states
-    # A text encoder's activations are only estimated, and of the LoRA's dropout the plan counts masks of 4 bytes a number.
+    # A text encoder's activations are only estimated, and dropout's masks are planned with 4 bytes a number for 1.
     if not {"train_text_encoder", "lora_dropout"} & settings.keys():
         assert plan["activations"] == pytest.approx(activations, rel=0.12)
 

@@ -72,6 +72,8 @@ def rehearse(
 def _base(name: str, card: Counting) -> BaseModel:
     with card.unreal_cpu():
         base = random_base(name, lambda: torch.empty)
+    if hasattr(base.codec, "device"):
+        base.codec.device = CARD
     build_unet, build_text = base.build_unet, base.build_text_encoders
 
     def unreal(build: Callable[[torch.dtype], Any]) -> Callable[[torch.dtype], Any]:
@@ -159,8 +161,8 @@ REHEARSALS: dict[str, dict[str, Any]] = {
     "sdxl bf16": {"name": "sdxl", "precision": "bf16", "train_text_encoder": True, "priors": True, "resume": 1,
                   "validation_prompts": ("x",), "validation_interval": 0, "validation_steps": 1},
 }
-"""What each rehearses. sd1 bf16: the running average, a checkpoint and its resume, a picture; too large: loss scaling, a
-trained text encoder, and a card that is too small for everything at once; far too large: for two pictures too."""
+"""What each rehearses. sd1 bf16: the running average, a checkpoint and its resume, a picture; too large: loss scaling,
+a trained text encoder, and a card that is too small for everything at once; far too large: for two pictures too."""
 HARNESS = "harness"
 SLOW = ("sd1 fp16, far too large", "sd1 fp16", "sd1 fp32", "sd1 prodigy", "sdxl bf16")
 
