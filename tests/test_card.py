@@ -83,9 +83,10 @@ def _check(found: Found, settings: Found) -> None:
     weights = plan["adapter"] // (3 if "ema_decay" in settings else 2)
     states = plan["optimizer"] if len(found["steps"]) > 1 else 0
     needed = plan["base"] + plan["adapter"] + states + plan["activations"]
-    assert last["peak"] <= needed
+    # A text encoder's activations are only estimated: for SDXL's two encoders it is 1 % of the whole too little.
+    assert last["peak"] <= needed * (1.02 if "train_text_encoder" in settings else 1)
     activations = last["peak"] - plan["base"] - (plan["adapter"] - weights) - states
-    # A text encoder's activations are only estimated, and dropout's masks are planned with 4 bytes a number for 1.
+    # Dropout's masks are planned with 4 bytes a number and have 1.
     if not {"train_text_encoder", "lora_dropout"} & settings.keys():
         assert plan["activations"] == pytest.approx(activations, rel=0.12)
 
@@ -112,7 +113,9 @@ def test_a_picture_is_drawn_on_the_card(rehearsed: Callable[[str], Found]) -> No
     assert found["pictures"] == [[1, 512, 512, 3]]
     drawing = found["validation"]
     assert drawing["flop"] > 2 * 0.67e12  # one step of two predictions, and the decoder
-    assert sum(drawing["syncs"].values()) <= 1  # not one for each denoising step
+    # The finished latents come down once, not at each denoising step. (The codec's weights come and go as they must.)
+    assert {place: count for place, count in drawing["syncs"].items() if "codecs" not in place} == {"sample.sample": 1}
+    assert drawing["peak"] <= max(step["peak"] for step in found["steps"])
 
 
 def test_a_step_of_sdxl_costs_what_it_should(rehearsed: Callable[[str], Found]) -> None:
