@@ -49,7 +49,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
     import torch
 
-    checks, comfy = _package("checks"), _package("comfy_checks")
+    bench_of, comfy = _package("bench"), _package("comfy_checks")
     chosen: dict[str, Callable[[Any], str]] = {
         name: check for name, check in comfy.ALL.items()
         if not options.only or any(word in name for word in options.only)}
@@ -59,9 +59,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return NO_GPU
     device = torch.device("cpu") if options.cpu else torch.device("cuda", torch.cuda.current_device())
     where = os.environ.get("COMFYUI_PATH")
-    bench = checks.Bench(device, small=options.cpu, comfyui=Path(where) if where else None)
+    bench = bench_of.Bench(device, small=options.cpu, comfyui=Path(where) if where else None)
     print(f"{_machine(device)}; torch {torch.__version__}, Python {platform.python_version()}", flush=True)
-    rows = run(chosen, bench, checks.NotHere, 60 * options.minutes)
+    rows = run(chosen, bench, bench_of.NotHere, 60 * options.minutes)
     print(f"\n{table(rows)}")
     return FAILURE if any(row.result == FAILED for row in rows) else 0
 

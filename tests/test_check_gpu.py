@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from subjectbooth.scripts import check_gpu
-from subjectbooth.tests.card.checks import Bench, NotHere
+from subjectbooth.tests.card.bench import Bench, NotHere
 
 BENCH = Bench(torch.device("cpu"), small=True)
 

@@ -18,7 +18,7 @@ CHECKS = ("fp32 twice", "tf32", "bf16", "fp16 with loss scaling", "resume", "tex
 def test_on_a_card(name: str) -> None:
     import torch
 
-    from subjectbooth.tests.card.checks import Bench, NotHere
+    from subjectbooth.tests.card.bench import Bench, NotHere
 
     where = os.environ.get("COMFYUI_PATH")
     bench = Bench(torch.device("cuda", torch.cuda.current_device()), comfyui=Path(where) if where else None)

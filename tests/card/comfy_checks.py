@@ -15,7 +15,8 @@ from subjectbooth.scripts import full_size
 from subjectbooth.scripts.comfy_server import ComfyClient, ComfyServer, copy_file
 from subjectbooth.tests import tiny
 
-from .checks import CHECKS, Bench, NotHere
+from .bench import Bench, NotHere
+from .checks import CHECKS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 STARTED = "DynamicVRAM support detected and enabled"
