@@ -18,12 +18,14 @@ import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from comfy_server import FP32_FLAGS, ComfyClient, ComfyServer
-from setup_env import ROOT, ensure_environment
+if TYPE_CHECKING:
+    from comfy_server import ComfyClient, ComfyServer
 
+ROOT = Path(__file__).resolve().parent.parent
 PHOTOS = ROOT / "demo" / "subjects" / "cat" / "train"
+CHECKPOINT = "full.safetensors"
 SIZE = 64
 STEPS = 2
 GIB = 2**30
@@ -46,6 +48,8 @@ TEXT: dict[str, dict[str, Any]] = {
 
 
 def main() -> int:
+    from setup_env import ensure_environment  # here, as tests import the makers below from elsewhere
+
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("family", choices=("sd1", "sdxl"))
     family = options.parse_args().family
@@ -62,8 +66,10 @@ def main() -> int:
 
 def in_comfyui(comfyui: Path, scratch: Path) -> None:
     """One graph: train, apply, sample. Prints the most memory that ComfyUI's process had."""
+    from comfy_server import FP32_FLAGS, ComfyClient, ComfyServer
+
     server = ComfyServer(comfyui, scratch, packs={"SubjectBooth": ROOT}, args=[*FP32_FLAGS, "--disable-api-nodes"])
-    checkpoint = server.models_dir / "checkpoints" / "full.safetensors"
+    checkpoint = server.models_dir / "checkpoints" / CHECKPOINT
     checkpoint.parent.mkdir(parents=True, exist_ok=True)
     shapes = {f"model.diffusion_model.{ldm_name}": shape for ldm_name, shape in ldm_unet(unet_shapes("sd1")).items()}
     shapes |= {f"cond_stage_model.transformer.{name}": shape for name, shape in text_shapes("l").items()}
@@ -85,7 +91,7 @@ def graph(client: ComfyClient, images: list[str]) -> dict[str, Any]:
         return {"class_type": kind, "inputs": {**client.defaults(kind), **inputs}}
 
     return {
-        "1": node("CheckpointLoaderSimple", ckpt_name="full.safetensors"),
+        "1": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
         "10": node("LoadSubjectImages", images={"__value__": images}, sample="none", class_word="cat",
                    resolution=SIZE, crop="center"),
         "11": node("DreamBoothLoRATrain", model=["1", 0], clip=["1", 1], vae=["1", 2], subject=["10", 0],
@@ -137,13 +143,13 @@ def text_encoder(kind: str) -> Any:
         vocab_size=49408, intermediate_size=4 * config["hidden_size"], projection_dim=config["hidden_size"], **config))
 
 
-def vae() -> Any:
-    """Stable Diffusion's VAE with fresh weights, in diffusers' class."""
+def vae(**changes: Any) -> Any:
+    """Stable Diffusion's VAE with fresh weights, in diffusers' class; *changes* to its published config."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(
-        block_out_channels=(128, 256, 512, 512), layers_per_block=2, latent_channels=4,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+    return AutoencoderKL(**{
+        "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
+        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4, **changes})
 
 
 def unet_shapes(family: str) -> dict[str, tuple[int, ...]]:

@@ -1,7 +1,7 @@
 """How attention is computed, and in which precision fp32 products run while a model is trained.
 
 Neither xformers nor TF32 has been run by the project, whose machines have no GPU: choosing, falling back and
-putting back are tested.
+putting back are tested, the rest is ready in scripts/check_gpu.py.
 """
 
 from __future__ import annotations

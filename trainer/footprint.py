@@ -67,11 +67,28 @@ def unet_footprint(unet: nn.Module, conditioning: Conditioning, size: tuple[int,
         loss = (predict(stand_in, latents, timestep, prompt) - latents).square().mean()
         whole = memory.live
         del loss
-    inside = [unit.kept - unit.output for unit in units]
-    most = max((unit.peak for unit in units), default=0)
+    most = max((unit.peak for unit, _ in units), default=0)
     # At its peak the backward pass is in one block; what comes after that block is freed already, hence the largest.
-    extra = max((unit.peak - unit.kept for unit in units if unit.peak == most), default=0)
-    return Footprint(whole + extra, whole - sum(inside) + most)
+    extra = max((unit.peak - unit.kept for unit, _ in units if unit.peak == most), default=0)
+    return Footprint(whole + extra, _checkpointed(units, whole))
+
+
+def _checkpointed(units: list[tuple[_Unit, int]], whole: int) -> int:
+    """The peak where each block keeps its input, and its inside only while the backward pass is in it.
+
+    By then all that came after the block is freed. In half the input of a block may otherwise be gone: its norm keeps
+    a float32 copy.
+
+    Args:
+        units: the blocks in their order, and what was alive before each with everything kept.
+        whole: what is alive at the end of the forward pass.
+    """
+    saved, peak = 0, 0
+    for unit, before in units:
+        held = 0 if unit.keeps_input else unit.input
+        peak = max(peak, before - saved + held + unit.peak)
+        saved += unit.kept - unit.output - held
+    return max(peak, whole - saved)
 
 
 def drawing_bytes(unet: nn.Module, conditioning: Conditioning, size: tuple[int, ...], dtype: torch.dtype) -> int:
@@ -163,11 +180,15 @@ class _Unit:
         kept: all that is alive after it and was not before it.
         output: what of that is its output.
         peak: the most that is alive during its forward and backward pass and was not before.
+        input: its input; 0 where it keeps nothing at all.
+        keeps_input: its backward pass needs the input itself, not only a float32 copy of it.
     """
 
     kept: int
     output: int
     peak: int
+    input: int
+    keeps_input: bool
 
 
 class _Kept(torch.autograd.Function):
@@ -177,15 +198,15 @@ class _Kept(torch.autograd.Function):
     def forward(context: Any, hidden_states: torch.Tensor, unit: _Unit, shape: torch.Size, dtype: torch.dtype,
                 trained: torch.Tensor) -> torch.Tensor:
         context.save_for_backward(torch.empty(unit.kept - unit.output, dtype=torch.uint8, device=META),
-                                  # The first norm keeps its input; in half that is a float32 copy, counted above.
-                                  *([hidden_states] if hidden_states.dtype == torch.float32 else []))
+                                  *([hidden_states] if unit.keeps_input else []))
         return torch.empty(shape, dtype=dtype, device=META)
 
 
 @contextmanager
-def _counted_once(unet: nn.Module, memory: _Memory) -> Iterator[list[_Unit]]:
-    """Inside, each block's memory is counted; a block that equals an earlier one is not run again."""
-    units: list[_Unit] = []
+def _counted_once(unet: nn.Module, memory: _Memory) -> Iterator[list[tuple[_Unit, int]]]:
+    """Inside, each block's memory is counted, beside what is alive before it; a block that equals an earlier one is
+    not run again."""
+    units: list[tuple[_Unit, int]] = []
     known: dict[Any, tuple[_Unit, torch.Size, torch.dtype, bool]] = {}
     blocks = [module for module in unet.modules() if type(module).__name__ in _UNITS]
 
@@ -197,15 +218,23 @@ def _counted_once(unet: nn.Module, memory: _Memory) -> Iterator[list[_Unit]]:
             others = [value for value in (*arguments, *keywords.values()) if isinstance(value, torch.Tensor)]
             key = (layout, *((value.shape, value.dtype, value.requires_grad) for value in (hidden_states, *others)))
             if key not in known:
-                peak = _peak(forward, memory, hidden_states, *arguments, **keywords)
                 before = memory.live
-                output = forward(hidden_states, *arguments, **keywords)
-                unit = _Unit(memory.live - before, output.untyped_storage().nbytes(), peak)
+                peak = _peak(forward, memory, hidden_states, *arguments, **keywords)
+                given, kept = hidden_states.untyped_storage(), []
+
+                def keep(tensor: torch.Tensor) -> torch.Tensor:
+                    kept.append(tensor.untyped_storage()._cdata == given._cdata)
+                    return tensor
+
+                with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+                    output = forward(hidden_states, *arguments, **keywords)
+                unit = _Unit(memory.live - before, output.untyped_storage().nbytes(), peak,
+                             given.nbytes() if kept else 0, any(kept))
                 known[key] = (unit, output.shape, output.dtype, output.requires_grad)
-                units.append(unit)
+                units.append((unit, before))
                 return output
             unit, shape, dtype, trained = known[key]
-            units.append(unit)
+            units.append((unit, memory.live))
             return _Kept.apply(hidden_states, unit, shape, dtype, torch.empty(0, device=META, requires_grad=trained))
 
         return count

@@ -117,8 +117,8 @@ def _encode_one(
     model: Any, shape: TextEncoderShape, chunks: TokenChunks, clip_layer: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     device = next(model.parameters()).device
+    weighted = bool((chunks.weights != 1.0).any())  # asked on the CPU: the host would wait for a GPU's answer
     ids, weights = chunks.ids.to(device), chunks.weights.to(device)
-    weighted = bool((weights != 1.0).any())
     if weighted:
         empty = torch.tensor([[START, END] + [shape.padding] * (LENGTH - 2)], device=device)
         ids = torch.cat([ids, empty])
