@@ -6,6 +6,7 @@ python tests/card/rehearsal.py NAME... prints a JSON line for each; the names ar
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import gc
 import json
@@ -193,7 +194,8 @@ def main(names: list[str]) -> None:
     # One thread: what is freed when does not depend on chance.
     torch.autograd.set_multithreading_enabled(False)
     for name in names:
-        found = harness() if name == HARNESS else rehearse(**REHEARSALS[name])
+        with contextlib.redirect_stdout(sys.stderr):  # Prodigy prints
+            found = harness() if name == HARNESS else rehearse(**REHEARSALS[name])
         print(json.dumps({"rehearsal": name, **found}), flush=True)
 
 
