@@ -165,7 +165,7 @@ class Training:
                 "close other programs, lower rank or choose adamw8bit; the same run goes on from its last checkpoint",
                 "training"):
             made.optimizer.step()
-            made.update_average()
+            made.update_average(self.step)
         self._learning = False
 
     def _try_gradients(self, made: Assembly) -> tuple[tuple[float, float, float] | None, str]:
