@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -34,6 +35,8 @@ from .lora_file import SubjectLora, load_lora_file, require_all_keys
 from .settings import config_from, setting_input
 from .types import CATEGORY, ClassPriorsType, DreamBoothOptionsType, SubjectLoraType, SubjectType
 from .wired_checks import ignored_on
+
+log = logging.getLogger("subjectbooth")
 
 AFTER_STOP = ("keep", "continue")
 
@@ -158,7 +161,10 @@ class DreamBoothLoRATrain(io.ComfyNode):
         summary = _summary(finished, config.steps, lora, matched)
         validations, not_drawn = run.validations(finished.step)
         remember_lora_folders(pack_output_dir(), loras_dirs())
-        text = [summary, *filter(None, [file.note, _not_drawn_note(not_drawn), over_limit_note(pack_output_dir())])]
+        if finished.warning:
+            log.warning("%s", finished.warning)
+        text = [summary, *filter(None, [finished.warning, file.note, _not_drawn_note(not_drawn),
+                                        over_limit_note(pack_output_dir())])]
         progress.say("\n".join(text))  # the plan would make it longer than the room that the editor gives it
         text += filter(None, [*ignored_on(model), plan])
         return cls._output(run, lora, finished.step, validations, text, {"run": run.folder.path.name, **result})
@@ -223,6 +229,7 @@ def _result(finished: Finished, steps: int, lora: SubjectLora, matched: int) -> 
 
 def _summary(finished: Finished, steps: int, lora: SubjectLora, matched: int) -> str:
     verb = "trained" if finished.trained else "found again (trained before)"
+    verb += ", but nothing was learned" if finished.warning else ""
     size = lora.path.stat().st_size / 2**20
     step = f"step {finished.step}" + (f" of {steps} (stopped and kept)" if finished.step < steps else "")
     return (f"{verb}: {lora.path.name}, {size:.1f} MB, {step}, matched {matched}/{matched}, "

@@ -11,10 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.tests.small_base import small_base, small_priors, small_subject
+from subjectbooth.tests.small_base import small_base, small_priors, small_subject, small_unet
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.events import CheckpointSaved, Event, Finished, Started, StepDone, Validation
+from subjectbooth.trainer.events import Adjusted, CheckpointSaved, Event, Finished, Started, StepDone, Validation
 from subjectbooth.trainer.families import SD1, SD2, SDXL, Family
 from subjectbooth.trainer.metadata import lora_metadata
 from subjectbooth.trainer.run import Run
@@ -236,6 +236,30 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_adapter
     kept = _run(tmp_path, config).folder.load_checkpoint(400)
     assert kept is not None
     assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.adapter.values())
+
+
+def test_an_adapter_that_is_still_zero_at_the_end_is_reported(tmp_path: Path) -> None:
+    """Here by a UNet from which no gradient comes; whatever the cause, the run is not called trained in silence."""
+    def build(dtype: torch.dtype) -> torch.nn.Module:
+        unet = small_unet().to(dtype)
+        unet.register_forward_hook(lambda module, inputs, output: (output[0] * 0.0,))
+        return unet
+
+    base = dataclasses.replace(small_base(), build_unet=build, digest="without gradients")
+    config = dataclasses.replace(CONFIG, steps=2)
+
+    def events() -> list[Event]:
+        return _read(Run(base, small_subject(), None, config, tmp_path, CPU).events())
+
+    first, again = events(), events()
+    sentence = "This LoRA has learned nothing: after step 2 all of it is still zero"
+    assert isinstance(first[-1], Finished) and first[-1].trained and first[-1].warning.startswith(sentence)
+    assert isinstance(first[-2], Adjusted) and first[-2].note == first[-1].warning
+    assert isinstance(again[-1], Finished) and not again[-1].trained and again[-1].warning == first[-1].warning
+    (log,) = tmp_path.glob("*/events.jsonl")
+    assert sentence in log.read_text("utf-8")
+    learned = _read(_run(tmp_path).events())[-1]
+    assert isinstance(learned, Finished) and learned.warning == ""
 
 
 def test_checkpoints_come_by_the_clock(tmp_path: Path) -> None:

@@ -173,6 +173,9 @@ def _train(options: argparse.Namespace) -> None:
     if published.note:
         print(f"note: {published.note}", file=sys.stderr)
     done = "trained" if finished.trained else "found again, trained before"
+    if finished.warning:
+        print(f"warning: {finished.warning}", file=sys.stderr)
+        done += ", but nothing was learned"
     if finished.step < config.steps:
         done += f" (stopped and kept at step {finished.step} of {config.steps})"
     print(f"{done}: {published.path} (write {subject.trigger!r} in prompts)")

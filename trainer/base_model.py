@@ -11,6 +11,7 @@ import torch
 from .conditioning import Conditioning, LatentCodec, PromptEncoder
 from .errors import SubjectBoothError, require
 from .families import Family, family_of
+from .finite import check_weight
 from .ldm_unet import diffusers_config, diffusers_names, ldm_layer_names, unet_shape
 from .text_encoder import TokenChunks
 from .unsupported import refuse_quantised
@@ -98,7 +99,7 @@ def build_unet(
         The UNet on the CPU, in eval mode, with ``requires_grad`` off everywhere.
 
     Raises:
-        SubjectBoothError: weights are missing or left over, or have other shapes than the layout says.
+        SubjectBoothError: weights are missing or left over, have other shapes than the layout says, or are not numbers.
     """
     require("diffusers")
     from diffusers import UNet2DConditionModel
@@ -126,6 +127,7 @@ def build_unet(
                     f"the weight {name!r} of shape {tuple(weight.shape)}", f"shape {tuple(target.shape)}",
                     "wire an unmodified checkpoint", where)
             target.copy_(weight)
+            check_weight(name, target, weight, "UNet", where)
         return unet.requires_grad_(False).eval()
 
 

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from .errors import SubjectBoothError
+from .finite import check_weight
 
 LATENT_CHANNELS = 4
 """Of every family that is trained here."""
@@ -22,13 +23,18 @@ class TinyCodec:
 
     Args:
         weights: with diffusers' names.
+        where: what the weights came from, for messages.
+
+    Raises:
+        SubjectBoothError: a weight is not a number.
     """
 
-    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, weights: Mapping[str, torch.Tensor], where: str) -> None:
         from diffusers import AutoencoderTiny
 
         model = AutoencoderTiny()
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+        _check_weights(model, where)
         self._model = model.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -51,7 +57,7 @@ class KLCodec:
         where: what the weights came from, for messages.
 
     Raises:
-        SubjectBoothError: weights are missing, or it is another family's VAE.
+        SubjectBoothError: weights are missing or not numbers, or it is another family's VAE.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], latent_scale: float, where: str) -> None:
@@ -66,6 +72,7 @@ class KLCodec:
         except RuntimeError as error:
             raise SubjectBoothError("a VAE with missing or unknown weights", "Stable Diffusion's VAE",
                                     "use an unmodified checkpoint", where) from error
+        _check_weights(model, where)
         self._model = torch.nn.Module.to(model, torch.float32).requires_grad_(False).eval()
         self._scale = latent_scale
 
@@ -81,6 +88,11 @@ class KLCodec:
         """See :class:`trainer.conditioning.LatentCodec`."""
         images = [self._model.decode(picture[None] / self._scale).sample for picture in latents]
         return (torch.cat(images) / 2 + 0.5).clamp(0, 1)
+
+
+def _check_weights(model: torch.nn.Module, where: str) -> None:
+    for name, weight in model.named_parameters():
+        check_weight(name, weight, weight, "VAE", where)
 
 
 def from_taesd(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -56,7 +56,7 @@ def read_folder(path: Path) -> StoredParts:
 
     def codec(family: Family) -> LatentCodec:
         if tiny:
-            return TinyCodec(vae)
+            return TinyCodec(vae, str(path / "vae"))
         return KLCodec(vae, family.latent_scale if latent_scale is None else latent_scale, str(path / "vae"))
 
     def text_encoders(family: Family, clip_layer: int | None) -> list[WeightsReader]:

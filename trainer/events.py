@@ -112,11 +112,13 @@ class Finished:
         step: steps done.
         path: the LoRA file in the run's folder.
         trained: False when the run was finished before and nothing was trained now.
+        warning: a sentence for the user when the adapter learned nothing; else empty.
     """
 
     step: int
     path: Path
     trained: bool
+    warning: str = ""
 
 
 Event = Started | StepDone | Adjusted | ValidationStep | Validation | CheckpointSaved | Finished

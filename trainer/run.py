@@ -16,7 +16,9 @@ from .base_model import BaseModel
 from .config import TrainConfig, run_key
 from .data import TrainingData
 from .events import Adjusted, CheckpointSaved, Event, Finished, Started, StepDone, ValidationStep
+from .finite import check_latents, check_prompts
 from .lock import owned
+from .lora_reader import is_untrained
 from .loop import Training
 from .metadata import lora_metadata
 from .optimizers import with_usable_optimizer
@@ -111,7 +113,7 @@ class Run:
         """
         done = None if force_retrain else self._done(go_on)
         if done is not None:
-            yield Finished(done[0], done[1], trained=False)
+            yield Finished(done[0], done[1], trained=False, warning=_learned_nothing(done[1], done[0]))
             return
         with owned(self.folder.path):
             if force_retrain:
@@ -145,8 +147,14 @@ class Run:
         training = Training(self._base, self._encode(), self._config, self.shown, resume, self._device, self._free)
         with training:
             yield from self._train(training, started)
-            step = training.step
-        yield Finished(step, self.folder.lora_path(step), trained=True)
+            step, chosen = training.step, training.chosen
+        path = self.folder.lora_path(step)
+        warning = _learned_nothing(path, step)
+        if warning:
+            told = Adjusted(step, warning, chosen)
+            self.folder.log(told)
+            yield told
+        yield Finished(step, path, trained=True, warning=warning)
 
     def _train(self, training: Training, started: float) -> Iterator[Event]:
         saved_step, saved_at = training.step, time.monotonic()
@@ -210,16 +218,30 @@ class Run:
         captions = tuple(base.prompt_of(caption) for group in groups for caption in group.captions)
         prompts = list(dict.fromkeys([*captions, class_prompt, *self.shown, ""]))
         names = [f"photo {index + 1} ({self._subject.photos[index].name})" for group in groups for index in group.order]
+        encoded = dict(zip(prompts, base.prompts.encode(prompts), strict=True))
+        check_prompts(encoded)
+        latents = _one([base.codec.encode(group.images) for group in groups])
+        flipped = _one([base.codec.encode(group.images.flip(-1)) for group in groups]) if self._config.flip else None
+        check_latents(latents, names)
+        if flipped is not None:
+            check_latents(flipped, names)
         return TrainingData(
-            latents=_one([base.codec.encode(group.images) for group in groups]),
+            latents=latents,
             captions=captions,
-            encoded=dict(zip(prompts, base.prompts.encode(prompts), strict=True)),
+            encoded=encoded,
             prior_latents=priors.latents if priors else None,
             class_prompt=class_prompt,
-            flipped_latents=_one([base.codec.encode(group.images.flip(-1)) for group in groups])
-            if self._config.flip else None,
+            flipped_latents=flipped,
             masks=_one([_latent_masks(group) for group in groups]) if self._config.masked_loss else None,
             names=tuple(names), resolution=self._config.resolution)
+
+
+def _learned_nothing(lora: Path, step: int) -> str:
+    """What to say of an adapter that is as it was before the first step; empty for one that has learned."""
+    if not is_untrained(lora):
+        return ""
+    return (f"This LoRA has learned nothing: after step {step} all of it is still zero, so it changes no picture. "
+            "Check the masks (with masked_loss only what they cover counts), the photos and learning_rate")
 
 
 def _one(groups: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:

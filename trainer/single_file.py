@@ -80,5 +80,5 @@ def _text_encoders(whole: StoredTensors, family: Family, where: str) -> list[Wei
 def _codec(vae: StoredTensors, family: Family, where: str) -> LatentCodec:
     tiny = {name: tensor for name, tensor in vae.items() if name.startswith("taesd_")}
     if tiny:
-        return TinyCodec(from_taesd(tiny))
+        return TinyCodec(from_taesd(tiny), where)
     return KLCodec(from_ldm_vae(vae), family.latent_scale, where)

@@ -15,6 +15,7 @@ import torch
 from .conditioning import Conditioning
 from .errors import SubjectBoothError, require
 from .families import TextEncoderShape
+from .finite import check_weight
 from .tokenizer import END, START
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def build_text_encoder(
     """A frozen transformers model on the CPU from weights with transformers' names (``text_model.encoder...``).
 
     Raises:
-        SubjectBoothError: a weight is missing or has another shape.
+        SubjectBoothError: a weight is missing, has another shape or is not a number.
     """
     require("transformers")
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -68,6 +69,7 @@ def build_text_encoder(
                     f"a text encoder whose weight {name!r} is {problem}", f"shape {tuple(parameter.shape)}",
                     "use an unmodified checkpoint of this family", where)
             parameter.copy_(found)
+            check_weight(name, parameter, found, "text encoder", where)
         return model.requires_grad_(False).eval()
 
 
