@@ -16,7 +16,7 @@ from ..trainer.cleanup import over_limit_note, remember_lora_folders
 from ..trainer.errors import SubjectBoothError
 from ..trainer.events import Adjusted, Event, Finished, Started, StepDone, Validation, ValidationStep
 from ..trainer.priors import ClassPriors
-from ..trainer.publish import checked_name, publish
+from ..trainer.publish import check_folder, checked_name, publish
 from ..trainer.run import Run
 from ..trainer.subject import Subject
 from . import live, published
@@ -141,6 +141,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
         config = config_from({**settings, **(options or {})}, resolution or subject.resolution)
         progress = Progress(cls.hidden.unique_id, config.steps)
         progress.say("reading the base model")
+        check_folder(loras_dirs()[0], output_name)
         with _training_mode():
             base = base_from_graph(model, clip, vae)
             device = comfy.model_management.get_torch_device()
@@ -163,7 +164,9 @@ class DreamBoothLoRATrain(io.ComfyNode):
         remember_lora_folders(pack_output_dir(), loras_dirs())
         if finished.warning:
             log.warning("%s", finished.warning)
-        text = [summary, *filter(None, [finished.warning, file.note, _not_drawn_note(not_drawn),
+        for warning in run.warnings:
+            log.warning("%s", warning)
+        text = [summary, *filter(None, [finished.warning, *run.warnings, file.note, _not_drawn_note(not_drawn),
                                         over_limit_note(pack_output_dir())])]
         progress.say("\n".join(text))  # the plan would make it longer than the room that the editor gives it
         text += filter(None, [*ignored_on(model), plan])
@@ -241,7 +244,7 @@ def _not_drawn_note(steps: list[int]) -> str:
     if not steps:
         return ""
     named = ", ".join(map(str, steps[:3])) + (f" and {len(steps) - 3} more" if len(steps) > 3 else "")
-    return f"no validation pictures of step {named} for these prompts: force_retrain draws them"
+    return f"no validation pictures of step {named} for these prompts and settings: force_retrain draws them"
 
 
 @contextmanager

@@ -194,7 +194,7 @@ def test_ema_is_the_average_and_gives_the_weights_back() -> None:
 
 @pytest.mark.parametrize("decay", [0.99, 0.999, 0.9999])
 def test_the_average_of_a_short_run_has_what_it_learned(decay: float) -> None:
-    """60 steps of one size, as a constant learning rate makes them; without a warm-up 0.9999 would save 0.3 % of them."""
+    """60 steps of one size, as a constant learning rate makes them; without a warm-up 0.9999 saves 0.3 % of them."""
     parameter = torch.nn.Parameter(torch.zeros(1))
     average = AdapterAverage([parameter], decay)
     for step in range(60):

@@ -14,7 +14,15 @@ import torch
 from subjectbooth.tests.small_base import small_base, small_priors, small_subject, small_unet
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.events import Adjusted, CheckpointSaved, Event, Finished, Started, StepDone, Validation
+from subjectbooth.trainer.events import (
+    Adjusted,
+    CheckpointSaved,
+    Event,
+    Finished,
+    Started,
+    StepDone,
+    Validation,
+)
 from subjectbooth.trainer.families import SD1, SD2, SDXL, Family
 from subjectbooth.trainer.metadata import lora_metadata
 from subjectbooth.trainer.run import Run
@@ -109,6 +117,27 @@ def test_pictures_of_other_prompts_are_not_handed_out(tmp_path: Path) -> None:
     assert [step for step, _ in found] == [6]
     assert missing == [2, 4]
     assert asked("{subject} on grass", 4).validations(4)[1] == []
+
+
+def test_pictures_of_other_sampling_settings_are_not_handed_out(tmp_path: Path) -> None:
+    def asked(**settings: float) -> Run:
+        return _run(tmp_path, TrainConfig(**{
+            **CONFIG.to_json(), "steps": 2, "validation_prompts": ("a photo of {subject}",), "validation_steps": 2,
+            "validation_guidance_scale": 3.0, **settings}))
+
+    _read(asked().events())
+    assert asked().validations(2)[1] == []
+    for changed in ({"validation_steps": 3}, {"validation_guidance_scale": 1.0}):
+        again = asked(**changed)
+        assert isinstance(_read(again.events())[-1], Finished)
+        assert again.validations(2) == ([], [2])
+    # A run that was logged before these settings were keeps its pictures.
+    log = asked().folder.path / "events.jsonl"
+    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    before = [{name: value for name, value in line.items() if name not in ("sampling_steps", "guidance_scale")}
+              for line in lines]
+    log.write_text("\n".join(json.dumps(line) for line in before), "utf-8")
+    assert [step for step, _ in asked(validation_steps=3).validations(2)[0]] == [2]
 
 
 @pytest.mark.oldest

@@ -54,4 +54,4 @@ def generate(
             for _ in make_missing(store, pictures, count, 1, draw):
                 yield sum(number in pictures for number in range(count))
     used, _ = split_excluded(pictures, count, ())
-    yield class_priors(pictures, used, prompt, store.path.name)
+    yield class_priors(pictures, used, store, base.family.name)

@@ -95,8 +95,8 @@ class TrainConfig:
     flip: bool = _setting(
         False, "Also show the photos mirrored. Not for subjects with a left and a right, or with writing on them.")
     ema_decay: float = _setting(
-        0.0, "Save a running average of the adapter (EMA). 0.99 averages over some hundred steps; a run shorter than that "
-             "averages over its last tenth or so (warm-up). 0 turns it off.", low=0.0, high=0.99999)
+        0.0, "Save a running average of the adapter (EMA). 0.99 averages over some hundred steps; a run shorter than "
+             "that averages over its last tenth or so (warm-up). 0 turns it off.", low=0.0, high=0.99999)
     train_text_encoder: bool = _setting(
         False, "Train a LoRA for the text encoder(s) too. Learns the subject's name better, and forgets sooner.")
     text_encoder_lr: float = _setting(

@@ -41,7 +41,8 @@ def check_weight(name: str, kept: torch.Tensor, stored: torch.Tensor, what: str,
     raise SubjectBoothError(
         f"the {what}'s weight {name!r} holds values that are not numbers (NaN or infinity)",
         "a base model with whole weights",
-        "get the checkpoint again or use another one; merging models or LoRAs in half precision is a usual cause", where)
+        "get the checkpoint again or use another one; merging models or LoRAs in half precision is a usual cause",
+        where)
 
 
 def check_prompts(encoded: Mapping[str, Conditioning]) -> None:

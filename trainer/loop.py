@@ -233,7 +233,8 @@ class Training:
                     break
                 yield ValidationStep(self.step, number * config.validation_steps + done, total)
         images = self._base.codec.decode(torch.cat(latents))
-        yield Validation(self.step, self._shown, images.permute(0, 2, 3, 1).contiguous())
+        yield Validation(self.step, self._shown, images.permute(0, 2, 3, 1).contiguous(), config.validation_steps,
+                         config.validation_guidance_scale)
 
 
 class _Clock:
