@@ -141,7 +141,6 @@ class DreamBoothLoRATrain(io.ComfyNode):
         config = config_from({**settings, **(options or {})}, resolution or subject.resolution)
         progress = Progress(cls.hidden.unique_id, config.steps)
         progress.say("reading the base model")
-        check_folder(loras_dirs()[0], output_name)
         with _training_mode():
             base = base_from_graph(model, clip, vae)
             device = comfy.model_management.get_torch_device()
@@ -151,7 +150,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
             if (force_retrain or go_on) and run.folder.kept_step(config.steps) is not None:
                 live.went_on()
             with live.feed(place_of(cls.hidden), run, config.steps, device) as feed:
-                finished, plan = _follow(run.events(force_retrain, go_on), progress, feed)
+                finished, plan = _follow(run.events(force_retrain, go_on), progress, feed, output_name)
                 file = publish(finished.path, loras_dirs()[0], output_name)
                 published.remember(output_name, file.path)
                 lora = load_lora_file(file.path)
@@ -187,7 +186,9 @@ class DreamBoothLoRATrain(io.ComfyNode):
                              ui={"images": pictures, "text": text, "subjectbooth": [result]})
 
 
-def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed) -> tuple[Finished, str]:
+def _follow(
+    events: Iterator[Event], progress: Progress, feed: live.Feed, output_name: str
+) -> tuple[Finished, str]:
     """Turn the run's events into the node's progress; closing them on a cancel is what keeps the work.
 
     Returns the end and the memory plan, which is empty when nothing had to be trained.
@@ -198,6 +199,7 @@ def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed) -> tup
         for event in events:
             feed.note(event)
             if isinstance(event, Started):
+                check_folder(loras_dirs()[0], output_name)  # not before: what is found again is only read
                 steps, plan = event.steps, event.plan
                 notes = "; ".join((event.plan, *event.notes))
                 progress.say(f"training on {event.chosen['device']} in {event.chosen['precision']}"

@@ -194,11 +194,7 @@ def _train(options: argparse.Namespace) -> None:
     if options.plan:
         print(_plan(options, config, subject, base, device))
         return
-    check_folder(options.output_dir, options.output_name)
-    priors = None
-    if options.num_class_images:
-        Run(base, subject, None, config, options.output_dir / "runs", device).check(subject.class_prompt)
-        priors = _class_priors(options, config, subject, base, device)
+    priors = _class_priors(options, config, subject, base, device) if options.num_class_images else None
     run = Run(base, subject, priors, config, options.output_dir / "runs", device)
     finished: Finished | None = None
     if options.keep:
@@ -210,6 +206,7 @@ def _train(options: argparse.Namespace) -> None:
         for event in events:
             tracker.follow(event)
             if isinstance(event, Started):
+                check_folder(options.output_dir, options.output_name)  # not before: what is found again is only read
                 bar.update(event.step - bar.n)
                 bar.write(", ".join([f"{name} {value}" for name, value in event.chosen.items()] + list(event.notes)))
                 bar.write(event.plan)
@@ -260,11 +257,15 @@ def _class_priors(
 ) -> ClassPriors:
     from tqdm import tqdm
 
+    def check() -> None:
+        check_folder(options.output_dir, options.output_name)
+        Run(base, subject, None, config, options.output_dir / "runs", device).check(subject.class_prompt)
+
     target = device or torch.device("cuda" if torch.cuda.is_available() else "cpu")
     chosen, _ = choose(config, target)
     with tqdm(total=options.num_class_images, unit="class image") as bar:
         for made in generate(base, subject.class_prompt, options.num_class_images, config.resolution,
-                             options.output_dir / "class_images", target, precision=chosen["precision"],
+                             options.output_dir / "class_images", target, check, precision=chosen["precision"],
                              guidance_scale=options.class_guidance_scale):
             if isinstance(made, ClassPriors):
                 return made

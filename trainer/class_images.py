@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import torch
@@ -15,10 +15,14 @@ from .sample import sample
 
 
 def generate(
-    base: BaseModel, prompt: str, count: int, resolution: int, root: Path, device: torch.device, *, steps: int = 20,
-    guidance_scale: float = 7.0, seed: int = 0, precision: str = "fp32",
+    base: BaseModel, prompt: str, count: int, resolution: int, root: Path, device: torch.device,
+    check: Callable[[], None] = lambda: None, *, steps: int = 20, guidance_scale: float = 7.0, seed: int = 0,
+    precision: str = "fp32",
 ) -> Iterator[int | ClassPriors]:
     """Make the class images that are not on the disk yet.
+
+    Args:
+        check: called before the first one is drawn, when not all are there: raises what training would be refused for.
 
     Yields:
         how many of ``count`` are there, after each picture; the finished :class:`ClassPriors` last.
@@ -31,6 +35,7 @@ def generate(
     store = PriorStore(root, recipe)
     pictures, _ = store.load()
     if any(number not in pictures for number in range(count)):
+        check()
         with memory_errors(
                 f"too little memory on {device} for a class image of {resolution} pixels", "a smaller picture",
                 "lower resolution or close other programs; the finished class images are kept", "class images"):
