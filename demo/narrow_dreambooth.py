@@ -110,7 +110,7 @@ def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float) -> Narro
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
-        average.update()
+        average.update(step)
     for parameter, value in zip(parameters, average.average, strict=True):
         parameter.data.copy_(value)
     return replace(nets, unet=unet)

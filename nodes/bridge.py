@@ -9,7 +9,14 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
-from ..trainer.base_model import BaseModel, build_unet, inspect_unet, lora_layer_names, make_noise_scheduler
+from ..trainer.base_model import (
+    BaseModel,
+    build_unet,
+    inspect_unet,
+    lora_layer_names,
+    make_noise_scheduler,
+    outline_unet,
+)
 from ..trainer.codecs import refuse_other_latents
 from ..trainer.conditioning import Conditioning
 from ..trainer.errors import SubjectBoothError
@@ -49,7 +56,9 @@ def base_from_graph(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
         clip_layer=clip.layer_idx,
         tokenize=lambda prompt: token_chunks(clip, prompt, family),
         build_text_encoders=lambda dtype: text_encoders(clip, family, dtype),
-        prompt_of=literal_prompt)
+        prompt_of=literal_prompt,
+        outline_unet=lambda: outline_unet(shapes, family, "MODEL"),
+        sampling_digest=base_digest(model, clip))
 
 
 def check_wired(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> Family:

@@ -32,6 +32,7 @@ from ..trainer.priors import (
 from ..trainer.subject import Subject
 from .album import Album
 from .bridge import base_digest, check_wired
+from .downstream import check_trainers
 from .host import Progress, grid, pack_output_dir, place_of, readable_seconds, view_entry
 from .sampling import BATCH_INDEPENDENT, PictureSampler, pictures_at_once
 from .types import CATEGORY, ClassPriorsType, SubjectType
@@ -135,7 +136,7 @@ class GenerateClassPriors(io.ComfyNode):
                 ClassPriorsType.Output(display_name="class_priors", tooltip="The pictures' latents, for training."),
                 io.Image.Output(display_name="images", tooltip="The pictures that are used, for looking at."),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.prompt],
         )
 
     @classmethod
@@ -156,7 +157,7 @@ class GenerateClassPriors(io.ComfyNode):
         batch_size: int,
         exclude: str,
     ) -> io.NodeOutput:
-        check_wired(model, clip, vae)  # what the trainer would refuse is refused before a picture is made for it
+        family = check_wired(model, clip, vae)  # what the trainer would refuse is refused before a picture is made
         _check_choices(sampler_name, scheduler, cfg)
         batch_size = batch_size or pictures_at_once(model, subject.resolution, sampler_name)
         template = check_template(class_prompt, needs_token=False, name="class_prompt")
@@ -176,11 +177,13 @@ class GenerateClassPriors(io.ComfyNode):
         )
         store = PriorStore(pack_output_dir() / "class_images", recipe)
         pictures, notes = store.load()
+        if batches_to_make(pictures.keys(), count, batch_size, recipe.grouping):
+            check_trainers(cls.hidden.prompt, cls.hidden.unique_id, model, clip, vae, subject, recipe.prompt)
         album = Album(store.path, model, vae)
         place = place_of(cls.hidden)
         made = _make(store, pictures, count, batch_size, model, clip, album, place, notes)
         used, left_out = split_excluded(pictures, count, excluded)
-        priors = class_priors(pictures, used, recipe.prompt, store.path.name)
+        priors = class_priors(pictures, used, store, family.name)
         unknown = [part for part in excluded if not any(value.startswith(part) for value in left_out.values())]
         if unknown:
             notes.append(f"{len(unknown)} of {len(excluded)} hashes in exclude are of none of these pictures.")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -15,7 +16,7 @@ from ..trainer.cleanup import over_limit_note, remember_lora_folders
 from ..trainer.errors import SubjectBoothError
 from ..trainer.events import Adjusted, Event, Finished, Started, StepDone, Validation, ValidationStep
 from ..trainer.priors import ClassPriors
-from ..trainer.publish import checked_name, publish
+from ..trainer.publish import check_folder, checked_name, publish
 from ..trainer.run import Run
 from ..trainer.subject import Subject
 from . import live, published
@@ -35,6 +36,8 @@ from .lora_file import SubjectLora, load_lora_file, require_all_keys
 from .settings import config_from, setting_input
 from .types import CATEGORY, ClassPriorsType, DreamBoothOptionsType, SubjectLoraType, SubjectType
 from .wired_checks import ignored_on
+
+log = logging.getLogger("subjectbooth")
 
 AFTER_STOP = ("keep", "continue")
 
@@ -148,7 +151,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
             if (force_retrain or go_on) and run.folder.kept_step(config.steps) is not None:
                 live.went_on()
             with live.feed(place_of(cls.hidden), run, config.steps, device) as feed:
-                finished, plan = _follow(run.events(force_retrain, go_on), progress, feed)
+                finished, plan = _follow(run.events(force_retrain, go_on), progress, feed, output_name)
                 file = publish(finished.path, loras_dirs()[0], output_name)
                 published.remember(output_name, file.path)
                 lora = load_lora_file(file.path)
@@ -159,7 +162,12 @@ class DreamBoothLoRATrain(io.ComfyNode):
         summary = _summary(finished, config.steps, lora, matched)
         validations, not_drawn = run.validations(finished.step)
         remember_lora_folders(pack_output_dir(), loras_dirs())
-        text = [summary, *filter(None, [file.note, _not_drawn_note(not_drawn), over_limit_note(pack_output_dir())])]
+        if finished.warning:
+            log.warning("%s", finished.warning)
+        for warning in run.warnings:
+            log.warning("%s", warning)
+        text = [summary, *filter(None, [finished.warning, *run.warnings, file.note, _not_drawn_note(not_drawn),
+                                        over_limit_note(pack_output_dir())])]
         progress.say("\n".join(text))  # the plan would make it longer than the room that the editor gives it
         text += filter(None, [*ignored_on(model), plan])
         return cls._output(run, lora, finished.step, validations, text, {"run": run.folder.path.name, **result})
@@ -179,7 +187,9 @@ class DreamBoothLoRATrain(io.ComfyNode):
                              ui={"images": pictures, "text": text, "subjectbooth": [result]})
 
 
-def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed) -> tuple[Finished, str]:
+def _follow(
+    events: Iterator[Event], progress: Progress, feed: live.Feed, output_name: str
+) -> tuple[Finished, str]:
     """Turn the run's events into the node's progress; closing them on a cancel is what keeps the work.
 
     Returns the end and the memory plan, which is empty when nothing had to be trained.
@@ -191,6 +201,7 @@ def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed) -> tup
             feed.note(event)
             stop_if_cancelled()
             if isinstance(event, Started):
+                check_folder(loras_dirs()[0], output_name)  # not before: what is found again is only read
                 steps, plan = event.steps, event.plan
                 notes = "; ".join((event.plan, *event.notes))
                 progress.say(f"training on {event.chosen['device']} in {event.chosen['precision']}"
@@ -225,6 +236,7 @@ def _result(finished: Finished, steps: int, lora: SubjectLora, matched: int) -> 
 
 def _summary(finished: Finished, steps: int, lora: SubjectLora, matched: int) -> str:
     verb = "trained" if finished.trained else "found again (trained before)"
+    verb += ", but nothing was learned" if finished.warning else ""
     size = lora.path.stat().st_size / 2**20
     step = f"step {finished.step}" + (f" of {steps} (stopped and kept)" if finished.step < steps else "")
     return (f"{verb}: {lora.path.name}, {size:.1f} MB, {step}, matched {matched}/{matched}, "
@@ -236,7 +248,7 @@ def _not_drawn_note(steps: list[int]) -> str:
     if not steps:
         return ""
     named = ", ".join(map(str, steps[:3])) + (f" and {len(steps) - 3} more" if len(steps) > 3 else "")
-    return f"no validation pictures of step {named} for these prompts: force_retrain draws them"
+    return f"no validation pictures of step {named} for these prompts and settings: force_retrain draws them"
 
 
 @contextmanager

@@ -115,6 +115,45 @@ def test_sd_2s_unused_last_layer_may_be_missing(pairs: dict[str, tuple[Path, Pat
     assert load_base(single, clip_skip=1).clip_layer == -1
 
 
+def _encoded(path: Path, clip_skip: int | None = None) -> Any:
+    return load_base(path, clip_skip).prompts.encode([PROMPT])[0].hidden_states
+
+
+def test_a_single_file_without_sd_2s_unused_last_layer_is_read(
+    pairs: dict[str, tuple[Path, Path]], tmp_path: Path
+) -> None:
+    """As diffusers' own converter writes it."""
+    single, path = pairs["SD 2.x"][0], tmp_path / "converted.safetensors"
+    state = safetensors.torch.load_file(single)
+    shape = NARROW["SD 2.x"].text_encoders[0]
+    last = f"{shape.single_file}transformer.resblocks.{shape.layers - 1}."
+    kept = {name: tensor for name, tensor in state.items() if not name.startswith(last)}
+    assert len(kept) < len(state)
+    safetensors.torch.save_file(kept, path)
+    assert torch.equal(_encoded(path), _encoded(single))
+    with pytest.raises(SubjectBoothError, match="saved without the last layer; needed: clip_skip 2"):
+        load_base(path, clip_skip=1)
+    # SDXL's second encoder gives the pooled prompt from its last layer: without it the file is broken.
+    shape = NARROW["SDXL"].text_encoders[1]
+    last = f"{shape.single_file}transformer.resblocks.{shape.layers - 1}."
+    state = safetensors.torch.load_file(pairs["SDXL"][0])
+    safetensors.torch.save_file({name: tensor for name, tensor in state.items() if not name.startswith(last)}, path)
+    with pytest.raises(SubjectBoothError, match="is missing"):
+        _encoded(path)
+
+
+def test_novelais_names_of_the_text_encoder_are_read(pairs: dict[str, tuple[Path, Path]], tmp_path: Path) -> None:
+    """Anything and its relatives have no ``text_model.`` in them, which older versions of transformers ask for."""
+    single, path = pairs["SD 1.x"][0], tmp_path / "nai.safetensors"
+    state = safetensors.torch.load_file(single)
+    renamed = {name.replace("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."): tensor
+               for name, tensor in state.items()}
+    assert renamed.keys() != state.keys()
+    renamed["cond_stage_model.transformer.embeddings.position_ids"] = torch.arange(77)[None]
+    safetensors.torch.save_file(renamed, path)
+    assert torch.equal(_encoded(path), _encoded(single))
+
+
 @pytest.mark.parametrize("rescale", [False, True])
 def test_the_folders_scheduler_says_how_noise_is_made(tmp_path: Path, rescale: bool) -> None:
     """v-prediction and zero terminal SNR, against diffusers' own scheduler of the same configuration."""

@@ -303,5 +303,5 @@ def test_output_names_stay_inside(tmp_path: Path, name: str) -> None:
 
 def test_which_output_names_are_refused() -> None:
     fine = {name for name in NAMES if not _refused(lambda: checked_name(name), name)}  # noqa: B023
-    assert fine == {"./x", "~", "~/x", "x.safetensors", "рекс", "рекс/собака 🐕", "pets/rex", "%2e%2e/x", "a\\b",
+    assert fine == {"./x", "~", "x.safetensors", "рекс", "рекс/собака 🐕", "pets/rex", "%2e%2e/x", "a\\b",
                     "rex.ckpt", " x", "-rf", "x" * 180, "a/" * 90 + "b", "\u202eexe"}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -13,7 +12,6 @@ import torch
 
 from subjectbooth.tests.small_base import small_base, small_priors, small_subject
 from subjectbooth.trainer.base_model import BaseModel
-from subjectbooth.trainer.conditioning import Conditioning
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone
@@ -61,14 +59,12 @@ def test_a_photo_whose_latents_are_not_finite_is_named(tmp_path: Path, value: fl
         def decode(self, latents: torch.Tensor) -> torch.Tensor:
             return plain.codec.decode(latents)
 
-    done, said = _stopped(tmp_path, dataclasses.replace(plain, codec=Overflows()), subject)
-    assert done < 3  # every photo is seen in the first three steps
-    assert "on photo 2 (white.png); needed: finite numbers" in said
-    assert "Run the VAE in fp32" in said
-    # With three photos at once the culprit is still told from the others.
-    whole = dataclasses.replace(CONFIG, train_batch_size=3)
-    _, said = _stopped(tmp_path / "batch", dataclasses.replace(plain, codec=Overflows()), subject, whole)
-    assert "on photo 2 (white.png); needed" in said
+    run = Run(dataclasses.replace(plain, codec=Overflows()), subject, small_priors(), CONFIG, tmp_path, CPU)
+    with pytest.raises(SubjectBoothError) as failure:
+        assert not any(isinstance(event, StepDone) for event in run.events())
+    said = str(failure.value)
+    assert "the VAE turns photo 2 (white.png) into values that are not numbers" in said
+    assert "Run the VAE in fp32" in said and "leave that picture out" in said
     assert "0.png" not in said and "class image" not in said
 
 
@@ -76,15 +72,28 @@ def test_a_loss_that_is_not_finite_by_itself_says_what_usually_helps(tmp_path: P
     subject, plain = small_subject(), small_base()
     odd = dataclasses.replace(subject.photos[2], caption="an odd photo of ohwx dog")
     subject = dataclasses.replace(subject, photos=(*subject.photos[:2], odd))
+    marked = plain.prompts.encode([odd.caption])[0].hidden_states
 
-    class Odd:
-        def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
-            return [Conditioning(found.hidden_states * (float("nan") if "odd" in prompt else 1.0))
-                    for prompt, found in zip(prompts, plain.prompts.encode(prompts), strict=True)]
+    def build(dtype: torch.dtype) -> Any:
+        """A UNet that one caption makes overflow, wherever in the batch it is."""
+        unet = plain.build_unet(dtype)
 
-    _, said = _stopped(tmp_path, dataclasses.replace(plain, prompts=Odd()), subject)
-    assert "a loss of nan at step" in said and "on photo 3 (2.png); needed" in said
+        def overflow(module: Any, inputs: Any, keywords: Any, output: Any) -> Any:
+            found = keywords["encoder_hidden_states"]
+            scale = torch.tensor([float("nan") if torch.equal(one, marked[0]) else 1.0 for one in found])
+            return (output[0] * scale[:, None, None, None], *output[1:])
+
+        unet.register_forward_hook(overflow, with_kwargs=True)
+        return unet
+
+    _, said = _stopped(tmp_path, dataclasses.replace(plain, build_unet=build), subject)
+    assert "a loss of " in said and "on photo 3 (2.png); needed" in said
     assert "Lower the learning rate, or set precision to bf16 or fp32" in said
+    # With three photos at once the culprit is still told from the others.
+    whole = dataclasses.replace(CONFIG, train_batch_size=3)
+    _, said = _stopped(tmp_path / "batch", dataclasses.replace(plain, build_unet=build), subject, whole)
+    assert "on photo 3 (2.png); needed" in said
+    assert "0.png" not in said and "class image" not in said
 
 
 class _Poison(torch.autograd.Function):

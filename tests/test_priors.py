@@ -13,7 +13,10 @@ import pytest
 import torch
 
 from subjectbooth.tests.conftest import ROOT
+from subjectbooth.tests.small_base import small_base, small_priors, small_subject
+from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
+from subjectbooth.trainer.events import Started
 from subjectbooth.trainer.priors import (
     PriorRecipe,
     PriorStore,
@@ -24,6 +27,7 @@ from subjectbooth.trainer.priors import (
     picture_hash,
     split_excluded,
 )
+from subjectbooth.trainer.run import Run
 
 RECIPE = PriorRecipe("base", "a photo of a dog", "", 64, 64, "euler", "normal", 20, 7.0, 5, 0)
 
@@ -206,20 +210,41 @@ def test_excluded_pictures_are_left_out(tmp_path: Path) -> None:
     hashes = [picture_hash(pictures[index]) for index in range(4)]
     used, left_out = split_excluded(pictures, 4, (hashes[1], hashes[3][:8]))
     assert used == {0: hashes[0], 2: hashes[2]} and left_out == {1: hashes[1], 3: hashes[3]}
-    priors = class_priors(pictures, used, RECIPE.prompt)
+    store = PriorStore(tmp_path, RECIPE)
+    priors = class_priors(pictures, used, store, "SD 1.x")
     assert torch.equal(priors.latents, torch.stack([pictures[0], pictures[2]]))
     assert priors.hashes == (hashes[0], hashes[2]) and priors.prompt == RECIPE.prompt
-    everything = class_priors(pictures, split_excluded(pictures, 4, ())[0], RECIPE.prompt)
+    assert (priors.store, priors.family, priors.base_digest) == (store.path.name, "SD 1.x", "base")
+    everything = class_priors(pictures, split_excluded(pictures, 4, ())[0], store, "SD 1.x")
     assert everything.hashes == tuple(hashes) and everything.digest != priors.digest
-    assert class_priors(pictures, used, "another prompt").digest != priors.digest
+    other = PriorStore(tmp_path, replace(RECIPE, prompt="another prompt"))
+    assert class_priors(pictures, used, other, "SD 1.x").digest != priors.digest
     with pytest.raises(SubjectBoothError, match="every class image is excluded"):
-        class_priors(pictures, {}, RECIPE.prompt)
+        class_priors(pictures, {}, store, "SD 1.x")
 
 
 def test_priors_can_be_trained_on_when_made_in_inference_mode() -> None:
     with torch.inference_mode():
-        priors = class_priors({0: torch.zeros(4, 8, 8)}, {0: "x"}, "p")
+        priors = class_priors({0: torch.zeros(4, 8, 8)}, {0: "x"}, PriorStore(Path(), RECIPE), "SD 1.x")
     assert not priors.latents.is_inference()
+
+
+def test_class_images_of_another_base_do_not_train_in_silence(tmp_path: Path) -> None:
+    base, config = small_base(), TrainConfig(steps=1, rank=2, network_alpha=2.0, resolution=64)
+
+    def run(**made_by: str) -> Run:
+        return Run(base, small_subject(), replace(small_priors(), **made_by), config, tmp_path, torch.device("cpu"))
+
+    with pytest.raises(SubjectBoothError, match="a model of the family SDXL for training on SD 1.x"):
+        run(family="SDXL", base_digest="xl")
+    other = run(family=base.family.name, base_digest="a finetune")
+    (warning,) = other.warnings
+    assert warning.startswith("The class images were made by another model")
+    started = next(iter(other.events()))
+    assert isinstance(started, Started) and warning in started.notes
+    assert run(family=base.family.name, base_digest=base.digest).warnings == run().warnings == ()
+    # They count by what they are, not by who made them.
+    assert other.folder.key == run().folder.key
 
 
 def test_exclude_is_parsed() -> None:

@@ -29,7 +29,7 @@ RIGHT = "the right to write there"
 CASES = {
     "an empty folder": ("empty", [], RIGHT),
     "a folder that is to be made": ("empty/new", [], RIGHT),
-    "class images": ("empty", ["--num_class_images", "1"], "class images cannot be kept (Permission denied)"),
+    "class images": ("empty", ["--num_class_images", "1"], "the LoRA cannot be written (Permission denied)"),
     "a longer run": ("done", ["--steps", "3"], RIGHT),
     "a forced second run": ("done", ["--force_retrain"], RIGHT),
     "a folder that nobody may enter": ("shut", [], RIGHT),

@@ -14,6 +14,7 @@ from subjectbooth.tests.layout_pair import NARROW, write_pair
 from subjectbooth.trainer import families
 from subjectbooth.trainer.base_model import inspect_unet
 from subjectbooth.trainer.errors import SubjectBoothError
+from subjectbooth.trainer.ldm_unet import diffusers_names
 from subjectbooth.trainer.loss import prediction_target
 from subjectbooth.trainer.stored_base import load_base
 from subjectbooth.trainer.unsupported import refuse_quantised
@@ -60,6 +61,15 @@ def _other_vae(state: StateDict) -> StateDict:
         f"first_stage_model.{name}": tensor for name, tensor in picture.items()}
 
 
+def _bare(state: StateDict) -> StateDict:
+    return {name.removeprefix(UNET): tensor for name, tensor in state.items() if name.startswith(UNET)}
+
+
+def _bare_of_diffusers(state: StateDict) -> StateDict:
+    return {diffusers_names({name: tensor.shape for name, tensor in _bare(state).items()})[name]: tensor
+            for name, tensor in _bare(state).items()}
+
+
 def _save(state: StateDict, path: Path) -> None:
     safetensors.torch.save_file({name: tensor.clone() for name, tensor in state.items()}, path)
 
@@ -84,6 +94,10 @@ ONE = torch.zeros(1)
     (_other_vae, "a VAE with 16 latent channels (of another family, such as SD 3 or Flux)"),
     (_without("first_stage_model."), "a checkpoint without a VAE"),
     (_without("cond_stage_model."), "a checkpoint without a text encoder"),
+    (_bare, "a UNet alone, without text encoder and VAE"),
+    (_bare_of_diffusers, "a UNet alone, without text encoder and VAE"),
+    (lambda state: {f"{UNET}{name}": tensor for name, tensor in _bare(state).items()},
+     "a UNet alone, without text encoder and VAE"),
     (_with(**{f"{UNET.replace('.', '__')}unknown__weight": ONE}), "the UNet weight 'unknown.weight'"),
 ])
 def test_a_file_is_refused_in_one_sentence(

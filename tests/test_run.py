@@ -11,10 +11,18 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.tests.small_base import small_base, small_priors, small_subject
+from subjectbooth.tests.small_base import small_base, small_priors, small_subject, small_unet
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.events import CheckpointSaved, Event, Finished, Started, StepDone, Validation
+from subjectbooth.trainer.events import (
+    Adjusted,
+    CheckpointSaved,
+    Event,
+    Finished,
+    Started,
+    StepDone,
+    Validation,
+)
 from subjectbooth.trainer.families import SD1, SD2, SDXL, Family
 from subjectbooth.trainer.metadata import lora_metadata
 from subjectbooth.trainer.run import Run
@@ -109,6 +117,27 @@ def test_pictures_of_other_prompts_are_not_handed_out(tmp_path: Path) -> None:
     assert [step for step, _ in found] == [6]
     assert missing == [2, 4]
     assert asked("{subject} on grass", 4).validations(4)[1] == []
+
+
+def test_pictures_of_other_sampling_settings_are_not_handed_out(tmp_path: Path) -> None:
+    def asked(**settings: float) -> Run:
+        return _run(tmp_path, TrainConfig(**{
+            **CONFIG.to_json(), "steps": 2, "validation_prompts": ("a photo of {subject}",), "validation_steps": 2,
+            "validation_guidance_scale": 3.0, **settings}))
+
+    _read(asked().events())
+    assert asked().validations(2)[1] == []
+    for changed in ({"validation_steps": 3}, {"validation_guidance_scale": 1.0}):
+        again = asked(**changed)
+        assert isinstance(_read(again.events())[-1], Finished)
+        assert again.validations(2) == ([], [2])
+    # A run that was logged before these settings were keeps its pictures.
+    log = asked().folder.path / "events.jsonl"
+    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    before = [{name: value for name, value in line.items() if name not in ("sampling_steps", "guidance_scale")}
+              for line in lines]
+    log.write_text("\n".join(json.dumps(line) for line in before), "utf-8")
+    assert [step for step, _ in asked(validation_steps=3).validations(2)[0]] == [2]
 
 
 @pytest.mark.oldest
@@ -236,6 +265,30 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_adapter
     kept = _run(tmp_path, config).folder.load_checkpoint(400)
     assert kept is not None
     assert all(bool(torch.isfinite(tensor).all()) for tensor in kept.adapter.values())
+
+
+def test_an_adapter_that_is_still_zero_at_the_end_is_reported(tmp_path: Path) -> None:
+    """Here by a UNet from which no gradient comes; whatever the cause, the run is not called trained in silence."""
+    def build(dtype: torch.dtype) -> torch.nn.Module:
+        unet = small_unet().to(dtype)
+        unet.register_forward_hook(lambda module, inputs, output: (output[0] * 0.0,))
+        return unet
+
+    base = dataclasses.replace(small_base(), build_unet=build, digest="without gradients")
+    config = dataclasses.replace(CONFIG, steps=2)
+
+    def events() -> list[Event]:
+        return _read(Run(base, small_subject(), None, config, tmp_path, CPU).events())
+
+    first, again = events(), events()
+    sentence = "This LoRA has learned nothing: after step 2 all of it is still zero"
+    assert isinstance(first[-1], Finished) and first[-1].trained and first[-1].warning.startswith(sentence)
+    assert isinstance(first[-2], Adjusted) and first[-2].note == first[-1].warning
+    assert isinstance(again[-1], Finished) and not again[-1].trained and again[-1].warning == first[-1].warning
+    (log,) = tmp_path.glob("*/events.jsonl")
+    assert sentence in log.read_text("utf-8")
+    learned = _read(_run(tmp_path).events())[-1]
+    assert isinstance(learned, Finished) and learned.warning == ""
 
 
 def test_checkpoints_come_by_the_clock(tmp_path: Path) -> None:

@@ -34,12 +34,15 @@ SETTINGS: dict[str, Any] = {
 }
 
 
-def _encode(prompt: str, clip_layer: int | None = None, weights: torch.Tensor | None = None) -> torch.Tensor:
+def _encode(
+    prompt: str, clip_layer: int | None = None, weights: torch.Tensor | None = None, **shape: Any,
+) -> torch.Tensor:
     chunks = token_chunks(prompt, FAMILY)
     if weights is not None:
         chunks = (TokenChunks(chunks[0].ids, weights),)
     with torch.no_grad():
-        return encode([small_text_encoder()], FAMILY.text_encoders, [chunks], clip_layer)[0].hidden_states
+        shapes = (dataclasses.replace(FAMILY.text_encoders[0], **shape),)
+        return encode([small_text_encoder()], shapes, [chunks], clip_layer)[0].hidden_states
 
 
 def test_a_long_prompt_is_its_chunks_side_by_side() -> None:
@@ -70,6 +73,16 @@ def test_clip_skip_takes_the_layer_before_and_norms_it() -> None:
         torch.testing.assert_close(_encode("a dog", clip_layer=-2), norm(states[1]))
         torch.testing.assert_close(_encode("a dog"), norm(states[2]))
     assert float((_encode("a dog", clip_layer=-2) - _encode("a dog")).abs().max()) > 0.1
+
+
+@pytest.mark.parametrize("clip_layer", [-3, -4, -24])
+def test_a_clip_skip_past_the_first_layer_takes_the_last_as_comfyui_does(clip_layer: int) -> None:
+    """comfy/sd1_clip.py, ``set_clip_options``: the last layer, with the final norm whether the family norms or not."""
+    assert torch.equal(_encode("a dog", clip_layer=clip_layer), _encode("a dog"))
+    unnormed = _encode("a dog", clip_layer=-1, norms_hidden_layer=False)
+    past = _encode("a dog", clip_layer=clip_layer, norms_hidden_layer=False)
+    assert torch.equal(past, _encode("a dog")) and not torch.equal(unnormed, past)
+    assert not torch.equal(_encode("a dog", clip_layer=-2), past)  # the first layer still is one
 
 
 def test_open_clip_names() -> None:

@@ -2,7 +2,8 @@
 
 ``python -m trainer clean`` shows which old runs and class images could go from the disk.
 
-Also runs under ``accelerate launch --num_processes 1 -m trainer ...``.
+Also runs under ``accelerate launch --num_processes 1 -m trainer ...``. Ctrl+C, SIGTERM (``kill``, ``timeout``, a job
+scheduler), SIGHUP (a closed terminal) and Ctrl+Break keep the steps so far.
 """
 
 from __future__ import annotations
@@ -12,10 +13,13 @@ import dataclasses
 import io
 import logging
 import os
+import signal
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
 from pathlib import Path
+from types import FrameType
 
 import torch
 
@@ -27,17 +31,30 @@ from .config import TrainConfig
 from .crops import CROPS
 from .errors import SubjectBoothError
 from .events import Adjusted, Finished, Started, StepDone, Validation
+from .families import FAMILIES
 from .photo_files import CAPTIONS, read_photos
 from .photos import list_photos
 from .priors import ClassPriors
-from .publish import checked_name, publish
+from .publish import check_folder, checked_name, publish
 from .run import Run
 from .runtime import choose, default_device
-from .stored_base import load_base
+from .storage import user_path
+from .stored_base import load_base, stored_resolution
 from .subject import Subject, caption_lines, make_subject
 from .tokenizer import tokenize
 from .trackers import TRACKERS, Tracker
 from .trigger import DEFAULT_TOKEN
+
+_DEADLY = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
+"""Signals that end a program without a word unless it listens; which of them there are depends on the system."""
+
+
+class _Ended(KeyboardInterrupt):
+    """A signal that ends the program, as Ctrl+C does."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.number = number
 
 
 def parser() -> argparse.ArgumentParser:
@@ -45,9 +62,9 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="python -m trainer", description="DreamBooth as LoRA on a Stable Diffusion checkpoint (1.x, 2.x, SDXL).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    options.add_argument("--base", type=Path, required=True,
+    options.add_argument("--base", type=user_path, required=True,
                          help="Checkpoint (.safetensors), or a folder as diffusers saves it.")
-    options.add_argument("--photos", type=Path, required=True, help="Folder with 3 to 5 photos of the subject.")
+    options.add_argument("--photos", type=user_path, required=True, help="Folder with 3 to 5 photos of the subject.")
     options.add_argument("--class_word", "--class-word", required=True, help="What the subject is one of: dog.")
     options.add_argument("--token", default=DEFAULT_TOKEN, help="The word that is to mean the subject.")
     options.add_argument("--prompt_template", default=DEFAULT_TEMPLATE, help="What each photo is said to show.")
@@ -64,7 +81,7 @@ def parser() -> argparse.ArgumentParser:
                          help="Text encoder layer, from the end; the family's own without it.")
     options.add_argument("--prediction_type", choices=PREDICTION_TYPES,
                          help="For a checkpoint that does not say it itself; epsilon without it.")
-    options.add_argument("--output_dir", type=Path, default=Path("subjectbooth_output"),
+    options.add_argument("--output_dir", type=user_path, default=Path("subjectbooth_output"),
                          help="Gets the LoRA, and the runs beside it.")
     options.add_argument("--output_name", default="my_subject", help="Name of the LoRA file.")
     options.add_argument("--force_retrain", action="store_true", help="Train again from step 0.")
@@ -85,6 +102,10 @@ def parser() -> argparse.ArgumentParser:
         if setting.name == "validation_prompts":
             options.add_argument("--validation_prompts", nargs="*", default=[], help=setting.metadata["help"])
             continue
+        if setting.name == "resolution":
+            options.add_argument("--resolution", type=int, help=f"{setting.metadata['help']} Without it, what the base "
+                                                                "was trained at: 512, 768 or 1024.")
+            continue
         if isinstance(setting.default, bool):
             options.add_argument(f"--{setting.name}", action="store_true", help=setting.metadata["help"])
             continue
@@ -95,7 +116,7 @@ def parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; returns the exit code. A user's mistake is one sentence on stderr, Ctrl+C keeps the steps so far."""
+    """Run it; returns the exit code. A user's mistake is one sentence on stderr; a signal keeps the steps so far."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # Into a file or a pipe Windows writes in the system's code page, which has not every letter of a path.
@@ -105,14 +126,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return clean(given[1:])
     options = parser().parse_args(given)
     try:
-        _train(options)
+        with _signals_as_interrupts():
+            _train(options)
     except SubjectBoothError as error:
         print(error, file=sys.stderr)
         return 2
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as error:
         print("stopped; the steps so far are kept, and the same command goes on from there", file=sys.stderr)
-        return 130
+        return 128 + (error.number if isinstance(error, _Ended) else signal.SIGINT)
     return 0
+
+
+@contextmanager
+def _signals_as_interrupts() -> Iterator[None]:
+    """Inside, a signal that would end the program raises :class:`_Ended`, so that the steps so far are saved."""
+    if threading.current_thread() is not threading.main_thread():
+        yield  # Python lets nobody else handle signals
+        return
+    # nohup has SIGHUP ignored, and it stays so.
+    before = {number: signal.getsignal(number) for number in _DEADLY if signal.getsignal(number) is not signal.SIG_IGN}
+
+    def end(number: int, frame: FrameType | None) -> None:
+        for other in before:  # a second one would end the saving; Ctrl+C still can
+            signal.signal(other, signal.SIG_IGN)
+        raise _Ended(number)
+
+    for number in before:
+        signal.signal(number, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _train(options: argparse.Namespace) -> None:
@@ -120,6 +165,8 @@ def _train(options: argparse.Namespace) -> None:
 
     names = [setting.name for setting in dataclasses.fields(TrainConfig)]
     settings = {name: getattr(options, name) for name in names}
+    if options.resolution is None:
+        settings["resolution"] = FAMILIES[0].default_resolution[0]  # until the base says its own
     config = TrainConfig.from_json(settings)
     if not 1 <= options.class_guidance_scale <= 100:
         raise SubjectBoothError(f"class_guidance_scale {options.class_guidance_scale:g}", "a number from 1 to 100",
@@ -133,6 +180,8 @@ def _train(options: argparse.Namespace) -> None:
         raise SubjectBoothError(f"{processes} processes", "one", "use accelerate launch --num_processes 1",
                                 "accelerate launch")
     checked_name(options.output_name)
+    if options.resolution is None:
+        config = dataclasses.replace(config, resolution=stored_resolution(options.base, options.prediction_type))
     subject = read_subject(options, config.resolution)
     for warning in subject.warnings:
         print(f"warning: {warning}", file=sys.stderr)
@@ -152,10 +201,12 @@ def _train(options: argparse.Namespace) -> None:
         run.stop_and_keep()
     # The bar's line ends before whatever is said next, an error too.
     with (tqdm(total=config.steps, unit="step", dynamic_ncols=True) as bar,
-          closing(Tracker(options.report_to, run.folder, config, bar.write)) as tracker):
-        for event in run.events(options.force_retrain, go_on=options.after_stop == "continue"):
+          closing(Tracker(options.report_to, run.folder, config, bar.write)) as tracker,
+          closing(run.events(options.force_retrain, go_on=options.after_stop == "continue")) as events):
+        for event in events:
             tracker.follow(event)
             if isinstance(event, Started):
+                check_folder(options.output_dir, options.output_name)  # not before: what is found again is only read
                 bar.update(event.step - bar.n)
                 bar.write(", ".join([f"{name} {value}" for name, value in event.chosen.items()] + list(event.notes)))
                 bar.write(event.plan)
@@ -173,6 +224,9 @@ def _train(options: argparse.Namespace) -> None:
     if published.note:
         print(f"note: {published.note}", file=sys.stderr)
     done = "trained" if finished.trained else "found again, trained before"
+    if finished.warning:
+        print(f"warning: {finished.warning}", file=sys.stderr)
+        done += ", but nothing was learned"
     if finished.step < config.steps:
         done += f" (stopped and kept at step {finished.step} of {config.steps})"
     print(f"{done}: {published.path} (write {subject.trigger!r} in prompts)")
@@ -185,8 +239,9 @@ def _plan(
     side = config.resolution // 8
     priors = ClassPriors(torch.zeros(1, 4, side, side), subject.class_prompt, ("",), "") \
         if options.num_class_images else None
-    plan = Run(base, subject, priors, config, options.output_dir / "runs", device).plan()
-    return "\n".join(filter(None, [plan.sentence, plan.warning]))
+    run = Run(base, subject, priors, config, options.output_dir / "runs", device)
+    plan = run.plan()
+    return "\n".join(filter(None, [plan.sentence, plan.warning, *run.warnings]))
 
 
 def read_subject(options: argparse.Namespace, resolution: int) -> Subject:
@@ -202,11 +257,15 @@ def _class_priors(
 ) -> ClassPriors:
     from tqdm import tqdm
 
+    def check() -> None:
+        check_folder(options.output_dir, options.output_name)
+        Run(base, subject, None, config, options.output_dir / "runs", device).check(subject.class_prompt)
+
     target = device or default_device()
     chosen, _ = choose(config, target)
     with tqdm(total=options.num_class_images, unit="class image") as bar:
         for made in generate(base, subject.class_prompt, options.num_class_images, config.resolution,
-                             options.output_dir / "class_images", target, precision=chosen["precision"],
+                             options.output_dir / "class_images", target, check, precision=chosen["precision"],
                              guidance_scale=options.class_guidance_scale):
             if isinstance(made, ClassPriors):
                 return made

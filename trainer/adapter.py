@@ -79,6 +79,35 @@ def _is_linear_or_1x1(layer: nn.Module) -> bool:
         isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (1, 1))
 
 
+def check_layers(
+    module: nn.Module, config: TrainConfig,
+    targets: Callable[[nn.Module, str], dict[str, nn.Module]] = target_layers,
+) -> dict[str, nn.Module]:
+    """The layers that get a LoRA. See :func:`inject`; the module's weights are not looked at.
+
+    Raises:
+        SubjectBoothError: the rank is larger than a layer allows, or there is no such layer.
+    """
+    layers = targets(module, config.lora_targets)
+    check_rank(config.rank, min(min(layer.weight.shape[:2]) for layer in layers.values()))  # type: ignore[union-attr,index]
+    return layers
+
+
+def check_rank(rank: int, narrowest: int) -> None:
+    """
+    Args:
+        rank: asked for.
+        narrowest: width of the narrowest layer that gets a LoRA.
+
+    Raises:
+        SubjectBoothError: the rank is larger.
+    """
+    if rank > narrowest:
+        raise SubjectBoothError(
+            f"rank {rank}", f"{narrowest} or less, the width of this model's smallest trained layer",
+            f"set rank to {narrowest} or lower", "rank")
+
+
 def inject(
     module: nn.Module, config: TrainConfig,
     targets: Callable[[nn.Module, str], dict[str, nn.Module]] = target_layers,
@@ -102,12 +131,7 @@ def inject(
     require("peft")
     from peft import LoraConfig, inject_adapter_in_model
 
-    layers = targets(module, config.lora_targets)
-    widest = min(min(layer.weight.shape[:2]) for layer in layers.values())  # type: ignore[union-attr,index]
-    if config.rank > widest:
-        raise SubjectBoothError(
-            f"rank {config.rank}", f"{widest} or less, the width of this model's smallest trained layer",
-            f"set rank to {widest} or lower", "rank")
+    layers = check_layers(module, config, targets)
     lora = LoraConfig(
         r=config.rank, lora_alpha=config.network_alpha, target_modules=sorted(layers),  # type: ignore[arg-type]
         lora_dropout=config.lora_dropout, use_rslora=config.use_rslora, init_lora_weights=True)

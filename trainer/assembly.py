@@ -170,10 +170,10 @@ class Assembly:
         """Inside, the modules have what is saved and shown: the running average, if there is one."""
         return self._average.applied() if self._average else nullcontext()
 
-    def update_average(self) -> None:
-        """Take the step that was just made into the running average."""
+    def update_average(self, step: int) -> None:
+        """Take optimizer update number ``step``, counted from 0, into the running average."""
         if self._average:
-            self._average.update()
+            self._average.update(step)
 
     def lora(self) -> dict[str, torch.Tensor]:
         """The adapter as it is now, with kohya's names."""

@@ -10,7 +10,8 @@ import torch
 
 from .conditioning import Conditioning, LatentCodec, PromptEncoder
 from .errors import SubjectBoothError, require
-from .families import Family, family_of
+from .families import Family, family_of, native_resolution
+from .finite import check_weight
 from .ldm_unet import diffusers_config, diffusers_names, ldm_layer_names, unet_shape
 from .text_encoder import TokenChunks
 from .unsupported import refuse_quantised
@@ -38,6 +39,8 @@ class BaseModel:
         tokenize: a prompt's chunks for each text encoder, as the sampler would see them.
         build_text_encoders: makes the text encoders, frozen, on the CPU. For training them only.
         prompt_of: a caption as a prompt of the encoder's own syntax that means the caption's text, letter by letter.
+        outline_unet: makes the UNet without its weights (on the meta device), to see its layers early and cheaply.
+        sampling_digest: like ``digest``, over what class images are drawn by; empty where that is the same.
     """
 
     family: Family
@@ -51,6 +54,13 @@ class BaseModel:
     tokenize: Callable[[str], tuple[TokenChunks, ...]] | None = None
     build_text_encoders: Callable[[torch.dtype], list[Any]] | None = None
     prompt_of: Callable[[str], str] = str
+    outline_unet: Callable[[], UNet2DConditionModel] | None = None
+    sampling_digest: str = ""
+
+    @property
+    def native_resolution(self) -> int:
+        """Pixels a side that the base was trained at, as far as its family says."""
+        return native_resolution(self.family, str(self.noise_scheduler.config["prediction_type"]))
 
 
 def make_noise_scheduler(alphas_cumprod: torch.Tensor, prediction_type: str) -> DDPMScheduler:
@@ -81,6 +91,15 @@ def make_noise_scheduler(alphas_cumprod: torch.Tensor, prediction_type: str) -> 
     return scheduler
 
 
+def outline_unet(shapes: Mapping[str, torch.Size], family: Family, where: str) -> UNet2DConditionModel:
+    """The diffusers UNet of these shapes on the meta device, without weights. See :func:`build_unet`."""
+    require("diffusers")
+    from diffusers import UNet2DConditionModel
+
+    with torch.device("meta"):
+        return UNet2DConditionModel(**diffusers_config(shapes, family, where))
+
+
 def build_unet(
     shapes: Mapping[str, torch.Size], weights: Callable[[], Mapping[str, torch.Tensor]], family: Family,
     dtype: torch.dtype, where: str,
@@ -98,15 +117,11 @@ def build_unet(
         The UNet on the CPU, in eval mode, with ``requires_grad`` off everywhere.
 
     Raises:
-        SubjectBoothError: weights are missing or left over, or have other shapes than the layout says.
+        SubjectBoothError: weights are missing or left over, have other shapes than the layout says, or are not numbers.
     """
-    require("diffusers")
-    from diffusers import UNet2DConditionModel
-
     # Inside ComfyUI everything runs in inference mode, and tensors made there can never take part in training.
     with torch.inference_mode(False), torch.no_grad():
-        with torch.device("meta"):
-            unet = UNet2DConditionModel(**diffusers_config(shapes, family, where))
+        unet = outline_unet(shapes, family, where)
         names = diffusers_names(shapes)
         expected = unet.state_dict()
         missing = sorted(set(expected) - set(names.values()))
@@ -126,6 +141,7 @@ def build_unet(
                     f"the weight {name!r} of shape {tuple(weight.shape)}", f"shape {tuple(target.shape)}",
                     "wire an unmodified checkpoint", where)
             target.copy_(weight)
+            check_weight(name, target, weight, "UNet", where)
         return unet.requires_grad_(False).eval()
 
 

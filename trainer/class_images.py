@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import torch
@@ -17,14 +17,16 @@ from .sample import draw_all, pictures_at_once, sample
 
 
 def generate(
-    base: BaseModel, prompt: str, count: int, resolution: int, root: Path, device: torch.device, *, steps: int = 20,
-    guidance_scale: float = 7.0, seed: int = 0, precision: str = "fp32", free: FreeMemory = free_bytes,
+    base: BaseModel, prompt: str, count: int, resolution: int, root: Path, device: torch.device,
+    check: Callable[[], None] = lambda: None, *, steps: int = 20, guidance_scale: float = 7.0, seed: int = 0,
+    precision: str = "fp32", free: FreeMemory = free_bytes,
 ) -> Iterator[int | ClassPriors]:
     """Make the class images that are not on the disk yet.
 
     On a GPU as many together as fit in its memory, and where they do not fit after all, fewer.
 
     Args:
+        check: called before the first one is drawn, when not all are there: raises what training would be refused for.
         free: bytes free on a device.
 
     Yields:
@@ -33,19 +35,20 @@ def generate(
     Raises:
         SubjectBoothError: too little memory; the folder cannot be read or written.
     """
-    yield from with_own_numerics(_generate(base, prompt, count, resolution, root, device, steps, guidance_scale, seed,
-                                           precision, free), device)
+    yield from with_own_numerics(_generate(base, prompt, count, resolution, root, device, check, steps, guidance_scale,
+                                           seed, precision, free), device)
 
 
 def _generate(
-    base: BaseModel, prompt: str, count: int, resolution: int, root: Path, device: torch.device, steps: int,
-    guidance_scale: float, seed: int, precision: str, free: FreeMemory,
+    base: BaseModel, prompt: str, count: int, resolution: int, root: Path, device: torch.device,
+    check: Callable[[], None], steps: int, guidance_scale: float, seed: int, precision: str, free: FreeMemory,
 ) -> Generator[int | ClassPriors, None, None]:
     recipe = PriorRecipe(base.digest, prompt, "", resolution, resolution, "ddim", f"trailing {precision}", steps,
                          guidance_scale, seed, grouping=0)
     store = PriorStore(root, recipe)
     pictures, _ = store.load()
     if any(number not in pictures for number in range(count)):
+        check()
         with memory_errors(
                 f"too little memory on {device} for a class image of {resolution} pixels", "a smaller picture",
                 "lower resolution or close other programs; the finished class images are kept", "class images"):
@@ -73,4 +76,4 @@ def _generate(
             for _ in make_missing(store, pictures, count, at_once, draw):
                 yield sum(number in pictures for number in range(count))
     used, _ = split_excluded(pictures, count, ())
-    yield class_priors(pictures, used, prompt, store.path.name)
+    yield class_priors(pictures, used, store, base.family.name)

@@ -18,7 +18,7 @@ from .cleanup import (
     survey,
 )
 from .errors import SubjectBoothError
-from .storage import disk_errors
+from .storage import disk_errors, user_path
 
 PACK = Path(__file__).resolve().parent.parent
 
@@ -31,10 +31,10 @@ def parser() -> argparse.ArgumentParser:
                     "Removes them with --yes. Never touches what lies in LoRA folders, nor a run that is going on.")
     options.add_argument("--limit", default=readable(DEFAULT_LIMIT).replace(" ", ""),
                          help="What may stay: 5GB, 500MB.")
-    options.add_argument("--output_dir", type=Path,
+    options.add_argument("--output_dir", type=user_path,
                          help="ComfyUI's output/subjectbooth, or the --output_dir of a training from a shell. Found "
                               "by itself when the pack lies in ComfyUI's custom_nodes.")
-    options.add_argument("--loras", type=Path, action="append",
+    options.add_argument("--loras", type=user_path, action="append",
                          help="Folder with LoRAs; may be given several times. Found likewise, and those of "
                               "extra_model_paths.yaml once a run has ended in ComfyUI.")
     options.add_argument("--yes", action="store_true", help="Remove what is shown.")

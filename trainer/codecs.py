@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .errors import SubjectBoothError
+from .finite import check_weight
 from .memory import free_memory, is_out_of_memory
 from .numerics import CPU
 
@@ -27,17 +28,22 @@ class TinyCodec:
 
     Args:
         weights: with diffusers' names.
+        where: what the weights came from, for messages.
 
     Attributes:
         device: where pictures are encoded and decoded; see :func:`_on_device`.
+
+    Raises:
+        SubjectBoothError: a weight is not a number.
     """
 
-    def __init__(self, weights: Mapping[str, torch.Tensor]) -> None:
+    def __init__(self, weights: Mapping[str, torch.Tensor], where: str) -> None:
         from diffusers import AutoencoderTiny
 
         self.device = CPU
         model = AutoencoderTiny()
         model.load_state_dict({name: tensor.float() for name, tensor in weights.items()})
+        _check_weights(model, where)
         self._model = model.requires_grad_(False).eval()
 
     @torch.no_grad()
@@ -64,7 +70,7 @@ class KLCodec:
         device: where pictures are encoded and decoded; see :func:`_on_device`.
 
     Raises:
-        SubjectBoothError: weights are missing, or it is another family's VAE.
+        SubjectBoothError: weights are missing or not numbers, or it is another family's VAE.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], latent_scale: float, where: str) -> None:
@@ -80,6 +86,7 @@ class KLCodec:
         except RuntimeError as error:
             raise SubjectBoothError("a VAE with missing or unknown weights", "Stable Diffusion's VAE",
                                     "use an unmodified checkpoint", where) from error
+        _check_weights(model, where)
         self._model = torch.nn.Module.to(model, torch.float32).requires_grad_(False).eval()
         self._scale = latent_scale
 
@@ -119,6 +126,11 @@ def _on_device(
         free_memory(device)  # outside the handler, which keeps the failed attempt's tensors alive
         logger.warning("too little memory on %s for the VAE: this picture is done on the CPU", device)
     return torch.cat([work(part).float() for part in parts])
+
+
+def _check_weights(model: torch.nn.Module, where: str) -> None:
+    for name, weight in model.named_parameters():
+        check_weight(name, weight, weight, "VAE", where)
 
 
 def from_taesd(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

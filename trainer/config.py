@@ -95,8 +95,8 @@ class TrainConfig:
     flip: bool = _setting(
         False, "Also show the photos mirrored. Not for subjects with a left and a right, or with writing on them.")
     ema_decay: float = _setting(
-        0.0, "Keep a running average of the adapter, which is what is saved. 0.99 averages over some hundred steps. "
-             "0 turns it off.", low=0.0, high=0.99999)
+        0.0, "Save a running average of the adapter (EMA). 0.99 averages over some hundred steps; a run shorter than "
+             "that averages over its last tenth or so (warm-up). 0 turns it off.", low=0.0, high=0.99999)
     train_text_encoder: bool = _setting(
         False, "Train a LoRA for the text encoder(s) too. Learns the subject's name better, and forgets sooner.")
     text_encoder_lr: float = _setting(
@@ -181,6 +181,8 @@ class TrainConfig:
             chosen["text_encoder_share_without_dropout"] = True  # before, dropout went on after the share
         if not self.enable_bucket:
             del chosen["enable_bucket"]  # runs from before there were buckets are found again
+        if self.ema_decay:
+            chosen["ema_warm_up"] = True  # without it the same decay saved other weights
         if self.lr_scheduler == "constant" and not (self.train_text_encoder and self.text_encoder_share < 1.0):
             del chosen["steps"]
         return chosen

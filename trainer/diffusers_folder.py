@@ -25,7 +25,7 @@ from .stored_base import (
     stable_diffusion_schedule,
 )
 from .stored_tensors import StoredTensors
-from .text_encoder import INNER
+from .text_encoder import lacks_last_layer, refuse_missing_last_layer, transformers_name, with_last_layer
 
 _TEXT_FOLDERS = ("text_encoder", "text_encoder_2")
 # diffusers and transformers call a model's weights by these names, with ".fp16" before the ending in half precision.
@@ -55,16 +55,15 @@ def read_folder(path: Path) -> StoredParts:
 
     def codec(family: Family) -> TinyCodec | KLCodec:
         if tiny:
-            return TinyCodec(vae)
+            return TinyCodec(vae, str(path / "vae"))
         return KLCodec(vae, family.latent_scale if latent_scale is None else latent_scale, str(path / "vae"))
 
     def text_encoders(family: Family, clip_layer: int | None) -> list[WeightsReader]:
         if len(text) < len(family.text_encoders):
             raise missing_part("text encoder", where)
         found = list(zip((stored for stored, _ in text), family.text_encoders, strict=False))
-        if clip_layer == -1 and any(_lacks_last_layer(stored, shape) for stored, shape in found):
-            raise SubjectBoothError("clip_skip 1 with a text encoder that was saved without the last layer",
-                                    "clip_skip 2", "leave clip_skip out, or use the single-file checkpoint", where)
+        if any(lacks_last_layer(map(transformers_name, stored), shape) for stored, shape in found):
+            refuse_missing_last_layer(clip_layer, where)
         return [partial(_text_weights, stored, shape) for stored, shape in found]
 
     return StoredParts(
@@ -127,25 +126,7 @@ def _shards(index: Path) -> tuple[Path, ...]:
 
 
 def _text_weights(stored: StoredTensors, shape: TextEncoderShape) -> dict[str, torch.Tensor]:
-    named = {_text_name(name): tensor for name, tensor in stored.items()}
-    # SD 2.x takes the last layer but one, and its folders leave the last one out. Zeros are an exact identity, so
-    # that the layers count as they do in a single file.
-    if _lacks_last_layer(stored, shape):
-        last = f"{INNER}encoder.layers.{shape.layers - 1}."
-        before = f"{INNER}encoder.layers.{shape.layers - 2}."
-        named |= {last + name.removeprefix(before): torch.zeros_like(tensor) for name, tensor in named.items()
-                  if name.startswith(before)}
-    return named
-
-
-def _lacks_last_layer(stored: StoredTensors, shape: TextEncoderShape) -> bool:
-    last = f"{INNER}encoder.layers.{shape.layers - 1}."
-    return shape.layer == -2 and not any(_text_name(name).startswith(last) for name in stored)
-
-
-def _text_name(name: str) -> str:
-    # Transformers 5.6 dropped "text_model." from CLIPTextModel's names.
-    return name if name.startswith((INNER, "text_projection.")) else INNER + name
+    return with_last_layer({transformers_name(name): tensor for name, tensor in stored.items()}, shape)
 
 
 def _schedule(config: Mapping[str, Any], where: str) -> torch.Tensor:

@@ -13,10 +13,13 @@ if TYPE_CHECKING:
 
 
 class AdapterAverage:
-    """``average <- decay * average + (1 - decay) * weights`` after every step, starting from the first weights.
+    """``average <- d * average + (1 - d) * weights`` after every step, starting from the first weights.
+
+    ``d`` warms up: it is ``min(decay, (1 + n) / (10 + n))`` after ``n`` earlier steps. A short run would otherwise save
+    mostly the untrained adapter that the average starts from: after 60 steps at 0.999, 94 % of it.
 
     Args:
-        parameters: what is averaged; the average lies beside each, on the same device.
+        parameters: what is averaged; there is one average for each, on the same device.
         decay: 0..1.
     """
 
@@ -26,10 +29,11 @@ class AdapterAverage:
         self.average = [parameter.detach().clone() for parameter in parameters]
 
     @torch.no_grad()
-    def update(self) -> None:
-        """Take the current weights in."""
+    def update(self, step: int) -> None:
+        """Take in the weights after optimizer update number ``step``, counted from 0."""
+        decay = min(self._decay, (1 + step) / (10 + step))
         for average, parameter in zip(self.average, self._parameters, strict=True):
-            average.lerp_(parameter, 1.0 - self._decay)
+            average.lerp_(parameter, 1.0 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:

@@ -89,11 +89,14 @@ class Validation:
         step: training steps done when they were drawn.
         prompts: one a picture.
         images: float32 [n, h, w, 3] in 0..1, on the CPU.
+        sampling_steps, guidance_scale: what they were drawn with.
     """
 
     step: int
     prompts: tuple[str, ...]
     images: torch.Tensor
+    sampling_steps: int = 0
+    guidance_scale: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -112,11 +115,13 @@ class Finished:
         step: steps done.
         path: the LoRA file in the run's folder.
         trained: False when the run was finished before and nothing was trained now.
+        warning: a sentence for the user when the adapter learned nothing; else empty.
     """
 
     step: int
     path: Path
     trained: bool
+    warning: str = ""
 
 
 Event = Started | StepDone | Adjusted | ValidationStep | Validation | CheckpointSaved | Finished
@@ -125,7 +130,9 @@ Event = Started | StepDone | Adjusted | ValidationStep | Validation | Checkpoint
 def to_json(event: Event) -> dict[str, Any]:
     """The event as a JSON object with its kind under ``"event"``; pictures and absolute paths stay out."""
     if isinstance(event, Validation):
-        values: dict[str, Any] = {"step": event.step, "prompts": list(event.prompts)}
+        values: dict[str, Any] = {
+            "step": event.step, "prompts": list(event.prompts), "sampling_steps": event.sampling_steps,
+            "guidance_scale": event.guidance_scale}
     else:
         values = asdict(event)
     if "path" in values:

@@ -52,7 +52,7 @@ class Family:
         text_encoders: in the order in which their states stand side by side.
         kohya_ldm_names: LoRA files name the UNet's layers as single-file checkpoints do, not as diffusers does.
         latent_scale: what the VAE's latents are multiplied by for the UNet.
-        default_resolution: pixels.
+        default_resolution: pixels a side that it was trained at: what predicts noise, and what predicts v.
         kohya_base_model_version: ``ss_base_model_version`` of what predicts noise and of what predicts v, which other
             tools tell the family by.
         kohya_v2: ``ss_v2``.
@@ -69,7 +69,7 @@ class Family:
     text_encoders: tuple[TextEncoderShape, ...]
     kohya_ldm_names: bool
     latent_scale: float
-    default_resolution: int
+    default_resolution: tuple[int, int]
     kohya_base_model_version: tuple[str, str]
     kohya_v2: bool
     modelspec_architecture: tuple[str, str]
@@ -82,7 +82,7 @@ SD1 = Family(
         name="l", width=768, layers=12, heads=12, activation="quick_gelu", padding=49407, layer=-1,
         norms_hidden_layer=True, projects=False, prefix="lora_te", single_file="cond_stage_model.transformer.",
         open_clip=False),),
-    kohya_ldm_names=False, latent_scale=0.18215, default_resolution=512,
+    kohya_ldm_names=False, latent_scale=0.18215, default_resolution=(512, 512),
     kohya_base_model_version=("sd_v1", "sd_v1_v"), kohya_v2=False,
     modelspec_architecture=("stable-diffusion-v1", "stable-diffusion-v1"),
 )
@@ -92,7 +92,7 @@ SD2 = Family(
     text_encoders=(TextEncoderShape(
         name="h", width=1024, layers=24, heads=16, activation="gelu", padding=0, layer=-2, norms_hidden_layer=True,
         projects=False, prefix="lora_te", single_file="cond_stage_model.model.", open_clip=True),),
-    kohya_ldm_names=False, latent_scale=0.18215, default_resolution=768,
+    kohya_ldm_names=False, latent_scale=0.18215, default_resolution=(512, 768),
     kohya_base_model_version=("sd_v2", "sd_v2_v"), kohya_v2=True,
     modelspec_architecture=("stable-diffusion-v2-512", "stable-diffusion-v2-768-v"),
     v_told_by="output_blocks.11.1.transformer_blocks.0.norm1.bias",
@@ -109,7 +109,7 @@ SDXL = Family(
             name="g", width=1280, layers=32, heads=20, activation="gelu", padding=0, layer=-2,
             norms_hidden_layer=False, projects=True, prefix="lora_te2", single_file="conditioner.embedders.1.model.",
             open_clip=True)),
-    kohya_ldm_names=True, latent_scale=0.13025, default_resolution=1024,
+    kohya_ldm_names=True, latent_scale=0.13025, default_resolution=(1024, 1024),
     kohya_base_model_version=("sdxl_base_v1-0", "sdxl_base_v1-0"), kohya_v2=False,
     modelspec_architecture=("stable-diffusion-xl-v1-base", "stable-diffusion-xl-v1-base"),
 )
@@ -118,6 +118,11 @@ FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL)
 
 REFINER_CONTEXT = 1280
 """Text width of SDXL's refiner, which sees the second text encoder only."""
+
+
+def native_resolution(family: Family, prediction_type: str) -> int:
+    """Pixels a side that a base of this family was trained at."""
+    return family.default_resolution[prediction_type == "v_prediction"]
 
 
 def family_of(unet_shape: dict[str, Any], where: str) -> Family:

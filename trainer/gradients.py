@@ -130,11 +130,7 @@ def _stop_if_not_finite(batch: Batch, each: torch.Tensor, step: int) -> None:
         return
     wrong = (~finite).nonzero().flatten().tolist()
     whose = " and ".join(batch.labels[index] for index in wrong)
-    if not bool(torch.isfinite(batch.latents[wrong]).all()):
-        # Its latents came so from the VAE: SDXL's overflows in fp16, for one.
-        todo = "run the VAE in fp32 (ComfyUI: --fp32-vae) or use another one, or leave that picture out"
-    else:
-        todo = "lower the learning rate, or set precision to bf16 or fp32"
     raise SubjectBoothError(
         f"a loss of {float(each[wrong[0]]):g} at step {step + 1}, on {whose}", "finite numbers",
-        f"{todo}; the adapter of step {step} is kept", "training")
+        "lower the learning rate, or set precision to bf16 or fp32; "
+        f"the adapter of step {step} is kept", "training")

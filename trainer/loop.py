@@ -167,7 +167,7 @@ class Training:
                 "close other programs, lower rank or choose adamw8bit; the same run goes on from its last checkpoint",
                 "training"):
             made.optimizer.step()
-            made.update_average()
+            made.update_average(self.step)
         self._learning = False
 
     def _try_gradients(self, made: Assembly) -> tuple[tuple[float, float, float] | None, str]:
@@ -242,7 +242,8 @@ class Training:
                 break
             yield ValidationStep(self.step, done, config.validation_steps * len(prompts))
         images = self._base.codec.decode(latents)
-        yield Validation(self.step, prompts, images.permute(0, 2, 3, 1).contiguous())
+        yield Validation(self.step, prompts, images.permute(0, 2, 3, 1).contiguous(), config.validation_steps,
+                         config.validation_guidance_scale)
 
 
 class _Clock:

@@ -9,6 +9,7 @@ import torch
 from .diffusers_names import with_kohya_names
 from .errors import SubjectBoothError
 from .safefile import read_metadata
+from .stored_tensors import StoredTensors
 
 MAX_WORDS = 200
 """Characters of trigger words: a prompt holds about 300, and a file may claim anything."""
@@ -75,6 +76,12 @@ def _peft_config(path: Path) -> str:
     except (OSError, ValueError) as error:
         raise SubjectBoothError(f"PEFT settings that cannot be read ({type(error).__name__})",
                                 "settings as PEFT writes them", "get the file again", config.name) from error
+
+
+def is_untrained(path: Path) -> bool:
+    """Whether an adapter in kohya's layout changes nothing: every ``lora_up`` is zero, as before the first step."""
+    stored = StoredTensors.open([path])
+    return not any(bool(stored[name].any()) for name in stored if name.endswith(".lora_up.weight"))
 
 
 def trigger_words(metadata: dict[str, str]) -> str:

@@ -33,6 +33,8 @@ class ClassPriors:
         hashes: one content hash a picture.
         digest: SHA-256 over latents and prompt.
         store: name of the folder that keeps them, so that they are not cleaned away while a LoRA needs them.
+        family: of the base that made them; empty when it is not known.
+        base_digest: of that base, by :attr:`PriorRecipe.base_digest`; empty likewise.
     """
 
     latents: torch.Tensor
@@ -40,6 +42,32 @@ class ClassPriors:
     hashes: tuple[str, ...]
     digest: str
     store: str = ""
+    family: str = ""
+    base_digest: str = ""
+
+    def check_base(self, family: str, base_digest: str) -> str:
+        """Whether the base that is trained on made them.
+
+        Args:
+            family: of that base.
+            base_digest: of what it draws class images by.
+
+        Returns:
+            a warning for another base of the same family (which may be meant so); else an empty string.
+
+        Raises:
+            SubjectBoothError: a base of another family, whose latents mean other pictures.
+        """
+        if self.family and self.family != family:
+            raise SubjectBoothError(
+                f"class images made by a model of the family {self.family} for training on {family}",
+                "class images made by the model that is trained on",
+                "wire the same MODEL and CLIP to Generate Class Priors and to the trainer", "class_priors")
+        if self.base_digest and self.base_digest != base_digest:
+            return ("The class images were made by another model (or with another CLIP, CLIP skip or LoRA) than the "
+                    "one that is trained on, so they pull the class towards that model. Unless you want that, wire the "
+                    "same MODEL and CLIP to both")
+        return ""
 
 
 @dataclass(frozen=True)
@@ -237,9 +265,15 @@ def split_excluded(
 
 
 def class_priors(
-    pictures: Mapping[int, torch.Tensor], used: Mapping[int, str], prompt: str, store: str = "",
+    pictures: Mapping[int, torch.Tensor], used: Mapping[int, str], store: PriorStore, family: str,
 ) -> ClassPriors:
-    """Put the used pictures together; ``store`` is the name of their folder.
+    """Put the used pictures together.
+
+    Args:
+        pictures: latents by number.
+        used: hashes by number of those that training gets.
+        store: what keeps them.
+        family: of the base that made them.
 
     Raises:
         SubjectBoothError: none is left.
@@ -254,4 +288,6 @@ def class_priors(
     hashes = tuple(used.values())
     with torch.inference_mode(False):  # in ComfyUI's inference mode they could not be trained on
         latents = torch.stack([pictures[index].clone() for index in used])
-    return ClassPriors(latents, prompt, hashes, sha256_of(f"class priors {FORMAT_VERSION}", prompt, *hashes), store)
+    prompt = store.recipe.prompt
+    digest = sha256_of(f"class priors {FORMAT_VERSION}", prompt, *hashes)
+    return ClassPriors(latents, prompt, hashes, digest, store.path.name, family, store.recipe.base_digest)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import count
@@ -13,7 +14,7 @@ import torch
 from .errors import SubjectBoothError
 from .metadata import named
 from .safefile import is_whole, read_metadata, to_bytes
-from .storage import disk_errors, remove_parts, write_atomic
+from .storage import PART_PREFIX, disk_errors, make_folder, remove_parts, write_atomic
 
 # Characters that Windows refuses in file names; a workflow made on Linux should run there too.
 _FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
@@ -36,7 +37,8 @@ def checked_name(output_name: str) -> PurePosixPath:
         problem = "has a broken character in it"
     elif not parts or text.endswith("/"):
         problem = "is empty"
-    elif text.startswith("/") or PureWindowsPath(text).drive or ".." in parts:
+    elif text.startswith("/") or PureWindowsPath(text).drive or ".." in parts \
+            or (len(parts) > 1 and parts[0].startswith("~")):  # meant as the home folder
         problem = "leaves the LoRA folder"
     elif any(_FORBIDDEN.search(part) or _RESERVED.match(part) or part != part.strip(" .") for part in parts):
         problem = "has characters or words that Windows does not allow in file names"
@@ -61,6 +63,19 @@ class Published:
 
     path: Path
     note: str = ""
+
+
+def check_folder(folder: Path, output_name: str) -> None:
+    """Find before a run whether its adapter could be published, by writing a small file and removing it.
+
+    Raises:
+        SubjectBoothError: the name cannot be used, or the folder cannot be written.
+    """
+    parent = (folder / checked_name(output_name)).parent
+    with disk_errors("the LoRA cannot be written", parent):
+        make_folder(parent)
+        with tempfile.TemporaryFile(dir=parent, prefix=PART_PREFIX):
+            pass
 
 
 def publish(lora: Path, folder: Path, output_name: str) -> Published:

@@ -5,19 +5,22 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
+from . import adapter
 from .base_model import BaseModel
 from .config import TrainConfig, run_key
 from .data import TrainingData
 from .events import Adjusted, CheckpointSaved, Event, Finished, Started, StepDone, ValidationStep
+from .finite import check_latents, check_prompts
 from .lock import owned
 from .loop import Training
+from .lora_reader import is_untrained
 from .metadata import lora_metadata
 from .numerics import own_numerics
 from .optimizers import with_usable_optimizer
@@ -44,8 +47,11 @@ class Run:
         device: where to train; None lets accelerate choose.
         free: bytes free on a device, for the plan; None asks torch and the system.
 
+    Attributes:
+        warnings: sentences for the user about what goes into the run.
+
     Raises:
-        SubjectBoothError: photos and settings do not fit.
+        SubjectBoothError: photos, class images, base and settings do not fit.
     """
 
     def __init__(
@@ -53,12 +59,13 @@ class Run:
         device: torch.device | None = None, free: FreeMemory | None = None,
     ) -> None:
         config, fall_back = with_usable_optimizer(config, device)
+        other_base = priors.check_base(base.family.name, base.sampling_digest or base.digest) if priors else ""
         self._base, self._subject, self._priors, self._config = base, subject, priors, config
         self._device, self._free = device, free
         # One group of photos, or one for each aspect-ratio bucket.
         side, masks = config.resolution, config.masked_loss
-        warning = subject.check_masks(side, buckets=config.enable_bucket) if masks else ""
-        self._notes = tuple(filter(None, [fall_back, warning]))
+        masks_cut = subject.check_masks(side, buckets=config.enable_bucket) if masks else ""
+        self.warnings = tuple(filter(None, (fall_back, other_base, masks_cut, _small_resolution(side, base))))
         self._prepared = (subject.prepare_buckets(side, with_masks=masks) if config.enable_bucket
                           else (subject.prepare(side, with_masks=masks),))
         digests = [group.digest for group in self._prepared]
@@ -79,6 +86,28 @@ class Run:
         """
         self._stop.set()
 
+    def check(self, class_prompt: str) -> None:
+        """Find before class images are made what a training would be refused for; nothing is loaded or read for it.
+
+        Args:
+            class_prompt: that of the class images.
+
+        Raises:
+            SubjectBoothError: a masked loss without masks, a rank too large for the base, a prompt that a text encoder
+                in training cannot take in.
+        """
+        base, config = self._base, self._config
+        if config.masked_loss:
+            for group in self._prepared:
+                _latent_masks(group)
+        if base.outline_unet is not None:
+            adapter.check_layers(base.outline_unet(), config)
+        if config.train_text_encoder and base.tokenize is not None:
+            adapter.check_rank(config.rank, min(shape.width for shape in base.family.text_encoders))
+            captions = [base.prompt_of(caption) for group in self._prepared for caption in group.captions]
+            for prompt in dict.fromkeys([*captions, class_prompt, *self.shown]):
+                base.tokenize(prompt)
+
     def plan(self) -> Plan:
         """What a run from step 0 would keep in memory. Reads and encodes everything, writes and trains nothing."""
         with Training(self._base, self._encode(), self._config, (), None, self._device, self._free) as training:
@@ -91,13 +120,15 @@ class Run:
 
     def validations(self, steps: int) -> tuple[list[tuple[int, torch.Tensor]], list[int]]:
         """The pictures of these prompts up to ``steps``, as :meth:`RunFolder.validations` gives them, and the steps
-        whose pictures are due and not there: drawn for other prompts, or not at all."""
-        found = self.folder.validations(steps, self.shown)
+        whose pictures are due and not there: drawn with other prompts or sampling settings, or not at all."""
+        config = self._config
+        found = self.folder.validations(
+            steps, self.shown, (config.validation_steps, config.validation_guidance_scale))
         there = {step for step, _ in found}
         due = [step for step in range(1, steps + 1) if self._config.validation_is_due(step)]
         return found, [step for step in due if step not in there]
 
-    def events(self, force_retrain: bool = False, go_on: bool = False) -> Iterator[Event]:
+    def events(self, force_retrain: bool = False, go_on: bool = False) -> Generator[Event, None, None]:
         """Train, or say that it was done before.
 
         Whatever ends the reading (a cancel closes the generator, an error passes through it, memory runs out), the
@@ -112,7 +143,7 @@ class Run:
         """
         done = None if force_retrain else self._done(go_on)
         if done is not None:
-            yield Finished(done[0], done[1], trained=False)
+            yield Finished(done[0], done[1], trained=False, warning=_learned_nothing(done[1], done[0]))
             return
         with owned(self.folder.path):
             if force_retrain:
@@ -146,16 +177,22 @@ class Run:
         training = Training(self._base, self._encode(), self._config, self.shown, resume, self._device, self._free)
         with training:
             yield from self._train(training, started)
-            step = training.step
-        yield Finished(step, self.folder.lora_path(step), trained=True)
+            step, chosen = training.step, training.chosen
+        path = self.folder.lora_path(step)
+        warning = _learned_nothing(path, step)
+        if warning:
+            told = Adjusted(step, warning, chosen)
+            self.folder.log(told)
+            yield told
+        yield Finished(step, path, trained=True, warning=warning)
 
     def _train(self, training: Training, started: float) -> Iterator[Event]:
         saved_step, saved_at = training.step, time.monotonic()
         adapter_step = 0  # of the adapter that was written last
         try:
             for event in training.events():
-                if isinstance(event, Started) and self._notes:
-                    event = replace(event, notes=(*self._notes, *event.notes))
+                if isinstance(event, Started):
+                    event = replace(event, notes=(*self.warnings, *event.notes))
                 if not isinstance(event, ValidationStep):
                     self.folder.log(event)
                 yield event
@@ -215,16 +252,39 @@ class Run:
         captions = tuple(base.prompt_of(caption) for group in groups for caption in group.captions)
         prompts = list(dict.fromkeys([*captions, class_prompt, *self.shown, ""]))
         names = [f"photo {index + 1} ({self._subject.photos[index].name})" for group in groups for index in group.order]
+        encoded = dict(zip(prompts, base.prompts.encode(prompts), strict=True))
+        check_prompts(encoded)
+        latents = _one([base.codec.encode(group.images) for group in groups])
+        flipped = _one([base.codec.encode(group.images.flip(-1)) for group in groups]) if self._config.flip else None
+        check_latents(latents, names)
+        if flipped is not None:
+            check_latents(flipped, names)
         return TrainingData(
-            latents=_one([base.codec.encode(group.images) for group in groups]),
+            latents=latents,
             captions=captions,
-            encoded=dict(zip(prompts, base.prompts.encode(prompts), strict=True)),
+            encoded=encoded,
             prior_latents=priors.latents if priors else None,
             class_prompt=class_prompt,
-            flipped_latents=_one([base.codec.encode(group.images.flip(-1)) for group in groups])
-            if self._config.flip else None,
+            flipped_latents=flipped,
             masks=_one([_latent_masks(group) for group in groups]) if self._config.masked_loss else None,
             names=tuple(names), resolution=self._config.resolution)
+
+
+def _learned_nothing(lora: Path, step: int) -> str:
+    """What to say of an adapter that is as it was before the first step; empty for one that has learned."""
+    if not is_untrained(lora):
+        return ""
+    return (f"This LoRA has learned nothing: after step {step} all of it is still zero, so it changes no picture. "
+            "Check the masks (with masked_loss only what they cover counts), the photos and learning_rate")
+
+
+def _small_resolution(resolution: int, base: BaseModel) -> str:
+    native = base.native_resolution
+    # Below 256 it is meant so: a base for tiny pictures, such as the demo's, or a trial.
+    if not 256 <= resolution < 0.6 * native:
+        return ""
+    return (f"{resolution} px is far below the {native} px that {base.family.name} was trained at, so pictures of "
+            f"{native} px will look worse. Set resolution to {native} if memory allows")
 
 
 def _one(groups: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:

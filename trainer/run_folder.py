@@ -195,10 +195,16 @@ class RunFolder:
         """Where the validation pictures of a step lie."""
         return [self.path / "validation" / f"step_{step:06d}_{number:02d}.png" for number in range(count)]
 
-    def validations(self, steps: int, prompts: tuple[str, ...]) -> list[tuple[int, torch.Tensor]]:
+    def validations(
+        self, steps: int, prompts: tuple[str, ...], sampling: tuple[int, float] | None = None,
+    ) -> list[tuple[int, torch.Tensor]]:
         """Step and pictures (float32 [n, h, w, 3]) of every validation of these prompts up to ``steps`` that is there.
 
-        The prompts are not in the run's key: earlier parts of a run may have been drawn with others.
+        Neither prompts nor sampling settings are in the run's key: pictures may have been drawn with others.
+
+        Args:
+            sampling: sampling steps and guidance scale; None takes pictures of any. Runs of before these were logged
+                count as drawn with them.
         """
         found: dict[int, torch.Tensor] = {}
         for values in self._logged():
@@ -207,7 +213,8 @@ class RunFolder:
             try:
                 step, drawn = values["step"], tuple(str(prompt) for prompt in values["prompts"])
                 found.pop(step, None)
-                if drawn == prompts:
+                settings = values.get("sampling_steps"), values.get("guidance_scale")
+                if drawn == prompts and (sampling is None or settings in (sampling, (None, None))):
                     images = [_read_picture(path) for path in self.pictures(step, len(prompts))]
                     found[step] = torch.from_numpy(np.stack(images))
             except (OSError, ValueError, TypeError, KeyError, SyntaxError):  # gone or damaged (PIL says the last)

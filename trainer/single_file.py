@@ -5,14 +5,23 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from . import families
 from .codecs import KLCodec, TinyCodec, from_ldm_vae, from_taesd
 from .errors import SubjectBoothError
-from .families import Family
+from .families import Family, TextEncoderShape
 from .stored_base import StoredParts, WeightsReader, missing_part, stable_diffusion_schedule
 from .stored_tensors import StoredTensors
-from .text_encoder import from_open_clip
-from .unsupported import architecture, refuse_sampling_marks
+from .text_encoder import (
+    INNER,
+    from_open_clip,
+    lacks_last_layer,
+    refuse_missing_last_layer,
+    transformers_name,
+    with_last_layer,
+)
+from .unsupported import architecture, is_bare_unet, refuse_sampling_marks
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 V_SPREAD = 0.09
@@ -35,6 +44,11 @@ def read_file(path: Path) -> StoredParts:
     whole = StoredTensors.open([path])
     refuse_sampling_marks(whole, where)
     unet, vae = whole.below(UNET), whole.below(VAE)
+    if is_bare_unet(whole) or (is_bare_unet(unet) and len(unet) == len(whole)):
+        raise SubjectBoothError(
+            "a UNet alone, without text encoder and VAE", "a checkpoint with all three",
+            "use the checkpoint that this UNet belongs to; or train in ComfyUI with Load Diffusion Model, Load CLIP "
+            "and Load VAE, or join the three there with Save Checkpoint", where)
     if not unet:
         raise SubjectBoothError(
             f"a file that is not a Stable Diffusion checkpoint ({architecture(whole)})",
@@ -43,7 +57,7 @@ def read_file(path: Path) -> StoredParts:
         raise missing_part("VAE", where)
 
     def text(family: Family, clip_layer: int | None) -> list[WeightsReader]:
-        return _text_encoders(whole, family, where)
+        return _text_encoders(whole, family, clip_layer, where)
 
     return StoredParts(
         files=(path,), unet=unet, text_encoders=text, codec=lambda family: _codec(vae, family, where),
@@ -66,18 +80,30 @@ def _prediction_type(whole: StoredTensors) -> str | None:
     return None
 
 
-def _text_encoders(whole: StoredTensors, family: Family, where: str) -> list[WeightsReader]:
+def _text_encoders(
+    whole: StoredTensors, family: Family, clip_layer: int | None, where: str,
+) -> list[WeightsReader]:
     found: list[WeightsReader] = []
     for shape in family.text_encoders:
         own = whole.below(shape.single_file)
         if not own:
             raise missing_part("text encoder", where)
-        found.append(partial(from_open_clip, own) if shape.open_clip else partial(dict, own))
+        names = [name.replace("transformer.resblocks.", f"{INNER}encoder.layers.") if shape.open_clip
+                 else transformers_name(name) for name in own]
+        if lacks_last_layer(names, shape):
+            refuse_missing_last_layer(clip_layer, where)
+        found.append(partial(_text_weights, own, shape))
     return found
+
+
+def _text_weights(stored: StoredTensors, shape: TextEncoderShape) -> dict[str, torch.Tensor]:
+    named = from_open_clip(stored) if shape.open_clip else {
+        transformers_name(name): tensor for name, tensor in stored.items()}
+    return with_last_layer(named, shape)
 
 
 def _codec(vae: StoredTensors, family: Family, where: str) -> TinyCodec | KLCodec:
     tiny = {name: tensor for name, tensor in vae.items() if name.startswith("taesd_")}
     if tiny:
-        return TinyCodec(from_taesd(tiny))
+        return TinyCodec(from_taesd(tiny), where)
     return KLCodec(from_ldm_vae(vae), family.latent_scale, where)

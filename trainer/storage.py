@@ -68,6 +68,14 @@ def rename(source: Path, target: Path) -> None:
     _flush_names(target.parent)
 
 
+def user_path(text: str) -> Path:
+    """A path as it is typed in a shell: ``--base=~/x`` reaches a program with its ``~``."""
+    try:
+        return Path(text).expanduser()
+    except RuntimeError:  # there is no such user, so it is a name like any other
+        return Path(text)
+
+
 def make_folder(folder: Path) -> None:
     """Make a folder and the missing ones above it, so that a power cut does not take them with what is then in them."""
     missing = []

@@ -12,11 +12,18 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .base_model import BaseModel, build_unet, inspect_unet, lora_layer_names, make_noise_scheduler
+from .base_model import (
+    BaseModel,
+    build_unet,
+    inspect_unet,
+    lora_layer_names,
+    make_noise_scheduler,
+    outline_unet,
+)
 from .codecs import KLCodec, TinyCodec
 from .conditioning import Conditioning
 from .errors import SubjectBoothError, require
-from .families import Family
+from .families import Family, native_resolution
 from .memory import free_memory, is_out_of_memory
 from .numerics import CPU
 from .storage import sha256_of
@@ -72,13 +79,9 @@ def load_base(
     Raises:
         SubjectBoothError: it is of another format or family, or parts are missing.
     """
-    from .diffusers_folder import read_folder
-    from .single_file import read_file
-
-    parts = read_folder(path) if path.is_dir() else read_file(path)
+    parts, family = _read(path)
     where = str(path)
     shapes = parts.unet.shapes
-    family = inspect_unet(shapes, where, parts.unet.dtypes)
     require("diffusers", "transformers")  # not before: they take seconds to import, and a mistyped path none to refuse
     prediction_type = parts.prediction_type or prediction_type or "epsilon"
     noise_scheduler = make_noise_scheduler(parts.alphas_cumprod, prediction_type)
@@ -104,7 +107,22 @@ def load_base(
         layer_names=lora_layer_names(shapes, family),
         clip_layer=clip_layer,
         tokenize=lambda prompt: token_chunks(prompt, family),
-        build_text_encoders=build_text)
+        build_text_encoders=build_text,
+        outline_unet=lambda: outline_unet(shapes, family, where))
+
+
+def stored_resolution(path: Path, prediction_type: str | None = None) -> int:
+    """Pixels a side that the model was trained at, from the files' headers alone. See :func:`load_base`."""
+    parts, family = _read(path)
+    return native_resolution(family, parts.prediction_type or prediction_type or "epsilon")
+
+
+def _read(path: Path) -> tuple[StoredParts, Family]:
+    from .diffusers_folder import read_folder
+    from .single_file import read_file
+
+    parts = read_folder(path) if path.is_dir() else read_file(path)
+    return parts, inspect_unet(parts.unet.shapes, str(path), parts.unet.dtypes)
 
 
 class StoredPromptEncoder:

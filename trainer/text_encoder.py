@@ -6,7 +6,7 @@ A trained text encoder has to see what ComfyUI's sampler will show it: the same 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +15,7 @@ import torch
 from .conditioning import Conditioning
 from .errors import SubjectBoothError, require
 from .families import TextEncoderShape
+from .finite import check_weight
 from .tokenizer import END, START
 
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ def build_text_encoder(
     """A frozen transformers model on the CPU from weights with transformers' names (``text_model.encoder...``).
 
     Raises:
-        SubjectBoothError: a weight is missing or has another shape.
+        SubjectBoothError: a weight is missing, has another shape or is not a number.
     """
     require("transformers")
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -68,7 +69,45 @@ def build_text_encoder(
                     f"a text encoder whose weight {name!r} is {problem}", f"shape {tuple(parameter.shape)}",
                     "use an unmodified checkpoint of this family", where)
             parameter.copy_(found)
+            check_weight(name, parameter, found, "text encoder", where)
         return model.requires_grad_(False).eval()
+
+
+def transformers_name(name: str) -> str:
+    """A weight's name with ``text_model.`` in front, which transformers 5.6 and NovelAI's checkpoints leave out."""
+    return name if name.startswith((INNER, "text_projection.")) else INNER + name
+
+
+def lacks_last_layer(names: Iterable[str], shape: TextEncoderShape) -> bool:
+    """Whether the encoder was saved without its last layer, as SD 2.x's often is, whose UNet takes the one before.
+
+    Args:
+        names: transformers' names.
+    """
+    last = f"{INNER}encoder.layers.{shape.layers - 1}."
+    # A pooled prompt comes from the last layer, so an encoder that gives one cannot do without.
+    return shape.layer == -2 and not shape.projects and not any(name.startswith(last) for name in names)
+
+
+def with_last_layer(weights: Mapping[str, torch.Tensor], shape: TextEncoderShape) -> dict[str, torch.Tensor]:
+    """The weights with a last layer of zeros where it is missing: an exact identity, so that layers count as always."""
+    if not lacks_last_layer(weights, shape):
+        return dict(weights)
+    last, before = (f"{INNER}encoder.layers.{shape.layers - number}." for number in (1, 2))
+    zeros = {last + name.removeprefix(before): torch.zeros_like(tensor) for name, tensor in weights.items()
+             if name.startswith(before)}
+    return {**weights, **zeros}
+
+
+def refuse_missing_last_layer(clip_layer: int | None, where: str) -> None:
+    """For an encoder of which :func:`lacks_last_layer` is true.
+
+    Raises:
+        SubjectBoothError: the last layer is asked for.
+    """
+    if clip_layer == -1:
+        raise SubjectBoothError("clip_skip 1 with a text encoder that was saved without the last layer", "clip_skip 2",
+                                "leave clip_skip out, or use a checkpoint that has all layers", where)
 
 
 def lora_layer_name(layer: str) -> str:
@@ -97,7 +136,8 @@ def encode(
         models: one a text encoder of the family, perhaps wrapped by accelerate.
         shapes: like ``models``.
         prompts: for each prompt the chunks for each text encoder.
-        clip_layer: ComfyUI's count (-1 last, -2 the one before); None for the family's own.
+        clip_layer: ComfyUI's count (-1 last, -2 the one before; past the first one the last); None for the family's
+            own.
 
     Returns:
         One conditioning a prompt, float32, on the models' device; several encoders stand side by side.
@@ -123,8 +163,11 @@ def _encode_one(
         empty = torch.tensor([[START, END] + [shape.padding] * (LENGTH - 2)], device=device)
         ids = torch.cat([ids, empty])
     output = model(input_ids=ids, output_hidden_states=True)
-    hidden_states = output.hidden_states[clip_layer if clip_layer is not None else shape.layer].float()
-    if shape.norms_hidden_layer:
+    layer = clip_layer if clip_layer is not None else shape.layer
+    # For a layer that the encoder does not have, ComfyUI takes what comes out of it: the last one, with the final norm.
+    is_past = abs(layer) > shape.layers
+    hidden_states = output.hidden_states[-1 if is_past else layer].float()
+    if shape.norms_hidden_layer or is_past:
         # In float32 whatever the weights are: accelerate's wrapper, which would see to it, is not around this layer.
         norm = _final_layer_norm(model)
         hidden_states = torch.nn.functional.layer_norm(

@@ -36,6 +36,13 @@ def architecture(names: Iterable[str]) -> str:
     return "Flux, SD 3, a video model or the like"
 
 
+def is_bare_unet(names: Iterable[str]) -> bool:
+    """Whether a file holds a Stable Diffusion UNet and nothing else, by the original's or by diffusers' names."""
+    known = set(names)
+    return "time_embed.0.weight" in known and "input_blocks.0.0.weight" in known \
+        or "time_embedding.linear_1.weight" in known and "conv_in.weight" in known
+
+
 def input_kind(channels: int) -> str:
     """What a UNet with so many input channels is for."""
     return _INPUT_CHANNELS.get(channels, "not a text-to-image model")

@@ -5,7 +5,11 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from subjectbooth.scripts.comfy_server import ComfyClient, RunResult
+import pytest
+import safetensors.torch
+import torch
+
+from subjectbooth.scripts.comfy_server import ComfyClient, NodeFailed, RunResult
 from subjectbooth.tests.comfy.graphs import Graph, node
 from subjectbooth.tests.comfy.test_priors_node import priors_graph, sampler_steps
 from subjectbooth.tests.comfy.training_graphs import train_node
@@ -67,3 +71,46 @@ def test_the_latents_are_not_touched_by_training(comfy: ComfyClient) -> None:
     graph = priors_graph(comfy, seed=2300, count=3, exclude="0" * 64)
     graph["30"] = node("ProbeState", after=["20", 0])
     assert comfy.run(graph).outputs["21"]["report"][0] == first.outputs["21"]["report"][0]
+
+
+@pytest.mark.parametrize(("train", "options", "sentence"), [
+    ({}, {"masked_loss": True}, "masked_loss without a mask"),
+    ({"rank": 400}, {}, "rank 400; needed: 320 or less"),
+    ({"validation_prompts": "embedding:nothing {subject}"}, {"train_text_encoder": True}, "with an embedding: in it"),
+    ({"output_name": "blocked/cat"}, {}, "the LoRA cannot be written"),
+])
+def test_what_the_trainer_refuses_is_refused_before_class_images_are_made(
+    comfy: ComfyClient, train: dict[str, Any], options: dict[str, Any], sentence: str
+) -> None:
+    (comfy.server.models_dir / "loras" / "blocked").write_bytes(b"")
+    embedding = comfy.server.models_dir / "embeddings" / "nothing.safetensors"
+    embedding.parent.mkdir(exist_ok=True)
+    safetensors.torch.save_file({"emb_params": torch.zeros(1, 768)}, embedding)
+    graph = priors_graph(comfy, seed=2400, count=1)
+    graph["9"] = node("DreamBoothOptions", **{**comfy.defaults("DreamBoothOptions"), **options})
+    graph["11"] = train_node(class_priors=["20", 0], **{"options": ["9", 0], **train})
+    before = set(comfy.server.output_dir.rglob("*"))
+    with pytest.raises(NodeFailed) as failure:
+        comfy.run(graph)
+    assert failure.value.node_id == "20" and sentence in failure.value.node_message
+    assert set(comfy.server.output_dir.rglob("*")) == before
+
+
+def test_a_trainer_whose_settings_are_not_known_yet_is_left_to_itself(comfy: ComfyClient) -> None:
+    graph = priors_graph(comfy, seed=2400, count=1, steps=1)
+    graph["12"] = node("PrimitiveInt", value=400)
+    graph["11"] = train_node(class_priors=["20", 0], rank=["12", 0])
+    with pytest.raises(NodeFailed) as failure:
+        comfy.run(graph)
+    assert failure.value.node_id == "11"
+
+
+def test_class_images_of_another_model_are_reported_by_the_trainer(comfy: ComfyClient) -> None:
+    graph = priors_graph(comfy, seed=2500, count=1)
+    graph["9"] = node("LoraLoader", model=["1", 0], clip=["1", 1], lora_name="tiny_style.safetensors",
+                      strength_model=0.8, strength_clip=0.8)
+    graph["20"]["inputs"]["model"] = ["9", 0]
+    graph["11"] = train_node(class_priors=["20", 0], output_name="other_priors", steps=1)
+    assert "The class images were made by another model" in "\n".join(comfy.run(graph).outputs["11"]["text"])
+    graph["20"]["inputs"]["model"] = ["1", 0]
+    assert "another model" not in "\n".join(comfy.run(graph).outputs["11"]["text"])

@@ -20,10 +20,13 @@ def _options(client: ComfyClient, **changes: object) -> dict[str, object]:
 def test_prompts_are_encoded_as_comfyui_does(comfy: ComfyClient) -> None:
     graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
              "8": node("CLIPSetLastLayer", clip=["1", 1], stop_at_clip_layer=-2),
+             "7": node("CLIPSetLastLayer", clip=["1", 1], stop_at_clip_layer=-12),
+             "6": node("CLIPSetLastLayer", clip=["1", 1], stop_at_clip_layer=-14),
              "9": node("LoraLoader", model=["1", 0], clip=["1", 1], lora_name="tiny_style.safetensors",
                        strength_model=0.8, strength_clip=0.8)}
     cases = [("plain", ["1", 1], "a photo of ohwx cat"), ("weights", ["1", 1], "a (photo:1.4) of [ohwx] cat"),
              ("long", ["1", 1], LONG), ("empty", ["1", 1], ""), ("skip", ["8", 0], "a photo of ohwx cat"),
+             ("first layer", ["7", 0], "a photo of ohwx cat"), ("past it", ["6", 0], "a photo of ohwx cat"),
              ("patched", ["9", 1], "a photo of ohwx cat")]
     for number, (_, clip, prompt) in enumerate(cases):
         graph[f"9{number}"] = node("ProbeText", model=["1", 0], clip=clip, prompt=prompt, nonce=number)

@@ -1,0 +1,71 @@
+"""What the trainers that take a node's class images would refuse, found before the images are made.
+
+ComfyUI runs GenerateClassPriors first, and it may take minutes. A lazy input of the trainer would not change that:
+GenerateClassPriors is an output node itself, and ComfyUI (0.3.75 and 0.33) starts output nodes in the order of a Python
+set. So the trainers' settings are read from the queued prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from ..trainer.publish import check_folder
+from ..trainer.run import Run
+from ..trainer.subject import Subject
+from .bridge import base_from_graph
+from .host import loras_dirs, pack_output_dir
+from .settings import SETTINGS, config_from
+
+Prompt = Mapping[str, Mapping[str, Any]]
+
+
+def check_trainers(
+    prompt: Prompt | None, node_id: str | None, model: Any, clip: Any, vae: Any, subject: Subject, class_prompt: str
+) -> None:
+    """Check every trainer that is wired to the node's first output and has the same model, CLIP, VAE and subject.
+
+    What another node computes is not known yet; a trainer with such settings is left to its own checks.
+
+    Args:
+        prompt: as it was queued: node id -> class_type and inputs.
+        node_id: of the node that makes the class images.
+        class_prompt: what they are to show.
+
+    Raises:
+        SubjectBoothError: see :meth:`trainer.run.Run.check`; or a setting is wrong, or the LoRA folder is not writable.
+    """
+    own = (prompt or {}).get(str(node_id))
+    if prompt is None or own is None:  # inside a node that expands into others
+        return
+    shared = ("model", "clip", "vae", "subject")
+    for inputs in _trainers(prompt, str(node_id)):
+        if any(inputs.get(name) != own["inputs"].get(name) for name in shared):
+            continue
+        if isinstance(inputs.get("output_name"), str):
+            check_folder(loras_dirs()[0], inputs["output_name"])
+        settings = _settings(prompt, inputs)
+        if settings is None:
+            continue
+        config = config_from(settings, settings.get("resolution") or subject.resolution)
+        Run(base_from_graph(model, clip, vae), subject, None, config, pack_output_dir()).check(class_prompt)
+
+
+def _trainers(prompt: Prompt, node_id: str) -> Iterator[Mapping[str, Any]]:
+    for node in prompt.values():
+        inputs = node.get("inputs", {})
+        if node.get("class_type") == "DreamBoothLoRATrain" and inputs.get("class_priors") == [node_id, 0]:
+            yield inputs
+
+
+def _settings(prompt: Prompt, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The trainer's settings, those of its options node included; None where one comes from another node."""
+    options: Mapping[str, Any] = {}
+    link = inputs.get("options")
+    if link is not None:
+        source = prompt.get(str(link[0]), {}) if isinstance(link, list) and link else {}
+        if source.get("class_type") != "DreamBoothOptions":
+            return None
+        options = source.get("inputs", {})
+    found = {name: value for name, value in {**inputs, **options}.items() if name in SETTINGS}
+    return None if any(isinstance(value, list) for value in found.values()) else found
