@@ -183,7 +183,7 @@ def _moves(monkeypatch: pytest.MonkeyPatch, module: str) -> list[torch.device]:
 def test_the_vae_is_on_the_device_while_it_works_and_no_longer(monkeypatch: pytest.MonkeyPatch) -> None:
     from diffusers import AutoencoderTiny
 
-    codec = TinyCodec(AutoencoderTiny().state_dict())
+    codec = TinyCodec(AutoencoderTiny().state_dict(), "test")
     images = torch.rand(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
     latents = codec.encode(images)
     expected = latents, codec.decode(latents)

@@ -69,7 +69,9 @@ class StoredTensors(Mapping[str, torch.Tensor]):
         if entry.dtype not in _DTYPES:
             raise SubjectBoothError(f"a tensor stored as {entry.dtype}", "weights in fp32, fp16 or bf16",
                                     "use another checkpoint", f"{entry.path}, {name}")
-        data = torch.empty(entry.end - entry.begin, dtype=torch.uint8)  # too little memory is not the file's fault
+        # Outside the block below: too little memory is not the file's fault. The device is named, as another pack may
+        # have set another default.
+        data = torch.empty(entry.end - entry.begin, dtype=torch.uint8, device="cpu")
         with _sentences(entry.path), entry.path.open("rb") as file:
             file.seek(entry.begin)
             if _stamp(file) != entry.stamp or file.readinto(data.numpy().data) != len(data):
