@@ -15,7 +15,6 @@ from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProject
 from subjectbooth.tests.small_base import FAMILY, small_base, small_priors, small_subject, small_text_encoder
 from subjectbooth.trainer import adapter, assembly
 from subjectbooth.trainer.config import TrainConfig, run_key
-from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Finished, StepDone
 from subjectbooth.trainer.families import TextEncoderShape
 from subjectbooth.trainer.run import Run
@@ -198,8 +197,9 @@ def _encoder(shape: TextEncoderShape) -> torch.nn.Module:
 
 @pytest.mark.parametrize(("layer", "projects", "clip_layer", "trained"), [
     (-1, False, None, {0, 1}), (-1, False, -2, {0}), (-2, False, None, {0}), (-2, False, -1, {0, 1}),
-    (-2, True, None, {0, 1}), (-2, True, -2, {0, 1}),
-], ids=["SD 1.x", "SD 1.x, CLIP skip 2", "SD 2.x and SDXL's l", "with the last", "SDXL's g", "g, CLIP skip 2"])
+    (-2, True, None, {0, 1}), (-2, True, -2, {0, 1}), (-1, False, -3, {0, 1}),
+], ids=["SD 1.x", "SD 1.x, CLIP skip 2", "SD 2.x and SDXL's l", "with the last", "SDXL's g", "g, CLIP skip 2",
+        "CLIP skip past the encoder"])
 def test_every_text_layer_that_has_a_lora_gets_a_gradient(
     layer: int, projects: bool, clip_layer: int | None, trained: set[int]
 ) -> None:
@@ -219,11 +219,6 @@ def test_every_text_layer_that_has_a_lora_gets_a_gradient(
     layers = {int(name.split("encoder.layers.")[1].split(".")[0]) for name, parameter in model.named_parameters()
               if parameter.requires_grad}
     assert layers == trained
-
-
-def test_clip_skip_past_the_first_layer_is_refused() -> None:
-    with pytest.raises(SubjectBoothError, match="a smaller CLIP skip"):
-        adapter.text_target_layers(small_text_encoder(), "all", used=0)
 
 
 def test_a_checkpoint_with_a_lora_for_layers_that_are_not_used_goes_on(

@@ -38,17 +38,10 @@ def text_target_layers(module: nn.Module, lora_targets: str, used: int | None = 
     Args:
         used: how many of the encoder's layers, from the first, the prompt comes from
             (:func:`trainer.text_encoder.used_layers`): the others would never get a gradient. None for all.
-
-    Raises:
-        SubjectBoothError: CLIP skip leaves no layer.
     """
     endings = TEXT_ATTENTION if lora_targets == "attention" else TEXT_ATTENTION + TEXT_MLP
-    layers = {name: layer for name, layer in module.named_modules()
-              if name.rsplit(".", 1)[-1] in endings and (used is None or _encoder_layer(name) < used)}
-    if not layers:
-        raise SubjectBoothError("a CLIP skip past the text encoder's first layer", "a layer that can be trained",
-                                "use a smaller CLIP skip, or turn train_text_encoder off", "CLIP")
-    return layers
+    return {name: layer for name, layer in module.named_modules()
+            if name.rsplit(".", 1)[-1] in endings and (used is None or _encoder_layer(name) < used)}
 
 
 def _encoder_layer(name: str) -> int:

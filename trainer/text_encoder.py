@@ -121,9 +121,14 @@ def used_layers(shape: TextEncoderShape, clip_layer: int | None) -> int:
     Where the states of an earlier layer are taken, those behind it are computed for nothing, unless the pooled prompt
     comes from the last one.
     """
-    if shape.projects:
-        return shape.layers
-    return max(0, shape.layers + 1 + (clip_layer if clip_layer is not None else shape.layer))
+    layer = clip_layer if clip_layer is not None else shape.layer
+    return shape.layers if shape.projects or _is_past(layer, shape) else shape.layers + 1 + layer
+
+
+def _is_past(layer: int, shape: TextEncoderShape) -> bool:
+    """Whether the encoder does not have that layer. ComfyUI then takes what comes out of it: the last one, with the
+    final norm."""
+    return abs(layer) > shape.layers
 
 
 def encode(
@@ -164,8 +169,7 @@ def _encode_one(
         ids = torch.cat([ids, empty])
     output = model(input_ids=ids, output_hidden_states=True)
     layer = clip_layer if clip_layer is not None else shape.layer
-    # For a layer that the encoder does not have, ComfyUI takes what comes out of it: the last one, with the final norm.
-    is_past = abs(layer) > shape.layers
+    is_past = _is_past(layer, shape)
     hidden_states = output.hidden_states[-1 if is_past else layer].float()
     if shape.norms_hidden_layer or is_past:
         # In float32 whatever the weights are: accelerate's wrapper, which would see to it, is not around this layer.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -157,7 +158,8 @@ class ProbeText:
                 targets = "all" if any("fc1" in key for key in subject_lora.tensors) else "attention"
                 settings = config.TrainConfig(rank=rank, network_alpha=alpha, lora_targets=targets)
                 for shape, encoder in zip(family.text_encoders, models, strict=True):
-                    adapter.inject(encoder, settings, adapter.text_target_layers)
+                    used = text_encoder.used_layers(shape, clip.layer_idx)
+                    adapter.inject(encoder, settings, partial(adapter.text_target_layers, used=used))
                     state = {}
                     for name in adapter.adapter_state(encoder):
                         layer, kind, _ = name.rsplit(".", 2)
