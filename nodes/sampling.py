@@ -13,6 +13,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from PIL import Image
 
+from ..trainer import memory
 from ..trainer.errors import SubjectBoothError
 from ..trainer.plan import pictures_that_fit
 from .bridge import normal
@@ -154,13 +155,9 @@ def encode(clip: CLIP, text: str) -> Any:
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """As ComfyUI tells it. Versions that have no ``is_oom`` know torch's own class only: newer drivers raise others."""
-    known = getattr(comfy.model_management, "is_oom", None)
-    if known is not None:
-        return bool(known(error))
-    accelerator = getattr(torch, "AcceleratorError", ())
-    return isinstance(error, comfy.model_management.OOM_EXCEPTION) or (
-        isinstance(error, accelerator) and "out of memory" in str(error).lower())
+    """As the trainer tells it, and ComfyUI besides, whose newer versions (``is_oom``) may know of further devices."""
+    theirs = getattr(comfy.model_management, "is_oom", None)
+    return memory.is_out_of_memory(error) or (theirs is not None and bool(theirs(error)))
 
 
 def without_guidance_patches(model: ModelPatcher) -> tuple[ModelPatcher, list[str]]:

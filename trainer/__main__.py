@@ -188,7 +188,7 @@ def _train(options: argparse.Namespace) -> None:
     if any(photo.caption != subject.instance_prompt for photo in subject.photos):
         print("\n".join(["captions:", *caption_lines(subject)]))
     if config.masked_loss:
-        subject.check_masks(config.resolution, buckets=config.enable_bucket)  # before class images are made
+        subject.check_masks(config.resolution, buckets=config.enable_bucket)  # before the base is read
     device = torch.device("cpu") if options.cpu else None
     base = load_base(options.base, options.clip_skip, options.prediction_type, device or default_device())
     if options.plan:

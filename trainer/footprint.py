@@ -49,7 +49,6 @@ def unet_footprint(unet: nn.Module, conditioning: Conditioning, size: tuple[int,
         dtype: what the forward pass computes in: with a half type its matrix products do, and its norms in float32,
             as under CUDA's autocast.
     """
-    pooled = conditioning.pooled
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as undo:
         undo.enter_context(_without_checkpointing(unet))
         undo.enter_context(_without_attention_kernels(unet))
@@ -58,9 +57,7 @@ def unet_footprint(unet: nn.Module, conditioning: Conditioning, size: tuple[int,
         weights = {f"unet.{name}": _meta(name, tensor, dtype) for name, tensor in _tensors(unet)}
         memory = _Memory(weights)
         units = undo.enter_context(_counted_once(unet, memory))
-        latents = torch.empty(1, 4, *size, device=META)
-        prompt = Conditioning(torch.empty(conditioning.hidden_states.shape, device=META),
-                              None if pooled is None else torch.empty(pooled.shape, device=META))
+        latents, prompt = _inputs(conditioning, size)
         stand_in = _OnMeta(unet, weights, dtype)
         undo.enter_context(memory)
         timestep = torch.zeros(1, dtype=torch.int64, device=META)
@@ -100,13 +97,18 @@ def drawing_bytes(unet: nn.Module, conditioning: Conditioning, size: tuple[int, 
             undo.enter_context(_like_autocast(unet, dtype))
         weights = {f"unet.{name}": _meta(name, tensor, dtype) for name, tensor in _tensors(unet)}
         memory = _Memory(weights)
-        latents = torch.empty(1, 4, *size, device=META)
-        pooled = conditioning.pooled
-        prompt = Conditioning(torch.empty(conditioning.hidden_states.shape, device=META),
-                              None if pooled is None else torch.empty(pooled.shape, device=META))
+        latents, prompt = _inputs(conditioning, size)
         undo.enter_context(memory)
         predict(_OnMeta(unet, weights, dtype), latents, torch.zeros(1, dtype=torch.int64, device=META), prompt)
         return memory.peak
+
+
+def _inputs(conditioning: Conditioning, size: tuple[int, ...]) -> tuple[torch.Tensor, Conditioning]:
+    """One picture's latents and its prompt, on the meta device."""
+    pooled = conditioning.pooled
+    return torch.empty(1, 4, *size, device=META), Conditioning(
+        torch.empty(conditioning.hidden_states.shape, device=META),
+        None if pooled is None else torch.empty(pooled.shape, device=META))
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:

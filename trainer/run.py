@@ -93,13 +93,10 @@ class Run:
             class_prompt: that of the class images.
 
         Raises:
-            SubjectBoothError: a masked loss without masks, a rank too large for the base, a prompt that a text encoder
-                in training cannot take in.
+            SubjectBoothError: a rank too large for the base, or a prompt that a text encoder in training cannot take
+                in. (Masks and class images are checked when the run is made.)
         """
         base, config = self._base, self._config
-        if config.masked_loss:
-            for group in self._prepared:
-                _latent_masks(group)
         if base.outline_unet is not None:
             adapter.check_layers(base.outline_unet(), config)
         if config.train_text_encoder and base.tokenize is not None:
