@@ -159,7 +159,7 @@ def tokenizer() -> Any:
     from transformers import CLIPTokenizerFast
 
     sys.path.insert(0, str(ROOT))  # for the trainer, which is a package of the root here
-    from trainer.tokenizer import clip_tokenizer
+    from trainer.base.sd.tokenizer import clip_tokenizer
 
     return CLIPTokenizerFast(tokenizer_object=clip_tokenizer(), model_max_length=77)
 

@@ -78,13 +78,13 @@ class _AsDiffusers(nn.Module):
 
 def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float) -> Narrow:
     """The nets after STEPS steps on the subject *name*, their LoRA's running average in the UNet."""
-    from trainer.adapter import inject
-    from trainer.base_model import make_noise_scheduler
-    from trainer.conditioning import Conditioning
+    from trainer.base.base_model import make_noise_scheduler
+    from trainer.base.conditioning import Conditioning
     from trainer.config import TrainConfig
-    from trainer.data import TrainingData, make_batches
-    from trainer.ema import AdapterAverage
-    from trainer.loss import batch_losses
+    from trainer.learn.adapter import inject
+    from trainer.learn.data import TrainingData, make_batches
+    from trainer.learn.ema import AdapterAverage
+    from trainer.learn.loss import batch_losses
 
     word = SUBJECTS[name].class_word
     plain, special = caption(word, None), f"a photo of ohwx {word}"

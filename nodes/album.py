@@ -12,8 +12,8 @@ from comfy.sd import VAE
 from PIL import Image
 
 from ..trainer.errors import SubjectBoothError
-from ..trainer.priors import picture_hash
-from ..trainer.storage import write_atomic
+from ..trainer.files.storage import write_atomic
+from ..trainer.preserve.priors import picture_hash
 from .bridge import ComfyLatentCodec
 from .host import stop_if_cancelled
 from .weights import digest_of

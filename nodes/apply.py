@@ -12,8 +12,8 @@ import folder_paths
 from comfy_api.latest import io
 
 from ..trainer.errors import SubjectBoothError
-from ..trainer.lora_reader import peft_config_path
-from ..trainer.storage import sha256_of
+from ..trainer.files.storage import sha256_of
+from ..trainer.runs.lora_reader import peft_config_path
 from .host import Progress
 from .lora_effect import changes_nothing
 from .lora_file import Match, SubjectLora, embeddings_of, load_lora_file, match_keys

@@ -9,7 +9,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
-from ..trainer.base_model import (
+from ..trainer.base.base_model import (
     BaseModel,
     build_unet,
     inspect_unet,
@@ -17,12 +17,12 @@ from ..trainer.base_model import (
     make_noise_scheduler,
     outline_unet,
 )
-from ..trainer.codecs import refuse_other_latents
-from ..trainer.conditioning import Conditioning
+from ..trainer.base.conditioning import Conditioning
+from ..trainer.base.sd.codecs import refuse_other_latents
+from ..trainer.base.sd.families import Family
+from ..trainer.base.sd.text_encoder import TokenChunks, build_text_encoder
 from ..trainer.errors import SubjectBoothError
-from ..trainer.families import Family
-from ..trainer.storage import canonical_json, sha256_of
-from ..trainer.text_encoder import TokenChunks, build_text_encoder
+from ..trainer.files.storage import canonical_json, sha256_of
 from .host import release_models
 from .noise import noise_schedule, sigmas_of, type_name
 from .weights import digest_of, effective_weights, refuse_comfy_quant, shapes_of, stored_as
@@ -143,7 +143,7 @@ class ComfyPromptEncoder:
         self._pooled = pooled
 
     def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
-        """See :class:`trainer.conditioning.PromptEncoder`."""
+        """See :class:`trainer.base.conditioning.PromptEncoder`."""
         return [self._encode(prompt) for prompt in prompts]
 
     def _encode(self, prompt: str) -> Conditioning:
@@ -160,14 +160,16 @@ class ComfyLatentCodec:
         self._vae = vae
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """See :class:`trainer.conditioning.LatentCodec`. ComfyUI gives the posterior's mean, not a sample of it: the
-        same latents every time, which is also what they are cached as."""
+        """See :class:`trainer.base.conditioning.LatentCodec`.
+
+        ComfyUI gives the posterior's mean, not a sample of it: the same latents every time.
+        """
         with torch.inference_mode():
             latents = self._latent_format.process_in(self._vae.encode(images.movedim(1, -1)))
         return normal(latents)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """See :class:`trainer.conditioning.LatentCodec`."""
+        """See :class:`trainer.base.conditioning.LatentCodec`."""
         with torch.inference_mode():
             images = self._vae.decode(self._latent_format.process_out(latents))
         return normal(images.movedim(-1, 1)).clamp(0, 1)

@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..trainer.publish import check_folder
-from ..trainer.run import Run
-from ..trainer.subject import Subject
+from ..trainer.runs.publish import check_folder
+from ..trainer.runs.run import Run
+from ..trainer.subject.subject import Subject
 from .bridge import base_from_graph
 from .host import loras_dirs, pack_output_dir
 from .settings import SETTINGS, config_from
@@ -33,7 +33,8 @@ def check_trainers(
         class_prompt: what they are to show.
 
     Raises:
-        SubjectBoothError: see :meth:`trainer.run.Run.check`; or a setting is wrong, or the LoRA folder is not writable.
+        SubjectBoothError: see :meth:`trainer.runs.run.Run.check`; or a setting is wrong, or the LoRA folder is not
+            writable.
     """
     own = (prompt or {}).get(str(node_id))
     if prompt is None or own is None:  # inside a node that expands into others

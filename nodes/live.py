@@ -1,6 +1,6 @@
 """What the panel on DreamBoothLoRATrain is told while a run goes on, and how it stops one.
 
-Nothing here changes a run but :meth:`trainer.run.Run.stop_and_keep`, when a user asks for it.
+Nothing here changes a run but :meth:`trainer.runs.run.Run.stop_and_keep`, when a user asks for it.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from ..trainer.events import (
     ValidationStep,
     to_json,
 )
-from ..trainer.history import points_of
-from ..trainer.run import Run
+from ..trainer.runs.history import points_of
+from ..trainer.runs.run import Run
 from .host import Cancelled, memory_in_use, versioned_entry
 
 EVENT = "subjectbooth.train"
@@ -97,7 +97,7 @@ class Feed:
         return dict(self._now)
 
     def stop_and_keep(self) -> None:
-        """See :meth:`trainer.run.Run.stop_and_keep`."""
+        """See :meth:`trainer.runs.run.Run.stop_and_keep`."""
         self._now["state"] = "stopping"
         self._run.stop_and_keep()
 

@@ -14,7 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
 from ..trainer.errors import SubjectBoothError
-from ..trainer.lora_reader import read_lora, trigger_words
+from ..trainer.runs.lora_reader import read_lora, trigger_words
 from .lora_effect import fits, tensors_of
 
 EMBEDDING = "bundle_emb."

@@ -11,15 +11,16 @@ from typing import Any
 
 from PIL import Image
 
-from ..trainer.captions import caption_file_of, check_template, fill, read_caption
-from ..trainer.crops import CROPS, mask_is_cut_away, training_square
 from ..trainer.errors import SubjectBoothError
-from ..trainer.photo_checks import Finding, Look, findings, look_at
-from ..trainer.photo_files import caption_notes
-from ..trainer.photo_notes import Note
-from ..trainer.photos import read_photo
-from ..trainer.subject import Photo, check_resolution, cut_away_warning
-from ..trainer.trigger import check_token, check_word
+from ..trainer.subject.captions import caption_file_of, check_template, fill, read_caption
+from ..trainer.subject.checks import Finding, Look, findings, look_at
+from ..trainer.subject.crops import CROPS, mask_is_cut_away, training_square
+from ..trainer.subject.notes import Note
+from ..trainer.subject.photo import Photo
+from ..trainer.subject.photo_files import caption_notes
+from ..trainer.subject.photos import read_photo
+from ..trainer.subject.subject import check_resolution, cut_away_warning
+from ..trainer.subject.trigger import check_token, check_word
 from .photo_sources import Source
 
 MOST_SHOWN = 48

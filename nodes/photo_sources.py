@@ -13,9 +13,9 @@ import numpy as np
 import torch
 
 from ..trainer.errors import SubjectBoothError
-from ..trainer.photo_notes import Note, sentences
-from ..trainer.photos import check_size, list_photos
-from ..trainer.subject import Photo
+from ..trainer.subject.notes import Note, sentences
+from ..trainer.subject.photo import Photo
+from ..trainer.subject.photos import check_size, list_photos
 from .host import stop_if_cancelled
 from .safe_paths import inside
 

@@ -17,9 +17,8 @@ from comfy_api.latest import io
 from PIL import Image
 from server import PromptServer
 
-from ..trainer.captions import DEFAULT_CLASS_TEMPLATE, check_template, check_text, fill
 from ..trainer.errors import SubjectBoothError
-from ..trainer.priors import (
+from ..trainer.preserve.priors import (
     PriorRecipe,
     PriorStore,
     batches_to_make,
@@ -29,7 +28,8 @@ from ..trainer.priors import (
     picture_hash,
     split_excluded,
 )
-from ..trainer.subject import Subject
+from ..trainer.subject.captions import DEFAULT_CLASS_TEMPLATE, check_template, check_text, fill
+from ..trainer.subject.subject import Subject
 from .album import Album
 from .bridge import base_digest, check_wired
 from .downstream import check_trainers

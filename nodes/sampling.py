@@ -13,9 +13,9 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 from PIL import Image
 
-from ..trainer import memory
 from ..trainer.errors import SubjectBoothError
-from ..trainer.plan import pictures_that_fit
+from ..trainer.machine import out_of_memory as memory
+from ..trainer.memory.plan import pictures_that_fit
 from .bridge import normal
 from .noise import restore_schedule
 from .wired_checks import ATTENTION_OVERRIDE

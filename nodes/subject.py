@@ -13,13 +13,13 @@ import torch
 from comfy_api.latest import io
 from PIL import Image
 
-from ..trainer.captions import DEFAULT_TEMPLATE, caption_file_of
-from ..trainer.crops import CROPS
 from ..trainer.errors import SubjectBoothError
-from ..trainer.photo_files import read_photos
-from ..trainer.storage import sha256_of, write_atomic
-from ..trainer.subject import MAX_RESOLUTION, MIN_RESOLUTION, Subject, caption_lines, make_subject
-from ..trainer.trigger import DEFAULT_TOKEN
+from ..trainer.files.storage import sha256_of, write_atomic
+from ..trainer.subject.captions import DEFAULT_TEMPLATE, caption_file_of
+from ..trainer.subject.crops import CROPS
+from ..trainer.subject.photo_files import read_photos
+from ..trainer.subject.subject import MAX_RESOLUTION, MIN_RESOLUTION, Subject, caption_lines, make_subject
+from ..trainer.subject.trigger import DEFAULT_TOKEN
 from .bridge import literal_prompt
 from .host import Progress, stop_if_cancelled
 from .photo_sources import NO_SAMPLE, Source, input_pictures, photos_of_tensors, samples

@@ -12,13 +12,13 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..trainer.cleanup import over_limit_note, remember_lora_folders
 from ..trainer.errors import SubjectBoothError
 from ..trainer.events import Adjusted, Event, Finished, Started, StepDone, Validation, ValidationStep
-from ..trainer.priors import ClassPriors
-from ..trainer.publish import check_folder, checked_name, publish
-from ..trainer.run import Run
-from ..trainer.subject import Subject
+from ..trainer.preserve.priors import ClassPriors
+from ..trainer.runs.cleanup import over_limit_note, remember_lora_folders
+from ..trainer.runs.publish import check_folder, checked_name, publish
+from ..trainer.runs.run import Run
+from ..trainer.subject.subject import Subject
 from . import live, published
 from .bridge import base_from_graph
 from .host import (

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ..trainer.history import read_history
+from ..trainer.runs.history import read_history
 from .host import pack_output_dir, versioned_entry
 from .live import active, all_active
 from .routes import RouteError, inside, query_int, serve

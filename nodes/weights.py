@@ -25,9 +25,9 @@ import comfy.model_management
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from ..trainer.base.sd.unsupported import refuse_quantised
 from ..trainer.errors import SubjectBoothError
-from ..trainer.storage import sha256_of
-from ..trainer.unsupported import refuse_quantised
+from ..trainer.files.storage import sha256_of
 
 try:
     from comfy.utils import string_to_seed

@@ -164,7 +164,7 @@ def unet_shapes(family: str) -> dict[str, tuple[int, ...]]:
 def ldm_unet(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
     """The same with the names of single files."""
     sys.path.insert(0, str(ROOT))  # for the trainer, which is a package of the root here
-    from trainer.ldm_unet import ldm_names
+    from trainer.base.sd.ldm_unet import ldm_names
 
     names = ldm_names(shapes)
     return {names[name]: shape for name, shape in shapes.items()}

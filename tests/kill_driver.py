@@ -29,12 +29,12 @@ import torch  # noqa: E402
 
 from subjectbooth.tests.small_base import small_base, small_subject  # noqa: E402
 from subjectbooth.trainer import checkpoint  # noqa: E402
-from subjectbooth.trainer.class_images import generate  # noqa: E402
 from subjectbooth.trainer.config import TrainConfig  # noqa: E402
 from subjectbooth.trainer.events import StepDone  # noqa: E402
-from subjectbooth.trainer.priors import ClassPriors  # noqa: E402
-from subjectbooth.trainer.run import Run  # noqa: E402
-from subjectbooth.trainer.subject import Subject  # noqa: E402
+from subjectbooth.trainer.preserve.class_images import generate  # noqa: E402
+from subjectbooth.trainer.preserve.priors import ClassPriors  # noqa: E402
+from subjectbooth.trainer.runs.run import Run  # noqa: E402
+from subjectbooth.trainer.subject.subject import Subject  # noqa: E402
 
 STEPS = 20
 SAMPLING_STEPS = 6

@@ -16,8 +16,8 @@ import torch
 from safetensors.torch import save_file
 
 from subjectbooth.tests.tiny import _Maker
-from subjectbooth.trainer import families
-from subjectbooth.trainer.families import Family, TextEncoderShape
+from subjectbooth.trainer.base.sd import families
+from subjectbooth.trainer.base.sd.families import Family, TextEncoderShape
 
 StateDict = dict[str, torch.Tensor]
 

@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from subjectbooth.trainer.base_model import BaseModel, make_noise_scheduler
-from subjectbooth.trainer.conditioning import Conditioning
-from subjectbooth.trainer.families import SD1, TextEncoderShape
-from subjectbooth.trainer.priors import ClassPriors
-from subjectbooth.trainer.stored_base import token_chunks
-from subjectbooth.trainer.subject import Photo, Subject
-from subjectbooth.trainer.text_encoder import build_text_encoder
+from subjectbooth.trainer.base.base_model import BaseModel, make_noise_scheduler
+from subjectbooth.trainer.base.conditioning import Conditioning
+from subjectbooth.trainer.base.sd.families import SD1, TextEncoderShape
+from subjectbooth.trainer.base.sd.text_encoder import build_text_encoder
+from subjectbooth.trainer.base.stored.stored_base import token_chunks
+from subjectbooth.trainer.preserve.priors import ClassPriors
+from subjectbooth.trainer.subject.photo import Photo
+from subjectbooth.trainer.subject.subject import Subject
 
 
 def alphas_cumprod() -> torch.Tensor:

@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from subjectbooth.tests.small_base import small_base, small_subject, small_unet
-from subjectbooth.trainer import assembly, attention, gradients
-from subjectbooth.trainer.attention import choose_attention, fp32_products, has_tf32, use_attention
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import Started, StepDone
-from subjectbooth.trainer.loss import Losses, batch_losses
-from subjectbooth.trainer.run import Run
+from subjectbooth.trainer.learn import assembly, gradients
+from subjectbooth.trainer.learn.loss import Losses, batch_losses
+from subjectbooth.trainer.machine import attention
+from subjectbooth.trainer.machine.attention import choose_attention, use_attention
+from subjectbooth.trainer.machine.numerics import fp32_products, has_tf32
+from subjectbooth.trainer.runs.run import Run
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SETTINGS: dict[str, Any] = {"steps": 3, "learning_rate": 1e-3, "rank": 4, "network_alpha": 2.0, "resolution": 64}

@@ -11,13 +11,13 @@ import torch
 
 from subjectbooth.tests.layout_pair import NARROW, write_pair
 from subjectbooth.tests.small_base import HashedPrompts, PoolingCodec, small_base, small_subject
-from subjectbooth.trainer import families
-from subjectbooth.trainer.conditioning import Conditioning
+from subjectbooth.trainer.base.conditioning import Conditioning
+from subjectbooth.trainer.base.sd import families
+from subjectbooth.trainer.base.stored.stored_base import load_base
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone
-from subjectbooth.trainer.run import Run
-from subjectbooth.trainer.stored_base import load_base
+from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(steps=2, rank=2, network_alpha=2.0, resolution=64)

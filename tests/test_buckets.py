@@ -13,15 +13,16 @@ import torch
 from PIL import Image
 
 from subjectbooth.tests.small_base import alphas_cumprod, small_base, small_priors, small_subject, small_unet
-from subjectbooth.trainer.base_model import make_noise_scheduler, predict
-from subjectbooth.trainer.buckets import bucket_sizes, nearest_bucket
-from subjectbooth.trainer.conditioning import Conditioning
+from subjectbooth.trainer.base.base_model import make_noise_scheduler, predict
+from subjectbooth.trainer.base.conditioning import Conditioning
 from subjectbooth.trainer.config import TrainConfig
-from subjectbooth.trainer.data import TrainingData, make_batches, photos_of
 from subjectbooth.trainer.events import Started, StepDone
-from subjectbooth.trainer.loss import batch_losses
-from subjectbooth.trainer.run import Run
-from subjectbooth.trainer.subject import Photo, Subject
+from subjectbooth.trainer.learn.data import TrainingData, make_batches, photos_of
+from subjectbooth.trainer.learn.loss import batch_losses
+from subjectbooth.trainer.runs.run import Run
+from subjectbooth.trainer.subject.buckets import bucket_sizes, nearest_bucket
+from subjectbooth.trainer.subject.photo import Photo
+from subjectbooth.trainer.subject.subject import Subject
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(steps=5, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2,

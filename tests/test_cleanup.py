@@ -13,9 +13,13 @@ import pytest
 import torch
 
 from subjectbooth.tests.fuzzing import files_below
-from subjectbooth.trainer import cleanup
 from subjectbooth.trainer.__main__ import main
-from subjectbooth.trainer.cleanup import (
+from subjectbooth.trainer.errors import SubjectBoothError
+from subjectbooth.trainer.files.lock import owned
+from subjectbooth.trainer.files.safefile import to_bytes
+from subjectbooth.trainer.preserve.priors import PriorRecipe, PriorStore
+from subjectbooth.trainer.runs import cleanup
+from subjectbooth.trainer.runs.cleanup import (
     choose,
     over_limit_note,
     parse_size,
@@ -24,11 +28,7 @@ from subjectbooth.trainer.cleanup import (
     remove,
     survey,
 )
-from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.lock import owned
-from subjectbooth.trainer.priors import PriorRecipe, PriorStore
-from subjectbooth.trainer.run_folder import RunFolder
-from subjectbooth.trainer.safefile import to_bytes
+from subjectbooth.trainer.runs.folder import RunFolder
 
 HOUR = 3600
 

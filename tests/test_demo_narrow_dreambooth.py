@@ -16,8 +16,8 @@ from subjectbooth.demo.expand import TEXT_REPEAT, UNET_REPEAT, wide_unet_weights
 from subjectbooth.demo.narrow import load_narrow
 from subjectbooth.demo.narrow_dreambooth import parameter_groups
 from subjectbooth.demo.words import token_ids
-from subjectbooth.trainer.adapter import inject
 from subjectbooth.trainer.config import TrainConfig
+from subjectbooth.trainer.learn.adapter import inject
 
 RATE, STEPS = 2e-3, 3
 FIRST = "time_embed.0."

@@ -11,9 +11,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.trainer.diffusers_names import ADAPTER_METADATA, with_kohya_names
 from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.lora_reader import read_lora
+from subjectbooth.trainer.runs.diffusers_names import ADAPTER_METADATA, with_kohya_names
+from subjectbooth.trainer.runs.lora_reader import read_lora
 
 UNET = {  # by diffusers' own layer names: what kohya calls it
     "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q":

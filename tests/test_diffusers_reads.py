@@ -9,12 +9,13 @@ import pytest
 import torch
 
 from subjectbooth.tests.layout_pair import NARROW, write_pair
-from subjectbooth.trainer import adapter, families
-from subjectbooth.trainer.base_model import BaseModel, predict
+from subjectbooth.trainer.base.base_model import BaseModel, predict
+from subjectbooth.trainer.base.sd import families
+from subjectbooth.trainer.base.sd.text_encoder import lora_layer_name
+from subjectbooth.trainer.base.stored.stored_base import load_base
 from subjectbooth.trainer.config import TrainConfig
-from subjectbooth.trainer.safefile import to_bytes
-from subjectbooth.trainer.stored_base import load_base
-from subjectbooth.trainer.text_encoder import lora_layer_name
+from subjectbooth.trainer.files.safefile import to_bytes
+from subjectbooth.trainer.learn import adapter
 
 
 def _with_adapter(base: BaseModel, config: TrainConfig, path: Path) -> tuple[Any, list[Any]]:

@@ -11,18 +11,21 @@ import pytest
 import torch
 
 from subjectbooth.tests.small_base import FAMILY, small_base, small_subject, small_text_encoder, small_unet
-from subjectbooth.trainer import class_images, codecs, loop
 from subjectbooth.trainer import sample as drawing
-from subjectbooth.trainer.class_images import generate
-from subjectbooth.trainer.codecs import TinyCodec
-from subjectbooth.trainer.conditioning import Conditioning, concatenate
+from subjectbooth.trainer.base.conditioning import Conditioning, concatenate
+from subjectbooth.trainer.base.sd import codecs
+from subjectbooth.trainer.base.sd.codecs import TinyCodec
+from subjectbooth.trainer.base.sd.sample import sample
+from subjectbooth.trainer.base.stored.stored_base import StoredPromptEncoder
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Adjusted, Event, Validation, ValidationStep
-from subjectbooth.trainer.priors import ClassPriors
-from subjectbooth.trainer.run import Run
-from subjectbooth.trainer.sample import draw_all, pictures_at_once, sample
-from subjectbooth.trainer.stored_base import StoredPromptEncoder
+from subjectbooth.trainer.learn import loop
+from subjectbooth.trainer.memory.drawing import draw_all, pictures_at_once
+from subjectbooth.trainer.preserve import class_images
+from subjectbooth.trainer.preserve.class_images import generate
+from subjectbooth.trainer.preserve.priors import ClassPriors
+from subjectbooth.trainer.runs.run import Run
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 ELSEWHERE = torch.device("cpu", 0)

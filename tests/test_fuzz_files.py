@@ -14,19 +14,20 @@ import torch
 from PIL import Image
 
 from subjectbooth.tests.fuzzing import announced, cases, files_below, is_clean, report, spoiled
-from subjectbooth.trainer import checkpoint
-from subjectbooth.trainer.captions import read_caption
-from subjectbooth.trainer.checkpoint import Checkpoint
-from subjectbooth.trainer.diffusers_names import ADAPTER_METADATA
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone, Validation
-from subjectbooth.trainer.lora_reader import read_lora, trigger_words
-from subjectbooth.trainer.photos import read_photo
-from subjectbooth.trainer.priors import PriorRecipe, PriorStore
-from subjectbooth.trainer.publish import checked_name, publish
-from subjectbooth.trainer.run_folder import RunFolder
-from subjectbooth.trainer.safefile import to_bytes
-from subjectbooth.trainer.subject import Photo, make_subject
+from subjectbooth.trainer.files.safefile import to_bytes
+from subjectbooth.trainer.learn import checkpoint
+from subjectbooth.trainer.learn.checkpoint import Checkpoint
+from subjectbooth.trainer.preserve.priors import PriorRecipe, PriorStore
+from subjectbooth.trainer.runs.diffusers_names import ADAPTER_METADATA
+from subjectbooth.trainer.runs.folder import RunFolder
+from subjectbooth.trainer.runs.lora_reader import read_lora, trigger_words
+from subjectbooth.trainer.runs.publish import checked_name, publish
+from subjectbooth.trainer.subject.captions import read_caption
+from subjectbooth.trainer.subject.photo import Photo
+from subjectbooth.trainer.subject.photos import read_photo
+from subjectbooth.trainer.subject.subject import make_subject
 
 TENSORS = {"lora_unet_a.lora_down.weight": torch.randn(4, 16), "lora_unet_a.lora_up.weight": torch.randn(16, 4),
            "lora_unet_a.alpha": torch.tensor(4.0)}

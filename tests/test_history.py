@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from subjectbooth.trainer.events import Adjusted, Started, StepDone, to_json
-from subjectbooth.trainer.history import read_history
+from subjectbooth.trainer.runs.history import read_history
 
 
 def _write(folder: Path, entries: list[dict[str, Any] | str], steps: int = 10_000) -> Path:

@@ -16,11 +16,11 @@ from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
 from subjectbooth.tests.small_base import small_base, small_priors, small_subject
-from subjectbooth.trainer.base_model import BaseModel
+from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone, Validation
-from subjectbooth.trainer.numerics import own_numerics, seeded
-from subjectbooth.trainer.run import Run
+from subjectbooth.trainer.machine.numerics import own_numerics, seeded
+from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
 SETTINGS: dict[str, Any] = {

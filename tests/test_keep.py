@@ -12,7 +12,7 @@ import torch
 
 from subjectbooth.tests.test_run import CONFIG, _lora, _read, _run
 from subjectbooth.trainer.events import Event, Finished, Started, StepDone, Validation, ValidationStep
-from subjectbooth.trainer.run import Run
+from subjectbooth.trainer.runs.run import Run
 
 SHOWN = dataclasses.replace(CONFIG, validation_prompts=("a photo of {subject}", "{subject} on grass"),
                             validation_interval=2, validation_steps=3)

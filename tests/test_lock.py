@@ -17,8 +17,8 @@ from subjectbooth.tests.small_base import small_base, small_priors, small_subjec
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Finished, StepDone
-from subjectbooth.trainer.lock import owned
-from subjectbooth.trainer.run import Run
+from subjectbooth.trainer.files.lock import owned
+from subjectbooth.trainer.runs.run import Run
 
 ROOT = Path(__file__).resolve().parent.parent
 HOLDER = """
@@ -27,7 +27,7 @@ from pathlib import Path
 package = types.ModuleType("subjectbooth")
 package.__path__ = [sys.argv[1]]
 sys.modules["subjectbooth"] = package
-from subjectbooth.trainer.lock import owned
+from subjectbooth.trainer.files.lock import owned
 with owned(Path(sys.argv[2])):
     print("held", flush=True)
     time.sleep(60)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from subjectbooth.tests.small_base import alphas_cumprod, small_base, small_unet
-from subjectbooth.trainer import adapter
-from subjectbooth.trainer.conditioning import Conditioning, concatenate
+from subjectbooth.trainer.base.conditioning import Conditioning, concatenate
 from subjectbooth.trainer.config import TrainConfig
-from subjectbooth.trainer.loss import Batch, batch_losses
+from subjectbooth.trainer.learn import adapter
+from subjectbooth.trainer.learn.loss import Batch, batch_losses
 
 
 def _batch(instances: int, classes: int) -> Batch:

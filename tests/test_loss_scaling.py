@@ -11,8 +11,8 @@ import torch
 from subjectbooth.tests.small_base import small_base, small_priors, small_subject
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone
-from subjectbooth.trainer.run import Run
-from subjectbooth.trainer.runtime import accelerate_precision, choose
+from subjectbooth.trainer.machine.runtime import accelerate_precision, choose
+from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
 START = 1024.0

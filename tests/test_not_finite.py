@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from subjectbooth.tests.small_base import small_base, small_priors, small_subject
-from subjectbooth.trainer.base_model import BaseModel
+from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone
-from subjectbooth.trainer.loop import Training
-from subjectbooth.trainer.run import Run
-from subjectbooth.trainer.subject import Subject
+from subjectbooth.trainer.learn.loop import Training
+from subjectbooth.trainer.runs.run import Run
+from subjectbooth.trainer.subject.subject import Subject
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(steps=9, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=1)

@@ -12,18 +12,18 @@ import safetensors.torch
 import torch
 
 from subjectbooth.tests.small_base import alphas_cumprod, small_base, small_priors, small_subject, small_unet
-from subjectbooth.trainer import adapter, checkpoint, optimizers
-from subjectbooth.trainer.base_model import make_noise_scheduler
-from subjectbooth.trainer.checkpoint import Checkpoint
-from subjectbooth.trainer.conditioning import Conditioning
+from subjectbooth.trainer.base.base_model import make_noise_scheduler
+from subjectbooth.trainer.base.conditioning import Conditioning
 from subjectbooth.trainer.config import TrainConfig, run_key
-from subjectbooth.trainer.data import TrainingData, make_batches, order, spread_timesteps
-from subjectbooth.trainer.ema import AdapterAverage
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Finished, Started, StepDone
-from subjectbooth.trainer.loss import Batch, dreambooth_loss, min_snr_weights
-from subjectbooth.trainer.optimizers import make_optimizer
-from subjectbooth.trainer.run import Run
+from subjectbooth.trainer.learn import adapter, checkpoint, optimizers
+from subjectbooth.trainer.learn.checkpoint import Checkpoint
+from subjectbooth.trainer.learn.data import TrainingData, make_batches, order, spread_timesteps
+from subjectbooth.trainer.learn.ema import AdapterAverage
+from subjectbooth.trainer.learn.loss import Batch, dreambooth_loss, min_snr_weights
+from subjectbooth.trainer.learn.optimizers import make_optimizer
+from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
 # Of runs from before averages warmed up.

@@ -22,19 +22,20 @@ from subjectbooth.tests.small_base import (
     small_text_encoder,
     small_unet,
 )
-from subjectbooth.trainer import adapter
-from subjectbooth.trainer.base_model import BaseModel
-from subjectbooth.trainer.conditioning import Conditioning
+from subjectbooth.trainer.base.base_model import BaseModel
+from subjectbooth.trainer.base.conditioning import Conditioning
+from subjectbooth.trainer.base.sd.sample import sample
+from subjectbooth.trainer.base.sd.text_encoder import encode
+from subjectbooth.trainer.base.stored.stored_base import token_chunks
 from subjectbooth.trainer.config import TrainConfig
-from subjectbooth.trainer.data import TrainingData
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Started, StepDone, Validation
-from subjectbooth.trainer.loop import VALIDATION_SEED, Training
-from subjectbooth.trainer.run import Run
-from subjectbooth.trainer.sample import sample
-from subjectbooth.trainer.stored_base import token_chunks
-from subjectbooth.trainer.subject import Photo, Subject
-from subjectbooth.trainer.text_encoder import encode
+from subjectbooth.trainer.learn import adapter
+from subjectbooth.trainer.learn.data import TrainingData
+from subjectbooth.trainer.learn.loop import VALIDATION_SEED, Training
+from subjectbooth.trainer.runs.run import Run
+from subjectbooth.trainer.subject.photo import Photo
+from subjectbooth.trainer.subject.subject import Subject
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of ohwx dog"

@@ -15,8 +15,9 @@ from subjectbooth.tests.small_base import small_base, small_priors, small_subjec
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Adjusted, StepDone
-from subjectbooth.trainer.memory import is_out_of_memory, step_down
-from subjectbooth.trainer.run import Run
+from subjectbooth.trainer.machine.out_of_memory import is_out_of_memory
+from subjectbooth.trainer.memory.step_down import step_down
+from subjectbooth.trainer.runs.run import Run
 
 CONFIG = TrainConfig(steps=4, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2)
 
@@ -116,7 +117,7 @@ def test_the_last_thing_to_try_is_the_8_bit_optimizer(tmp_path: Path, monkeypatc
     import sys
     import types
 
-    from subjectbooth.trainer import optimizers
+    from subjectbooth.trainer.learn import optimizers
 
     class AdamW8bit(torch.optim.AdamW):
         made = 0

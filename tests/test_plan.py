@@ -19,18 +19,18 @@ from subjectbooth.tests.small_base import (
     small_text_encoder,
     small_unet,
 )
-from subjectbooth.trainer import adapter, plan
-from subjectbooth.trainer.base_model import predict
-from subjectbooth.trainer.conditioning import Conditioning
+from subjectbooth.trainer.base.base_model import predict
+from subjectbooth.trainer.base.conditioning import Conditioning
 from subjectbooth.trainer.config import TrainConfig
-from subjectbooth.trainer.data import TrainingData, make_batches
 from subjectbooth.trainer.events import Started, StepDone
-from subjectbooth.trainer.footprint import Footprint, drawing_bytes, unet_footprint
-from subjectbooth.trainer.memory import free_bytes
-from subjectbooth.trainer.optimizers import make_optimizer
-from subjectbooth.trainer.plan import Load, largest_load, make_plan, optimizer_bytes, pictures_that_fit
-from subjectbooth.trainer.run import Run
-from subjectbooth.trainer.runtime import choose
+from subjectbooth.trainer.learn import adapter
+from subjectbooth.trainer.learn.data import TrainingData, largest_load, make_batches
+from subjectbooth.trainer.learn.optimizers import make_optimizer
+from subjectbooth.trainer.machine.out_of_memory import free_bytes, plan
+from subjectbooth.trainer.machine.runtime import choose
+from subjectbooth.trainer.memory.footprint import Footprint, drawing_bytes, unet_footprint
+from subjectbooth.trainer.memory.plan import Load, make_plan, optimizer_bytes, pictures_that_fit
+from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(steps=2, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2)

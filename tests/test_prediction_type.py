@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.trainer.single_file import read_file
+from subjectbooth.trainer.base.stored.single_file import read_file
 
 BLOCK = "model.diffusion_model.output_blocks.11.1.transformer_blocks.0"
 

@@ -17,7 +17,7 @@ from subjectbooth.tests.small_base import small_base, small_priors, small_subjec
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Started
-from subjectbooth.trainer.priors import (
+from subjectbooth.trainer.preserve.priors import (
     PriorRecipe,
     PriorStore,
     batches_to_make,
@@ -27,7 +27,7 @@ from subjectbooth.trainer.priors import (
     picture_hash,
     split_excluded,
 )
-from subjectbooth.trainer.run import Run
+from subjectbooth.trainer.runs.run import Run
 
 RECIPE = PriorRecipe("base", "a photo of a dog", "", 64, 64, "euler", "normal", 20, 7.0, 5, 0)
 
@@ -264,7 +264,7 @@ sys.modules["subjectbooth"] = package
 import torch
 from pathlib import Path
 from subjectbooth.tests.test_priors import RECIPE, Sampler
-from subjectbooth.trainer.priors import PriorStore, make_missing
+from subjectbooth.trainer.preserve.priors import PriorStore, make_missing
 store = PriorStore(Path(sys.argv[2]), RECIPE)
 pictures, notes = store.load()
 assert not notes, notes

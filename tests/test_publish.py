@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.trainer.publish import Published, publish
-from subjectbooth.trainer.safefile import read_metadata, sealed
+from subjectbooth.trainer.files.safefile import read_metadata, sealed
+from subjectbooth.trainer.runs.publish import Published, publish
 
 RUN = "5e" * 32
 

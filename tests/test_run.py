@@ -12,6 +12,7 @@ import safetensors.torch
 import torch
 
 from subjectbooth.tests.small_base import small_base, small_priors, small_subject, small_unet
+from subjectbooth.trainer.base.sd.families import SD1, SD2, SDXL, Family
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import (
@@ -23,10 +24,9 @@ from subjectbooth.trainer.events import (
     StepDone,
     Validation,
 )
-from subjectbooth.trainer.families import SD1, SD2, SDXL, Family
-from subjectbooth.trainer.metadata import lora_metadata
-from subjectbooth.trainer.run import Run
-from subjectbooth.trainer.safefile import read_metadata
+from subjectbooth.trainer.files.safefile import read_metadata
+from subjectbooth.trainer.runs.metadata import lora_metadata
+from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(steps=6, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2)

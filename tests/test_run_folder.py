@@ -16,14 +16,14 @@ import pytest
 import torch
 
 from subjectbooth.tests.fuzzing import files_below, is_clean
-from subjectbooth.trainer.checkpoint import Checkpoint
 from subjectbooth.trainer.config import TrainConfig, run_key
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone
-from subjectbooth.trainer.publish import publish
-from subjectbooth.trainer.run_folder import RunFolder
-from subjectbooth.trainer.safefile import sealed
-from subjectbooth.trainer.storage import PART_PREFIX, write_atomic
+from subjectbooth.trainer.files.safefile import sealed
+from subjectbooth.trainer.files.storage import PART_PREFIX, write_atomic
+from subjectbooth.trainer.learn.checkpoint import Checkpoint
+from subjectbooth.trainer.runs.folder import RunFolder
+from subjectbooth.trainer.runs.publish import publish
 
 
 def _folder(root: Path) -> RunFolder:
@@ -179,7 +179,7 @@ def test_a_failing_disk_does_not_hide_what_ended_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A cancel must end as a cancel in ComfyUI, also when its last checkpoint cannot be saved."""
-    from subjectbooth.trainer.run import Run
+    from subjectbooth.trainer.runs.run import Run
 
     class Cut:
         is_built, step = True, 3

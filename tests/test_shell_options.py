@@ -14,12 +14,13 @@ import torch
 from subjectbooth.tests.layout_pair import NARROW, write_pair
 from subjectbooth.tests.small_base import small_base, small_subject
 from subjectbooth.trainer import __main__ as shell
-from subjectbooth.trainer import clean_command, families
+from subjectbooth.trainer.base.sd import families
+from subjectbooth.trainer.base.stored.stored_base import stored_resolution
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone
-from subjectbooth.trainer.run import Run
-from subjectbooth.trainer.stored_base import stored_resolution
+from subjectbooth.trainer.runs.run import Run
+from subjectbooth.trainer.shell import clean as clean_command
 
 
 @pytest.fixture(scope="module")

@@ -15,8 +15,8 @@ import torch
 from subjectbooth.tests.small_base import small_base, small_priors, small_subject
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone
-from subjectbooth.trainer.run import Run
-from subjectbooth.trainer.side_by_side import SideBySide, threads_for
+from subjectbooth.trainer.learn.side_by_side import SideBySide, threads_for
+from subjectbooth.trainer.runs.run import Run
 
 CONFIG = TrainConfig(steps=3, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2)
 

@@ -14,7 +14,7 @@ import torch
 from subjectbooth.tests.small_base import small_base, small_priors, small_subject
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone
-from subjectbooth.trainer.run import Run
+from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(steps=4, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, max_grad_norm=0.0)

@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from subjectbooth.trainer import storage
-from subjectbooth.trainer.checkpoint import Checkpoint
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone
-from subjectbooth.trainer.lock import owned
-from subjectbooth.trainer.run_folder import RunFolder
-from subjectbooth.trainer.storage import make_folder, write_atomic
+from subjectbooth.trainer.files import storage
+from subjectbooth.trainer.files.lock import owned
+from subjectbooth.trainer.files.storage import make_folder, write_atomic
+from subjectbooth.trainer.learn.checkpoint import Checkpoint
+from subjectbooth.trainer.runs.folder import RunFolder
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows cannot flush a folder")
 

@@ -9,8 +9,8 @@ import pytest
 import safetensors.torch
 import torch
 
+from subjectbooth.trainer.base.stored.tensors import StoredTensors
 from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.stored_tensors import StoredTensors
 
 KINDS = (torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2,
          torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8, torch.bool)  # fmt: skip

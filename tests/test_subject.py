@@ -12,7 +12,7 @@ from PIL import Image, ImageEnhance, ImageFilter
 from skimage import data
 
 from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.photo_checks import (
+from subjectbooth.trainer.subject.checks import (
     Look,
     check_photos,
     equal_groups,
@@ -20,7 +20,8 @@ from subjectbooth.trainer.photo_checks import (
     is_blurred,
     sharpness,
 )
-from subjectbooth.trainer.subject import Photo, Subject, make_subject
+from subjectbooth.trainer.subject.photo import Photo
+from subjectbooth.trainer.subject.subject import Subject, make_subject
 
 CAT = data.chelsea()[:, :, :3]  # 300 x 451
 COFFEE = data.coffee()[:, :, :3]  # 400 x 600

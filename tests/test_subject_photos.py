@@ -13,9 +13,10 @@ import pytest
 from PIL import Image, ImageCms, ImageFile
 from skimage import data
 
-from subjectbooth.trainer import photo_notes, photos
 from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.photos import list_photos, read_photo
+from subjectbooth.trainer.subject.photos import list_photos, read_photo
+from subjectbooth.trainer.subject.subject import notes as photo_notes
+from subjectbooth.trainer.subject.subject import photos
 
 CAT = data.chelsea()[:, :, :3]  # 300 x 451, a photograph of a cat
 

@@ -11,9 +11,9 @@ import pytest
 
 from subjectbooth.scripts.comfy_server import find_comfyui
 from subjectbooth.tests.conftest import ROOT
-from subjectbooth.trainer.captions import article, caption_file_of, check_template, fill, read_caption
 from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.trigger import (
+from subjectbooth.trainer.subject.captions import article, caption_file_of, check_template, fill, read_caption
+from subjectbooth.trainer.subject.trigger import (
     _WORDS,
     DEFAULT_TOKEN,
     GOOD_TOKENS,

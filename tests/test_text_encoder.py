@@ -13,19 +13,19 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
 from subjectbooth.tests.small_base import FAMILY, small_base, small_priors, small_subject, small_text_encoder
-from subjectbooth.trainer import adapter, assembly
-from subjectbooth.trainer.config import TrainConfig, run_key
-from subjectbooth.trainer.events import Finished, StepDone
-from subjectbooth.trainer.families import TextEncoderShape
-from subjectbooth.trainer.run import Run
-from subjectbooth.trainer.stored_base import token_chunks
-from subjectbooth.trainer.text_encoder import (
+from subjectbooth.trainer.base.sd.families import TextEncoderShape
+from subjectbooth.trainer.base.sd.text_encoder import (
     TokenChunks,
     build_text_encoder,
     encode,
     from_open_clip,
     used_layers,
 )
+from subjectbooth.trainer.base.stored.stored_base import token_chunks
+from subjectbooth.trainer.config import TrainConfig, run_key
+from subjectbooth.trainer.events import Finished, StepDone
+from subjectbooth.trainer.learn import adapter, assembly
+from subjectbooth.trainer.runs.run import Run
 
 SETTINGS: dict[str, Any] = {
     "steps": 4, "learning_rate": 1e-3, "rank": 4, "network_alpha": 2.0, "resolution": 64, "train_batch_size": 2,

@@ -17,12 +17,13 @@ from PIL import Image
 
 from subjectbooth.tests.layout_pair import NARROW, write_pair
 from subjectbooth.tests.small_base import small_base, small_priors, small_subject, write_cat_photos
-from subjectbooth.trainer import families, trackers
 from subjectbooth.trainer.__main__ import main
+from subjectbooth.trainer.base.sd import families
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import Event, Started, StepDone, Validation
-from subjectbooth.trainer.run import Run
-from subjectbooth.trainer.trackers import Tracker
+from subjectbooth.trainer.runs.run import Run
+from subjectbooth.trainer.shell import trackers
+from subjectbooth.trainer.shell.trackers import Tracker
 
 CONFIG = TrainConfig(
     steps=4, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, validation_prompts=("{subject} on grass",),

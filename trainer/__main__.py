@@ -23,27 +23,27 @@ from types import FrameType
 
 import torch
 
-from .base_model import PREDICTION_TYPES, BaseModel
-from .captions import DEFAULT_TEMPLATE
-from .class_images import generate
-from .clean_command import main as clean
+from .base.base_model import PREDICTION_TYPES, BaseModel
+from .base.sd.families import FAMILIES
+from .base.sd.tokenizer import tokenize
+from .base.stored.stored_base import load_base, stored_resolution
 from .config import TrainConfig
-from .crops import CROPS
 from .errors import SubjectBoothError
 from .events import Adjusted, Finished, Started, StepDone, Validation
-from .families import FAMILIES
-from .photo_files import CAPTIONS, read_photos
-from .photos import list_photos
-from .priors import ClassPriors
-from .publish import check_folder, checked_name, publish
-from .run import Run
-from .runtime import choose, default_device
-from .storage import user_path
-from .stored_base import load_base, stored_resolution
-from .subject import Subject, caption_lines, make_subject
-from .tokenizer import tokenize
-from .trackers import TRACKERS, Tracker
-from .trigger import DEFAULT_TOKEN
+from .files.storage import user_path
+from .machine.runtime import choose, default_device
+from .preserve.class_images import generate
+from .preserve.priors import ClassPriors
+from .runs.publish import check_folder, checked_name, publish
+from .runs.run import Run
+from .shell.clean import main as clean
+from .shell.trackers import TRACKERS, Tracker
+from .subject.captions import DEFAULT_TEMPLATE
+from .subject.crops import CROPS
+from .subject.photo_files import CAPTIONS, read_photos
+from .subject.photos import list_photos
+from .subject.subject import Subject, caption_lines, make_subject
+from .subject.trigger import DEFAULT_TOKEN
 
 _DEADLY = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
 """Signals that end a program without a word unless it listens; which of them there are depends on the system."""

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from .errors import SubjectBoothError
-from .storage import canonical_json, sha256_of
+from .files.storage import canonical_json, sha256_of
 
 FORMAT_VERSION = 2
 """Part of every run's key: raised when the same settings would no longer give the same weights."""

@@ -9,11 +9,12 @@ from typing import Any
 import torch
 
 from subjectbooth.scripts import full_size
-from subjectbooth.trainer.base_model import BaseModel, make_noise_scheduler
-from subjectbooth.trainer.codecs import KLCodec
-from subjectbooth.trainer.families import SD1, SDXL, Family
-from subjectbooth.trainer.stored_base import StoredPromptEncoder, stable_diffusion_schedule, token_chunks
-from subjectbooth.trainer.text_encoder import build_text_encoder
+from subjectbooth.trainer.base.base_model import BaseModel, make_noise_scheduler
+from subjectbooth.trainer.base.sd.codecs import KLCodec
+from subjectbooth.trainer.base.sd.families import SD1, SDXL, Family
+from subjectbooth.trainer.base.sd.text_encoder import build_text_encoder
+from subjectbooth.trainer.base.stored.parts import stable_diffusion_schedule
+from subjectbooth.trainer.base.stored.stored_base import StoredPromptEncoder, token_chunks
 
 Fill = Callable[[torch.Size], torch.Tensor]
 """A weight of that shape, on the CPU; called for one weight after the other."""

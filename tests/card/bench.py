@@ -10,13 +10,13 @@ from typing import Any
 
 import torch
 
-from subjectbooth.trainer.base_model import BaseModel
-from subjectbooth.trainer.checkpoint import Checkpoint
+from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.config import TrainConfig
-from subjectbooth.trainer.data import TrainingData
 from subjectbooth.trainer.events import Adjusted, StepDone, Validation
-from subjectbooth.trainer.loop import Training
-from subjectbooth.trainer.plan import FreeMemory, Plan
+from subjectbooth.trainer.learn.checkpoint import Checkpoint
+from subjectbooth.trainer.learn.data import TrainingData
+from subjectbooth.trainer.learn.loop import Training
+from subjectbooth.trainer.memory.plan import FreeMemory, Plan
 
 from .base import random_base, random_weights
 

@@ -16,8 +16,8 @@ from unittest import mock
 
 import torch
 
-from subjectbooth.trainer import attention
-from subjectbooth.trainer.attention import has_tf32
+from subjectbooth.trainer.machine import attention
+from subjectbooth.trainer.machine.numerics import has_tf32
 
 from .bench import Bench, NotHere, Trained, empty, train
 

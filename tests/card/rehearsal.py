@@ -28,13 +28,13 @@ from subjectbooth.tests.card.base import random_base  # noqa: E402
 from subjectbooth.tests.card.counting import Counting  # noqa: E402
 from subjectbooth.tests.card.device import CARD  # noqa: E402
 from subjectbooth.trainer import checkpoint  # noqa: E402
-from subjectbooth.trainer.base_model import BaseModel  # noqa: E402
-from subjectbooth.trainer.checkpoint import Checkpoint  # noqa: E402
-from subjectbooth.trainer.conditioning import Conditioning  # noqa: E402
+from subjectbooth.trainer.base.base_model import BaseModel  # noqa: E402
+from subjectbooth.trainer.base.conditioning import Conditioning  # noqa: E402
 from subjectbooth.trainer.config import TrainConfig  # noqa: E402
-from subjectbooth.trainer.data import TrainingData  # noqa: E402
 from subjectbooth.trainer.events import Adjusted, StepDone, Validation, ValidationStep  # noqa: E402
-from subjectbooth.trainer.loop import Training  # noqa: E402
+from subjectbooth.trainer.learn.checkpoint import Checkpoint  # noqa: E402
+from subjectbooth.trainer.learn.data import TrainingData  # noqa: E402
+from subjectbooth.trainer.learn.loop import Training  # noqa: E402
 
 SIZES = {"sd1": 512, "sdxl": 1024}
 CAPTIONS = ("a photo of ohwx dog", "ohwx dog on a beach", "ohwx dog, from above")

@@ -31,11 +31,11 @@ import torch  # noqa: E402
 
 from subjectbooth.nodes.noise import noise_schedule  # noqa: E402
 from subjectbooth.trainer import adapter  # noqa: E402
-from subjectbooth.trainer.base_model import inspect_unet, lora_layer_names  # noqa: E402
+from subjectbooth.trainer.base.base_model import inspect_unet, lora_layer_names  # noqa: E402
+from subjectbooth.trainer.base.sd.ldm_unet import diffusers_config, diffusers_names, ldm_names  # noqa: E402
+from subjectbooth.trainer.base.stored.parts import stable_diffusion_schedule  # noqa: E402
 from subjectbooth.trainer.config import TrainConfig  # noqa: E402
-from subjectbooth.trainer.diffusers_names import with_kohya_names  # noqa: E402
-from subjectbooth.trainer.ldm_unet import diffusers_config, diffusers_names, ldm_names  # noqa: E402
-from subjectbooth.trainer.stored_base import stable_diffusion_schedule  # noqa: E402
+from subjectbooth.trainer.runs.diffusers_names import with_kohya_names  # noqa: E402
 
 COMMON: dict[str, Any] = {
     "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "use_spatial_transformer": True,

@@ -13,7 +13,7 @@ import pytest
 from subjectbooth.scripts.comfy_server import ComfyClient, Event, Interrupted
 from subjectbooth.tests.comfy.graphs import Graph, node
 from subjectbooth.tests.comfy.training_graphs import subject_node, train_node, upload_cat
-from subjectbooth.trainer import checkpoint
+from subjectbooth.trainer.learn import checkpoint
 
 SHOWN_AT = 3
 """The step with validation pictures."""

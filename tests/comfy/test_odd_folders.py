@@ -16,8 +16,8 @@ from subjectbooth.tests.comfy.graphs import node
 from subjectbooth.tests.comfy.training_graphs import SIZE, cat_photos, train_and_sample
 from subjectbooth.tests.conftest import PACKS, ROOT
 from subjectbooth.tests.fuzzing import files_below
-from subjectbooth.trainer.cleanup import remembered_lora_folders
-from subjectbooth.trainer.safefile import read_metadata
+from subjectbooth.trainer.files.safefile import read_metadata
+from subjectbooth.trainer.runs.cleanup import remembered_lora_folders
 
 SHIPPED = ("__init__.py", "pyproject.toml", "demo", "example_workflows", "js", "locales", "nodes", "subgraphs",
            "trainer")  # fmt: skip

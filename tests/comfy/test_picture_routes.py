@@ -22,9 +22,9 @@ from PIL import Image, ImageFilter
 from subjectbooth.scripts.comfy_server import ComfyClient, ComfyServer
 from subjectbooth.tests.comfy.graphs import text_to_image
 from subjectbooth.tests.comfy.training_graphs import apply_node, train_and_sample, upload_cat
-from subjectbooth.trainer.crops import training_square
-from subjectbooth.trainer.safefile import to_bytes
-from subjectbooth.trainer.subject import Photo
+from subjectbooth.trainer.files.safefile import to_bytes
+from subjectbooth.trainer.subject.crops import training_square
+from subjectbooth.trainer.subject.photo import Photo
 
 WORDS = {"class_word": "cat", "token": "ohwx", "prompt_template": "a photo of {token} {class}"}
 

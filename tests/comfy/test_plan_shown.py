@@ -17,8 +17,8 @@ import safetensors
 from subjectbooth.scripts.comfy_server import ComfyClient
 from subjectbooth.tests.comfy.graphs import node
 from subjectbooth.tests.comfy.training_graphs import subject_node, train_node, upload_cat
-from subjectbooth.trainer import checkpoint
 from subjectbooth.trainer.config import TrainConfig
+from subjectbooth.trainer.learn import checkpoint
 
 PLAN = re.compile(r"plan: base ([\d.]+) \+ adapter ([\d.]+) \+ optimizer ([\d.]+) \+ activations ([\d.]+) = ([\d.]+) "
                   r"of ([\d.]+) GB free; fp32, adamw, checkpointing (on|off), (\d) of 2 pictures at once")

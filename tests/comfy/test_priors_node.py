@@ -25,7 +25,7 @@ from subjectbooth.scripts.comfy_server import (
 )
 from subjectbooth.tests.comfy.fuzz_values import is_refused_as
 from subjectbooth.tests.comfy.graphs import Graph, node
-from subjectbooth.trainer.safefile import read_checked
+from subjectbooth.trainer.files.safefile import read_checked
 
 SIZE = 64
 SCALE = 0.18215

@@ -16,7 +16,7 @@ from PIL import Image
 
 from subjectbooth.scripts.comfy_server import ComfyClient, ComfyServer
 from subjectbooth.tests.comfy.test_fuzz_nodes import _routes
-from subjectbooth.trainer.safefile import to_bytes
+from subjectbooth.trainer.files.safefile import to_bytes
 
 SECRET = "SECRETWORD"
 BAIT = "inside_bait"

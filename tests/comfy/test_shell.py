@@ -19,8 +19,8 @@ from subjectbooth.tests.comfy.graphs import node
 from subjectbooth.tests.comfy.training_graphs import SIZE, cat_photos, subject_node, train_node, upload_cat
 from subjectbooth.trainer.__main__ import main, parser, read_subject
 from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.safefile import read_metadata
-from subjectbooth.trainer.subject import Subject, caption_lines
+from subjectbooth.trainer.files.safefile import read_metadata
+from subjectbooth.trainer.subject.subject import Subject, caption_lines
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -20,8 +20,9 @@ from subjectbooth.scripts.comfy_server import ComfyClient, NodeFailed, PromptRej
 from subjectbooth.tests.comfy.fuzz_values import is_refused_as, refusals_of
 from subjectbooth.tests.comfy.graphs import Graph, node
 from subjectbooth.tests.conftest import ROOT
-from subjectbooth.trainer.photos import list_photos, read_photo
-from subjectbooth.trainer.subject import Photo, make_subject
+from subjectbooth.trainer.subject.photo import Photo
+from subjectbooth.trainer.subject.photos import list_photos, read_photo
+from subjectbooth.trainer.subject.subject import make_subject
 
 CAT = data.chelsea()[:, :, :3]  # 300 x 451
 COFFEE = data.coffee()[:, :, :3]

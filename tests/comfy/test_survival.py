@@ -15,8 +15,8 @@ from subjectbooth.scripts.comfy_server import ComfyClient, ComfyServer, Interrup
 from subjectbooth.tests.comfy.graphs import Graph, node
 from subjectbooth.tests.comfy.training_graphs import apply_node, subject_node, train_node, upload_cat
 from subjectbooth.tests.fuzzing import is_clean
-from subjectbooth.trainer import checkpoint
-from subjectbooth.trainer.safefile import read_metadata
+from subjectbooth.trainer.files.safefile import read_metadata
+from subjectbooth.trainer.learn import checkpoint
 
 
 def _graph(comfy: ComfyClient, options: dict[str, Any] | None = None, **train: Any) -> Graph:

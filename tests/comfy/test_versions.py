@@ -19,7 +19,7 @@ import torch
 from subjectbooth.scripts.comfy_server import ComfyClient, ComfyServer, RunResult
 from subjectbooth.tests.comfy.graphs import Graph, node
 from subjectbooth.tests.comfy.training_graphs import train_and_sample, upload_cat
-from subjectbooth.trainer.storage import sha256_of
+from subjectbooth.trainer.files.storage import sha256_of
 
 OTHER = os.environ.get("SUBJECTBOOTH_OTHER_COMFYUI")
 

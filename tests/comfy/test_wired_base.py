@@ -15,10 +15,10 @@ from subjectbooth.scripts.comfy_server import ComfyClient
 from subjectbooth.tests.comfy.graphs import node
 from subjectbooth.tests.comfy.test_shell import losses_of, run_here, write_photos
 from subjectbooth.tests.comfy.training_graphs import SIZE, cat_photos, subject_node, train_node, upload_cat
+from subjectbooth.trainer.base.stored.stored_base import BaseModel, load_base
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone
-from subjectbooth.trainer.run import Run
-from subjectbooth.trainer.stored_base import BaseModel, load_base
+from subjectbooth.trainer.runs.run import Run
 
 ON_MODEL, ON_CLIP, KEPT = 2.0, 6.0, 0.25
 """Strengths of the style LoRA, and how much of the plain model is in the merge."""

@@ -17,7 +17,7 @@ import safetensors.torch
 import torch
 
 from subjectbooth.scripts.comfy_server import find_comfyui
-from subjectbooth.trainer.storage import sha256_of
+from subjectbooth.trainer.files.storage import sha256_of
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.comfy

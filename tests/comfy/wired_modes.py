@@ -62,7 +62,7 @@ if MODE == "dynamic":
 import comfy.sd  # noqa: E402
 
 from subjectbooth.nodes import bridge, noise, sampling, weights, wired_checks  # noqa: E402
-from subjectbooth.trainer.storage import sha256_of  # noqa: E402
+from subjectbooth.trainer.files.storage import sha256_of  # noqa: E402
 
 UNET = bridge.UNET_PREFIX
 logged: list[str] = []

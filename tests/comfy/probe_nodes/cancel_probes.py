@@ -40,7 +40,7 @@ class ProbeCancel:
             setattr(owner, name, own)
         cls.kind, cls.at, cls.count = kind, at, 0
         if kind == "photo":
-            cls._watch(pack_module("trainer.photo_files"), "read_photo", lambda *_: True)
+            cls._watch(pack_module("trainer.subject.photo_files"), "read_photo", lambda *_: True)
         elif kind:
             cls._watch(pack_module("nodes.live").Feed, "note", lambda _, event: type(event).__name__ == kind)
         return {"ui": {"report": [report]}}

@@ -1,0 +1,1 @@
+"""A base model from a single file or a diffusers folder."""

@@ -1,0 +1,141 @@
+"""A base model from the disk, for runs from a shell: no network, no configuration files but those beside the weights.
+
+Inside ComfyUI the base comes from the wired MODEL, CLIP and VAE instead.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from ...errors import require
+from ...files.storage import sha256_of
+from ...machine.numerics import CPU
+from ...machine.out_of_memory import free_memory, is_out_of_memory
+from ..base_model import (
+    BaseModel,
+    build_unet,
+    inspect_unet,
+    lora_layer_names,
+    make_noise_scheduler,
+    outline_unet,
+)
+from ..conditioning import Conditioning
+from ..sd.families import Family, native_resolution
+from ..sd.text_encoder import TokenChunks, build_text_encoder, encode
+from ..sd.tokenizer import chunks
+from .diffusers_folder import read_folder
+from .parts import StoredParts
+from .single_file import read_file
+
+if TYPE_CHECKING:
+    from diffusers import UNet2DConditionModel
+
+
+def load_base(
+    path: Path, clip_skip: int | None = None, prediction_type: str | None = None,
+    device: torch.device = CPU,
+) -> BaseModel:
+    """Read a model of one of the families in :mod:`trainer.base.sd.families`.
+
+    Args:
+        path: a .safetensors file in the layout of the original Stable Diffusion release, or a folder as diffusers
+            saves pipelines.
+        clip_skip: kohya's count: 1 takes the text encoder's last layer, 2 the one before; None the family's own.
+        prediction_type: ``epsilon`` or ``v_prediction``, for a checkpoint that does not say so itself; one that does
+            (a folder's scheduler, the marks ``v_pred`` and ``ztsnr`` in a file) is believed. None: epsilon.
+        device: where prompts and pictures are encoded, and pictures decoded. Only meanwhile is anything there.
+
+    Raises:
+        SubjectBoothError: it is of another format or family, or parts are missing.
+    """
+    parts, family = _read(path)
+    where = str(path)
+    shapes = parts.unet.shapes
+    require("diffusers", "transformers")  # not before: they take seconds to import, and a mistyped path none to refuse
+    prediction_type = parts.prediction_type or prediction_type or "epsilon"
+    noise_scheduler = make_noise_scheduler(parts.alphas_cumprod, prediction_type)
+    clip_layer = None if clip_skip is None else -clip_skip
+    text_weights = parts.text_encoders(family, clip_layer)
+    codec = parts.codec(family)
+    codec.device = device
+
+    def build(dtype: torch.dtype) -> UNet2DConditionModel:
+        return build_unet(shapes, lambda: parts.unet, family, dtype, where)
+
+    def build_text(dtype: torch.dtype) -> list[Any]:
+        return [build_text_encoder(weights(), shape, dtype, where)
+                for weights, shape in zip(text_weights, family.text_encoders, strict=True)]
+
+    return BaseModel(
+        family=family,
+        noise_scheduler=noise_scheduler,
+        prompts=StoredPromptEncoder(lambda: build_text(torch.float32), family, clip_layer, device),
+        codec=codec,
+        digest=_digest(parts, family, clip_layer, prediction_type),
+        build_unet=build,
+        layer_names=lora_layer_names(shapes, family),
+        clip_layer=clip_layer,
+        tokenize=lambda prompt: token_chunks(prompt, family),
+        build_text_encoders=build_text,
+        outline_unet=lambda: outline_unet(shapes, family, where))
+
+
+def stored_resolution(path: Path, prediction_type: str | None = None) -> int:
+    """Pixels a side that the model was trained at, from the files' headers alone. See :func:`load_base`."""
+    parts, family = _read(path)
+    return native_resolution(family, parts.prediction_type or prediction_type or "epsilon")
+
+
+def _read(path: Path) -> tuple[StoredParts, Family]:
+    parts = read_folder(path) if path.is_dir() else read_file(path)
+    return parts, inspect_unet(parts.unet.shapes, str(path), parts.unet.dtypes)
+
+
+class StoredPromptEncoder:
+    """Encodes prompts with transformers. Text is taken literally: ``(word:1.2)`` is ComfyUI's syntax, not CLIP's.
+
+    The text encoders are built for each call and dropped after it: prompts are encoded once in a run, and SDXL's
+    would take 3.3 GB beside the UNet for the rest of it.
+    """
+
+    def __init__(
+        self, build: Callable[[], list[Any]], family: Family, clip_layer: int | None,
+        device: torch.device = CPU,
+    ) -> None:
+        self._build, self._family, self._clip_layer, self._device = build, family, clip_layer, device
+
+    def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
+        """See :class:`trainer.base.conditioning.PromptEncoder`."""
+        models = self._build()
+        if self._device != CPU:
+            try:
+                return self._encode([model.to(self._device) for model in models], prompts)
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            models = [model.to(CPU) for model in models]  # outside the handler: until here the failed attempt is alive
+            free_memory(self._device)
+        return self._encode(models, prompts)
+
+    def _encode(self, models: list[Any], prompts: Sequence[str]) -> list[Conditioning]:
+        with torch.no_grad():
+            chunks = [token_chunks(prompt, self._family) for prompt in prompts]
+            encoded = encode(models, self._family.text_encoders, chunks, self._clip_layer)
+            return [conditioning.to(CPU) for conditioning in encoded]
+
+
+def token_chunks(prompt: str, family: Family) -> tuple[TokenChunks, ...]:
+    """A prompt's chunks for each text encoder of the family, all at weight 1."""
+    ids = [chunks(prompt, shape.padding) for shape in family.text_encoders]
+    return tuple(TokenChunks(rows, torch.ones(rows.shape)) for rows in ids)
+
+
+def _digest(parts: StoredParts, family: Family, clip_layer: int | None, prediction_type: str) -> str:
+    # The usual scale is left out, so that a folder and a file of one model, and runs of before, have one digest.
+    unusual = parts.latent_scale not in (None, family.latent_scale)
+    scale = (f"latent scale {parts.latent_scale}",) if unusual else ()
+    return sha256_of(*parts.files, parts.alphas_cumprod, f"clip layer {clip_layer}", prediction_type, *scale)

@@ -1,0 +1,1 @@
+"""The training step and what goes into it."""

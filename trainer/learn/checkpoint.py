@@ -1,0 +1,84 @@
+"""Everything a resume needs, saved and loaded side by side. Noise and order need nothing: see trainer.learn.data."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from ..errors import SubjectBoothError
+from ..files.safefile import read_checked, write_checked
+
+CHECKPOINT_FORMAT = 1
+
+
+@dataclass
+class Checkpoint:
+    """A run at one moment, on the CPU.
+
+    Attributes:
+        step: optimizer updates done.
+        adapter: the adapter's weights by name.
+        optimizer: per parameter number, the optimizer's tensors and numbers by name.
+        losses: ``[loss, instance_loss, prior_loss or None]`` of every step so far.
+        chosen: what ``auto`` settings became; a resumed run keeps the first choice.
+        groups: the numbers an optimizer keeps for all parameters together (Prodigy's estimate is one).
+        average: the running average of the adapter by number, empty without EMA.
+        scaler: state of fp16's loss scaling, empty in other precisions.
+    """
+
+    step: int
+    adapter: dict[str, torch.Tensor]
+    optimizer: dict[int, dict[str, Any]]
+    losses: list[list[float | None]]
+    chosen: dict[str, str]
+    groups: list[dict[str, Any]] = field(default_factory=list)
+    average: list[torch.Tensor] = field(default_factory=list)
+    scaler: dict[str, Any] = field(default_factory=dict)
+
+
+def save(path: Path, checkpoint: Checkpoint) -> None:
+    """Write the checkpoint as one safetensors file, in one step."""
+    tensors = {f"adapter/{name}": tensor for name, tensor in checkpoint.adapter.items()}
+    tensors |= {f"average/{index}": tensor for index, tensor in enumerate(checkpoint.average)}
+    numbers: dict[str, dict[str, Any]] = {}
+    for index, entries in checkpoint.optimizer.items():
+        for name, value in entries.items():
+            if isinstance(value, torch.Tensor):
+                tensors[f"optimizer/{index}/{name}"] = value.cpu()
+            else:
+                numbers.setdefault(str(index), {})[name] = value
+    write_checked(path, tensors, {
+        "format": CHECKPOINT_FORMAT, "step": checkpoint.step, "optimizer": numbers, "losses": checkpoint.losses,
+        "chosen": checkpoint.chosen, "groups": checkpoint.groups, "scaler": checkpoint.scaler,
+    })
+
+
+def load(path: Path) -> Checkpoint:
+    """Read what :func:`save` wrote.
+
+    Raises:
+        FileNotFoundError: there is none.
+        SubjectBoothError: it is damaged or of another version.
+    """
+    tensors, state = read_checked(path)
+    if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
+        raise SubjectBoothError("a checkpoint of another version", f"version {CHECKPOINT_FORMAT}",
+                                "train anew with force_retrain", str(path))
+    adapter: dict[str, torch.Tensor] = {}
+    optimizer: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in state["optimizer"].items()}
+    average: dict[int, torch.Tensor] = {}
+    for key, tensor in tensors.items():
+        kind, name = key.split("/", 1)
+        if kind == "adapter":
+            adapter[name] = tensor
+        elif kind == "average":
+            average[int(name)] = tensor
+        else:
+            index, entry = name.split("/", 1)
+            optimizer.setdefault(int(index), {})[entry] = tensor
+    return Checkpoint(
+        state["step"], adapter, optimizer, state["losses"], state["chosen"], state["groups"],
+        [average[index] for index in sorted(average)], state["scaler"])

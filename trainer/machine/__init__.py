@@ -1,0 +1,1 @@
+"""The machine a run finds itself on: numerics, memory, precision, devices."""

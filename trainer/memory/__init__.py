@@ -1,0 +1,1 @@
+"""What fits into memory, and what to do when it does not."""

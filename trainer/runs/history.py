@@ -1,0 +1,139 @@
+"""A run's log as a chart needs it: few enough points for any length of run, and what else its folder tells."""
+
+from __future__ import annotations
+
+import json
+import re
+from bisect import bisect_right
+from pathlib import Path
+from typing import Any
+
+from ..events import Adjusted, Started, Validation
+
+SERIES = {"loss": "loss", "subject": "instance_loss", "class": "prior_loss"}
+"""Curves by name, and the field of a step that each shows. A chart draws whatever curves it is given."""
+
+LIMIT = 2000
+"""Points of a curve at most: more than a chart has pixels."""
+
+RECENT = 20
+"""Steps over which the time of a step is averaged, as the estimate of what is left is (see trainer.learn.loop)."""
+
+_STEP_LINE = re.compile(rb'\{"event": "StepDone", "step": (\d{1,15}),')
+_LORA = re.compile(r"lora_(\d{6,})\.safetensors")
+
+
+def points_of(values: dict[str, Any]) -> dict[str, float]:
+    """The points that one step adds to the curves, out of its JSON form."""
+    return {name: values[field] for name, field in SERIES.items() if isinstance(values.get(field), (int, float))}
+
+
+def read_history(folder: Path, since: int = 0, limit: int = LIMIT) -> dict[str, Any]:
+    """What a run's folder tells about the run, as plain JSON values.
+
+    Args:
+        folder: the run's.
+        since: only points of later steps.
+        limit: of points a curve; they are taken evenly, the last one always.
+
+    Returns:
+        ``step``, ``steps`` and ``trigger``; ``seconds`` a step (None before the first); ``series`` name ->
+        ``[[step, value], ...]``; ``chosen`` and ``notes`` of the last start; ``validations`` as ``step``, ``prompts``
+        and ``pictures`` (file names below the folder); ``saved``, the steps with an adapter of their own; ``kept``, the
+        step at which the run was stopped and kept; ``result``, what the node made of it. What is damaged is left out.
+    """
+    lines, others = _split(folder / "events.jsonl")
+    record, kept = _json(folder / "run.json"), _json(folder / "kept.json")
+    steps = _whole((record.get("config") or {}).get("steps")) if isinstance(record.get("config"), dict) else 0
+    later = lines[bisect_right(lines, since, key=_step_of):]
+    chosen, notes, validations = _told(others)
+    last = _parse(lines[-1]) if lines else {}
+    recent = [values["seconds"] for values in map(_parse, lines[-RECENT:])
+              if isinstance(values.get("seconds"), (int, float))]
+    done = max([_whole(last.get("step")), *(_whole(values.get("step")) for values in others)])
+    return {
+        "step": done, "steps": steps, "trigger": str(record.get("trigger", "")),
+        "seconds": sum(recent) / len(recent) if recent else None,
+        "series": _series([_parse(line) for line in _evenly(later, limit)]),
+        "chosen": chosen, "notes": notes,
+        "validations": [validation for validation in validations if _whole(validation["step"]) > 0],
+        "saved": sorted(int(found[1]) for path in folder.glob("lora_*") if (found := _LORA.fullmatch(path.name))),
+        "kept": _whole(kept.get("step")) or None if kept.get("steps") == steps else None,
+        "result": _json(folder / "result.json") or None,
+    }
+
+
+def _split(log: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
+    """The lines of steps, unread, and all other entries. Reading 10,000 lines of JSON takes a tenth of a second."""
+    try:
+        content = log.read_bytes()
+    except OSError:
+        return [], []
+    lines, others = [], []
+    for line in content.split(b"\n"):
+        if _STEP_LINE.match(line):
+            lines.append(line)
+        elif values := _parse(line):
+            others.append(values)
+    return lines, others
+
+
+def _told(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str], list[dict[str, Any]]]:
+    """What was chosen, notes and validations; a run that went on has started more than once."""
+    chosen: dict[str, Any] = {}
+    notes: list[str] = []
+    validations: dict[int, dict[str, Any]] = {}
+    for values in entries:
+        if values.get("event") in (Started.__name__, Adjusted.__name__):
+            found = values.get("chosen")
+            chosen = found if isinstance(found, dict) and found else chosen
+            said = values.get("notes")
+            found = [values.get("plan"), *said] if isinstance(said, list) else [values.get("note")]
+            told = [str(note) for note in found if note]
+            # A start tells all that holds for it; a change adds to it.
+            notes = told if values["event"] == Started.__name__ else [*notes, *told]
+        elif values.get("event") == Validation.__name__:
+            step, prompts = _whole(values.get("step")), values.get("prompts")
+            prompts = [str(prompt) for prompt in prompts] if isinstance(prompts, list) else []
+            pictures = [f"validation/step_{step:06d}_{number:02d}.png" for number in range(len(prompts))]
+            validations[step] = {"step": step, "prompts": prompts, "pictures": pictures}
+    return chosen, notes, [validations[step] for step in sorted(validations)]
+
+
+def _series(entries: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
+    series: dict[str, list[list[float]]] = {}
+    for values in entries:
+        if step := _whole(values.get("step")):
+            for name, value in points_of(values).items():
+                series.setdefault(name, []).append([step, value])
+    return series
+
+
+def _evenly(lines: list[bytes], limit: int) -> list[bytes]:
+    if len(lines) <= limit:
+        return lines
+    return [lines[(number + 1) * len(lines) // limit - 1] for number in range(limit)]
+
+
+def _step_of(line: bytes) -> int:
+    found = _STEP_LINE.match(line)
+    return int(found[1]) if found else 0
+
+
+def _whole(value: Any) -> int:
+    return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
+
+
+def _parse(line: bytes) -> dict[str, Any]:
+    try:
+        values = json.loads(line)
+    except (ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
+def _json(path: Path) -> dict[str, Any]:
+    try:
+        return _parse(path.read_bytes())
+    except OSError:
+        return {}

@@ -1,0 +1,108 @@
+"""What a LoRA file says about itself, in the two vocabularies that other tools read, and in our own.
+
+kohya's ``ss_*`` keys are what A1111, Forge and LoRA managers show; ``modelspec.*`` is Stability's ModelSpec 1.0.1;
+``subjectbooth.*`` is what ApplySubjectLoRA reads back. Nothing of the user's is written but the words they trained
+with and the name they gave the file: no photo, no path, no file name.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Mapping
+
+import torch
+
+from ..base.base_model import BaseModel
+from ..config import TrainConfig
+from ..files.safefile import body_hash
+from ..learn.adapter import file_alpha
+from ..subject.subject import Subject
+
+IMPLEMENTATION = "SubjectBooth"
+
+
+def lora_metadata(
+    tensors: dict[str, torch.Tensor], subject: Subject, base: BaseModel, config: TrainConfig, *,
+    step: int, run_key: str, started: float, class_images: int, chosen: Mapping[str, str], buckets: Mapping[str, int],
+) -> dict[str, str]:
+    """All metadata but the file's name, which :func:`named` adds.
+
+    Args:
+        tensors: the file's tensors, for the hash that other tools look models up by.
+        step: the optimizer updates behind these weights.
+        run_key: 64 hex digits.
+        started: Unix time at which the run was first started (a resumed run keeps it).
+        class_images: how many class images the run had.
+        chosen: what every ``auto`` setting became.
+        buckets: photos by size ("512x512"); one size without aspect-ratio buckets.
+    """
+    digest = body_hash(tensors)
+    photos = len(subject.photos)
+    family = base.family
+    predicts_v = base.noise_scheduler.config["prediction_type"] == "v_prediction"
+    resolution = f"({config.resolution}, {config.resolution})"
+    date = datetime.datetime.fromtimestamp(int(started), datetime.timezone.utc)
+    subset = {"class_tokens": subject.trigger, "image_count": photos, "is_reg": False, "num_repeats": 1}
+    return {
+        "ss_base_model_version": family.kohya_base_model_version[predicts_v],
+        "ss_v2": str(family.kohya_v2),
+        "ss_network_module": "networks.lora",
+        "ss_network_dim": str(config.rank),
+        "ss_network_alpha": repr(file_alpha(config)),
+        "ss_network_dropout": f"{config.lora_dropout:g}",
+        "ss_steps": str(step),
+        "ss_max_train_steps": str(config.steps),
+        "ss_learning_rate": f"{config.learning_rate:g}",
+        "ss_unet_lr": f"{config.learning_rate:g}",
+        "ss_lr_scheduler": config.lr_scheduler,
+        "ss_lr_warmup_steps": str(config.lr_warmup_steps),
+        "ss_seed": str(config.seed),
+        "ss_optimizer": chosen["optimizer"],
+        "ss_mixed_precision": {"fp32": "no"}.get(chosen["precision"], chosen["precision"]),
+        "ss_gradient_checkpointing": str(chosen["gradient_checkpointing"] == "on"),
+        "ss_enable_bucket": str(config.enable_bucket),
+        "ss_bucket_info": json.dumps({"buckets": {str(number): {"resolution": [int(side) for side in size.split("x")],
+                                                                "count": count}
+                                                  for number, (size, count) in enumerate(buckets.items())}}),
+        "ss_min_snr_gamma": f"{config.snr_gamma:g}",
+        "ss_noise_offset": f"{config.noise_offset:g}",
+        "ss_caption_dropout_rate": f"{config.caption_dropout:g}",
+        "ss_prior_loss_weight": f"{config.prior_loss_weight:g}",
+        "ss_num_train_images": str(photos),
+        "ss_num_reg_images": str(class_images),
+        "ss_resolution": resolution,
+        "ss_clip_skip": str(-base.clip_layer if base.clip_layer is not None else 1),
+        "ss_text_encoder_lr": f"{config.text_encoder_lr:g}" if config.train_text_encoder else "None",
+        "ss_batch_size_per_device": str(config.train_batch_size),
+        "ss_gradient_accumulation_steps": str(config.gradient_accumulation_steps),
+        "ss_training_started_at": f"{int(started)}.0",
+        "ss_tag_frequency": json.dumps({"subject": {subject.trigger: photos}}, ensure_ascii=False),
+        "ss_datasets": json.dumps([{"subsets": [subset], "resolution": [config.resolution] * 2}], ensure_ascii=False),
+        "sshs_model_hash": digest,
+        "modelspec.sai_model_spec": "1.0.1",
+        "modelspec.architecture": f"{family.modelspec_architecture[predicts_v]}/lora",
+        "modelspec.implementation": IMPLEMENTATION,
+        "modelspec.resolution": f"{config.resolution}x{config.resolution}",
+        "modelspec.date": date.isoformat().replace("+00:00", "Z"),
+        "modelspec.trigger_phrase": subject.trigger,
+        "modelspec.usage_hint": f"Write {subject.trigger!r} where the subject is meant: {subject.instance_prompt}",
+        "modelspec.prediction_type": "v" if predicts_v else "epsilon",
+        "modelspec.hash_sha256": f"0x{digest}",
+        "subjectbooth.run_key": run_key,
+        "subjectbooth.base_digest": base.digest,
+        "subjectbooth.token": subject.token,
+        "subjectbooth.class_word": subject.class_word,
+        "subjectbooth.trigger": subject.trigger,
+        "subjectbooth.instance_prompt": subject.instance_prompt,
+        "subjectbooth.class_prompt": subject.class_prompt,
+        "subjectbooth.step": str(step),
+        "subjectbooth.precision": chosen["precision"],
+        "subjectbooth.gradient_checkpointing": chosen["gradient_checkpointing"],
+        "subjectbooth.pictures_per_forward": chosen["pictures_per_forward"],
+    }
+
+
+def named(metadata: dict[str, str], output_name: str) -> dict[str, str]:
+    """The metadata with the name under which the file is published (A1111's alias in prompts)."""
+    return {**metadata, "ss_output_name": output_name, "modelspec.title": output_name}

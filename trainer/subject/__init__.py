@@ -1,0 +1,1 @@
+"""The subject: photos, words, and what may be wrong with them."""

@@ -1,0 +1,34 @@
+"""Folders as kohya's trainers want them: repeats and words are in their names."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection
+from pathlib import Path
+
+from ..errors import SubjectBoothError
+
+_NAME = re.compile(r"\d+_.+")
+
+
+def refuse_kohya_folder(folder: Path, suffixes: Collection[str]) -> None:
+    """kohya's trainers want folders such as "10_ohwx dog" inside the one that they are given.
+
+    Raises:
+        SubjectBoothError: there are such folders with pictures in them; how to use one of them here.
+    """
+    inner = [path for path in folder.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)
+             and any(file.suffix.lower() in suffixes for file in path.glob("*"))]
+    if not inner:
+        return
+    first = min(inner, key=lambda path: path.name)
+    token, _, class_word = first.name.partition("_")[2].strip().partition(" ")
+    words = f'token "{token}", class word "{class_word}"' if class_word else f'token or class word "{token}"'
+    others = f" and {len(inner) - 1} more" if len(inner) > 1 else ""
+    raise SubjectBoothError(
+        f"no picture directly in the folder {folder.name[:80]!r}, but folders in kohya's layout: "
+        f"{first.name[:80]!r}{others}",
+        "the folder that holds the photos",
+        f"choose the folder {folder.name[:80]}/{first.name[:80]} ({words}). Its repeats are not needed: set steps "
+        "instead",
+    )
