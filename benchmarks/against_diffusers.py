@@ -73,7 +73,8 @@ def compare(given: argparse.Namespace, scratch: Path) -> None:
     fill_class_images(scratch / "class_pictures")
     trainers: dict[str, Trainer] = {
         "SubjectBooth": lambda steps, keep, folder: ours(given, base, steps, keep, folder),
-        "diffusers": lambda steps, keep, folder: rival(given, base, scratch / "class_pictures", steps, keep, folder)}
+        "diffusers": lambda steps, keep, folder: rival(given, base, scratch / "class_pictures", steps, keep, folder),
+    }
     print(f"making {CLASS_IMAGES} class images, which are then kept", flush=True)
     run(trainers["SubjectBooth"](1, True, scratch / "SubjectBooth-True"))
     step: dict[tuple[str, bool], list[float]] = {}
@@ -86,16 +87,25 @@ def compare(given: argparse.Namespace, scratch: Path) -> None:
                 many = run(command(given.steps + 1, keep, folder))
                 step.setdefault((name, keep), []).append((many.seconds - one.seconds) / given.steps)
                 whole.setdefault((name, keep), []).append(many)
-                print(f"round {number + 1}, {name}, class {'kept' if keep else 'not kept'}: "
-                      f"{step[name, keep][-1]:.2f} s a step, {many.seconds:.0f} s in all, {many.memory:.1f} GiB",
-                      flush=True)
-    report({key: statistics.median(values) for key, values in step.items()},
-           {key: statistics.median(took.seconds for took in values) for key, values in whole.items()},
-           {key: max(took.memory for took in values) for key, values in whole.items()}, given.steps + 1)
+                print(
+                    f"round {number + 1}, {name}, class {'kept' if keep else 'not kept'}: "
+                    f"{step[name, keep][-1]:.2f} s a step, {many.seconds:.0f} s in all, {many.memory:.1f} GiB",
+                    flush=True,
+                )
+    report(
+        {key: statistics.median(values) for key, values in step.items()},
+        {key: statistics.median(took.seconds for took in values) for key, values in whole.items()},
+        {key: max(took.memory for took in values) for key, values in whole.items()},
+        given.steps + 1,
+    )
 
 
-def report(step: dict[tuple[str, bool], float], whole: dict[tuple[str, bool], float],
-           memory: dict[tuple[str, bool], float], steps: int) -> None:
+def report(
+    step: dict[tuple[str, bool], float],
+    whole: dict[tuple[str, bool], float],
+    memory: dict[tuple[str, bool], float],
+    steps: int,
+) -> None:
     """The ratios, from medians of the rounds (memory: the most of them)."""
     if min(step.values()) <= 0:
         raise SystemExit("the steps were too few to be told from start and end: raise --steps or --resolution")
@@ -110,21 +120,86 @@ def report(step: dict[tuple[str, bool], float], whole: dict[tuple[str, bool], fl
 
 def ours(given: argparse.Namespace, base: Path, steps: int, keep: bool, folder: Path) -> list[str]:
     class_images = ["--num_class_images", str(CLASS_IMAGES), "--class_guidance_scale", "1"] if keep else []
-    return [sys.executable, "-m", "trainer", "--base", str(base), "--photos", str(PHOTOS), "--class-word", "cat",
-            "--output_dir", str(folder), "--steps", str(steps), "--resolution", str(given.resolution), "--rank",
-            str(RANK), "--network_alpha", str(RANK), "--precision", "fp32", "--gradient_checkpointing", "off",
-            "--force_retrain", *(["--cpu"] if given.cpu else []), *class_images]
+    return [
+        sys.executable,
+        "-m",
+        "trainer",
+        "--base",
+        str(base),
+        "--photos",
+        str(PHOTOS),
+        "--class-word",
+        "cat",
+        "--output_dir",
+        str(folder),
+        "--steps",
+        str(steps),
+        "--resolution",
+        str(given.resolution),
+        "--rank",
+        str(RANK),
+        "--network_alpha",
+        str(RANK),
+        "--precision",
+        "fp32",
+        "--gradient_checkpointing",
+        "off",
+        "--force_retrain",
+        *(["--cpu"] if given.cpu else []),
+        *class_images,
+    ]
 
 
-def rival(given: argparse.Namespace, base: Path, class_pictures: Path, steps: int, keep: bool,
-          folder: Path) -> list[str]:
-    kept = ["--with_prior_preservation", "--class_data_dir", str(class_pictures), "--class_prompt", "a photo of a cat",
-            "--num_class_images", str(CLASS_IMAGES)] if keep else []
-    return [sys.executable, str(given.rival), "--pretrained_model_name_or_path", str(base), "--instance_data_dir",
-            str(PHOTOS), "--instance_prompt", "a photo of ohwx cat", "--output_dir", str(folder), "--max_train_steps",
-            str(steps), "--resolution", str(given.resolution), "--rank", str(RANK), "--train_batch_size", "1",
-            "--learning_rate", "1e-4", "--lr_scheduler", "constant", "--lr_warmup_steps", "0", "--mixed_precision",
-            "no", "--checkpointing_steps", "100000", "--pre_compute_text_embeddings", "--seed", "0", *kept]
+def rival(
+    given: argparse.Namespace, base: Path, class_pictures: Path, steps: int, keep: bool, folder: Path
+) -> list[str]:
+    kept = (
+        [
+            "--with_prior_preservation",
+            "--class_data_dir",
+            str(class_pictures),
+            "--class_prompt",
+            "a photo of a cat",
+            "--num_class_images",
+            str(CLASS_IMAGES),
+        ]
+        if keep
+        else []
+    )
+    return [
+        sys.executable,
+        str(given.rival),
+        "--pretrained_model_name_or_path",
+        str(base),
+        "--instance_data_dir",
+        str(PHOTOS),
+        "--instance_prompt",
+        "a photo of ohwx cat",
+        "--output_dir",
+        str(folder),
+        "--max_train_steps",
+        str(steps),
+        "--resolution",
+        str(given.resolution),
+        "--rank",
+        str(RANK),
+        "--train_batch_size",
+        "1",
+        "--learning_rate",
+        "1e-4",
+        "--lr_scheduler",
+        "constant",
+        "--lr_warmup_steps",
+        "0",
+        "--mixed_precision",
+        "no",
+        "--checkpointing_steps",
+        "100000",
+        "--pre_compute_text_embeddings",
+        "--seed",
+        "0",
+        *kept,
+    ]
 
 
 def run(command: list[str]) -> Took:
@@ -146,12 +221,24 @@ def write_base(folder: Path, width: int) -> None:
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
     torch.manual_seed(0)
-    scheduler = DDIMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear", clip_sample=False,
-                              set_alpha_to_one=False, steps_offset=1)
-    whole = {"unet": unet("sd1", block_out_channels=(width, 2 * width, 4 * width, 4 * width)), "vae": vae(),
-             "text_encoder": text_encoder("l"), "tokenizer": tokenizer(), "scheduler": scheduler}
-    StableDiffusionPipeline(**whole, safety_checker=None, feature_extractor=None,
-                            requires_safety_checker=False).save_pretrained(folder)
+    scheduler = DDIMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        clip_sample=False,
+        set_alpha_to_one=False,
+        steps_offset=1,
+    )
+    whole = {
+        "unet": unet("sd1", block_out_channels=(width, 2 * width, 4 * width, 4 * width)),
+        "vae": vae(),
+        "text_encoder": text_encoder("l"),
+        "tokenizer": tokenizer(),
+        "scheduler": scheduler,
+    }
+    StableDiffusionPipeline(
+        **whole, safety_checker=None, feature_extractor=None, requires_safety_checker=False
+    ).save_pretrained(folder)
 
 
 def tokenizer() -> Any:

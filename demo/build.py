@@ -86,9 +86,7 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=2, help="training processes, one core each")
     parser.add_argument("--work", type=Path, default=WORK, help="folder for packages and training states")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="packed weights, for `unpack`")
-    parser.add_argument(
-        "--tokenizer", type=Path, help="folder of CLIP's vocab.json and merges.txt, for `words`"
-    )
+    parser.add_argument("--tokenizer", type=Path, help="folder of CLIP's vocab.json and merges.txt, for `words`")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if arguments.stage in ("all", "words") and arguments.tokenizer is None:

@@ -140,9 +140,7 @@ class Composer:
         self.library = library
         self.pixels = torch.from_numpy(library.pixels)
         self.by_word = {
-            word: [i for i, w in enumerate(library.words) if w == word]
-            for word in CLASS_WORDS
-            if word in library.words
+            word: [i for i, w in enumerate(library.words) if w == word] for word in CLASS_WORDS if word in library.words
         }
 
     def batch(

@@ -59,9 +59,7 @@ def photos(name: str, group: str) -> torch.Tensor:
 
 def measure_ceilings(nets: Narrow, judge: LoadedJudge) -> Figures:
     """The gain of held-out photos that only went through the autoencoder."""
-    return _summary(
-        {name: scale.gain(_decoded(nets, latents)) for name, latents, _, scale in _subjects(nets, judge)}
-    )
+    return _summary({name: scale.gain(_decoded(nets, latents)) for name, latents, _, scale in _subjects(nets, judge)})
 
 
 def measure_details(nets: Narrow, judge: LoadedJudge) -> Figures:

@@ -137,9 +137,7 @@ def _trained(
         where = torch.tensor([BACKGROUNDS.index(name) for name in made.backgrounds])
         worn = wear(made.images, rng)
         drawing, background, _ = net(worn + rng.uniform(0, 0.05) * torch.randn_like(worn))
-        loss = F.cross_entropy(drawing, which, label_smoothing=0.05) + 0.5 * F.cross_entropy(
-            background, where
-        )
+        loss = F.cross_entropy(drawing, which, label_smoothing=0.05) + 0.5 * F.cross_entropy(background, where)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()

@@ -52,9 +52,7 @@ def measure_autoencoder(nets: Narrow, work: Path, count: int = 256) -> Figures:
     return figures
 
 
-def draw(
-    nets: Narrow, captions: list[str], seeds: list[int], steps: int = 30, cfg: float = 4.0
-) -> torch.Tensor:
+def draw(nets: Narrow, captions: list[str], seeds: list[int], steps: int = 30, cfg: float = 4.0) -> torch.Tensor:
     """Pictures float32 [n, 3, 64, 64] in 0..1."""
     made = []
     for start in range(0, len(captions), 64):
@@ -82,9 +80,7 @@ def score(verdict: Verdict, pairs: list[tuple[str, str]]) -> Figures:
     return {
         "pictures": len(pairs),
         "class": share(right),
-        "background": share(
-            [seen == want for seen, (_, want) in zip(verdict.background, pairs, strict=True)]
-        ),
+        "background": share([seen == want for seen, (_, want) in zip(verdict.background, pairs, strict=True)]),
         "weak_classes": [word for word in tried if hits[word] < tried[word] / 2],
     }
 
@@ -108,9 +104,7 @@ def measure_diversity(nets: Narrow, judge: LoadedJudge, seeds: int = 16) -> Figu
     return {
         "seeds": seeds,
         "two_styles_or_more": share([len(found) >= 2 for found in styles.values()]),
-        "style_shares": [
-            f"{style} {count / len(words):.2f}" for style, count in Counter(verdict.style).most_common()
-        ],
+        "style_shares": [f"{style} {count / len(words):.2f}" for style, count in Counter(verdict.style).most_common()],
     }
 
 
@@ -120,9 +114,7 @@ def measure_wide(nets: Narrow) -> Figures:
 
     weights = wide_unet_weights(read_packed())
     shapes = {name: value.shape for name, value in weights.items()}
-    unet = build_unet(
-        shapes, lambda: weights, inspect_unet(shapes, "the demo base"), torch.float32, "the demo base"
-    )
+    unet = build_unet(shapes, lambda: weights, inspect_unet(shapes, "the demo base"), torch.float32, "the demo base")
     generator = torch.Generator().manual_seed(0)
     x, steps = torch.randn(3, 4, 8, 8, generator=generator), torch.tensor([20, 500, 980])
     with torch.no_grad():

@@ -44,9 +44,7 @@ def comfyui() -> Iterator[Any]:
             yield client
 
 
-def sampling(
-    graph: Graph, name: str, prompt: Any, seed: int, count: int, source: str, steps: int, cfg: float
-) -> None:
+def sampling(graph: Graph, name: str, prompt: Any, seed: int, count: int, source: str, steps: int, cfg: float) -> None:
     """Add text to image from the MODEL and CLIP of node *source* and the VAE of node 'base'; saved by '<name>.save'."""
     graph[f"{name}.text"] = node("CLIPTextEncode", clip=[source, 1], text=prompt)
     graph[f"{name}.none"] = node("CLIPTextEncode", clip=[source, 1], text="")

@@ -101,9 +101,7 @@ def dreambooth_graph(name: str, settings: dict[str, Any], options: dict[str, Any
     return graph
 
 
-def figures_of(
-    scale: Scale, like: torch.Tensor, scenes: torch.Tensor, after: Verdict, word: str
-) -> dict[str, float]:
+def figures_of(scale: Scale, like: torch.Tensor, scenes: torch.Tensor, after: Verdict, word: str) -> dict[str, float]:
     """What the goals are about.
 
     Args:
@@ -169,15 +167,11 @@ def summary(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
             figures[f"{name}_worst"] = min(row[name] for row in final)
             figures[f"{name}_mean"] = mean(row[name] for row in final)
     if final:
-        figures["class_prompt_is_the_subject_worst"] = max(
-            row["class_prompt_is_the_subject"] for row in final
-        )
+        figures["class_prompt_is_the_subject_worst"] = max(row["class_prompt_is_the_subject"] for row in final)
     return figures
 
 
-def measure_dreambooth(
-    judge: LoadedJudge, kept: Figures, keep: Callable[[Figures], None], folder: Path
-) -> Figures:
+def measure_dreambooth(judge: LoadedJudge, kept: Figures, keep: Callable[[Figures], None], folder: Path) -> Figures:
     """Every subject, without and with class images.
 
     Args:

@@ -44,9 +44,7 @@ def pack(work: Path, diffusion: str, autoencoder: str) -> None:
     logger.info("%s: %.1f MB", WEIGHTS.name, WEIGHTS.stat().st_size / 1e6)
 
 
-def unpack(
-    work: Path, diffusion: str, autoencoder: str, later: Sequence[str] = (), weights: Path = WEIGHTS
-) -> None:
+def unpack(work: Path, diffusion: str, autoencoder: str, later: Sequence[str] = (), weights: Path = WEIGHTS) -> None:
     """Training states from packed weights, to train on from them anywhere (`python -m demo.build unpack`).
 
     A run ends with its learning rate near zero, so nothing but the averaged weights is worth keeping: a further run

@@ -40,9 +40,7 @@ def normal_sigmas(steps: int) -> torch.Tensor:
 
 def starting_noise(seeds: list[int]) -> torch.Tensor:
     """float32 [n, 4, 8, 8]: what KSampler starts from, one seed a picture."""
-    return torch.cat(
-        [torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(s)) for s in seeds]
-    )
+    return torch.cat([torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
 
 @torch.no_grad()

@@ -69,9 +69,7 @@ def load_autoencoder(work: Path, name: str) -> tuple[nn.Module, nn.Module]:
     parts = []
     for half in ("encoder", "decoder"):
         state = {k[8:]: v for k, v in saved.items() if k.startswith(f"{half}.")}
-        net = (
-            make_encoder(encoder_widths(state)) if half == "encoder" else make_decoder(decoder_widths(state))
-        )
+        net = make_encoder(encoder_widths(state)) if half == "encoder" else make_decoder(decoder_widths(state))
         net.load_state_dict(state)
         net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         parts.append(net.eval().requires_grad_(False))
@@ -172,9 +170,7 @@ def _save(
     clock: parallel.Clock,
 ) -> None:
     states = [optimizer.state_dict() for optimizer in optimizers]
-    files.save(
-        path, {"nets": nets.state_dict(), "optimizers": states, "step": step, "spent": clock.seconds()}
-    )
+    files.save(path, {"nets": nets.state_dict(), "optimizers": states, "step": step, "spent": clock.seconds()})
 
 
 def train_autoencoder(run: AutoencoderRun, folder: Path) -> Path:

@@ -231,15 +231,11 @@ def _job(rank: int, world: int, run: DiffusionRun, folder: str) -> None:
             pool.renew(16)
         latents, texts = pool.draw(run.captions, run.pictures_per_caption, run.rare_share, run.any_drawing)
         # Stratified over the batch: every batch sees the whole range of noise.
-        spread = (
-            torch.randperm(count, generator=noise_source) + torch.rand(count, generator=noise_source)
-        ) / count
+        spread = (torch.randperm(count, generator=noise_source) + torch.rand(count, generator=noise_source)) / count
         times = (spread * STEPS).long().clamp(max=STEPS - 1)
         noise = torch.randn(latents.shape, generator=noise_source)
         level = alphas[times].view(-1, 1, 1, 1)
-        noisy = (level.sqrt() * latents + (1 - level).sqrt() * noise).contiguous(
-            memory_format=torch.channels_last
-        )
+        noisy = (level.sqrt() * latents + (1 - level).sqrt() * noise).contiguous(memory_format=torch.channels_last)
         errors = (unet(noisy, times, text(token_ids(texts))) - noise).square().flatten(1).mean(1)
         loss = (errors * weights[times]).mean()
         nets.zero_grad(set_to_none=True)

@@ -21,7 +21,11 @@ class SubjectBoothExtension(ComfyExtension):
         register_picture_routes()
         register_train_routes()
         return [
-            LoadSubjectImages, GenerateClassPriors, DreamBoothLoRATrain, ApplySubjectLoRA, LoadDemoBase,
+            LoadSubjectImages,
+            GenerateClassPriors,
+            DreamBoothLoRATrain,
+            ApplySubjectLoRA,
+            LoadDemoBase,
             DreamBoothOptions,
         ]
 

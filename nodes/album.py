@@ -32,9 +32,7 @@ class Album:
         self._codec = ComfyLatentCodec(model, vae)
         self._vae = digest_of(vae.patcher)[:8]
 
-    def paths(
-        self, pictures: Mapping[int, torch.Tensor], indices: Iterable[int], batch_size: int
-    ) -> dict[int, Path]:
+    def paths(self, pictures: Mapping[int, torch.Tensor], indices: Iterable[int], batch_size: int) -> dict[int, Path]:
         """The files of these pictures, decoded now where they are missing or damaged."""
         paths = {i: self._folder / f"{picture_hash(pictures[i])[:32]}_{self._vae}.png" for i in indices}
         missing = [index for index, path in paths.items() if not _is_whole(path)]

@@ -39,14 +39,36 @@ class ApplySubjectLoRA(io.ComfyNode):
             inputs=[
                 io.Model.Input("model", tooltip="The model to apply the subject to."),
                 io.Clip.Input("clip", tooltip="The text encoder to apply the subject to."),
-                io.Combo.Input("lora_name", options=[NO_FILE, *folder_paths.get_filename_list("loras")],
-                               default=NO_FILE, tooltip="A file from models/loras, when subject_lora is not wired."),
-                io.Float.Input("strength_model", default=1.0, min=-10.0, max=10.0, step=0.05, round=0.001,
-                               tooltip="How strongly the subject changes the model. 0: not at all."),
-                io.Float.Input("strength_clip", default=1.0, min=-10.0, max=10.0, step=0.05, round=0.001,
-                               tooltip="How strongly the subject changes the text encoder, if it was trained."),
-                io.String.Input("prompt", multiline=True, default="a photo of {subject}",
-                                tooltip="Your prompt. {subject} becomes the trained words, such as ohwx dog."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=[NO_FILE, *folder_paths.get_filename_list("loras")],
+                    default=NO_FILE,
+                    tooltip="A file from models/loras, when subject_lora is not wired.",
+                ),
+                io.Float.Input(
+                    "strength_model",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="How strongly the subject changes the model. 0: not at all.",
+                ),
+                io.Float.Input(
+                    "strength_clip",
+                    default=1.0,
+                    min=-10.0,
+                    max=10.0,
+                    step=0.05,
+                    round=0.001,
+                    tooltip="How strongly the subject changes the text encoder, if it was trained.",
+                ),
+                io.String.Input(
+                    "prompt",
+                    multiline=True,
+                    default="a photo of {subject}",
+                    tooltip="Your prompt. {subject} becomes the trained words, such as ohwx dog.",
+                ),
                 SubjectLoraType.Input("subject_lora", optional=True, tooltip="From DreamBoothLoRATrain."),
             ],
             outputs=[
@@ -86,7 +108,13 @@ class ApplySubjectLoRA(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, lora_name: str, strength_model: float, strength_clip: float, prompt: str,
+        cls,
+        model: Any,
+        clip: Any,
+        lora_name: str,
+        strength_model: float,
+        strength_clip: float,
+        prompt: str,
         subject_lora: SubjectLora | None = None,
     ) -> io.NodeOutput:
         """Apply, and fill the prompt."""
@@ -103,7 +131,9 @@ class ApplySubjectLoRA(io.ComfyNode):
             raise SubjectBoothError(
                 f"a LoRA of which this model takes 0 of {len(match.left)} layers",
                 "a LoRA for the wired model's family",
-                "choose another file, or wire the kind of checkpoint it was trained on", lora.path.name)
+                "choose another file, or wire the kind of checkpoint it was trained on",
+                lora.path.name,
+            )
         notes = _notes(lora, match)
         for note in notes:
             log.warning("%s: %s", lora.path.name, note)
@@ -123,11 +153,15 @@ def _notes(lora: SubjectLora, match: Match) -> list[str]:
     notes = []
     if match.left:
         layers = len(match.taken) + len(match.left)
-        notes.append(f"{len(match.taken)} of {layers} layers fit this model; the others, such as "
-                     f"{match.left[0][:80]!r}, are not used. Is it for another kind of checkpoint?")
+        notes.append(
+            f"{len(match.taken)} of {layers} layers fit this model; the others, such as "
+            f"{match.left[0][:80]!r}, are not used. Is it for another kind of checkpoint?"
+        )
     if embeddings := embeddings_of(lora.tensors):
-        notes.append(f"{len(embeddings)} embedding{'s' * (len(embeddings) > 1)} in the file ({embeddings[0][:40]!r}"
-                     f"{', ...' * (len(embeddings) > 1)}): not used; save each as a file in models/embeddings.")
+        notes.append(
+            f"{len(embeddings)} embedding{'s' * (len(embeddings) > 1)} in the file ({embeddings[0][:40]!r}"
+            f"{', ...' * (len(embeddings) > 1)}): not used; save each as a file in models/embeddings."
+        )
     if changes_nothing(match.patches, match.shapes):
         notes.append("The file has no effect: it leaves every weight of this model as it is.")
     return notes
@@ -135,19 +169,31 @@ def _notes(lora: SubjectLora, match: Match) -> list[str]:
 
 def _require_one(lora_name: str, *, wired: bool) -> None:
     if wired and lora_name != NO_FILE:
-        raise SubjectBoothError(f"both subject_lora and the file {lora_name!r}", "one of the two",
-                                f"set lora_name to {NO_FILE!r}, or remove the link", "ApplySubjectLoRA")
+        raise SubjectBoothError(
+            f"both subject_lora and the file {lora_name!r}",
+            "one of the two",
+            f"set lora_name to {NO_FILE!r}, or remove the link",
+            "ApplySubjectLoRA",
+        )
     if not wired and lora_name == NO_FILE:
-        raise SubjectBoothError("no LoRA", "a link to subject_lora or a file in lora_name",
-                                "wire DreamBoothLoRATrain, or choose a file", "ApplySubjectLoRA")
+        raise SubjectBoothError(
+            "no LoRA",
+            "a link to subject_lora or a file in lora_name",
+            "wire DreamBoothLoRATrain, or choose a file",
+            "ApplySubjectLoRA",
+        )
 
 
 def _fill(prompt: str, lora: SubjectLora) -> str:
     if "{subject}" not in prompt:
         return prompt
     if not lora.trigger:
-        raise SubjectBoothError("a LoRA file that does not say its trigger words", "the words it was trained with",
-                                "write them into the prompt in place of {subject}", lora.path.name)
+        raise SubjectBoothError(
+            "a LoRA file that does not say its trigger words",
+            "the words it was trained with",
+            "write them into the prompt in place of {subject}",
+            lora.path.name,
+        )
     return prompt.replace("{subject}", lora.trigger)
 
 
@@ -160,6 +206,10 @@ def lora_path(lora_name: str) -> Path:
     # get_full_path cleans the name, but a link or a name with ".." deserves an answer rather than a silent repair.
     known = folder_paths.get_filename_list("loras")
     if lora_name not in known:
-        raise SubjectBoothError(f"lora_name {lora_name!r}", "a file in models/loras",
-                                "refresh the node list (R) and choose again", "ApplySubjectLoRA")
+        raise SubjectBoothError(
+            f"lora_name {lora_name!r}",
+            "a file in models/loras",
+            "refresh the node list (R) and choose again",
+            "ApplySubjectLoRA",
+        )
     return Path(folder_paths.get_full_path_or_raise("loras", lora_name))

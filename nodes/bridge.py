@@ -58,7 +58,8 @@ def base_from_graph(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
         build_text_encoders=lambda dtype: text_encoders(clip, family, dtype),
         prompt_of=literal_prompt,
         outline_unet=lambda: outline_unet(shapes, family, "MODEL"),
-        sampling_digest=base_digest(model, clip))
+        sampling_digest=base_digest(model, clip),
+    )
 
 
 def check_wired(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> Family:
@@ -72,8 +73,12 @@ def check_wired(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> Fami
     """
     if clip is None or vae is None:
         missing = "CLIP" if clip is None else "VAE"
-        raise SubjectBoothError(f"a checkpoint without a {missing}", f"a {missing}",
-                                f"wire a {missing} loader, or use a checkpoint that has one", missing)
+        raise SubjectBoothError(
+            f"a checkpoint without a {missing}",
+            f"a {missing}",
+            f"wire a {missing} loader, or use a checkpoint that has one",
+            missing,
+        )
     for patcher, where in ((model, "MODEL"), (clip.patcher, "CLIP")):
         refuse_unlearnable_patches(patcher, where)
     for patcher, where in ((model, "MODEL"), (clip.patcher, "CLIP"), (vae.patcher, "VAE")):
@@ -85,7 +90,10 @@ def check_wired(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> Fami
     if wanted != found:
         raise SubjectBoothError(
             f"a CLIP with {', '.join(sorted(found)) or 'no text encoder'} for a model of the family {family.name}",
-            f"one with {', '.join(sorted(wanted))}", "wire the CLIP that belongs to the model", "CLIP")
+            f"one with {', '.join(sorted(wanted))}",
+            "wire the CLIP that belongs to the model",
+            "CLIP",
+        )
     refuse_other_latents(getattr(vae, "latent_channels", 4), "VAE")
     return family
 
@@ -102,8 +110,11 @@ def token_chunks(clip: CLIP, prompt: str, family: Family) -> tuple[TokenChunks, 
     for shape in family.text_encoders:
         if any(not isinstance(token[0], int) for chunk in tokens[shape.name] for token in chunk):
             raise SubjectBoothError(
-                f"the prompt {prompt[:60]!r} with an embedding: in it", "plain words",
-                "take the embedding out, or turn train_text_encoder off", "train_text_encoder")
+                f"the prompt {prompt[:60]!r} with an embedding: in it",
+                "plain words",
+                "take the embedding out, or turn train_text_encoder off",
+                "train_text_encoder",
+            )
         ids = torch.tensor([[token[0] for token in chunk] for chunk in tokens[shape.name]])
         weights = torch.tensor([[float(token[1]) for token in chunk] for chunk in tokens[shape.name]])
         chunks.append(TokenChunks(ids, weights))

@@ -44,8 +44,10 @@ def _written_demo_base() -> Path:
     except OSError as error:
         raise SubjectBoothError(
             f"the demo base cannot be written ({error.strerror or type(error).__name__})",
-            "460 MB on the disk and the right to write there", "free some space or make the folder writable",
-            str(folder)) from error
+            "460 MB on the disk and the right to write there",
+            "free some space or make the folder writable",
+            str(folder),
+        ) from error
 
 
 def _user_folder() -> Path:

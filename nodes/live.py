@@ -81,7 +81,11 @@ class Feed:
     def __init__(self, place: dict[str, str], run: Run, steps: int, device: torch.device) -> None:
         self._run, self._device = run, device
         self._now: dict[str, Any] = {
-            **place, "run": run.folder.path.name, "state": "preparing", "step": 0, "steps": steps,
+            **place,
+            "run": run.folder.path.name,
+            "state": "preparing",
+            "step": 0,
+            "steps": steps,
         }
         self._news: dict[str, Any] = {}
         self._series: dict[str, list[list[float]]] = {}
@@ -121,7 +125,8 @@ class Feed:
         elif isinstance(event, Validation):
             pictures = self._run.folder.pictures(event.step, len(event.prompts))
             self._news.setdefault("validations", []).append(
-                {"step": event.step, "prompts": event.prompts, "images": [versioned_entry(path) for path in pictures]})
+                {"step": event.step, "prompts": event.prompts, "images": [versioned_entry(path) for path in pictures]}
+            )
         elif isinstance(event, CheckpointSaved):
             if self._run.folder.lora_path(event.step).is_file():
                 self._news.setdefault("saved", []).append(event.step)

@@ -22,7 +22,8 @@ EMBEDDING = "bundle_emb."
 
 _ENDING = re.compile(
     r"([._]lora[._].*|\.(hada|lokr|oft|boft)_\w+|\.[ab][12]\.weight"
-    r"|\.(alpha|dora_scale|diff|diff_b|set_weight|w_norm|b_norm|rescale|reshape_weight))$")
+    r"|\.(alpha|dora_scale|diff|diff_b|set_weight|w_norm|b_norm|rescale|reshape_weight))$"
+)
 """Of a tensor's name: what comes after the layer's, in the spellings that ComfyUI reads."""
 
 
@@ -58,8 +59,13 @@ def load_lora_file(path: Path) -> SubjectLora:
 
 def layers_of(tensors: dict[str, torch.Tensor]) -> list[str]:
     """The layers that a file has something for, whichever program named them; embeddings are none."""
-    return sorted({key.split(".", 1)[0] if key.startswith("lora_") else _ENDING.sub("", key)
-                   for key in tensors if not key.startswith(EMBEDDING)})
+    return sorted(
+        {
+            key.split(".", 1)[0] if key.startswith("lora_") else _ENDING.sub("", key)
+            for key in tensors
+            if not key.startswith(EMBEDDING)
+        }
+    )
 
 
 def embeddings_of(tensors: dict[str, torch.Tensor]) -> list[str]:
@@ -100,8 +106,12 @@ def match_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP
     try:
         patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(tensors)), key_map)
     except Exception as error:  # half of a layer is missing, or its alpha is no number
-        raise SubjectBoothError(f"a LoRA with an incomplete layer ({type(error).__name__}: {str(error)[:100]})",
-                                "a whole LoRA file", "get the file again", "lora") from error
+        raise SubjectBoothError(
+            f"a LoRA with an incomplete layer ({type(error).__name__}: {str(error)[:100]})",
+            "a whole LoRA file",
+            "get the file again",
+            "lora",
+        ) from error
     shapes = {key: tensor.shape for key, tensor in model.model.state_dict().items()}
     if clip is not None:
         shapes |= {key: tensor.shape for key, tensor in clip.patcher.model.state_dict().items()}
@@ -110,8 +120,11 @@ def match_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP
         if not fits(key, patch, shapes[_weight_name(key)]):
             raise SubjectBoothError(
                 f"a LoRA whose layer has the shapes {_shapes_in(patch)} where this model's has "
-                f"{list(shapes[_weight_name(key)])}", "a LoRA for the wired model's family",
-                "choose another file, or wire the kind of checkpoint it was trained on", _weight_name(key))
+                f"{list(shapes[_weight_name(key)])}",
+                "a LoRA for the wired model's family",
+                "choose another file, or wire the kind of checkpoint it was trained on",
+                _weight_name(key),
+            )
     changed = {_weight_name(key) for key in patches}
     taken = [layer for layer in layers if layer in key_map and changed & _weights_of(key_map[layer])]
     return Match(taken, [layer for layer in layers if layer not in taken], patches, shapes)
@@ -143,6 +156,8 @@ def require_all_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip
     if match.left:
         raise SubjectBoothError(
             f"an adapter of which ComfyUI takes {len(match.taken)} of {len(match.taken) + len(match.left)} layers",
-            "all of them", "report this with the name of your checkpoint: the file would be half without effect",
-            match.left[0])
+            "all of them",
+            "report this with the name of your checkpoint: the file would be half without effect",
+            match.left[0],
+        )
     return len(match.taken)

@@ -27,8 +27,11 @@ def noise_schedule(model: ModelPatcher) -> tuple[torch.Tensor, str]:
     if not is_discrete or prediction is None:
         names = ", ".join(kind.__name__ for kind in kinds[1:3])
         raise SubjectBoothError(
-            f"a model that samples by {names}", "one that predicts epsilon or v on a discrete noise schedule",
-            "wire a Stable Diffusion checkpoint, or set ModelSamplingDiscrete to eps or v_prediction", "MODEL")
+            f"a model that samples by {names}",
+            "one that predicts epsilon or v on a discrete noise schedule",
+            "wire a Stable Diffusion checkpoint, or set ModelSamplingDiscrete to eps or v_prediction",
+            "MODEL",
+        )
     sigmas = sigmas_of(model)
     return (1.0 / (1.0 + sigmas.double() ** 2)).float().clone(), prediction
 

@@ -73,8 +73,13 @@ def describe_photos(widgets: dict[str, Any]) -> dict[str, Any]:
     for path, photo in zip(paths, shown, strict=False):
         entry: dict[str, Any] = {"name": path.name, "warnings": [], "kinds": []}
         if isinstance(photo, Seen):
-            entry |= {"thumbnail": photo.thumbnail, "width": photo.look.width, "height": photo.look.height,
-                      "warnings": [str(note) for note in photo.notes], "kinds": [note.kind for note in photo.notes]}
+            entry |= {
+                "thumbnail": photo.thumbnail,
+                "width": photo.look.width,
+                "height": photo.look.height,
+                "warnings": [str(note) for note in photo.notes],
+                "kinds": [note.kind for note in photo.notes],
+            }
         else:
             entry["error"] = photo
         photos.append(entry)
@@ -124,9 +129,7 @@ def _words(widgets: dict[str, Any], sample_class_word: str) -> dict[str, Any]:
     }
 
 
-def _add_captions(
-    photos: list[dict[str, Any]], paths: list[Path], widgets: dict[str, Any], class_word: str
-) -> None:
+def _add_captions(photos: list[dict[str, Any]], paths: list[Path], widgets: dict[str, Any], class_word: str) -> None:
     """Put each photo's caption with it, or as its error why the caption file cannot be used."""
     for entry, path in zip(photos, paths, strict=False):
         try:

@@ -127,20 +127,14 @@ def _input_file(name: str) -> Path:
     return path
 
 
-def photos_of_tensors(
-    images: list[torch.Tensor], masks: list[torch.Tensor] | None
-) -> tuple[list[Photo], list[str]]:
+def photos_of_tensors(images: list[torch.Tensor], masks: list[torch.Tensor] | None) -> tuple[list[Photo], list[str]]:
     """Photos of IMAGEs [b, h, w, c] and MASKs [b, h, w] or [h, w].
 
     Raises:
         SubjectBoothError: other shapes, values that are not numbers, or masks that do not go with the images.
     """
     pictures = [picture for batch in images for picture in batch]
-    flat = [
-        m
-        for batch in masks or []
-        for m in (batch.reshape(-1, *batch.shape[-2:]) if batch is not None else [])
-    ]
+    flat = [m for batch in masks or [] for m in (batch.reshape(-1, *batch.shape[-2:]) if batch is not None else [])]
     notes: list[Note] = []
     if flat and len(flat) not in (1, len(pictures)):
         raise SubjectBoothError(

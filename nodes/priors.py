@@ -261,15 +261,21 @@ def _make(
 
 
 def _show(
-    place: dict[str, str], store: PriorStore, pictures: Mapping[int, torch.Tensor], paths: Mapping[int, Path],
-    count: int, made: int,
+    place: dict[str, str],
+    store: PriorStore,
+    pictures: Mapping[int, torch.Tensor],
+    paths: Mapping[int, Path],
+    count: int,
+    made: int,
 ) -> None:
     """Tell the node's panel which pictures there are by now: once a batch, so never more than a few a second."""
     message = {
         **place,
         "folder": store.path.name,
-        "pictures": [{"hash": picture_hash(pictures[index])[:32], **view_entry(paths[index])}
-                     for index in list(paths)[:MOST_SHOWN]],
+        "pictures": [
+            {"hash": picture_hash(pictures[index])[:32], **view_entry(paths[index])}
+            for index in list(paths)[:MOST_SHOWN]
+        ],
         "done": sum(index < count for index in pictures),
         "count": count,
         "made": made,

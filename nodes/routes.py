@@ -53,8 +53,9 @@ def serve(path: str, **handlers: Answer) -> None:
     allowed = ", ".join(sorted(handlers))
 
     async def refuse(request: web.Request) -> web.Response:
-        return web.json_response({"error": f"{request.method} is not served here; {allowed} is"}, status=405,
-                                 headers={"Allow": allowed})
+        return web.json_response(
+            {"error": f"{request.method} is not served here; {allowed} is"}, status=405, headers={"Allow": allowed}
+        )
 
     server.routes.route("*", PREFIX + path)(refuse)
 

@@ -122,8 +122,9 @@ def list_class_images(folder: Path) -> dict[str, Any]:
     by_hash = {path.name[:32]: path for _, path in sorted(files)}  # the last one, where several VAEs decoded it
     shown = list(by_hash.items())[:MOST_PICTURES]
     subfolder = f"{pack_output_dir().name}/{folder.parent.name}/{folder.name}"
-    pictures = [{"hash": digest, "filename": path.name, "subfolder": subfolder, "type": "output"}
-                for digest, path in shown]
+    pictures = [
+        {"hash": digest, "filename": path.name, "subfolder": subfolder, "type": "output"} for digest, path in shown
+    ]
     return {"folder": folder.name, "prompt": _prompt(folder), "count": len(by_hash), "pictures": pictures}
 
 

@@ -48,8 +48,9 @@ def pictures_at_once(model: ModelPatcher, resolution: int, sampler_name: str) ->
     side = resolution // 8
     room, times = memory_for_pictures(model)
     # A picture is two in a batch: with the prompt, and with the negative one.
-    return pictures_that_fit(lambda pictures: times * model.model.memory_required([2 * pictures, 4, side, side]), room,
-                             MOST_AT_ONCE)
+    return pictures_that_fit(
+        lambda pictures: times * model.model.memory_required([2 * pictures, 4, side, side]), room, MOST_AT_ONCE
+    )
 
 
 def memory_for_pictures(model: ModelPatcher) -> tuple[float, float]:
@@ -116,8 +117,9 @@ class PictureSampler:
         empty = torch.zeros([1, 4, self._size[1] // 8, self._size[0] // 8])
         empty = comfy.sample.fix_empty_latent_channels(self._model, empty)
         # Not prepare_noise, which seeds the process's own generator, and those of all GPUs with it.
-        noise = torch.cat([comfy.sample.prepare_noise_inner(empty, torch.Generator("cpu").manual_seed(seed))
-                           for seed in seeds])
+        noise = torch.cat(
+            [comfy.sample.prepare_noise_inner(empty, torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
+        )
 
         def callback(step: int, x0: torch.Tensor, x: torch.Tensor, total_steps: int) -> None:
             preview = self._previewer.decode_latent_to_preview_image("JPEG", x0)[1] if self._previewer else None

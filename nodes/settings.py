@@ -27,8 +27,15 @@ def setting_input(name: str, step: float = 1, round: float | None = None) -> Any
     if isinstance(setting.default, bool):
         return io.Boolean.Input(name, default=setting.default, tooltip=help)
     if isinstance(setting.default, int):
-        return io.Int.Input(name, default=setting.default, min=int(low), max=int(high), step=int(step), tooltip=help,
-                            control_after_generate=False)
+        return io.Int.Input(
+            name,
+            default=setting.default,
+            min=int(low),
+            max=int(high),
+            step=int(step),
+            tooltip=help,
+            control_after_generate=False,
+        )
     return io.Float.Input(name, default=setting.default, min=low, max=high, step=step, round=round, tooltip=help)
 
 

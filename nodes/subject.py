@@ -120,9 +120,7 @@ class LoadSubjectImages(io.ComfyNode):
             ],
             outputs=[
                 SubjectType.Output(display_name="subject", tooltip="The photos and words, for training."),
-                io.Image.Output(
-                    display_name="images", tooltip="The photos as training sees them: cropped and scaled."
-                ),
+                io.Image.Output(display_name="images", tooltip="The photos as training sees them: cropped and scaled."),
                 io.String.Output(
                     display_name="instance_prompt", tooltip='The filled-in template as a prompt: "a photo of ohwx dog".'
                 ),
@@ -200,8 +198,7 @@ class LoadSubjectImages(io.ComfyNode):
                 )
             photos, notes = photos_of_tensors(image, mask)
         else:
-            photos, notes = read_photos(
-                source.paths(), "files" if from_files else "template", stop_if_cancelled)
+            photos, notes = read_photos(source.paths(), "files" if from_files else "template", stop_if_cancelled)
         subject = make_subject(
             photos,
             class_word=class_word[0] if class_word[0].strip() else source.sample_class_word(),
@@ -225,7 +222,7 @@ def _output(subject: Subject, node_id: str | None) -> io.NodeOutput:
     count = len(subject.photos)
     own = any(photo.caption != subject.instance_prompt for photo in subject.photos)
     words = "captions from files" if own else f'"{subject.instance_prompt}"'
-    text = f'{count} photo{"s" if count != 1 else ""} at {subject.resolution} px, {words}'
+    text = f"{count} photo{'s' if count != 1 else ''} at {subject.resolution} px, {words}"
     captions = caption_lines(subject) if own else []
     Progress(node_id, 1).say("\n".join([text, *subject.warnings, *captions]))
     ui = {
@@ -256,9 +253,7 @@ def clip_tokenize() -> Callable[[str], list[int]] | None:
         tokenizer = SDTokenizer().tokenizer
         return lambda text: list(tokenizer(text)["input_ids"][1:-1])
     except Exception:  # only the check of the token needs it, and another ComfyUI may have it elsewhere
-        log.warning(
-            "ComfyUI's CLIP tokenizer could not be loaded, so the token is not checked.", exc_info=True
-        )
+        log.warning("ComfyUI's CLIP tokenizer could not be loaded, so the token is not checked.", exc_info=True)
         return None
 
 

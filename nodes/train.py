@@ -53,52 +53,93 @@ class DreamBoothLoRATrain(io.ComfyNode):
             display_name="DreamBooth LoRA Train",
             category=CATEGORY,
             description="Teaches the wired model your subject and hands the LoRA on to the sampler in the same run. "
-                        "The same inputs never train twice; a cancelled run goes on where it stopped.",
+            "The same inputs never train twice; a cancelled run goes on where it stopped.",
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The model to train on, just as it is wired: LoRAs on it are part of "
-                                                "the base. It is not changed."),
-                io.Clip.Input("clip", tooltip="The text encoder that the model is sampled with. Frozen, "
-                                              "unless DreamBoothOptions says to train a LoRA for it."),
+                io.Model.Input(
+                    "model",
+                    tooltip="The model to train on, just as it is wired: LoRAs on it are part of "
+                    "the base. It is not changed.",
+                ),
+                io.Clip.Input(
+                    "clip",
+                    tooltip="The text encoder that the model is sampled with. Frozen, "
+                    "unless DreamBoothOptions says to train a LoRA for it.",
+                ),
                 io.Vae.Input("vae", tooltip="Encodes the photos, decodes the validation pictures."),
                 SubjectType.Input("subject", tooltip="Photos and words, from LoadSubjectImages."),
-                setting_input("steps"), setting_input("learning_rate", step=1e-6, round=1e-8), setting_input("rank"),
-                setting_input("network_alpha", step=0.5, round=0.01), setting_input("train_batch_size"),
+                setting_input("steps"),
+                setting_input("learning_rate", step=1e-6, round=1e-8),
+                setting_input("rank"),
+                setting_input("network_alpha", step=0.5, round=0.01),
+                setting_input("train_batch_size"),
                 setting_input("gradient_accumulation_steps"),
-                setting_input("prior_loss_weight", step=0.05, round=0.001), setting_input("seed"),
-                io.Int.Input("resolution", default=0, min=0, max=4096, step=8,
-                             tooltip="Side of the training images in pixels. 0: as LoadSubjectImages says."),
-                setting_input("lr_scheduler"), setting_input("lr_warmup_steps"),
-                setting_input("gradient_checkpointing"), setting_input("precision"),
-                io.String.Input("output_name", default="my_subject",
-                                tooltip="Name of the LoRA in models/loras; sub-folders are allowed (pets/rex). "
-                                        "A file of another training, or one that was edited since, is never "
-                                        "overwritten: _2, _3 ... is added."),
-                io.String.Input("validation_prompts", multiline=True, default="a photo of {subject}",
-                                tooltip="One prompt a line, drawn while training. {subject} becomes the trained words. "
-                                        "Empty: no pictures."),
+                setting_input("prior_loss_weight", step=0.05, round=0.001),
+                setting_input("seed"),
+                io.Int.Input(
+                    "resolution",
+                    default=0,
+                    min=0,
+                    max=4096,
+                    step=8,
+                    tooltip="Side of the training images in pixels. 0: as LoadSubjectImages says.",
+                ),
+                setting_input("lr_scheduler"),
+                setting_input("lr_warmup_steps"),
+                setting_input("gradient_checkpointing"),
+                setting_input("precision"),
+                io.String.Input(
+                    "output_name",
+                    default="my_subject",
+                    tooltip="Name of the LoRA in models/loras; sub-folders are allowed (pets/rex). "
+                    "A file of another training, or one that was edited since, is never "
+                    "overwritten: _2, _3 ... is added.",
+                ),
+                io.String.Input(
+                    "validation_prompts",
+                    multiline=True,
+                    default="a photo of {subject}",
+                    tooltip="One prompt a line, drawn while training. {subject} becomes the trained words. "
+                    "Empty: no pictures.",
+                ),
                 setting_input("validation_interval"),
-                io.Boolean.Input("force_retrain", default=False,
-                                 tooltip="Train again from step 0, even when this very training was done before."),
-                ClassPriorsType.Input("class_priors", optional=True,
-                                      tooltip="Class images from GenerateClassPriors. They keep the model from turning "
-                                              "every dog into yours. Without them, only the subject is trained."),
-                DreamBoothOptionsType.Input("options", optional=True, tooltip="Further settings, from "
-                                                                              "DreamBoothOptions."),
+                io.Boolean.Input(
+                    "force_retrain",
+                    default=False,
+                    tooltip="Train again from step 0, even when this very training was done before.",
+                ),
+                ClassPriorsType.Input(
+                    "class_priors",
+                    optional=True,
+                    tooltip="Class images from GenerateClassPriors. They keep the model from turning "
+                    "every dog into yours. Without them, only the subject is trained.",
+                ),
+                DreamBoothOptionsType.Input(
+                    "options", optional=True, tooltip="Further settings, from DreamBoothOptions."
+                ),
                 # Optional, so that prompts written before it was there still are whole.
-                io.Combo.Input("after_stop", options=list(AFTER_STOP), default="keep", optional=True,
-                               tooltip="What becomes of a run that was ended with Stop and keep. keep: its adapter "
-                                       "stays the result. continue: train on to all steps."),
+                io.Combo.Input(
+                    "after_stop",
+                    options=list(AFTER_STOP),
+                    default="keep",
+                    optional=True,
+                    tooltip="What becomes of a run that was ended with Stop and keep. keep: its adapter "
+                    "stays the result. continue: train on to all steps.",
+                ),
             ],
             outputs=[
                 SubjectLoraType.Output(display_name="subject_lora", tooltip="For ApplySubjectLoRA."),
                 io.String.Output(display_name="path", tooltip="Where the LoRA file lies."),
-                io.Image.Output(display_name="validation", tooltip="All validation pictures, by step. "
-                                                                   "Blocked when there are none."),
-                io.LoraModel.Output(display_name="lora_model",
-                                    tooltip="For ComfyUI's own Load LoRA Model and Save LoRA Weights."),
-                io.LossMap.Output(display_name="loss_map",
-                                  tooltip="For ComfyUI's own Plot Loss Graph. Blocked when there is nothing to plot."),
+                io.Image.Output(
+                    display_name="validation", tooltip="All validation pictures, by step. Blocked when there are none."
+                ),
+                io.LoraModel.Output(
+                    display_name="lora_model", tooltip="For ComfyUI's own Load LoRA Model and Save LoRA Weights."
+                ),
+                io.LossMap.Output(
+                    display_name="loss_map",
+                    tooltip="For ComfyUI's own Plot Loss Graph. Blocked when there is nothing to plot.",
+                ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
         )
@@ -116,7 +157,10 @@ class DreamBoothLoRATrain(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(
-        cls, force_retrain: bool | None = False, after_stop: str | None = "keep", output_name: str | None = None,
+        cls,
+        force_retrain: bool | None = False,
+        after_stop: str | None = "keep",
+        output_name: str | None = None,
         **_: Any,
     ) -> float | str:
         """NaN is never equal to itself, so ComfyUI's own cache does not stand in the way of a forced training.
@@ -131,22 +175,33 @@ class DreamBoothLoRATrain(io.ComfyNode):
 
     @classmethod
     def execute(
-        cls, model: Any, clip: Any, vae: Any, subject: Subject, output_name: str, resolution: int,
-        force_retrain: bool = False, class_priors: ClassPriors | None = None, options: dict[str, Any] | None = None,
-        after_stop: str = "keep", **settings: Any,
+        cls,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        subject: Subject,
+        output_name: str,
+        resolution: int,
+        force_retrain: bool = False,
+        class_priors: ClassPriors | None = None,
+        options: dict[str, Any] | None = None,
+        after_stop: str = "keep",
+        **settings: Any,
     ) -> io.NodeOutput:
         """Train (or find the training) and hand on what came of it."""
         if after_stop not in AFTER_STOP:  # ComfyUI 0.3.75 does not check this kind of list
-            raise SubjectBoothError(f"after_stop {after_stop!r}", " or ".join(AFTER_STOP), "choose one of them",
-                                    "after_stop")
+            raise SubjectBoothError(
+                f"after_stop {after_stop!r}", " or ".join(AFTER_STOP), "choose one of them", "after_stop"
+            )
         config = config_from({**settings, **(options or {})}, resolution or subject.resolution)
         progress = Progress(cls.hidden.unique_id, config.steps)
         progress.say("reading the base model")
         with _training_mode():
             base = base_from_graph(model, clip, vae)
             device = comfy.model_management.get_torch_device()
-            run = Run(base, subject, class_priors, config, pack_output_dir(), device,
-                      comfy.model_management.get_free_memory)
+            run = Run(
+                base, subject, class_priors, config, pack_output_dir(), device, comfy.model_management.get_free_memory
+            )
             go_on = after_stop == "continue"
             if (force_retrain or go_on) and run.folder.kept_step(config.steps) is not None:
                 live.went_on()
@@ -166,30 +221,49 @@ class DreamBoothLoRATrain(io.ComfyNode):
             log.warning("%s", finished.warning)
         for warning in run.warnings:
             log.warning("%s", warning)
-        text = [summary, *filter(None, [finished.warning, *run.warnings, file.note, _not_drawn_note(not_drawn),
-                                        over_limit_note(pack_output_dir())])]
+        text = [
+            summary,
+            *filter(
+                None,
+                [
+                    finished.warning,
+                    *run.warnings,
+                    file.note,
+                    _not_drawn_note(not_drawn),
+                    over_limit_note(pack_output_dir()),
+                ],
+            ),
+        ]
         progress.say("\n".join(text))  # the plan would make it longer than the room that the editor gives it
         text += filter(None, [*ignored_on(model), plan])
         return cls._output(run, lora, finished.step, validations, text, {"run": run.folder.path.name, **result})
 
     @classmethod
     def _output(
-        cls, run: Run, lora: SubjectLora, steps: int, validations: list[tuple[int, torch.Tensor]], text: list[str],
+        cls,
+        run: Run,
+        lora: SubjectLora,
+        steps: int,
+        validations: list[tuple[int, torch.Tensor]],
+        text: list[str],
         result: dict[str, Any],
     ) -> io.NodeOutput:
-        pictures = [view_entry(path) for step, _ in validations
-                    for path in run.folder.pictures(step, len(run.shown))]
+        pictures = [view_entry(path) for step, _ in validations for path in run.folder.pictures(step, len(run.shown))]
         images = torch.cat([images for _, images in validations]) if validations else ExecutionBlocker(None)
         losses = run.folder.losses(steps)
         # Plot Loss Graph divides by the spread of the losses.
         loss_map = {"loss": losses} if len(set(losses)) > 1 else ExecutionBlocker(None)
-        return io.NodeOutput(lora, str(lora.path), images, lora.tensors, loss_map,
-                             ui={"images": pictures, "text": text, "subjectbooth": [result]})
+        return io.NodeOutput(
+            lora,
+            str(lora.path),
+            images,
+            lora.tensors,
+            loss_map,
+            ui={"images": pictures, "text": text, "subjectbooth": [result]},
+        )
 
 
-def _follow(
-    events: Iterator[Event], progress: Progress, feed: live.Feed, output_name: str
-) -> tuple[Finished, str]:
+def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed, output_name: str) -> tuple[Finished, str]:
     """Turn the run's events into the node's progress; closing them on a cancel is what keeps the work.
 
     Returns the end and the memory plan, which is empty when nothing had to be trained.
@@ -204,14 +278,19 @@ def _follow(
                 check_folder(loras_dirs()[0], output_name)  # not before: what is found again is only read
                 steps, plan = event.steps, event.plan
                 notes = "; ".join((event.plan, *event.notes))
-                progress.say(f"training on {event.chosen['device']} in {event.chosen['precision']}"
-                             + f"; {notes}")
+                progress.say(f"training on {event.chosen['device']} in {event.chosen['precision']}" + f"; {notes}")
                 progress.update(event.step)
             elif isinstance(event, StepDone):
-                prior = f" (subject {event.instance_loss:.4f}, class {event.prior_loss:.4f})" \
-                    if event.prior_loss is not None else ""
-                progress.update(event.step, f"step {event.step}/{event.steps}  loss {event.loss:.4f}{prior}  "
-                                            f"{event.seconds:.2f} s/step  ETA {readable_seconds(event.eta_seconds)}")
+                prior = (
+                    f" (subject {event.instance_loss:.4f}, class {event.prior_loss:.4f})"
+                    if event.prior_loss is not None
+                    else ""
+                )
+                progress.update(
+                    event.step,
+                    f"step {event.step}/{event.steps}  loss {event.loss:.4f}{prior}  "
+                    f"{event.seconds:.2f} s/step  ETA {readable_seconds(event.eta_seconds)}",
+                )
             elif isinstance(event, Adjusted):
                 progress.say(event.note)
             elif isinstance(event, ValidationStep):
@@ -229,8 +308,13 @@ def _follow(
 def _result(finished: Finished, steps: int, lora: SubjectLora, matched: int) -> dict[str, Any]:
     """What came of the run, for the panel; the file by its name in the LoRA folder, so that no path is told."""
     return {
-        "lora": lora.path.relative_to(loras_dirs()[0]).as_posix(), "size": lora.path.stat().st_size, "matched": matched,
-        "layers": matched, "trigger": lora.trigger, "step": finished.step, "steps": steps,
+        "lora": lora.path.relative_to(loras_dirs()[0]).as_posix(),
+        "size": lora.path.stat().st_size,
+        "matched": matched,
+        "layers": matched,
+        "trigger": lora.trigger,
+        "step": finished.step,
+        "steps": steps,
     }
 
 
@@ -239,8 +323,10 @@ def _summary(finished: Finished, steps: int, lora: SubjectLora, matched: int) ->
     verb += ", but nothing was learned" if finished.warning else ""
     size = lora.path.stat().st_size / 2**20
     step = f"step {finished.step}" + (f" of {steps} (stopped and kept)" if finished.step < steps else "")
-    return (f"{verb}: {lora.path.name}, {size:.1f} MB, {step}, matched {matched}/{matched}, "
-            f"write “{lora.trigger}” in prompts")
+    return (
+        f"{verb}: {lora.path.name}, {size:.1f} MB, {step}, matched {matched}/{matched}, "
+        f"write “{lora.trigger}” in prompts"
+    )
 
 
 def _not_drawn_note(steps: list[int]) -> str:

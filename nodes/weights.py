@@ -42,8 +42,9 @@ except ImportError:  # 0.3.75 has no dynamic VRAM
 # ComfyUI makes these for every CLIP, but no SD 1.x checkpoint holds them (nor SDXL's first encoder): they are whatever
 # was in memory, differ from load to load, and no UNet that is trained here sees what comes out of them. SDXL's second
 # encoder has its own, which counts.
-_LEFT_OVER = tuple(f"clip_{encoder}.{name}" for encoder in "lh" for name in (
-    "transformer.text_projection.weight", "logit_scale"))
+_LEFT_OVER = tuple(
+    f"clip_{encoder}.{name}" for encoder in "lh" for name in ("transformer.text_projection.weight", "logit_scale")
+)
 
 # Hashing gigabytes takes seconds, so it is done once for each loaded module, and once more for each set of patches.
 _original_digests: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
@@ -57,13 +58,15 @@ def dynamic_vram() -> bool:
 
 def shapes_of(patcher: ModelPatcher, prefix: str = "") -> dict[str, torch.Size]:
     """Name (without ``prefix``) and shape of every weight below ``prefix``."""
-    return {key[len(prefix):]: tensor.shape for key, tensor in patcher.model_state_dict(prefix).items()}
+    return {key[len(prefix) :]: tensor.shape for key, tensor in patcher.model_state_dict(prefix).items()}
 
 
 def stored_as(patcher: ModelPatcher, prefix: str = "") -> dict[str, str]:
     """Name (without ``prefix``) and kind of number, as it is used, of every weight below ``prefix``."""
-    return {key[len(prefix):]: _kind(tensor, _dtype_in_use(patcher, key, tensor))
-            for key, tensor in patcher.model_state_dict(prefix).items()}
+    return {
+        key[len(prefix) :]: _kind(tensor, _dtype_in_use(patcher, key, tensor))
+        for key, tensor in patcher.model_state_dict(prefix).items()
+    }
 
 
 def refuse_comfy_quant(patcher: ModelPatcher, where: str) -> None:
@@ -73,8 +76,11 @@ def refuse_comfy_quant(patcher: ModelPatcher, where: str) -> None:
     """
     if any(name.endswith(".comfy_quant") for name in patcher.model_state_dict()):
         raise SubjectBoothError(
-            f"a quantised {where} (its weights are in ComfyUI's comfy_quant format)", "weights in fp32, fp16 or bf16",
-            "load the unquantised file", where)
+            f"a quantised {where} (its weights are in ComfyUI's comfy_quant format)",
+            "weights in fp32, fp16 or bf16",
+            "load the unquantised file",
+            where,
+        )
 
 
 def effective_weights(patcher: ModelPatcher, prefix: str = "") -> Mapping[str, torch.Tensor]:
@@ -94,8 +100,9 @@ def digest_of(patcher: ModelPatcher, prefix: str = "") -> str:
     """SHA-256 over the weights below ``prefix``, patches included; remembered for as long as the module lives."""
     with torch.inference_mode():
         module = patcher.model
-        weights = [(key, entries) for key, entries in patcher.get_key_patches(prefix or None).items()
-                   if key not in _LEFT_OVER]
+        weights = [
+            (key, entries) for key, entries in patcher.get_key_patches(prefix or None).items() if key not in _LEFT_OVER
+        ]
         if module not in _original_digests:
             lines = (f"{key} {sha256_of(_original(patcher, key, entries))}" for key, entries in weights)
             _original_digests[module] = sha256_of("\n".join(sorted(lines)))
@@ -103,8 +110,9 @@ def digest_of(patcher: ModelPatcher, prefix: str = "") -> str:
             return _original_digests[module]
         known = _patched_digests.setdefault(module, {})
         if patcher.patches_uuid not in known:
-            lines = (f"{key} {sha256_of(_patched(patcher, key, entries))}"
-                     for key, entries in weights if len(entries) > 1)
+            lines = (
+                f"{key} {sha256_of(_patched(patcher, key, entries))}" for key, entries in weights if len(entries) > 1
+            )
             known[patcher.patches_uuid] = sha256_of(_original_digests[module], "\n".join(sorted(lines)))
         return known[patcher.patches_uuid]
 
@@ -124,7 +132,7 @@ class _Effective(Mapping[str, torch.Tensor]):
             return _patched(self._patcher, key, self._entries[key])
 
     def __iter__(self) -> Iterator[str]:
-        return (key[len(self._prefix):] for key in self._entries)
+        return (key[len(self._prefix) :] for key in self._entries)
 
     def __len__(self) -> int:
         return len(self._entries)

@@ -22,12 +22,17 @@ def refuse_unlearnable_patches(patcher: ModelPatcher, where: str) -> None:
         raise SubjectBoothError(
             f"a {where} with a LoRA in bypass mode, which is added to the forward pass and not to the weights",
             "a LoRA that is merged into the weights",
-            "load it with the ordinary LoRA loader, or turn its bypass off", where)
+            "load it with the ordinary LoRA loader, or turn its bypass off",
+            where,
+        )
     if patcher.weight_wrapper_patches:
         raise SubjectBoothError(
             f"a {where} with functions on its weights ({next(iter(patcher.weight_wrapper_patches))} and others), as a "
-            "LoRA that is being trained by another node has", f"a {where} that only LoRAs have changed",
-            f"wire the {where} from before that node to the trainer", where)
+            "LoRA that is being trained by another node has",
+            f"a {where} that only LoRAs have changed",
+            f"wire the {where} from before that node to the trainer",
+            where,
+        )
     options = patcher.model_options
     inside = options.get("transformer_options", {})
     found = [name for name in ("patches", "patches_replace") if inside.get(name)]
@@ -40,7 +45,9 @@ def refuse_unlearnable_patches(patcher: ModelPatcher, where: str) -> None:
         raise SubjectBoothError(
             f"a {where} with patches that are not weights ({', '.join(found)}), as IP-Adapter, FreeU or hooks add",
             f"a {where} that only LoRAs have changed",
-            f"wire the {where} from before that node to the trainer, and apply the node after ApplySubjectLoRA", where)
+            f"wire the {where} from before that node to the trainer, and apply the node after ApplySubjectLoRA",
+            where,
+        )
 
 
 def ignored_on(model: ModelPatcher) -> list[str]:
@@ -48,8 +55,9 @@ def ignored_on(model: ModelPatcher) -> list[str]:
     than rounding."""
     notes = []
     if model.model_options.get("transformer_options", {}).get(ATTENTION_OVERRIDE) is not None:
-        notes.append("MODEL has an attention function of its own (optimized_attention_override). "
-                     "It is not used for training.")
+        notes.append(
+            "MODEL has an attention function of its own (optimized_attention_override). It is not used for training."
+        )
     if model.additional_models.get("multigpu"):
         notes.append("MODEL is spread over several GPUs. Training uses one.")
     return notes

@@ -51,11 +51,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     bench_of, comfy = _package("bench"), _package("comfy_checks")
     chosen: dict[str, Callable[[Any], str]] = {
-        name: check for name, check in comfy.ALL.items()
-        if not options.only or any(word in name for word in options.only)}
+        name: check
+        for name, check in comfy.ALL.items()
+        if not options.only or any(word in name for word in options.only)
+    }
     if not (options.cpu or torch.cuda.is_available()):
-        print("This needs an NVIDIA GPU and a torch that sees it (torch.cuda.is_available() is false); it would check: "
-              f"{', '.join(chosen)}. `--cpu` runs what a CPU can of it, with a small model.")
+        print(
+            "This needs an NVIDIA GPU and a torch that sees it (torch.cuda.is_available() is false); it would check: "
+            f"{', '.join(chosen)}. `--cpu` runs what a CPU can of it, with a small model."
+        )
         return NO_GPU
     device = torch.device("cpu") if options.cpu else torch.device("cuda", torch.cuda.current_device())
     where = os.environ.get("COMFYUI_PATH")
@@ -67,7 +71,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def run(
-    checks: dict[str, Callable[[Any], str]], bench: Any, not_here: type[Exception], seconds: float,
+    checks: dict[str, Callable[[Any], str]],
+    bench: Any,
+    not_here: type[Exception],
+    seconds: float,
     show: Callable[[str], None] = lambda line: print(line, flush=True),
 ) -> list[Row]:
     """Each check by itself: one that fails stops no other.

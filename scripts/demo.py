@@ -42,17 +42,11 @@ TIME_LIMIT = 3 * 3600.0
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument(
-        "workflow", nargs="?", type=Path, default=WORKFLOW, help="as the graph editor saves it"
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("workflow", nargs="?", type=Path, default=WORKFLOW, help="as the graph editor saves it")
     parser.add_argument("--ui", action="store_true", help="leave the server running for a browser")
     parser.add_argument("--output", type=Path, default=OUTPUT, help="where the results go")
-    parser.add_argument(
-        "--base-directory", type=Path, default=CACHE / "demo", help="ComfyUI's models, input, output"
-    )
+    parser.add_argument("--base-directory", type=Path, default=CACHE / "demo", help="ComfyUI's models, input, output")
     options = parser.parse_args()
 
     environment = ensure_environment()

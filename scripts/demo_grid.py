@@ -80,9 +80,7 @@ def _picture(name: str, sampler: dict[str, Any], models: dict[str, Any], vae: An
     }
 
 
-def draw_grid(
-    client: ComfyClient, graph: Graph, rows: dict[str, list[str]], photos: list[Image.Image]
-) -> Image.Image:
+def draw_grid(client: ComfyClient, graph: Graph, rows: dict[str, list[str]], photos: list[Image.Image]) -> Image.Image:
     """Run the graph and lay the rows, the photos first, under one another with their labels."""
     prompt_id = client.queue(graph)
     _follow(client, prompt_id, {save for saves in rows.values() for save in saves})

@@ -34,12 +34,17 @@ GIB = 2**30
 UNETS: dict[str, dict[str, Any]] = {
     "sd1": {"cross_attention_dim": 768, "attention_head_dim": 8},
     "sdxl": {
-        "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048, "attention_head_dim": (5, 10, 20),
+        "block_out_channels": (320, 640, 1280),
+        "cross_attention_dim": 2048,
+        "attention_head_dim": (5, 10, 20),
         "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D", "CrossAttnDownBlock2D"),
         "up_block_types": ("CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"),
-        "transformer_layers_per_block": (1, 2, 10), "use_linear_projection": True,
-        "addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-        "projection_class_embeddings_input_dim": 2816},
+        "transformer_layers_per_block": (1, 2, 10),
+        "use_linear_projection": True,
+        "addition_embed_type": "text_time",
+        "addition_time_embed_dim": 256,
+        "projection_class_embeddings_input_dim": 2816,
+    },
 }
 TEXT: dict[str, dict[str, Any]] = {
     "l": {"hidden_size": 768, "num_hidden_layers": 12, "num_attention_heads": 12, "hidden_act": "quick_gelu"},
@@ -87,21 +92,48 @@ def in_comfyui(comfyui: Path, scratch: Path) -> None:
 
 def graph(client: ComfyClient, images: list[str]) -> dict[str, Any]:
     """Load, train, apply, sample one picture; settings that matter not are at their defaults."""
+
     def node(kind: str, **inputs: Any) -> dict[str, Any]:
         return {"class_type": kind, "inputs": {**client.defaults(kind), **inputs}}
 
     return {
         "1": node("CheckpointLoaderSimple", ckpt_name=CHECKPOINT),
-        "10": node("LoadSubjectImages", images={"__value__": images}, sample="none", class_word="cat",
-                   resolution=SIZE, crop="center"),
-        "11": node("DreamBoothLoRATrain", model=["1", 0], clip=["1", 1], vae=["1", 2], subject=["10", 0],
-                   steps=STEPS, validation_prompts="", output_name="full"),
-        "12": node("ApplySubjectLoRA", model=["1", 0], clip=["1", 1], lora_name="(from subject_lora)",
-                   subject_lora=["11", 0]),
+        "10": node(
+            "LoadSubjectImages",
+            images={"__value__": images},
+            sample="none",
+            class_word="cat",
+            resolution=SIZE,
+            crop="center",
+        ),
+        "11": node(
+            "DreamBoothLoRATrain",
+            model=["1", 0],
+            clip=["1", 1],
+            vae=["1", 2],
+            subject=["10", 0],
+            steps=STEPS,
+            validation_prompts="",
+            output_name="full",
+        ),
+        "12": node(
+            "ApplySubjectLoRA", model=["1", 0], clip=["1", 1], lora_name="(from subject_lora)", subject_lora=["11", 0]
+        ),
         "2": node("CLIPTextEncode", clip=["12", 1], text=["12", 2]),
         "4": node("EmptyLatentImage", width=SIZE, height=SIZE, batch_size=1),
-        "5": node("KSampler", model=["12", 0], positive=["2", 0], negative=["2", 0], latent_image=["4", 0], seed=1,
-                  steps=1, cfg=1.0, sampler_name="euler", scheduler="normal", denoise=1.0),
+        "5": node(
+            "KSampler",
+            model=["12", 0],
+            positive=["2", 0],
+            negative=["2", 0],
+            latent_image=["4", 0],
+            seed=1,
+            steps=1,
+            cfg=1.0,
+            sampler_name="euler",
+            scheduler="normal",
+            denoise=1.0,
+        ),
         "6": node("VAEDecode", samples=["5", 0], vae=["1", 2]),
         "7": node("SaveImage", images=["6", 0], filename_prefix="full"),
     }
@@ -112,15 +144,37 @@ def from_the_shell(python: Path, scratch: Path) -> None:
     base = scratch / "pipeline"
     write_random(base / "unet" / "diffusion_pytorch_model.fp16.safetensors", unet_shapes("sdxl"))
     write_random(base / "text_encoder" / "model.fp16.safetensors", text_shapes("l"))
-    write_random(base / "text_encoder_2" / "model.fp16.safetensors",
-                 {**text_shapes("g"), "text_projection.weight": (1280, 1280)})
+    write_random(
+        base / "text_encoder_2" / "model.fp16.safetensors", {**text_shapes("g"), "text_projection.weight": (1280, 1280)}
+    )
     write_random(base / "vae" / "diffusion_pytorch_model.fp16.safetensors", vae_shapes())
     began = time.monotonic()
     done = subprocess.run(
-        [str(python), "-m", "trainer", "--base", str(base), "--photos", str(PHOTOS), "--class-word", "cat",
-         "--output_dir", str(scratch / "out"), "--resolution", str(SIZE), "--steps", str(STEPS), "--cpu"],
-        cwd=ROOT, env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}, check=False,
-        stdout=subprocess.PIPE, text=True, encoding="utf-8")
+        [
+            str(python),
+            "-m",
+            "trainer",
+            "--base",
+            str(base),
+            "--photos",
+            str(PHOTOS),
+            "--class-word",
+            "cat",
+            "--output_dir",
+            str(scratch / "out"),
+            "--resolution",
+            str(SIZE),
+            "--steps",
+            str(STEPS),
+            "--cpu",
+        ],
+        cwd=ROOT,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"},
+        check=False,
+        stdout=subprocess.PIPE,
+        text=True,
+        encoding="utf-8",
+    )
     most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / GIB
     print(f"{done.stdout.strip()}; {time.monotonic() - began:.0f} s; most memory of the process: {most:.1f} GiB")
     if done.returncode or "trained:" not in done.stdout:
@@ -139,17 +193,30 @@ def text_encoder(kind: str) -> Any:
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = TEXT[kind]
-    return CLIPTextModel(CLIPTextConfig(
-        vocab_size=49408, intermediate_size=4 * config["hidden_size"], projection_dim=config["hidden_size"], **config))
+    return CLIPTextModel(
+        CLIPTextConfig(
+            vocab_size=49408,
+            intermediate_size=4 * config["hidden_size"],
+            projection_dim=config["hidden_size"],
+            **config,
+        )
+    )
 
 
 def vae(**changes: Any) -> Any:
     """Stable Diffusion's VAE with fresh weights, in diffusers' class; *changes* to its published config."""
     from diffusers import AutoencoderKL
 
-    return AutoencoderKL(**{
-        "block_out_channels": (128, 256, 512, 512), "layers_per_block": 2, "latent_channels": 4,
-        "down_block_types": ("DownEncoderBlock2D",) * 4, "up_block_types": ("UpDecoderBlock2D",) * 4, **changes})
+    return AutoencoderKL(
+        **{
+            "block_out_channels": (128, 256, 512, 512),
+            "layers_per_block": 2,
+            "latent_channels": 4,
+            "down_block_types": ("DownEncoderBlock2D",) * 4,
+            "up_block_types": ("UpDecoderBlock2D",) * 4,
+            **changes,
+        }
+    )
 
 
 def unet_shapes(family: str) -> dict[str, tuple[int, ...]]:
@@ -176,8 +243,10 @@ def text_shapes(kind: str) -> dict[str, tuple[int, ...]]:
 
     with torch.device("meta"):
         model = text_encoder(kind)
-    return {name if name.startswith("text_model.") else f"text_model.{name}": tuple(tensor.shape)
-            for name, tensor in model.named_parameters()}
+    return {
+        name if name.startswith("text_model.") else f"text_model.{name}": tuple(tensor.shape)
+        for name, tensor in model.named_parameters()
+    }
 
 
 def vae_shapes() -> dict[str, tuple[int, ...]]:

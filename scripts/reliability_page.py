@@ -66,11 +66,18 @@ def write_page(path: Path, found: dict[str, dict[str, Any]]) -> Path:
     known: dict[str, dict[str, Any]] = json.loads(raw.read_text("utf-8")) if raw.is_file() else {}
     known.update(found)
     raw.write_text(json.dumps(known, indent=1, ensure_ascii=False) + "\n", "utf-8")
-    path.write_text(PAGE.format(
-        seconds=f"{CHECKPOINT_SECONDS:g}", forks=_kills(known.get("forks")),
-        kills=_kills(known.get("kills")), comfyui=_kills(known.get("comfyui")),
-        files=_inputs(known.get("files")), inputs=_inputs(known.get("inputs")),
-        traces=_traces(known.get("traces"))), "utf-8")
+    path.write_text(
+        PAGE.format(
+            seconds=f"{CHECKPOINT_SECONDS:g}",
+            forks=_kills(known.get("forks")),
+            kills=_kills(known.get("kills")),
+            comfyui=_kills(known.get("comfyui")),
+            files=_inputs(known.get("files")),
+            inputs=_inputs(known.get("inputs")),
+            traces=_traces(known.get("traces")),
+        ),
+        "utf-8",
+    )
     return path
 
 
@@ -81,12 +88,18 @@ def _when(part: dict[str, Any]) -> str:
 def _kills(part: dict[str, Any] | None) -> str:
     if part is None:
         return NONE
-    names = ("Training", "Kills survived", "starting", "making class images", "training", "Most steps lost",
-             "End")
+    names = ("Training", "Kills survived", "starting", "making class images", "training", "Most steps lost", "End")
     lines = ["| " + " | ".join(names) + " |", "|---|---|---|---|---|---|---|"]
     for row in part["rows"]:
-        cells = [row["name"], row["kills"], row["starting"], row["class images"], row["training"], row["lost steps"],
-                 "bit-identical" if row["identical"] else "DIFFERENT"]
+        cells = [
+            row["name"],
+            row["kills"],
+            row["starting"],
+            row["class images"],
+            row["training"],
+            row["lost steps"],
+            "bit-identical" if row["identical"] else "DIFFERENT",
+        ]
         lines.append("| " + " | ".join(str(cell) for cell in cells) + " |")
     total = sum(row["kills"] for row in part["rows"])
     return "\n".join([*lines, "", f"{_when(part)}: {total} kills."])

@@ -45,9 +45,7 @@ GRAPH: dict[str, dict[str, Any]] = {
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, help="a checkout")
     parser.add_argument("after", type=Path, nargs="?", default=ROOT, help="another; this one without it")
     parser.add_argument("--only", nargs="*", choices=[*SHELL, *GRAPH], default=[*SHELL, *GRAPH])
@@ -109,9 +107,7 @@ def in_comfyui(environment: Any, checkout: Path, name: str, folder: Path) -> Pat
                 class_word="dog",
                 resolution=64,
             ),
-            "3": node(
-                "DreamBoothLoRATrain", **wires, steps=6, rank=4, learning_rate=1e-3, validation_interval=3
-            ),
+            "3": node("DreamBoothLoRATrain", **wires, steps=6, rank=4, learning_rate=1e-3, validation_interval=3),
             "4": node(
                 "ApplySubjectLoRA",
                 model=["1", 0],

@@ -68,9 +68,7 @@ def ensure_environment() -> Environment:
     own_comfyui = os.environ.get("COMFYUI_PATH")
     own_python = os.environ.get("SUBJECTBOOTH_PYTHON")
     if own_comfyui and not (Path(own_comfyui).expanduser() / "main.py").is_file():
-        raise SystemExit(
-            f"COMFYUI_PATH is {own_comfyui}, where no main.py is. It must be the folder of a ComfyUI."
-        )
+        raise SystemExit(f"COMFYUI_PATH is {own_comfyui}, where no main.py is. It must be the folder of a ComfyUI.")
     if own_python:
         python = Path(own_python).expanduser().absolute()
     else:
@@ -114,9 +112,7 @@ def comfyui_requirements(comfyui: Path) -> list[str]:
     """What this ComfyUI asks for besides, without what torch's own list pins."""
     pinned = {requirement_name(line) for line in requirements(ROOT / "requirements-torch.txt")}
     return [
-        line
-        for line in requirements(comfyui / "requirements.txt")
-        if requirement_name(line) not in NOT_NEEDED | pinned
+        line for line in requirements(comfyui / "requirements.txt") if requirement_name(line) not in NOT_NEEDED | pinned
     ]
 
 

@@ -47,8 +47,9 @@ FUZZ = {"files": ("test_fuzz_files.py",), "inputs": ("comfy/test_fuzz_nodes.py",
 
 def make_material(environment: Environment, photos: Path) -> Path:
     """The tests' smallest model in Stable Diffusion 1.5's layout, and photos of three shapes."""
-    made = subprocess.run([str(environment.python), "-c", MATERIAL, str(ROOT), str(photos)], capture_output=True,
-                          text=True, check=True)
+    made = subprocess.run(
+        [str(environment.python), "-c", MATERIAL, str(ROOT), str(photos)], capture_output=True, text=True, check=True
+    )
     return Path(made.stdout.strip().splitlines()[-1])
 
 
@@ -82,8 +83,11 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     environment = ensure_environment()
     choose = random.Random(options.seed)
-    about = {"date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(), "seed": options.seed,
-             "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, no GPU"}
+    about = {
+        "date": datetime.datetime.now(datetime.timezone.utc).date().isoformat(),
+        "seed": options.seed,
+        "machine": f"{platform.system()} {platform.machine()}, Python {platform.python_version()}, no GPU",
+    }
     found: dict[str, dict[str, Any]] = {}
 
     def measured(part: str, rows: list[dict[str, Any]]) -> None:
@@ -98,20 +102,44 @@ def main(arguments: list[str]) -> int:
         base = make_material(environment, photos)
         chosen = [plan for plan in PLANS if options.only in (None, plan.name)]
         shares = zip(chosen, _shares(options.kills, len(chosen)), strict=True)
-        measured("kills", [
-            kill_plan(environment, base, photos, plan, share, choose, Path(scratch) / plan.name, steps=options.steps)
-            for plan, share in shares if share])
+        measured(
+            "kills",
+            [
+                kill_plan(
+                    environment, base, photos, plan, share, choose, Path(scratch) / plan.name, steps=options.steps
+                )
+                for plan, share in shares
+                if share
+            ],
+        )
         comfyui = zip(COMFYUI_PLANS, _shares(options.comfyui_kills, len(COMFYUI_PLANS)), strict=True)
-        measured("comfyui", [
-            kill_comfyui(environment, base, name, share, choose, Path(scratch) / f"comfyui {number}", FP32_FLAGS)
-            for number, (name, share) in enumerate(comfyui) if share])
+        measured(
+            "comfyui",
+            [
+                kill_comfyui(environment, base, name, share, choose, Path(scratch) / f"comfyui {number}", FP32_FLAGS)
+                for number, (name, share) in enumerate(comfyui)
+                if share
+            ],
+        )
     if options.fork_kills:
-        measured("forks", run_tests(environment, ("test_kill.py",), {
-            "SUBJECTBOOTH_KILLS": str(options.fork_kills), "SUBJECTBOOTH_FUZZ_SEED": str(options.seed)}))
+        measured(
+            "forks",
+            run_tests(
+                environment,
+                ("test_kill.py",),
+                {"SUBJECTBOOTH_KILLS": str(options.fork_kills), "SUBJECTBOOTH_FUZZ_SEED": str(options.seed)},
+            ),
+        )
     if options.inputs:
         for part, files in FUZZ.items():
-            measured(part, run_tests(environment, files, {
-                "SUBJECTBOOTH_FUZZ": str(options.inputs), "SUBJECTBOOTH_FUZZ_SEED": str(options.seed)}))
+            measured(
+                part,
+                run_tests(
+                    environment,
+                    files,
+                    {"SUBJECTBOOTH_FUZZ": str(options.inputs), "SUBJECTBOOTH_FUZZ_SEED": str(options.seed)},
+                ),
+            )
     if options.runs:
         measured("traces", run_tests(environment, (TRACE,), {"SUBJECTBOOTH_RUNS": str(options.runs)}))
     print(json.dumps(found, indent=1))

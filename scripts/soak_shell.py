@@ -33,14 +33,39 @@ PLANS = (
     Plan("EMA, dropout and flip", ("--ema_decay", "0.9", "--lora_dropout", "0.1", "--flip")),
     Plan("aspect-ratio buckets", ("--enable_bucket", "--train_batch_size", "2")),
     Plan("text encoder", ("--train_text_encoder",)),
-    Plan("all of it", ("--num_class_images", "4", "--train_text_encoder", "--text_encoder_share", "0.5", "--ema_decay",
-                       "0.9", "--gradient_accumulation_steps", "2", "--enable_bucket", "--train_batch_size", "2",
-                       "--lr_scheduler", "linear", "--lora_dropout", "0.1")),
+    Plan(
+        "all of it",
+        (
+            "--num_class_images",
+            "4",
+            "--train_text_encoder",
+            "--text_encoder_share",
+            "0.5",
+            "--ema_decay",
+            "0.9",
+            "--gradient_accumulation_steps",
+            "2",
+            "--enable_bucket",
+            "--train_batch_size",
+            "2",
+            "--lr_scheduler",
+            "linear",
+            "--lora_dropout",
+            "0.1",
+        ),
+    ),
 )
 
 
 def kill_plan(
-    environment: Environment, base: Path, photos: Path, plan: Plan, kills: int, choose: random.Random, scratch: Path, *,
+    environment: Environment,
+    base: Path,
+    photos: Path,
+    plan: Plan,
+    kills: int,
+    choose: random.Random,
+    scratch: Path,
+    *,
     steps: int = 24,
 ) -> dict[str, Any]:
     """Train once without a kill and once with ``kills`` of them.
@@ -50,12 +75,36 @@ def kill_plan(
         kill cost, and whether the LoRA, the class images and the losses came out ``identical``.
     """
     command = [
-        str(environment.python), "-m", "trainer", "--base", str(base), "--photos", str(photos), "--class-word", "cat",
-        "--output_name", "cat",
-        "--resolution", "64", "--steps", str(steps), "--rank", "4", "--network_alpha", "4", "--learning_rate", "0.001",
-        "--cpu", "--checkpoint_seconds", str(CHECKPOINT_SECONDS), *plan.arguments]
-    whole, cut = (Place(folder / "runs", folder / "class_images", folder / "cat.safetensors")
-                  for folder in (scratch / "whole", scratch / "cut"))
+        str(environment.python),
+        "-m",
+        "trainer",
+        "--base",
+        str(base),
+        "--photos",
+        str(photos),
+        "--class-word",
+        "cat",
+        "--output_name",
+        "cat",
+        "--resolution",
+        "64",
+        "--steps",
+        str(steps),
+        "--rank",
+        "4",
+        "--network_alpha",
+        "4",
+        "--learning_rate",
+        "0.001",
+        "--cpu",
+        "--checkpoint_seconds",
+        str(CHECKPOINT_SECONDS),
+        *plan.arguments,
+    ]
+    whole, cut = (
+        Place(folder / "runs", folder / "class_images", folder / "cat.safetensors")
+        for folder in (scratch / "whole", scratch / "cut")
+    )
     started = time.monotonic()
     _run([*command, "--output_dir", str(scratch / "whole")], None)
     usual = time.monotonic() - started
@@ -124,8 +173,16 @@ class Tally:
     """What the kills of one kind of training cost."""
 
     def __init__(self, name: str) -> None:
-        self.found: dict[str, Any] = {"name": name, "kills": 0, "starting": 0, "class images": 0, "training": 0,
-                                      "lost steps": 0, "lost seconds": 0.0, "longest step": 0.0}
+        self.found: dict[str, Any] = {
+            "name": name,
+            "kills": 0,
+            "starting": 0,
+            "class images": 0,
+            "training": 0,
+            "lost steps": 0,
+            "lost seconds": 0.0,
+            "longest step": 0.0,
+        }
 
     def kill(self, place: Place, before: tuple[int, int]) -> None:
         """Count a kill that has just happened."""
@@ -156,7 +213,7 @@ def header_of(path: Path) -> dict[str, Any]:
 def body_of(path: Path) -> bytes:
     """A safetensors file's tensors, as bytes."""
     content = path.read_bytes()
-    return content[8 + int.from_bytes(content[:8], "little"):]
+    return content[8 + int.from_bytes(content[:8], "little") :]
 
 
 def _random_moment(

@@ -51,9 +51,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     no_gpu = _no_gpu() if any("gpu" in item.keywords for item in items) else None
-    no_comfy = (
-        None if find_comfyui(ROOT) else "no ComfyUI here: run scripts/get_comfyui.py or set COMFYUI_PATH"
-    )
+    no_comfy = None if find_comfyui(ROOT) else "no ComfyUI here: run scripts/get_comfyui.py or set COMFYUI_PATH"
     for item in items:
         if item.path.relative_to(ROOT / "tests").as_posix() in OLDEST:
             item.add_marker(pytest.mark.oldest)

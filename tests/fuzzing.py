@@ -86,24 +86,62 @@ def spoiled(content: bytes, choose: random.Random, mark: Path) -> tuple[str, byt
         length = choose.choice([0, 1, len(header) - 1, len(header) + 1, 2**31, 2**63, 2**64 - 1, 100 * 2**20])
         return kind, joined(header, body, length)
     if kind == "header text":
-        text = choose.choice([b"", b"{}", b"[]", b"null", b"{", b"[" * 100_000, b'{"a":' * 50_000, b"\xff" * 64,
-                              b"1" * 5000, b'{"__metadata__":[]}', b'{"__metadata__":{"a":1}}', b'{"a":1}', b"NaN",
-                              b'"x"'])
+        text = choose.choice(
+            [
+                b"",
+                b"{}",
+                b"[]",
+                b"null",
+                b"{",
+                b"[" * 100_000,
+                b'{"a":' * 50_000,
+                b"\xff" * 64,
+                b"1" * 5000,
+                b'{"__metadata__":[]}',
+                b'{"__metadata__":{"a":1}}',
+                b'{"a":1}',
+                b"NaN",
+                b'"x"',
+            ]
+        )
         return kind, joined(text, body)
     if kind == "metadata":
-        about["__metadata__"] = choose.choice([
-            None, [], "not an object", {"subjectbooth.trigger": "x" * 100_000}, {"subjectbooth.trigger": "a\nb\x00"},
-            {"subjectbooth.trigger": ["ohwx"]}, {"modelspec.trigger_phrase": "embedding:secret"},
-            {"ss_datasets": "{{{"}, {"": ""}, {"subjectbooth.run_key": "../.."}, {"subjectbooth.trigger": "\ud800"},
-            5, {}])
+        about["__metadata__"] = choose.choice(
+            [
+                None,
+                [],
+                "not an object",
+                {"subjectbooth.trigger": "x" * 100_000},
+                {"subjectbooth.trigger": "a\nb\x00"},
+                {"subjectbooth.trigger": ["ohwx"]},
+                {"modelspec.trigger_phrase": "embedding:secret"},
+                {"ss_datasets": "{{{"},
+                {"": ""},
+                {"subjectbooth.run_key": "../.."},
+                {"subjectbooth.trigger": "\ud800"},
+                5,
+                {},
+            ]
+        )
         if about["__metadata__"] is None:
             del about["__metadata__"]
     else:
         entry = about[choose.choice(names)]
         if kind == "offsets":
-            entry["data_offsets"] = choose.choice([
-                [0, 2**62], [-1, 5], [5, 1], [0, 0], "x", None, [0], [len(body), len(body) + 8], [1.5, 2],
-                [2**64, 2**65]])
+            entry["data_offsets"] = choose.choice(
+                [
+                    [0, 2**62],
+                    [-1, 5],
+                    [5, 1],
+                    [0, 0],
+                    "x",
+                    None,
+                    [0],
+                    [len(body), len(body) + 8],
+                    [1.5, 2],
+                    [2**64, 2**65],
+                ]
+            )
         elif kind == "shape":
             entry["shape"] = choose.choice([[], [0], [-1], [2**40, 2**40], [1] * 1000, "x", None, [2**63], [1.5]])
         elif kind == "dtype":
@@ -129,9 +167,19 @@ _BYTES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "zeroed": lambda content, choose: bytes(len(content)),
     "noise": lambda content, choose: choose.randbytes(choose.randrange(1, 4096)),
     "text": lambda content, choose: b"<!DOCTYPE html><html>404 Not Found</html>" * 10,
-    "block of zeros": lambda content, choose: content[: (at := choose.randrange(len(content)))] + bytes(
-        len(content) - at),
+    "block of zeros": lambda content, choose: (
+        content[: (at := choose.randrange(len(content)))] + bytes(len(content) - at)
+    ),
     "values that are no numbers": lambda content, choose: content[:-64] + b"\x00\x00\xc0\x7f" * 16,
 }
-_ACCIDENTS = (*_BYTES, "a pickle under its name", "header length", "header text", "metadata", "offsets", "shape",
-              "dtype", "names")
+_ACCIDENTS = (
+    *_BYTES,
+    "a pickle under its name",
+    "header length",
+    "header text",
+    "metadata",
+    "offsets",
+    "shape",
+    "dtype",
+    "names",
+)

@@ -28,9 +28,9 @@ import safetensors.torch  # noqa: E402
 import torch  # noqa: E402
 
 from subjectbooth.tests.small_base import small_base, small_subject  # noqa: E402
-from subjectbooth.trainer import checkpoint  # noqa: E402
 from subjectbooth.trainer.config import TrainConfig  # noqa: E402
 from subjectbooth.trainer.events import StepDone  # noqa: E402
+from subjectbooth.trainer.learn import checkpoint  # noqa: E402
 from subjectbooth.trainer.preserve.class_images import generate  # noqa: E402
 from subjectbooth.trainer.preserve.priors import ClassPriors  # noqa: E402
 from subjectbooth.trainer.runs.run import Run  # noqa: E402
@@ -46,9 +46,16 @@ KINDS: dict[str, tuple[int, dict[str, Any]]] = {
     "EMA, dropout, flip": (0, {"ema_decay": 0.9, "lora_dropout": 0.1, "flip": True}),
     "aspect-ratio buckets": (0, {"enable_bucket": True}),
     "text encoder": (0, {"train_text_encoder": True}),
-    "class images, text encoder, EMA, accumulation, buckets": (4, {
-        "train_text_encoder": True, "text_encoder_share": 0.5, "ema_decay": 0.9, "gradient_accumulation_steps": 2,
-        "enable_bucket": True}),
+    "class images, text encoder, EMA, accumulation, buckets": (
+        4,
+        {
+            "train_text_encoder": True,
+            "text_encoder_share": 0.5,
+            "ema_decay": 0.9,
+            "gradient_accumulation_steps": 2,
+            "enable_bucket": True,
+        },
+    ),
 }
 
 
@@ -64,8 +71,16 @@ def subject(buckets: bool) -> Subject:
 def train(folder: Path, kind: str) -> None:
     """One program's whole work: class images, if any, then the run."""
     count, options = KINDS[kind]
-    config = TrainConfig(steps=STEPS, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2,
-                         checkpoint_seconds=0.0, **options)
+    config = TrainConfig(
+        steps=STEPS,
+        learning_rate=1e-3,
+        rank=4,
+        network_alpha=4.0,
+        resolution=64,
+        train_batch_size=2,
+        checkpoint_seconds=0.0,
+        **options,
+    )
     base, priors = small_base(), None
     if count:
         enter(folder, "class images")
@@ -172,8 +187,16 @@ def soak(folder: Path, kind: str, kills: int, choose: random.Random) -> dict[str
     run_once(folder / "whole", kind, None)
     usual, expected = time.monotonic() - began, outcome(folder / "whole")
     picture = seconds_a_picture(folder / "whole")
-    row: dict[str, Any] = {"name": kind, "kills": 0, "starting": 0, "class images": 0, "training": 0, "trainings": 0,
-                           "lost steps": 0, "identical": True}
+    row: dict[str, Any] = {
+        "name": kind,
+        "kills": 0,
+        "starting": 0,
+        "class images": 0,
+        "training": 0,
+        "trainings": 0,
+        "lost steps": 0,
+        "identical": True,
+    }
     while row["kills"] < kills and row["identical"] and row["trainings"] < 20 * kills:
         row["trainings"] += 1
         cut = folder / f"cut {row['trainings']}"

@@ -25,7 +25,8 @@ StateDict = dict[str, torch.Tensor]
 def _narrow(family: Family, context: int, **changes: Any) -> Family:
     shapes = tuple(
         dataclasses.replace(shape, width=width, layers=layers, heads=2)
-        for shape, (width, layers) in zip(family.text_encoders, changes.pop("text"), strict=True))
+        for shape, (width, layers) in zip(family.text_encoders, changes.pop("text"), strict=True)
+    )
     return dataclasses.replace(family, context_dim=context, text_encoders=shapes, **changes)
 
 
@@ -129,17 +130,26 @@ def clip_text(shape: TextEncoderShape, seed: int) -> StateDict:
 
 def open_clip(text: StateDict, shape: TextEncoderShape, projection: torch.Tensor) -> StateDict:
     """The same in OpenCLIP's layout, in which SD 2.x and SDXL's second text encoder lie in single files."""
-    inside = {"layer_norm1": "ln_1", "layer_norm2": "ln_2", "mlp.fc1": "mlp.c_fc", "mlp.fc2": "mlp.c_proj",
-              "self_attn.out_proj": "attn.out_proj"}
-    outside = {"embeddings.token_embedding.weight": "token_embedding.weight",
-               "embeddings.position_embedding.weight": "positional_embedding",
-               "final_layer_norm.weight": "ln_final.weight", "final_layer_norm.bias": "ln_final.bias"}
+    inside = {
+        "layer_norm1": "ln_1",
+        "layer_norm2": "ln_2",
+        "mlp.fc1": "mlp.c_fc",
+        "mlp.fc2": "mlp.c_proj",
+        "self_attn.out_proj": "attn.out_proj",
+    }
+    outside = {
+        "embeddings.token_embedding.weight": "token_embedding.weight",
+        "embeddings.position_embedding.weight": "positional_embedding",
+        "final_layer_norm.weight": "ln_final.weight",
+        "final_layer_norm.bias": "ln_final.bias",
+    }
     made = {ours: text[f"text_model.{name}"] for name, ours in outside.items()}
     for layer in range(shape.layers):
         name, theirs = f"text_model.encoder.layers.{layer}", f"transformer.resblocks.{layer}"
         for kind in ("weight", "bias"):
             made[f"{theirs}.attn.in_proj_{kind}"] = torch.cat(
-                [text[f"{name}.self_attn.{part}_proj.{kind}"] for part in "qkv"])
+                [text[f"{name}.self_attn.{part}_proj.{kind}"] for part in "qkv"]
+            )
             made |= {f"{theirs}.{ours}.{kind}": text[f"{name}.{module}.{kind}"] for module, ours in inside.items()}
     return made | {"text_projection": projection.T.contiguous(), "logit_scale": torch.tensor(4.6)}
 
@@ -194,8 +204,10 @@ def write_pair(folder: Path, name: str, scheduler: dict[str, Any] | None = None)
     parts = unet(family, levels, 1)
     picture = vae(2)
     texts = [clip_text(shape, 3 + number) for number, shape in enumerate(family.text_encoders)]
-    projections = [torch.randn(shape.width, shape.width, generator=torch.Generator().manual_seed(9)) / 7
-                   for shape in family.text_encoders]
+    projections = [
+        torch.randn(shape.width, shape.width, generator=torch.Generator().manual_seed(9)) / 7
+        for shape in family.text_encoders
+    ]
     single = {f"model.diffusion_model.{key}": tensor for key, tensor in parts.items()}
     single |= {f"first_stage_model.{key}": tensor for key, tensor in picture.items()}
     for shape, text, projection in zip(family.text_encoders, texts, projections, strict=True):
@@ -209,9 +221,19 @@ def write_pair(folder: Path, name: str, scheduler: dict[str, Any] | None = None)
     for number, (shape, text, projection) in enumerate(zip(family.text_encoders, texts, projections, strict=True)):
         _save_text(text, shape, projection, target / ("text_encoder_2" if number else "text_encoder"))
     (target / "scheduler").mkdir()
-    (target / "scheduler" / "scheduler_config.json").write_text(json.dumps({
-        "_class_name": "EulerDiscreteScheduler", "beta_start": 0.00085, "beta_end": 0.012,
-        "beta_schedule": "scaled_linear", "num_train_timesteps": 1000, **(scheduler or {})}), "utf-8")
+    (target / "scheduler" / "scheduler_config.json").write_text(
+        json.dumps(
+            {
+                "_class_name": "EulerDiscreteScheduler",
+                "beta_start": 0.00085,
+                "beta_end": 0.012,
+                "beta_schedule": "scaled_linear",
+                "num_train_timesteps": 1000,
+                **(scheduler or {}),
+            }
+        ),
+        "utf-8",
+    )
     return file, target
 
 
@@ -221,7 +243,9 @@ def _save_unet(parts: StateDict, family: Family, levels: Sequence[tuple[int, int
 
     widths = tuple(width for width, _ in levels)
     config: dict[str, Any] = {
-        "block_out_channels": widths, "layers_per_block": 2, "cross_attention_dim": family.context_dim,
+        "block_out_channels": widths,
+        "layers_per_block": 2,
+        "cross_attention_dim": family.context_dim,
         "down_block_types": tuple("CrossAttnDownBlock2D" if depth else "DownBlock2D" for _, depth in levels),
         "up_block_types": tuple("CrossAttnUpBlock2D" if depth else "UpBlock2D" for _, depth in reversed(levels)),
         "attention_head_dim": family.heads or tuple(width // 64 for width in widths),
@@ -229,8 +253,11 @@ def _save_unet(parts: StateDict, family: Family, levels: Sequence[tuple[int, int
         "use_linear_projection": family.linear_projection,
     }
     if family.adm_channels is not None:
-        config |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-                   "projection_class_embeddings_input_dim": family.adm_channels}
+        config |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": family.adm_channels,
+        }
     model = UNet2DConditionModel(**config)
     prefixed = {f"model.diffusion_model.{key}": tensor for key, tensor in parts.items()}
     model.load_state_dict(convert_ldm_unet_checkpoint(prefixed, {**dict(model.config), "class_embed_type": None}))
@@ -242,8 +269,13 @@ def _save_vae(parts: StateDict, family: Family, target: Path) -> None:
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     model = AutoencoderKL(
-        block_out_channels=(32, 32, 64, 64), layers_per_block=1, latent_channels=4, scaling_factor=family.latent_scale,
-        down_block_types=("DownEncoderBlock2D",) * 4, up_block_types=("UpDecoderBlock2D",) * 4)
+        block_out_channels=(32, 32, 64, 64),
+        layers_per_block=1,
+        latent_channels=4,
+        scaling_factor=family.latent_scale,
+        down_block_types=("DownEncoderBlock2D",) * 4,
+        up_block_types=("UpDecoderBlock2D",) * 4,
+    )
     model.load_state_dict(convert_ldm_vae_checkpoint(dict(parts), dict(model.config)))
     model.save_pretrained(target)
 
@@ -254,11 +286,20 @@ def _save_text(text: StateDict, shape: TextEncoderShape, projection: torch.Tenso
     # As published: SD 2.x's folders leave out the last layer, which is never used.
     layers = shape.layers - 1 if shape.name == "h" else shape.layers
     config = CLIPTextConfig(
-        hidden_size=shape.width, intermediate_size=4 * shape.width, num_hidden_layers=layers,
-        num_attention_heads=shape.heads, hidden_act=shape.activation, projection_dim=shape.width, vocab_size=49408)
+        hidden_size=shape.width,
+        intermediate_size=4 * shape.width,
+        num_hidden_layers=layers,
+        num_attention_heads=shape.heads,
+        hidden_act=shape.activation,
+        projection_dim=shape.width,
+        vocab_size=49408,
+    )
     model = (CLIPTextModelWithProjection if shape.projects else CLIPTextModel)(config)
     state = {**text, "text_projection.weight": projection}
-    own = {name: state[name if name in state else f"text_model.{name}"] for name in model.state_dict()
-           if not name.endswith("position_ids")}
+    own = {
+        name: state[name if name in state else f"text_model.{name}"]
+        for name in model.state_dict()
+        if not name.endswith("position_ids")
+    }
     model.load_state_dict(own, strict=False)
     model.save_pretrained(target)

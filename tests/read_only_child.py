@@ -24,8 +24,8 @@ sys.modules.setdefault("subjectbooth", package)
 
 from subjectbooth.tests.layout_pair import NARROW  # noqa: E402
 from subjectbooth.tests.small_base import folder_bytes  # noqa: E402
-from subjectbooth.trainer import families  # noqa: E402
 from subjectbooth.trainer.__main__ import main  # noqa: E402
+from subjectbooth.trainer.base.sd import families  # noqa: E402
 
 NOBODY = 65534
 NO_RIGHT = 77

@@ -34,15 +34,37 @@ def small_unet(seed: int = 0) -> torch.nn.Module:
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         unet = UNet2DConditionModel(
-            block_out_channels=(32, 64), layers_per_block=1, cross_attention_dim=16, attention_head_dim=4,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            cross_attention_dim=16,
+            attention_head_dim=4,
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
-            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"), norm_num_groups=8)
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            norm_num_groups=8,
+        )
     return unet.requires_grad_(False).eval()
 
 
-FAMILY = dataclasses.replace(SD1, context_dim=16, text_encoders=(TextEncoderShape(
-    name="l", width=16, layers=2, heads=2, activation="quick_gelu", padding=49407, layer=-1, norms_hidden_layer=True,
-    projects=False, prefix="lora_te", single_file="", open_clip=False),))
+FAMILY = dataclasses.replace(
+    SD1,
+    context_dim=16,
+    text_encoders=(
+        TextEncoderShape(
+            name="l",
+            width=16,
+            layers=2,
+            heads=2,
+            activation="quick_gelu",
+            padding=49407,
+            layer=-1,
+            norms_hidden_layer=True,
+            projects=False,
+            prefix="lora_te",
+            single_file="",
+            open_clip=False,
+        ),
+    ),
+)
 
 
 def small_text_encoder(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
@@ -52,9 +74,16 @@ def small_text_encoder(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
     shape = FAMILY.text_encoders[0]
     with torch.random.fork_rng():
         torch.manual_seed(3)
-        model = CLIPTextModel(CLIPTextConfig(
-            hidden_size=16, intermediate_size=64, num_hidden_layers=2, num_attention_heads=2, vocab_size=49408,
-            projection_dim=16))
+        model = CLIPTextModel(
+            CLIPTextConfig(
+                hidden_size=16,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=2,
+                vocab_size=49408,
+                projection_dim=16,
+            )
+        )
         weights = {name: torch.randn(tensor.shape) * 0.3 for name, tensor in model.state_dict().items()}
     return build_text_encoder(weights, shape, dtype, "test")
 
@@ -79,18 +108,23 @@ class PoolingCodec:
 
 def small_base(prediction_type: str = "epsilon", seed: int = 0) -> BaseModel:
     return BaseModel(
-        family=FAMILY, noise_scheduler=make_noise_scheduler(alphas_cumprod(), prediction_type), prompts=HashedPrompts(),
-        codec=PoolingCodec(), digest=f"small {prediction_type} {seed}",
+        family=FAMILY,
+        noise_scheduler=make_noise_scheduler(alphas_cumprod(), prediction_type),
+        prompts=HashedPrompts(),
+        codec=PoolingCodec(),
+        digest=f"small {prediction_type} {seed}",
         build_unet=lambda dtype: torch.nn.Module.to(small_unet(seed), dtype),
         tokenize=lambda prompt: token_chunks(prompt, FAMILY),
-        build_text_encoders=lambda dtype: [small_text_encoder(dtype)])
+        build_text_encoders=lambda dtype: [small_text_encoder(dtype)],
+    )
 
 
 def small_subject(count: int = 3, resolution: int = 64) -> Subject:
     random = np.random.default_rng(0)
     photos = tuple(
         Photo(random.integers(0, 255, (80, 80, 3), dtype=np.uint8), None, "a photo of ohwx dog", f"{number}.png")
-        for number in range(count))
+        for number in range(count)
+    )
     return Subject(photos, "ohwx", "dog", resolution, "center", "a photo of {token} {class}")
 
 

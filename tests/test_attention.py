@@ -14,7 +14,7 @@ from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import Started, StepDone
 from subjectbooth.trainer.learn import assembly, gradients
 from subjectbooth.trainer.learn.loss import Losses, batch_losses
-from subjectbooth.trainer.machine import attention
+from subjectbooth.trainer.machine import numerics
 from subjectbooth.trainer.machine.attention import choose_attention, use_attention
 from subjectbooth.trainer.machine.numerics import fp32_products, has_tf32
 from subjectbooth.trainer.runs.run import Run
@@ -23,11 +23,17 @@ CPU, GPU = torch.device("cpu"), torch.device("cuda")
 SETTINGS: dict[str, Any] = {"steps": 3, "learning_rate": 1e-3, "rank": 4, "network_alpha": 2.0, "resolution": 64}
 
 
-@pytest.mark.parametrize(("requested", "device", "installed", "expected", "said"), [
-    ("auto", CPU, True, "sdpa", ""), ("auto", GPU, True, "sdpa", ""), ("sdpa", GPU, True, "sdpa", ""),
-    ("xformers", GPU, True, "xformers", ""), ("xformers", CPU, True, "sdpa", "needs an NVIDIA GPU"),
-    ("xformers", GPU, False, "sdpa", "not installed"),
-])
+@pytest.mark.parametrize(
+    ("requested", "device", "installed", "expected", "said"),
+    [
+        ("auto", CPU, True, "sdpa", ""),
+        ("auto", GPU, True, "sdpa", ""),
+        ("sdpa", GPU, True, "sdpa", ""),
+        ("xformers", GPU, True, "xformers", ""),
+        ("xformers", CPU, True, "sdpa", "needs an NVIDIA GPU"),
+        ("xformers", GPU, False, "sdpa", "not installed"),
+    ],
+)
 def test_the_kernel_is_chosen_for_the_device(
     monkeypatch: pytest.MonkeyPatch, requested: str, device: torch.device, installed: bool, expected: str, said: str
 ) -> None:
@@ -60,15 +66,22 @@ def test_xformers_that_does_not_work_is_said_and_sdpa_used() -> None:
 
 def test_a_run_says_once_what_it_uses_instead(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = TrainConfig(**SETTINGS, attention="xformers")
-    started = [event for event in Run(small_base(), small_subject(), None, config, tmp_path / "a", CPU).events()
-               if isinstance(event, Started)]
+    started = [
+        event
+        for event in Run(small_base(), small_subject(), None, config, tmp_path / "a", CPU).events()
+        if isinstance(event, Started)
+    ]
     assert started[0].chosen["attention"] == "sdpa"
     assert [note for note in started[0].notes if "xformers" in note] == [
-        "attention xformers needs an NVIDIA GPU; this run uses sdpa"]
+        "attention xformers needs an NVIDIA GPU; this run uses sdpa"
+    ]
     # As on a machine with a GPU and an xformers that was built for another torch.
     monkeypatch.setattr(assembly, "choose_attention", lambda requested, device: ("xformers", ""))
-    started = [event for event in Run(small_base(), small_subject(), None, config, tmp_path / "b", CPU).events()
-               if isinstance(event, Started)]
+    started = [
+        event
+        for event in Run(small_base(), small_subject(), None, config, tmp_path / "b", CPU).events()
+        if isinstance(event, Started)
+    ]
     assert started[0].chosen["attention"] == "sdpa"
     assert len([note for note in started[0].notes if "xformers cannot be used" in note]) == 1
     assert config.key_fields() == TrainConfig(**SETTINGS).key_fields()
@@ -82,7 +95,7 @@ def _switches() -> tuple[str, bool]:
 def test_tf32_is_on_while_a_step_is_made_and_never_for_others_however_the_run_ends(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, end: str
 ) -> None:
-    monkeypatch.setattr(attention, "has_tf32", lambda device: True)
+    monkeypatch.setattr(numerics, "has_tf32", lambda device: True)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     before = _switches()
     assert before == ("highest", False)

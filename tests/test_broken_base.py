@@ -28,15 +28,27 @@ def sd1(tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(write_pair(tmp_path_factory.mktemp("pair"), "SD 1.x")[0])
 
 
-@pytest.mark.parametrize(("weight", "value", "part", "named"), [
-    ("model.diffusion_model.out.2.weight", "nan", "UNet", "'out.2.weight'"),
-    ("model.diffusion_model.middle_block.0.in_layers.0.bias", "-inf", "UNet", "'middle_block.0.in_layers.0.bias'"),
-    ("cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.weight", "nan", "text encoder",
-     "encoder.layers.1.mlp.fc1.weight'"),
-    ("first_stage_model.encoder.conv_in.bias", "inf", "VAE", "'encoder.conv_in.bias'"),
-])
+@pytest.mark.parametrize(
+    ("weight", "value", "part", "named"),
+    [
+        ("model.diffusion_model.out.2.weight", "nan", "UNet", "'out.2.weight'"),
+        ("model.diffusion_model.middle_block.0.in_layers.0.bias", "-inf", "UNet", "'middle_block.0.in_layers.0.bias'"),
+        (
+            "cond_stage_model.transformer.text_model.encoder.layers.1.mlp.fc1.weight",
+            "nan",
+            "text encoder",
+            "encoder.layers.1.mlp.fc1.weight'",
+        ),
+        ("first_stage_model.encoder.conv_in.bias", "inf", "VAE", "'encoder.conv_in.bias'"),
+    ],
+)
 def test_a_files_weight_that_is_not_a_number_is_named(
-    sd1: dict[str, torch.Tensor], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weight: str, value: str, part: str,
+    sd1: dict[str, torch.Tensor],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    weight: str,
+    value: str,
+    part: str,
     named: str,
 ) -> None:
     monkeypatch.setattr(families, "FAMILIES", tuple(NARROW.values()))
@@ -69,8 +81,10 @@ class _SpoiltPrompts(HashedPrompts):
         self._word = word
 
     def encode(self, prompts: object) -> list[Conditioning]:
-        return [Conditioning(found.hidden_states / (self._word not in prompt))
-                for prompt, found in zip(prompts, super().encode(prompts), strict=True)]  # type: ignore[arg-type,call-overload]
+        return [
+            Conditioning(found.hidden_states / (self._word not in prompt))
+            for prompt, found in zip(prompts, super().encode(prompts), strict=True)
+        ]  # type: ignore[arg-type,call-overload]
 
 
 class _SpoiltCodec(PoolingCodec):
@@ -82,8 +96,9 @@ def test_a_wired_text_encoder_or_vae_that_gives_no_numbers_is_named(tmp_path: Pa
     """ComfyUI's own models encode there, so it shows in what they give."""
     broken = {
         "the text encoder turns every prompt": dataclasses.replace(small_base(), prompts=_SpoiltPrompts("")),
-        "the text encoder turns the prompt 'a photo of ohwx dog'":
-            dataclasses.replace(small_base(), prompts=_SpoiltPrompts("ohwx")),
+        "the text encoder turns the prompt 'a photo of ohwx dog'": dataclasses.replace(
+            small_base(), prompts=_SpoiltPrompts("ohwx")
+        ),
         "the VAE turns every photo": dataclasses.replace(small_base(), codec=_SpoiltCodec()),
     }
     for sentence, base in broken.items():

@@ -25,8 +25,17 @@ from subjectbooth.trainer.subject.photo import Photo
 from subjectbooth.trainer.subject.subject import Subject
 
 CPU = torch.device("cpu")
-CONFIG = TrainConfig(steps=5, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2,
-                     enable_bucket=True, flip=True, masked_loss=True)
+CONFIG = TrainConfig(
+    steps=5,
+    learning_rate=1e-3,
+    rank=4,
+    network_alpha=4.0,
+    resolution=64,
+    train_batch_size=2,
+    enable_bucket=True,
+    flip=True,
+    masked_loss=True,
+)
 
 
 @pytest.mark.parametrize(("resolution", "step"), [(512, 64), (768, 64), (1024, 64), (400, 64), (64, 8), (128, 8)])
@@ -44,14 +53,20 @@ def test_buckets_have_about_one_area(resolution: int, step: int) -> None:
             assert (width + step) * (height + step) > resolution**2
 
 
-@pytest.mark.parametrize(("photo", "resolution", "bucket"), [
-    ((3000, 2000), 1024, (1216, 832)), ((2000, 3000), 1024, (832, 1216)), ((1920, 1080), 1024, (1344, 768)),
-    ((800, 800), 512, (512, 512)), ((820, 800), 512, (512, 512)), ((4000, 3000), 512, (576, 448)),
-    ((9000, 500), 512, (1024, 256)), ((100, 80), 64, (72, 56)),
-])
-def test_a_photo_goes_to_the_nearest_shape(
-    photo: tuple[int, int], resolution: int, bucket: tuple[int, int]
-) -> None:
+@pytest.mark.parametrize(
+    ("photo", "resolution", "bucket"),
+    [
+        ((3000, 2000), 1024, (1216, 832)),
+        ((2000, 3000), 1024, (832, 1216)),
+        ((1920, 1080), 1024, (1344, 768)),
+        ((800, 800), 512, (512, 512)),
+        ((820, 800), 512, (512, 512)),
+        ((4000, 3000), 512, (576, 448)),
+        ((9000, 500), 512, (1024, 256)),
+        ((100, 80), 64, (72, 56)),
+    ],
+)
+def test_a_photo_goes_to_the_nearest_shape(photo: tuple[int, int], resolution: int, bucket: tuple[int, int]) -> None:
     assert nearest_bucket(*photo, resolution) == bucket
 
 
@@ -115,11 +130,14 @@ def test_a_photo_that_moves_to_another_bucket_changes_the_key(tmp_path: Path) ->
         return Run(small_base(), subject, small_priors(), config, tmp_path, CPU).folder.key
 
     subject = _subject()
-    turned = dataclasses.replace(subject.photos[0], pixels=subject.photos[0].pixels.reshape(120, 72, 3),
-                                 mask=subject.photos[0].mask.reshape(120, 72))
+    turned = dataclasses.replace(
+        subject.photos[0],
+        pixels=subject.photos[0].pixels.reshape(120, 72, 3),
+        mask=subject.photos[0].mask.reshape(120, 72),
+    )
     assert key(subject) != key(dataclasses.replace(subject, photos=(turned, *subject.photos[1:])))
     for index, photo in enumerate(subject.photos):  # whichever bucket it is in
-        other = [*subject.photos[:index], dataclasses.replace(photo, caption="ohwx dog"), *subject.photos[index + 1:]]
+        other = [*subject.photos[:index], dataclasses.replace(photo, caption="ohwx dog"), *subject.photos[index + 1 :]]
         assert key(subject) != key(dataclasses.replace(subject, photos=tuple(other)))
     assert key(subject) != key(subject, enable_bucket=False)
     assert key(subject) == key(dataclasses.replace(subject, photos=subject.photos[::-1]))
@@ -135,8 +153,9 @@ def _data(sizes: list[tuple[int, int]], priors: bool = True, **changes: Any) -> 
     latents = tuple(torch.randn(4, *size, generator=random) for size in sizes)
     captions = tuple(f"photo {number}" for number in range(len(sizes)))
     encoded = {prompt: Conditioning(torch.randn(1, 77, 16, generator=random)) for prompt in (*captions, "", "class")}
-    return TrainingData(latents, captions, encoded, small_priors().latents if priors else None, "class",
-                        resolution=64, **changes)
+    return TrainingData(
+        latents, captions, encoded, small_priors().latents if priors else None, "class", resolution=64, **changes
+    )
 
 
 def test_batches_mix_photos_of_one_bucket_only_and_are_fair() -> None:
@@ -183,10 +202,11 @@ def test_two_sizes_are_two_forward_passes_of_one_loss() -> None:
             assert is_mirrored or torch.equal(own.latents[index], data.latents[photo])
             mask = masks[photo].flip(-1) if is_mirrored else masks[photo]
             assert torch.equal(own.masks[index], mask)
-            noisy = scheduler.add_noise(own.latents[index:index + 1], own.noise[index:index + 1],
-                                        own.timesteps[index:index + 1])
-            said = unet(noisy, own.timesteps[index:index + 1], data.encode([f"photo {photo}"]).hidden_states).sample
-            errors.append(float(((said - own.noise[index:index + 1])**2 * mask).mean() / mask.mean()))
+            noisy = scheduler.add_noise(
+                own.latents[index : index + 1], own.noise[index : index + 1], own.timesteps[index : index + 1]
+            )
+            said = unet(noisy, own.timesteps[index : index + 1], data.encode([f"photo {photo}"]).hidden_states).sample
+            errors.append(float(((said - own.noise[index : index + 1]) ** 2 * mask).mean() / mask.mean()))
         noisy = scheduler.add_noise(classes.latents, classes.noise, classes.timesteps)
         said = unet(noisy, classes.timesteps, data.encode(["class"] * 2).hidden_states).sample
         prior = float((said - classes.noise).square().mean())

@@ -30,8 +30,13 @@ def rehearsed() -> Callable[[str], Found]:
     """What a rehearsal has found. All are made in one process of their own: a registered device stays."""
     names = [HARNESS, *FAST, *(SLOW if os.environ.get("SUBJECTBOOTH_SLOW") else ())]
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "card" / "rehearsal.py"), *names], capture_output=True, text=True,
-        encoding="utf-8", env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"}, check=False)
+        [sys.executable, str(Path(__file__).parent / "card" / "rehearsal.py"), *names],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONIOENCODING": "utf-8"},
+        check=False,
+    )
     found = {line["rehearsal"]: line for line in map(json.loads, done.stdout.splitlines())}
 
     def get(name: str) -> Found:
@@ -55,8 +60,11 @@ def test_the_card_itself_can_tell_right_from_wrong(rehearsed: Callable[[str], Fo
 
 
 def slow(test: Any) -> Any:
-    return pytest.mark.slow(pytest.mark.skipif(
-        not os.environ.get("SUBJECTBOOTH_SLOW"), reason="minutes of full-size models: set SUBJECTBOOTH_SLOW=1")(test))
+    return pytest.mark.slow(
+        pytest.mark.skipif(
+            not os.environ.get("SUBJECTBOOTH_SLOW"), reason="minutes of full-size models: set SUBJECTBOOTH_SLOW=1"
+        )(test)
+    )
 
 
 @pytest.mark.parametrize("name", FAST)
@@ -140,6 +148,8 @@ def test_a_run_that_is_too_large_steps_down(rehearsed: Callable[[str], Found]) -
 @slow
 def test_one_that_is_far_too_large_goes_on_with_one_picture_at_once(rehearsed: Callable[[str], Found]) -> None:
     found = rehearsed("sd1 fp16, far too large")
-    assert found["notes"] == ["out of memory: gradient checkpointing is now on",
-                              "out of memory: 1 pictures at once instead of 2"]
+    assert found["notes"] == [
+        "out of memory: gradient checkpointing is now on",
+        "out of memory: 1 pictures at once instead of 2",
+    ]
     assert found["chosen"]["pictures_per_forward"] == "1"

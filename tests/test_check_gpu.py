@@ -32,8 +32,7 @@ def test_one_that_fails_stops_no_other_and_every_line_comes_at_once() -> None:
         return "as it should be"
 
     rows = check_gpu.run({"a": right, "b": _wrong, "c": _missing, "d": right}, BENCH, NotHere, 60, lines.append)
-    assert [(row.name, row.result) for row in rows] == [
-        ("a", "ok"), ("b", "FAILED"), ("c", "not here"), ("d", "ok")]
+    assert [(row.name, row.result) for row in rows] == [("a", "ok"), ("b", "FAILED"), ("c", "not here"), ("d", "ok")]
     assert seen == [0, 3]
     assert rows[1].figure == "AssertionError: 1 in place of 2"
     shown = check_gpu.table(rows)
@@ -69,13 +68,26 @@ def test_without_a_card_it_says_what_it_needs(
     assert "plan of SDXL" in said and "xformers" not in said
 
 
-@pytest.mark.parametrize("words", [
-    ["bf16", "random", "xformers", "dynamic"],
-    pytest.param([], marks=[pytest.mark.slow, pytest.mark.skipif(
-        not os.environ.get("SUBJECTBOOTH_SLOW"), reason="every check that a CPU can run: set SUBJECTBOOTH_SLOW=1")]),
-])
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["bf16", "random", "xformers", "dynamic"],
+        pytest.param(
+            [],
+            marks=[
+                pytest.mark.slow,
+                pytest.mark.skipif(
+                    not os.environ.get("SUBJECTBOOTH_SLOW"),
+                    reason="every check that a CPU can run: set SUBJECTBOOTH_SLOW=1",
+                ),
+            ],
+        ),
+    ],
+)
 def test_the_checks_themselves_run(
-    words: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str],
+    words: list[str],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
     torch_threads: Callable[[int], None],
 ) -> None:
     torch_threads(1)

@@ -74,7 +74,13 @@ def test_the_oldest_that_no_lora_needs_go_and_nothing_else(tmp_path: Path) -> No
 
     items = survey(root, images, [loras])
     assert [item.path for item in items] == [
-        needed.path, kept_store.path, free_store.path, older.path, old.path, recent.path]
+        needed.path,
+        kept_store.path,
+        free_store.path,
+        older.path,
+        old.path,
+        recent.path,
+    ]
     reasons = {item.path: item.needed for item in items}
     assert reasons[needed.path] == "its LoRA is there"
     assert reasons[kept_store.path] == "a run needs them"
@@ -129,9 +135,7 @@ def test_a_run_that_somebody_is_at_work_in_stays_with_its_class_images(tmp_path:
     assert (run.path / "checkpoint.safetensors").is_file()
 
 
-def test_the_command_shows_first_and_removes_with_yes(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_the_command_shows_first_and_removes_with_yes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "out"
     old, needed = _run(output / "runs", 1, 90, size=5000), _run(output / "runs", 2, 95)
     _lora(output / "rex.safetensors", needed)
@@ -154,11 +158,18 @@ def test_the_command_shows_first_and_removes_with_yes(
     assert "Nothing is to be removed" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [
-    (["--limit", "much"], "the size 'much'"), (["--limit", "5GB", "--output_dir", "/no/such"], "no folder with runs"),
-])
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--limit", "much"], "the size 'much'"),
+        (["--limit", "5GB", "--output_dir", "/no/such"], "no folder with runs"),
+    ],
+)
 def test_mistakes_of_the_command(
-    arguments: list[str], sentence: str, capsys: pytest.CaptureFixture[str], tmp_path: Path,
+    arguments: list[str],
+    sentence: str,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -174,9 +185,7 @@ def test_runs_of_comfyui_need_to_be_told_where_its_loras_are(
     assert "no folder with LoRAs" in capsys.readouterr().err
 
 
-def test_loras_on_another_drive_keep_their_runs(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_loras_on_another_drive_keep_their_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """As ComfyUI has them by extra_model_paths.yaml; without the drive nothing is taken for nobody's."""
     output, drive = tmp_path / "out", tmp_path / "drive Ы" / "loras"
     needed = _run(output / "runs", 1, 90)

@@ -36,15 +36,12 @@ def test_several_nets_are_averaged(tmp_path: Path) -> None:
     first = shipped.nets[next(iter(shipped.nets))].state_dict()
     torch.manual_seed(0)
     second = {
-        k: v + 0.3 * v.std() * torch.randn_like(v) if k.endswith("weight") else v.clone()
-        for k, v in first.items()
+        k: v + 0.3 * v.std() * torch.randn_like(v) if k.endswith("weight") else v.clone() for k, v in first.items()
     }
     pictures = photos("dog", "heldout")
     alone = []
     for i, state in enumerate((first, second)):
-        save_file(
-            {f"0.{k}": v.contiguous() for k, v in state.items()}, tmp_path / f"{i}.safetensors", metadata
-        )
+        save_file({f"0.{k}": v.contiguous() for k, v in state.items()}, tmp_path / f"{i}.safetensors", metadata)
         alone.append(LoadedJudge(tmp_path / f"{i}.safetensors").look(pictures))
     both = {f"{i}.{k}": v.contiguous() for i, state in enumerate((first, second)) for k, v in state.items()}
     save_file(both, tmp_path / "both.safetensors", metadata)
@@ -89,7 +86,5 @@ def test_finished_nets_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     train_judge(tmp_path)
     assert trained == [0, 1, 1]
     again = load_file(tmp_path / "judge.safetensors")
-    assert {key[0] for key in again} == {"0", "1"} and all(
-        torch.equal(again[k], v) for k, v in written.items()
-    )
+    assert {key[0] for key in again} == {"0", "1"} and all(torch.equal(again[k], v) for k, v in written.items())
     assert not torch.equal(again["0.embed.weight"], again["1.embed.weight"])

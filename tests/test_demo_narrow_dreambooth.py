@@ -86,9 +86,7 @@ def test_the_narrow_lora_takes_the_wide_ones_steps() -> None:
             start = starts[name]
             if ".lora_A." in name:
                 start = start.unflatten(1, (parameter.shape[1], -1)).sum(2).view_as(parameter)
-                assert 0.8 < float(parameter.detach().std() / start.std()) < 1.25, (
-                    "its own start has the same spread"
-                )
+                assert 0.8 < float(parameter.detach().std() / start.std()) < 1.25, "its own start has the same spread"
                 parameter.data.copy_(start)
         return net
 

@@ -44,8 +44,9 @@ def sd1(pairs: dict[str, tuple[Path, Path]], tmp_path: Path) -> Path:
 
 
 def _train(base: BaseModel, root: Path, **changes: Any) -> tuple[list[float], dict[str, torch.Tensor]]:
-    config = TrainConfig(**{"steps": 3, "learning_rate": 1e-2, "rank": 2, "network_alpha": 2.0, "resolution": 64,
-                            **changes})
+    config = TrainConfig(
+        **{"steps": 3, "learning_rate": 1e-2, "rank": 2, "network_alpha": 2.0, "resolution": 64, **changes}
+    )
     run = Run(base, small_subject(), None, config, root, torch.device("cpu"))
     losses = [event.loss for event in run.events() if isinstance(event, StepDone)]
     path = run.folder.finished_lora(3)
@@ -77,7 +78,8 @@ def test_a_folder_is_the_same_base_as_the_single_file(
     torch.testing.assert_close(outputs[1], outputs[0], atol=1e-6, rtol=1e-6)
     (first, file), (second, again) = (
         _train(base, tmp_path / str(number), train_text_encoder=with_text, lora_targets="attention+mlp")
-        for number, base in enumerate((single, folder)))
+        for number, base in enumerate((single, folder))
+    )
     assert file.keys() == again.keys()
     assert any(key.startswith("lora_te") for key in file) == with_text
     assert second == pytest.approx(first, rel=1e-5)
@@ -146,8 +148,10 @@ def test_novelais_names_of_the_text_encoder_are_read(pairs: dict[str, tuple[Path
     """Anything and its relatives have no ``text_model.`` in them, which older versions of transformers ask for."""
     single, path = pairs["SD 1.x"][0], tmp_path / "nai.safetensors"
     state = safetensors.torch.load_file(single)
-    renamed = {name.replace("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."): tensor
-               for name, tensor in state.items()}
+    renamed = {
+        name.replace("cond_stage_model.transformer.text_model.", "cond_stage_model.transformer."): tensor
+        for name, tensor in state.items()
+    }
     assert renamed.keys() != state.keys()
     renamed["cond_stage_model.transformer.embeddings.position_ids"] = torch.arange(77)[None]
     safetensors.torch.save_file(renamed, path)
@@ -165,8 +169,12 @@ def test_the_folders_scheduler_says_how_noise_is_made(tmp_path: Path, rescale: b
     torch.testing.assert_close(base.noise_scheduler.alphas_cumprod, theirs.alphas_cumprod, atol=2e-6, rtol=1e-5)
     assert (float(base.noise_scheduler.alphas_cumprod[-1]) < 1e-7) == rescale
     latents, noise, steps = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.tensor([700])
-    torch.testing.assert_close(prediction_target(base.noise_scheduler, latents, noise, steps),
-                               theirs.get_velocity(latents, noise, steps), atol=1e-5, rtol=1e-4)
+    torch.testing.assert_close(
+        prediction_target(base.noise_scheduler, latents, noise, steps),
+        theirs.get_velocity(latents, noise, steps),
+        atol=1e-5,
+        rtol=1e-4,
+    )
     # What a folder says of itself is believed; an option is for what says nothing.
     assert load_base(folder, prediction_type="epsilon").noise_scheduler.config["prediction_type"] == "v_prediction"
 
@@ -176,8 +184,9 @@ def test_half_precision_and_sharded_folders(sd1: Path) -> None:
     unet = sd1 / "unet"
     stored = safetensors.torch.load_file(unet / "diffusion_pytorch_model.safetensors")
     (unet / "diffusion_pytorch_model.safetensors").unlink()
-    safetensors.torch.save_file({name: tensor.half() for name, tensor in stored.items()},
-                                unet / "diffusion_pytorch_model.fp16.safetensors")
+    safetensors.torch.save_file(
+        {name: tensor.half() for name, tensor in stored.items()}, unet / "diffusion_pytorch_model.fp16.safetensors"
+    )
     half = load_base(sd1).build_unet(torch.float32).state_dict()
     assert all(torch.equal(half[name], whole[name].half().float()) for name in whole)
 
@@ -221,8 +230,11 @@ def test_a_folder_of_another_version_of_transformers(sd1: Path) -> None:
 
 
 def test_all_that_decides_what_the_base_is_counts_in_its_digest(sd1: Path) -> None:
-    digests = [load_base(sd1).digest, load_base(sd1, clip_skip=2).digest,
-               load_base(sd1, prediction_type="v_prediction").digest]
+    digests = [
+        load_base(sd1).digest,
+        load_base(sd1, clip_skip=2).digest,
+        load_base(sd1, prediction_type="v_prediction").digest,
+    ]
     _config("scheduler", "scheduler_config.json", beta_end=0.013)(sd1)
     digests.append(load_base(sd1).digest)
     _config("vae", "config.json", scaling_factor=0.2)(sd1)
@@ -257,7 +269,8 @@ def _flux(folder: Path) -> None:
 def _index(folder: Path) -> None:
     (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
     (folder / "vae" / "diffusion_pytorch_model.safetensors.index.json").write_text(
-        '{"weight_map": {"encoder.conv_in.weight": "../../../secret.safetensors"}}', "utf-8")
+        '{"weight_map": {"encoder.conv_in.weight": "../../../secret.safetensors"}}', "utf-8"
+    )
 
 
 def _other_vae(folder: Path) -> None:
@@ -272,22 +285,34 @@ def _edit_model(folder: Path) -> None:
     safetensors.torch.save_file({**stored, "conv_in.weight": torch.zeros(32, 8, 3, 3)}, file)
 
 
-@pytest.mark.parametrize(("spoil", "sentence"), [
-    (_pickled, "weights in diffusion_pytorch_model.bin; needed: a .safetensors file"),
-    (_flux, "a folder of FluxPipeline"),
-    (_index, "an index that names no files beside it"),
-    (_other_vae, "a VAE with 16 latent channels"),
-    (_edit_model, "8 input channels, an edit model"),
-    (lambda folder: shutil.rmtree(folder / "vae"), "a checkpoint without a VAE"),
-    (lambda folder: shutil.rmtree(folder / "text_encoder"), "a checkpoint without a text encoder"),
-    (lambda folder: shutil.rmtree(folder / "unet"), "a folder without unet/"),
-    (_config("scheduler", "scheduler_config.json", _class_name="EDMEulerScheduler"), "samples by EDMEulerScheduler"),
-    (_config("scheduler", "scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"), "samples by Flow"),
-    (_config("scheduler", "scheduler_config.json", prediction_type="sample"), "predicts 'sample'"),
-    (_config("scheduler", "scheduler_config.json", beta_schedule="squaredcos_cap_v2"), "a noise schedule of the kind"),
-    (_config("unet", "config.json", _class_name="UNet3DConditionModel"), "a UNet of the kind UNet3DConditionModel"),
-    (lambda folder: (folder / "scheduler" / "scheduler_config.json").write_text("{", "utf-8"), "that is not JSON"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (_pickled, "weights in diffusion_pytorch_model.bin; needed: a .safetensors file"),
+        (_flux, "a folder of FluxPipeline"),
+        (_index, "an index that names no files beside it"),
+        (_other_vae, "a VAE with 16 latent channels"),
+        (_edit_model, "8 input channels, an edit model"),
+        (lambda folder: shutil.rmtree(folder / "vae"), "a checkpoint without a VAE"),
+        (lambda folder: shutil.rmtree(folder / "text_encoder"), "a checkpoint without a text encoder"),
+        (lambda folder: shutil.rmtree(folder / "unet"), "a folder without unet/"),
+        (
+            _config("scheduler", "scheduler_config.json", _class_name="EDMEulerScheduler"),
+            "samples by EDMEulerScheduler",
+        ),
+        (
+            _config("scheduler", "scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"),
+            "samples by Flow",
+        ),
+        (_config("scheduler", "scheduler_config.json", prediction_type="sample"), "predicts 'sample'"),
+        (
+            _config("scheduler", "scheduler_config.json", beta_schedule="squaredcos_cap_v2"),
+            "a noise schedule of the kind",
+        ),
+        (_config("unet", "config.json", _class_name="UNet3DConditionModel"), "a UNet of the kind UNet3DConditionModel"),
+        (lambda folder: (folder / "scheduler" / "scheduler_config.json").write_text("{", "utf-8"), "that is not JSON"),
+    ],
+)
 def test_what_cannot_be_trained_on_is_refused_in_one_sentence(sd1: Path, spoil: Any, sentence: str) -> None:
     spoil(sd1)
     with pytest.raises(SubjectBoothError) as refused:

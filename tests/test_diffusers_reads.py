@@ -44,11 +44,24 @@ def _pipeline(base: BaseModel, folder: Path) -> Any:
     encoders = base.build_text_encoders(torch.float32)
     if len(encoders) == 2:
         return StableDiffusionXLPipeline(
-            vae=None, unet=unet, scheduler=None, text_encoder=encoders[0], text_encoder_2=encoders[1], tokenizer=None,
-            tokenizer_2=None)
+            vae=None,
+            unet=unet,
+            scheduler=None,
+            text_encoder=encoders[0],
+            text_encoder_2=encoders[1],
+            tokenizer=None,
+            tokenizer_2=None,
+        )
     return StableDiffusionPipeline(
-        vae=None, unet=unet, scheduler=None, text_encoder=encoders[0], tokenizer=None, safety_checker=None,
-        feature_extractor=None, requires_safety_checker=False)
+        vae=None,
+        unet=unet,
+        scheduler=None,
+        text_encoder=encoders[0],
+        tokenizer=None,
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
 
 
 @pytest.mark.parametrize("name", list(NARROW))
@@ -63,8 +76,10 @@ def test_diffusers_reads_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
 
     def outputs(unet: Any, encoders: list[Any]) -> list[torch.Tensor]:
         with torch.no_grad():
-            return [predict(unet, noise, torch.tensor([500]), conditioning),
-                    *(encoder(words, output_hidden_states=True).hidden_states[-1] for encoder in encoders)]
+            return [
+                predict(unet, noise, torch.tensor([500]), conditioning),
+                *(encoder(words, output_hidden_states=True).hidden_states[-1] for encoder in encoders),
+            ]
 
     pipeline = _pipeline(base, folder)
     theirs = [getattr(pipeline, part) for part in ("text_encoder", "text_encoder_2") if hasattr(pipeline, part)]

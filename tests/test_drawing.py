@@ -11,7 +11,6 @@ import pytest
 import torch
 
 from subjectbooth.tests.small_base import FAMILY, small_base, small_subject, small_text_encoder, small_unet
-from subjectbooth.trainer import sample as drawing
 from subjectbooth.trainer.base.conditioning import Conditioning, concatenate
 from subjectbooth.trainer.base.sd import codecs
 from subjectbooth.trainer.base.sd.codecs import TinyCodec
@@ -21,6 +20,7 @@ from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Adjusted, Event, Validation, ValidationStep
 from subjectbooth.trainer.learn import loop
+from subjectbooth.trainer.memory import drawing
 from subjectbooth.trainer.memory.drawing import draw_all, pictures_at_once
 from subjectbooth.trainer.preserve import class_images
 from subjectbooth.trainer.preserve.class_images import generate
@@ -30,8 +30,15 @@ from subjectbooth.trainer.runs.run import Run
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
 ELSEWHERE = torch.device("cpu", 0)
 """Not the device that modules are made on, as far as the trainer can see; tensors on it can be computed with."""
-CONFIG = TrainConfig(steps=1, rank=4, network_alpha=4.0, resolution=64, validation_interval=0, validation_steps=3,
-                     validation_prompts=("{subject}", "a {subject} on grass", "{subject} by the sea"))
+CONFIG = TrainConfig(
+    steps=1,
+    rank=4,
+    network_alpha=4.0,
+    resolution=64,
+    validation_interval=0,
+    validation_steps=3,
+    validation_prompts=("{subject}", "a {subject} on grass", "{subject} by the sea"),
+)
 
 
 class Limit:
@@ -54,8 +61,11 @@ def _validate(root: Path, limit: Limit) -> list[Event]:
         return unet
 
     base = dataclasses.replace(small_base(), build_unet=build)
-    return [event for event in Run(base, small_subject(), None, CONFIG, root, CPU).events()
-            if isinstance(event, (ValidationStep, Validation, Adjusted))]
+    return [
+        event
+        for event in Run(base, small_subject(), None, CONFIG, root, CPU).events()
+        if isinstance(event, (ValidationStep, Validation, Adjusted))
+    ]
 
 
 def _pictures(events: list[Event]) -> torch.Tensor:
@@ -95,8 +105,19 @@ def test_a_prompt_keeps_its_meaning_beside_a_longer_one() -> None:
     negative = Conditioning(torch.randn(1, 77, 16, generator=random))
 
     def draw(*numbers: int) -> torch.Tensor:
-        return _drawn(sample(unet, small_base().noise_scheduler, concatenate([prompts[number] for number in numbers]),
-                             negative, (4, 8, 8), 3, 3.0, numbers, CPU))
+        return _drawn(
+            sample(
+                unet,
+                small_base().noise_scheduler,
+                concatenate([prompts[number] for number in numbers]),
+                negative,
+                (4, 8, 8),
+                3,
+                3.0,
+                numbers,
+                CPU,
+            )
+        )
 
     torch.testing.assert_close(draw(0, 1, 2), torch.cat([draw(0), draw(1), draw(2)]), atol=1e-4, rtol=1e-4)
 

@@ -29,13 +29,28 @@ from subjectbooth.trainer.subject.photo import Photo
 from subjectbooth.trainer.subject.photos import read_photo
 from subjectbooth.trainer.subject.subject import make_subject
 
-TENSORS = {"lora_unet_a.lora_down.weight": torch.randn(4, 16), "lora_unet_a.lora_up.weight": torch.randn(16, 4),
-           "lora_unet_a.alpha": torch.tensor(4.0)}
+TENSORS = {
+    "lora_unet_a.lora_down.weight": torch.randn(4, 16),
+    "lora_unet_a.lora_up.weight": torch.randn(16, 4),
+    "lora_unet_a.alpha": torch.tensor(4.0),
+}
 LORA = to_bytes(TENSORS, {"subjectbooth.trigger": "ohwx dog", "subjectbooth.run_key": "k"})
-PEFT_SETTINGS = ["", "{", "[]", "5", "null", "[" * 100_000, "{}", '{"unet.lora_alpha": 1e400}',
-                 '{"unet.lora_alpha": 8}', '{"unet.lora_alpha": ' + "9" * 4000 + "}",
-                 '{"unet.alpha_pattern": [1]}', '{"unet.lora_alpha": null}',
-                 '{"unet.alpha_pattern": {"(a+)+$": {}}}', '{"unet.alpha_pattern": {"conv_in": NaN}}']
+PEFT_SETTINGS = [
+    "",
+    "{",
+    "[]",
+    "5",
+    "null",
+    "[" * 100_000,
+    "{}",
+    '{"unet.lora_alpha": 1e400}',
+    '{"unet.lora_alpha": 8}',
+    '{"unet.lora_alpha": ' + "9" * 4000 + "}",
+    '{"unet.alpha_pattern": [1]}',
+    '{"unet.lora_alpha": null}',
+    '{"unet.alpha_pattern": {"(a+)+$": {}}}',
+    '{"unet.alpha_pattern": {"conv_in": NaN}}',
+]
 
 
 def _of_diffusers(settings: str) -> bytes:
@@ -108,8 +123,16 @@ def test_other_formats_are_refused_by_name(tmp_path: Path, suffix: str) -> None:
 def test_damaged_checkpoints_and_class_images_are_found(tmp_path: Path) -> None:
     """Whatever is accepted is exactly what was written: a single flipped bit is found by the checksum."""
     choose, mark = announced("checkpoints and class images"), tmp_path / "mark"
-    state = Checkpoint(3, {"unet/a": torch.randn(4, 4)}, {0: {"step": torch.tensor(3.0), "x": torch.randn(4)}},
-                       [[0.1, 0.1, None]] * 3, {"precision": "fp32"}, [{"lr": 1e-4}], [torch.randn(4)], {})
+    state = Checkpoint(
+        3,
+        {"unet/a": torch.randn(4, 4)},
+        {0: {"step": torch.tensor(3.0), "x": torch.randn(4)}},
+        [[0.1, 0.1, None]] * 3,
+        {"precision": "fp32"},
+        [{"lr": 1e-4}],
+        [torch.randn(4)],
+        {},
+    )
     whole = tmp_path / "checkpoint.safetensors"
     checkpoint.save(whole, state)
     content = whole.read_bytes()
@@ -154,9 +177,22 @@ def test_a_spoilt_log_never_stops_a_run(tmp_path: Path) -> None:
     files = {path: path.read_bytes() for path in (log, record, picture)}
     assert len(folder.losses(3)) == 3
     assert len(folder.validations(3, prompts)) == 1
-    lines = [b"[]", b"5", b"null", b'{"step":"x","event":"StepDone"}', b'{"event":"Validation","step":1,"prompts":5}',
-             b'{"event":"Validation","step":1}', b'{"event":"StepDone","step":1}', b"[" * 5000, b'{"step":1e999}',
-             b'{"started":NaN}', b'{"started":1e300}', b'{"started":"x"}', b'{"started":-1e18}', b"\xff\xfe{}"]
+    lines = [
+        b"[]",
+        b"5",
+        b"null",
+        b'{"step":"x","event":"StepDone"}',
+        b'{"event":"Validation","step":1,"prompts":5}',
+        b'{"event":"Validation","step":1}',
+        b'{"event":"StepDone","step":1}',
+        b"[" * 5000,
+        b'{"step":1e999}',
+        b'{"started":NaN}',
+        b'{"started":1e300}',
+        b'{"started":"x"}',
+        b'{"started":-1e18}',
+        b"\xff\xfe{}",
+    ]
     for number in range(cases(60)):
         for path, content in files.items():
             spoilt = bytearray(content)
@@ -183,8 +219,9 @@ def _picture(choose: random.Random) -> tuple[bytes, str]:
     size = choose.choice([(64, 64), (1, 1), (2000, 5), (33, 200), (40, 40)])
     mode = choose.choice(["RGB", "RGBA", "L", "P", "1", "CMYK", "I;16", "LA", "F"])
     kind = choose.choice(["PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "ICO"])
-    picture = Image.fromarray(np.random.default_rng(choose.randrange(1000)).integers(
-        0, 255, (size[1], size[0], 3), dtype=np.uint8))
+    picture = Image.fromarray(
+        np.random.default_rng(choose.randrange(1000)).integers(0, 255, (size[1], size[0], 3), dtype=np.uint8)
+    )
     buffer = io.BytesIO()
     try:
         moves = kind in ("GIF", "TIFF", "WEBP") and size[0] > 8
@@ -228,18 +265,50 @@ def test_pictures(tmp_path: Path) -> None:
 
 def test_captions_in_any_encoding(tmp_path: Path) -> None:
     choose, path = announced("captions"), tmp_path / "dog.txt"
-    texts = ["a photo of ohwx dog", "фотография ohwx собака на траве", "une photo de café ohwx", "写真 ohwx 犬",
-             "🐶 ohwx", "", " ", "ФОТОГРАФИЯ OHWX СОБАКА", "Фото: «ohwx» — собака", "zdjęcie psa ohwx", "ohwx kočka",
-             "köpek fotoğrafı ohwx", "ohwx šuo ir gėlė", "ohwx dog • garden ½", "à côté de l'ohwx", "ohwx (toy:1.2)"]
+    texts = [
+        "a photo of ohwx dog",
+        "фотография ohwx собака на траве",
+        "une photo de café ohwx",
+        "写真 ohwx 犬",
+        "🐶 ohwx",
+        "",
+        " ",
+        "ФОТОГРАФИЯ OHWX СОБАКА",
+        "Фото: «ohwx» — собака",
+        "zdjęcie psa ohwx",
+        "ohwx kočka",
+        "köpek fotoğrafı ohwx",
+        "ohwx šuo ir gėlė",
+        "ohwx dog • garden ½",
+        "à côté de l'ohwx",
+        "ohwx (toy:1.2)",
+    ]
     outcomes = {"read": 0, "refused": 0}
     for number in range(cases(300)):
-        encoding = choose.choice(["utf-8", "utf-8-sig", "utf-16", "utf-16-le", "utf-32", "cp1251", "koi8-r", "cp1252",
-                                  "shift_jis", "cp866", "latin-1", "cp1250", "cp1254", "cp1257", "mac-cyrillic"])
+        encoding = choose.choice(
+            [
+                "utf-8",
+                "utf-8-sig",
+                "utf-16",
+                "utf-16-le",
+                "utf-32",
+                "cp1251",
+                "koi8-r",
+                "cp1252",
+                "shift_jis",
+                "cp866",
+                "latin-1",
+                "cp1250",
+                "cp1254",
+                "cp1257",
+                "mac-cyrillic",
+            ]
+        )
         text = choose.choice(texts)
         content = text.encode(encoding, "replace")
         is_intact = content.decode(encoding) == text and choose.random() < 0.6
         if not is_intact:
-            content = content[choose.randrange(len(content) + 1):] + choose.randbytes(choose.randrange(40))
+            content = content[choose.randrange(len(content) + 1) :] + choose.randbytes(choose.randrange(40))
         path.write_bytes(content)
         if _refused(lambda: read_caption(path), (number, encoding)):
             outcomes["refused"] += 1
@@ -260,14 +329,21 @@ def test_sets_of_photos() -> None:
         photos = []
         for index in range(choose.choice((1, 3, 3, 12))):
             height, width = choose.choice([(64, 64), (64, 200), (200, 64), (40, 90)])
-            pixels = values.integers(0, 255, (height, width, 3), dtype=np.uint8) if choose.random() < 0.7 else \
-                np.zeros((height, width, 3), np.uint8)
+            pixels = (
+                values.integers(0, 255, (height, width, 3), dtype=np.uint8)
+                if choose.random() < 0.7
+                else np.zeros((height, width, 3), np.uint8)
+            )
             mask = np.zeros((height, width), np.float32)
-            mask[choose.randrange(height):, : choose.randrange(1, 30)] = choose.choice((0.2, 1.0))
+            mask[choose.randrange(height) :, : choose.randrange(1, 30)] = choose.choice((0.2, 1.0))
             caption = choose.choice(("", "ohwx (toy)", "(ohwx:1.4", "\\(", "{class}", "an {class}"))
             photos.append(Photo(pixels, mask if choose.random() < 0.9 else None, caption, f"photo {index}.png"))
-        subject = make_subject(photos, class_word=choose.choice(("a dog", "an old man", "the", "owl")), resolution=64,
-                               crop=choose.choice(("center", "center", "pad", "subject")))
+        subject = make_subject(
+            photos,
+            class_word=choose.choice(("a dog", "an old man", "the", "owl")),
+            resolution=64,
+            crop=choose.choice(("center", "center", "pad", "subject")),
+        )
         assert len(subject.warnings) <= 12, (number, subject.warnings)
         assert all(len(text) < 400 for text in subject.warnings), (number, subject.warnings)
         if _refused(lambda: subject.check_masks(64), number):  # noqa: B023
@@ -304,5 +380,19 @@ def test_output_names_stay_inside(tmp_path: Path, name: str) -> None:
 
 def test_which_output_names_are_refused() -> None:
     fine = {name for name in NAMES if not _refused(lambda: checked_name(name), name)}  # noqa: B023
-    assert fine == {"./x", "~", "x.safetensors", "рекс", "рекс/собака 🐕", "pets/rex", "%2e%2e/x", "a\\b",
-                    "rex.ckpt", " x", "-rf", "x" * 180, "a/" * 90 + "b", "\u202eexe"}
+    assert fine == {
+        "./x",
+        "~",
+        "x.safetensors",
+        "рекс",
+        "рекс/собака 🐕",
+        "pets/rex",
+        "%2e%2e/x",
+        "a\\b",
+        "rex.ckpt",
+        " x",
+        "-rf",
+        "x" * 180,
+        "a/" * 90 + "b",
+        "\u202eexe",
+    }

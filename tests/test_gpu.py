@@ -8,9 +8,24 @@ from pathlib import Path
 
 import pytest
 
-CHECKS = ("fp32 twice", "tf32", "bf16", "fp16 with loss scaling", "resume", "text encoder", "validation pictures",
-          "random state", "memory left", "out of memory", "plan of SD 1.5", "plan of SDXL", "8-bit Adam", "xformers",
-          "plan of SD 1.5 in fp32", "dynamic VRAM")
+CHECKS = (
+    "fp32 twice",
+    "tf32",
+    "bf16",
+    "fp16 with loss scaling",
+    "resume",
+    "text encoder",
+    "validation pictures",
+    "random state",
+    "memory left",
+    "out of memory",
+    "plan of SD 1.5",
+    "plan of SDXL",
+    "8-bit Adam",
+    "xformers",
+    "plan of SD 1.5 in fp32",
+    "dynamic VRAM",
+)
 
 
 @pytest.mark.gpu

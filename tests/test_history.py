@@ -50,20 +50,31 @@ def test_since_gives_only_what_is_new(tmp_path: Path) -> None:
 
 
 def test_what_was_chosen_said_drawn_saved_and_kept(tmp_path: Path) -> None:
-    folder = _write(tmp_path, [
-        to_json(Started(0, 8, {"precision": "bf16"}, 5, ("an old note",), "an old plan")), _step(1, None),
-        to_json(Started(1, 8, {"precision": "fp32"}, 5, ("a note",), "the plan")), _step(2, None),
-        to_json(Adjusted(2, "less memory", {"precision": "fp32", "pictures_per_forward": "1"})),
-        {"event": "Validation", "step": 2, "prompts": ["one", "two"]},
-    ], steps=8)
+    folder = _write(
+        tmp_path,
+        [
+            to_json(Started(0, 8, {"precision": "bf16"}, 5, ("an old note",), "an old plan")),
+            _step(1, None),
+            to_json(Started(1, 8, {"precision": "fp32"}, 5, ("a note",), "the plan")),
+            _step(2, None),
+            to_json(Adjusted(2, "less memory", {"precision": "fp32", "pictures_per_forward": "1"})),
+            {"event": "Validation", "step": 2, "prompts": ["one", "two"]},
+        ],
+        steps=8,
+    )
     for name in ("lora_000002.safetensors", "lora_000010.safetensors", "lora_x.safetensors", "lora_000003.part"):
         (folder / name).touch()
     (folder / "kept.json").write_text('{"step": 2, "steps": 8}', encoding="utf-8")
     history = read_history(folder)
     assert history["chosen"] == {"precision": "fp32", "pictures_per_forward": "1"}
     assert history["notes"] == ["the plan", "a note", "less memory"]
-    assert history["validations"] == [{"step": 2, "prompts": ["one", "two"], "pictures": [
-        "validation/step_000002_00.png", "validation/step_000002_01.png"]}]
+    assert history["validations"] == [
+        {
+            "step": 2,
+            "prompts": ["one", "two"],
+            "pictures": ["validation/step_000002_00.png", "validation/step_000002_01.png"],
+        }
+    ]
     assert (history["saved"], history["kept"], history["result"]) == ([2, 10], 2, None)
     assert "class" not in history["series"]
     (folder / "kept.json").write_text('{"step": 2, "steps": 9}', encoding="utf-8")
@@ -78,7 +89,8 @@ def test_what_was_chosen_said_drawn_saved_and_kept(tmp_path: Path) -> None:
 def test_a_spoilt_line_costs_only_itself(tmp_path: Path, line: str) -> None:
     history = read_history(_write(tmp_path, [_step(1), line, _step(3)]))
     assert [1, 0.1] in history["series"]["loss"] and [3, 0.3] in [
-        [step, round(value, 6)] for step, value in history["series"]["loss"]]
+        [step, round(value, 6)] for step, value in history["series"]["loss"]
+    ]
     assert history["validations"] == []
 
 

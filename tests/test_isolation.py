@@ -24,16 +24,29 @@ from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
 SETTINGS: dict[str, Any] = {
-    "steps": 2, "learning_rate": 1e-3, "rank": 4, "network_alpha": 2.0, "resolution": 64, "train_batch_size": 2,
-    "gradient_accumulation_steps": 2, "lora_dropout": 0.1, "train_text_encoder": True, "ema_decay": 0.5,
-    "validation_prompts": ("a photo of {subject}",), "validation_steps": 2, "pictures_per_forward": 1,
+    "steps": 2,
+    "learning_rate": 1e-3,
+    "rank": 4,
+    "network_alpha": 2.0,
+    "resolution": 64,
+    "train_batch_size": 2,
+    "gradient_accumulation_steps": 2,
+    "lora_dropout": 0.1,
+    "train_text_encoder": True,
+    "ema_decay": 0.5,
+    "validation_prompts": ("a photo of {subject}",),
+    "validation_steps": 2,
+    "pictures_per_forward": 1,
 }
 Outcome = tuple[str, bytes, torch.Tensor]
 
 
 def _train(
-    root: Path, on_step: Callable[[], None] = lambda: None, precision: str = "fp32",
-    left_on: Callable[[], AbstractContextManager[Any]] = nullcontext, base: BaseModel | None = None,
+    root: Path,
+    on_step: Callable[[], None] = lambda: None,
+    precision: str = "fp32",
+    left_on: Callable[[], AbstractContextManager[Any]] = nullcontext,
+    base: BaseModel | None = None,
 ) -> Outcome:
     """Key, file and picture of a run, from preparing the photos on."""
     config = TrainConfig(**SETTINGS, precision=precision)
@@ -53,13 +66,14 @@ def _outcome(run: Run, on_step: Callable[[], None]) -> Outcome:
     assert path is not None and pictures is not None
     # The header has times in it; the tensors come after it.
     content = path.read_bytes()
-    return run.folder.key, content[8 + int.from_bytes(content[:8], "little"):], pictures
+    return run.folder.key, content[8 + int.from_bytes(content[:8], "little") :], pictures
 
 
 @pytest.fixture(scope="module")
 def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Outcome]:
-    return {precision: _train(tmp_path_factory.mktemp(precision), precision=precision)
-            for precision in ("fp32", "bf16")}
+    return {
+        precision: _train(tmp_path_factory.mktemp(precision), precision=precision) for precision in ("fp32", "bf16")
+    }
 
 
 @contextmanager
@@ -99,18 +113,28 @@ def _all_of(*switches: AbstractContextManager[Any]) -> Iterator[None]:
 
 
 LEFT_ON: dict[str, tuple[str, Callable[[], AbstractContextManager[Any]]]] = {
-    "a float64 default and a default device": ("fp32", lambda: _all_of(
-        _default_dtype(torch.float64), torch.device("meta"), torch.no_grad(), _deterministic())),
-    "a bfloat16 default and autocast": ("fp32", lambda: _all_of(
-        _default_dtype(torch.bfloat16), torch.inference_mode(), _autocast_switched_on())),
+    "a float64 default and a default device": (
+        "fp32",
+        lambda: _all_of(_default_dtype(torch.float64), torch.device("meta"), torch.no_grad(), _deterministic()),
+    ),
+    "a bfloat16 default and autocast": (
+        "fp32",
+        lambda: _all_of(_default_dtype(torch.bfloat16), torch.inference_mode(), _autocast_switched_on()),
+    ),
     "autocast around one's own": ("bf16", lambda: torch.autocast("cpu", torch.bfloat16)),
 }
 
 
 def _switches() -> tuple[Any, ...]:
-    return (torch.get_default_dtype(), torch.is_autocast_enabled("cpu"), torch.is_grad_enabled(),
-            torch.is_inference_mode_enabled(), torch.empty(0).device.type, torch.are_deterministic_algorithms_enabled(),
-            torch.is_deterministic_algorithms_warn_only_enabled())
+    return (
+        torch.get_default_dtype(),
+        torch.is_autocast_enabled("cpu"),
+        torch.is_grad_enabled(),
+        torch.is_inference_mode_enabled(),
+        torch.empty(0).device.type,
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+    )
 
 
 @pytest.mark.parametrize("left_on", LEFT_ON)
@@ -132,10 +156,19 @@ def test_accelerates_settings_in_the_environment_decide_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, undisturbed: dict[str, Outcome]
 ) -> None:
     for name, value in {
-        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4", "ACCELERATE_MIXED_PRECISION": "fp8",
-        "ACCELERATE_USE_DEEPSPEED": "true", "ACCELERATE_USE_FSDP": "true", "ACCELERATE_USE_MEGATRON_LM": "true",
-        "ACCELERATE_DYNAMO_BACKEND": "EAGER", "ACCELERATE_TORCH_DEVICE": "meta", "ACCELERATE_CPU_AFFINITY": "1",
-        "WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0", "MASTER_PORT": "1", "OMPI_COMM_WORLD_SIZE": "2",
+        "ACCELERATE_GRADIENT_ACCUMULATION_STEPS": "4",
+        "ACCELERATE_MIXED_PRECISION": "fp8",
+        "ACCELERATE_USE_DEEPSPEED": "true",
+        "ACCELERATE_USE_FSDP": "true",
+        "ACCELERATE_USE_MEGATRON_LM": "true",
+        "ACCELERATE_DYNAMO_BACKEND": "EAGER",
+        "ACCELERATE_TORCH_DEVICE": "meta",
+        "ACCELERATE_CPU_AFFINITY": "1",
+        "WORLD_SIZE": "2",
+        "RANK": "0",
+        "LOCAL_RANK": "0",
+        "MASTER_PORT": "1",
+        "OMPI_COMM_WORLD_SIZE": "2",
     }.items():
         monkeypatch.setenv(name, value)
     environment = dict(os.environ)

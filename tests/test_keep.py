@@ -14,8 +14,9 @@ from subjectbooth.tests.test_run import CONFIG, _lora, _read, _run
 from subjectbooth.trainer.events import Event, Finished, Started, StepDone, Validation, ValidationStep
 from subjectbooth.trainer.runs.run import Run
 
-SHOWN = dataclasses.replace(CONFIG, validation_prompts=("a photo of {subject}", "{subject} on grass"),
-                            validation_interval=2, validation_steps=3)
+SHOWN = dataclasses.replace(
+    CONFIG, validation_prompts=("a photo of {subject}", "{subject} on grass"), validation_interval=2, validation_steps=3
+)
 
 
 def _stop_after(run: Run, step: int, **how: bool) -> list[Event]:

@@ -16,9 +16,12 @@ def _batch(instances: int, classes: int) -> Batch:
     random = torch.Generator().manual_seed(3)
     count = instances + classes
     return Batch(
-        latents=torch.randn(count, 4, 8, 8, generator=random), noise=torch.randn(count, 4, 8, 8, generator=random),
+        latents=torch.randn(count, 4, 8, 8, generator=random),
+        noise=torch.randn(count, 4, 8, 8, generator=random),
         timesteps=torch.tensor([10, 300, 700, 990][:count]),
-        conditioning=Conditioning(torch.randn(count, 77, 16, generator=random)), instances=instances)
+        conditioning=Conditioning(torch.randn(count, 77, 16, generator=random)),
+        instances=instances,
+    )
 
 
 def _by_hand(unet: torch.nn.Module, batch: Batch, prediction_type: str, weight: float) -> tuple[torch.Tensor, ...]:
@@ -68,8 +71,10 @@ def test_losses_and_gradients_equal_a_computation_by_hand(
 def test_a_lora_layer_is_base_plus_alpha_over_rank_times_up_down() -> None:
     plain, tuned = small_unet(), small_unet()
     adapter.inject(tuned, TrainConfig(rank=4, network_alpha=2.0, seed=7))
-    state = {name: torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
-             for name, tensor in adapter.adapter_state(tuned).items()}
+    state = {
+        name: torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
+        for name, tensor in adapter.adapter_state(tuned).items()
+    }
     adapter.load_adapter_state(tuned, state)
     kohya = adapter.to_kohya(state, "lora_unet", 2.0)
     for name, layer in plain.named_modules():

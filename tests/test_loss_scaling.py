@@ -16,8 +16,15 @@ from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
 START = 1024.0
-SETTINGS: dict[str, Any] = {"steps": 4, "learning_rate": 1e-3, "rank": 4, "network_alpha": 2.0, "resolution": 64,
-                            "max_grad_norm": 0.05, "gradient_accumulation_steps": 2}
+SETTINGS: dict[str, Any] = {
+    "steps": 4,
+    "learning_rate": 1e-3,
+    "rank": 4,
+    "network_alpha": 2.0,
+    "resolution": 64,
+    "max_grad_norm": 0.05,
+    "gradient_accumulation_steps": 2,
+}
 
 
 @pytest.fixture
@@ -93,9 +100,7 @@ def test_scaled_losses_train_the_same(tmp_path: Path, scaled: list[Any], monkeyp
         torch.testing.assert_close(lora[name], plain[name], atol=1e-7, rtol=1e-4)
 
 
-def test_a_step_that_overflows_is_left_out_and_the_scale_kept_for_a_resume(
-    tmp_path: Path, scaled: list[Any]
-) -> None:
+def test_a_step_that_overflows_is_left_out_and_the_scale_kept_for_a_resume(tmp_path: Path, scaled: list[Any]) -> None:
     import accelerate
 
     accelerate.Accelerator.overflow_at = 3  # the second step's first micro-step

@@ -32,8 +32,17 @@ AVERAGED_KEY = "aed425ee513eb7c339113178c8f089fb6b97f07fa411b68b1ba7e151b257f262
 
 
 def _config(**changes: Any) -> TrainConfig:
-    return TrainConfig(**{"steps": 4, "learning_rate": 1e-3, "rank": 4, "network_alpha": 4.0, "resolution": 64,
-                          "train_batch_size": 2, **changes})
+    return TrainConfig(
+        **{
+            "steps": 4,
+            "learning_rate": 1e-3,
+            "rank": 4,
+            "network_alpha": 4.0,
+            "resolution": 64,
+            "train_batch_size": 2,
+            **changes,
+        }
+    )
 
 
 def _data(photos: int = 3) -> TrainingData:
@@ -41,10 +50,12 @@ def _data(photos: int = 3) -> TrainingData:
     return TrainingData(
         latents=torch.randn(photos, 4, 8, 8, generator=random),
         captions=tuple(f"photo {number}" for number in range(photos)),
-        encoded={"": Conditioning(torch.zeros(1, 77, 16)),
-                 **{f"photo {number}": Conditioning(torch.full((1, 77, 16), number + 1.0))
-                    for number in range(photos)}},
-        flipped_latents=100 + torch.randn(photos, 4, 8, 8, generator=random))
+        encoded={
+            "": Conditioning(torch.zeros(1, 77, 16)),
+            **{f"photo {number}": Conditioning(torch.full((1, 77, 16), number + 1.0)) for number in range(photos)},
+        },
+        flipped_latents=100 + torch.randn(photos, 4, 8, 8, generator=random),
+    )
 
 
 def make_batch(*arguments: Any) -> Batch:
@@ -91,13 +102,21 @@ def test_noise_offset_adds_one_number_to_each_channel_and_leaves_the_rest() -> N
     plain = make_batch(_data(), _config(), 1000, 3, CPU)
     offset = make_batch(_data(), _config(noise_offset=0.1), 1000, 3, CPU)
     difference = offset.noise - plain.noise
-    torch.testing.assert_close(difference, difference.mean(dim=(2, 3), keepdim=True).expand_as(difference),
-                               atol=1e-6, rtol=0)
+    torch.testing.assert_close(
+        difference, difference.mean(dim=(2, 3), keepdim=True).expand_as(difference), atol=1e-6, rtol=0
+    )
     assert len(difference[:, :, 0, 0].unique()) == 2 * 4  # another one for every picture and channel
     assert float(difference.abs().max()) > 0.01
     assert torch.equal(plain.timesteps, offset.timesteps)
-    many = torch.cat([(make_batch(_data(), _config(noise_offset=0.1), 1000, step, CPU).noise
-                       - make_batch(_data(), _config(), 1000, step, CPU).noise)[:, :, 0, 0] for step in range(300)])
+    many = torch.cat(
+        [
+            (
+                make_batch(_data(), _config(noise_offset=0.1), 1000, step, CPU).noise
+                - make_batch(_data(), _config(), 1000, step, CPU).noise
+            )[:, :, 0, 0]
+            for step in range(300)
+        ]
+    )
     assert float(many.std()) == pytest.approx(0.1, rel=0.05)
 
 
@@ -123,8 +142,12 @@ def test_caption_dropout_flip_and_order() -> None:
 
 
 def _with_classes(data: TrainingData, classes: torch.Tensor) -> TrainingData:
-    return dataclasses.replace(data, prior_latents=classes, class_prompt="a class", encoded={
-        **data.encoded, "a class": Conditioning(torch.full((1, 77, 16), 9.0))})
+    return dataclasses.replace(
+        data,
+        prior_latents=classes,
+        class_prompt="a class",
+        encoded={**data.encoded, "a class": Conditioning(torch.full((1, 77, 16), 9.0))},
+    )
 
 
 def test_everything_random_follows_the_seed() -> None:
@@ -137,7 +160,8 @@ def test_everything_random_follows_the_seed() -> None:
             "first weights": [tensor.tolist() for tensor in adapter.inject(small_unet(), config)],
             "noise": [batch.noise.tolist() for batch in batches],
             "timesteps": [batch.timesteps.tolist() for batch in batches],
-            "photos": [batch.labels[:2] for batch in batches], "class images": [batch.labels[2:] for batch in batches],
+            "photos": [batch.labels[:2] for batch in batches],
+            "class images": [batch.labels[2:] for batch in batches],
             "captions": [prompt == "" for batch in batches for prompt in batch.prompts],
             "mirrored": [(batch.latents[:2].mean(dim=(1, 2, 3)) > 50).tolist() for batch in batches],
         }
@@ -168,7 +192,7 @@ def test_timesteps_are_spread_evenly_over_any_stretch_and_each_is_as_likely() ->
     # One draw of each of many runs: uniform over the seeds too.
     firsts = torch.cat([spread_timesteps(5, 1, 1000, seed, "timesteps") for seed in range(4000)])
     assert float(firsts.float().mean()) == pytest.approx(499.5, abs=15)
-    assert float(firsts.float().std()) == pytest.approx(1000 / 12 ** 0.5, rel=0.03)
+    assert float(firsts.float().std()) == pytest.approx(1000 / 12**0.5, rel=0.03)
 
 
 def test_processes_share_one_draw() -> None:
@@ -217,9 +241,14 @@ def test_the_key_tells_averages_with_a_warm_up_from_those_of_before() -> None:
 @pytest.mark.parametrize(("targets", "layers"), [("attention", 16), ("attention+mlp", 20), ("all", None)])
 def test_lora_targets(targets: str, layers: int | None) -> None:
     unet = small_unet()
-    expected = layers if layers is not None else sum(
-        isinstance(layer, torch.nn.Linear) or (isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (1, 1))
-        for layer in unet.modules())
+    expected = (
+        layers
+        if layers is not None
+        else sum(
+            isinstance(layer, torch.nn.Linear) or (isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (1, 1))
+            for layer in unet.modules()
+        )
+    )
     blocks = sum(name.endswith("attn1.to_q") for name, _ in unet.named_modules())
     if layers is not None:
         expected = blocks * (8 if targets == "attention" else 10)
@@ -231,8 +260,10 @@ def test_rank_stabilised_scale_is_what_the_file_says() -> None:
     plain, tuned = small_unet(), small_unet()
     config = _config(use_rslora=True, rank=4, network_alpha=3.0, lora_targets="all")
     adapter.inject(tuned, config)
-    state = {name: 0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
-             for name, tensor in adapter.adapter_state(tuned).items()}
+    state = {
+        name: 0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
+        for name, tensor in adapter.adapter_state(tuned).items()
+    }
     adapter.load_adapter_state(tuned, state)
     kohya = adapter.to_kohya(state, "lora_unet", adapter.file_alpha(config))
     assert adapter.file_alpha(config) / 4 == pytest.approx(3.0 / math.sqrt(4))
@@ -243,8 +274,9 @@ def test_rank_stabilised_scale_is_what_the_file_says() -> None:
             with torch.no_grad():
                 layer.weight += (kohya[f"{key}.alpha"] / 4 * up @ down).reshape(layer.weight.shape)
     latents, context = torch.randn(1, 4, 8, 8), torch.randn(1, 77, 16)
-    torch.testing.assert_close(tuned(latents, 300, context).sample, plain(latents, 300, context).sample,
-                               rtol=1e-3, atol=1e-4)
+    torch.testing.assert_close(
+        tuned(latents, 300, context).sample, plain(latents, 300, context).sample, rtol=1e-3, atol=1e-4
+    )
 
 
 def test_optimizers_and_their_fall_back() -> None:
@@ -311,8 +343,11 @@ def test_the_average_goes_on_where_the_optimizer_cannot(tmp_path: Path) -> None:
     checkpoint.save(path, dataclasses.replace(before, chosen=chosen, optimizer={}))
     after = until(3)
     for average, was in zip(after.average, before.average, strict=True):
-        assert any(torch.allclose(average, was.lerp(weights, 0.75), rtol=1e-5, atol=1e-8)
-                   for weights in after.adapter.values() if weights.shape == was.shape)
+        assert any(
+            torch.allclose(average, was.lerp(weights, 0.75), rtol=1e-5, atol=1e-8)
+            for weights in after.adapter.values()
+            if weights.shape == was.shape
+        )
 
 
 def _train(root: Path, stops: tuple[int, ...] = (), **changes: Any) -> tuple[bytes, list[Any]]:
@@ -330,8 +365,15 @@ def _train(root: Path, stops: tuple[int, ...] = (), **changes: Any) -> tuple[byt
 
 
 ALL_AT_ONCE = {
-    "lora_dropout": 0.2, "snr_gamma": 5.0, "noise_offset": 0.05, "caption_dropout": 0.2, "flip": True,
-    "ema_decay": 0.9, "use_rslora": True, "lora_targets": "all", "gradient_accumulation_steps": 2,
+    "lora_dropout": 0.2,
+    "snr_gamma": 5.0,
+    "noise_offset": 0.05,
+    "caption_dropout": 0.2,
+    "flip": True,
+    "ema_decay": 0.9,
+    "use_rslora": True,
+    "lora_targets": "all",
+    "gradient_accumulation_steps": 2,
 }
 
 
@@ -359,8 +401,10 @@ def test_every_option_changes_the_weights_and_the_key(tmp_path: Path, option: st
 
 def test_fall_backs_reach_the_user(tmp_path: Path) -> None:
     _, events = _train(tmp_path, optimizer="adamw8bit", precision="fp16")
-    assert set(events[0].notes) == {"adamw8bit needs an NVIDIA GPU; this run uses adamw",
-                                    "precision fp16 needs a GPU; this run uses fp32"}
+    assert set(events[0].notes) == {
+        "adamw8bit needs an NVIDIA GPU; this run uses adamw",
+        "precision fp16 needs a GPU; this run uses fp32",
+    }
 
 
 def test_a_masked_loss_without_a_mask_is_refused(tmp_path: Path) -> None:

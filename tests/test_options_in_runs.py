@@ -39,9 +39,17 @@ from subjectbooth.trainer.subject.subject import Subject
 
 CPU = torch.device("cpu")
 PROMPT = "a photo of ohwx dog"
-CONFIG = TrainConfig(steps=4, learning_rate=0.02, rank=4, network_alpha=4.0, resolution=64,
-                     validation_prompts=(PROMPT,), validation_interval=0, validation_steps=4,
-                     validation_guidance_scale=3.0)
+CONFIG = TrainConfig(
+    steps=4,
+    learning_rate=0.02,
+    rank=4,
+    network_alpha=4.0,
+    resolution=64,
+    validation_prompts=(PROMPT,),
+    validation_interval=0,
+    validation_steps=4,
+    validation_guidance_scale=3.0,
+)
 
 Weights = dict[str, torch.Tensor]
 
@@ -84,11 +92,21 @@ def _drawn_by_hand(weights: Weights, data: TrainingData) -> torch.Tensor:
     if any(key.startswith("lora_te/") for key in weights):
         with torch.no_grad():
             prompt, negative = encode(
-                [text], FAMILY.text_encoders, [token_chunks(words, FAMILY) for words in (PROMPT, "")], None)
+                [text], FAMILY.text_encoders, [token_chunks(words, FAMILY) for words in (PROMPT, "")], None
+            )
     else:
         prompt, negative = data.encoded[PROMPT], data.encoded[""]
-    drawing = sample(unet, small_base().noise_scheduler, prompt, negative, (4, 8, 8), CONFIG.validation_steps,
-                     CONFIG.validation_guidance_scale, [VALIDATION_SEED], CPU)
+    drawing = sample(
+        unet,
+        small_base().noise_scheduler,
+        prompt,
+        negative,
+        (4, 8, 8),
+        CONFIG.validation_steps,
+        CONFIG.validation_guidance_scale,
+        [VALIDATION_SEED],
+        CPU,
+    )
     while True:
         try:
             next(drawing)
@@ -110,8 +128,9 @@ def test_the_file_of_a_run_with_ema_has_the_average_of_its_steps() -> None:
 
 def test_every_layer_of_a_rank_stabilised_runs_file_has_the_alpha_that_was_trained_with() -> None:
     for use_rslora, alpha in ((False, 3.0), (True, 3.0 * math.sqrt(4))):
-        _, file, _ = _train(_data(), steps=1, network_alpha=3.0, use_rslora=use_rslora, train_text_encoder=True,
-                            validation_prompts=())
+        _, file, _ = _train(
+            _data(), steps=1, network_alpha=3.0, use_rslora=use_rslora, train_text_encoder=True, validation_prompts=()
+        )
         found = {name: float(tensor) for name, tensor in file.items() if name.endswith(".alpha")}
         assert {name.split("_")[1] for name in found} == {"unet", "te"}
         assert list(found.values()) == pytest.approx([alpha] * len(found))
@@ -154,8 +173,9 @@ def test_that_share_of_the_loras_inputs_drops_out_and_the_rest_makes_up_for_it(s
     with torch.random.fork_rng():
         torch.manual_seed(0)
         encode([text], FAMILY.text_encoders, [prompt], None)
-    whole = torch.cat([inputs[name.replace("lora_A.subject", "base_layer")].flatten()
-                       for name in inputs if "lora_A" in name])
+    whole = torch.cat(
+        [inputs[name.replace("lora_A.subject", "base_layer")].flatten() for name in inputs if "lora_A" in name]
+    )
     seen = torch.cat([tensor.flatten() for name, tensor in inputs.items() if "lora_A" in name])
     dropped = (seen == 0) & (whole != 0)
     assert float(dropped.float().mean()) == pytest.approx(share, abs=0.02)
@@ -176,8 +196,9 @@ def test_flip_mirrors_left_and_right_and_nothing_else(tmp_path: Path) -> None:
     half = np.random.default_rng(0).integers(0, 255, (80, 40, 3), dtype=np.uint8)
     left_is_right = np.concatenate([half, half[:, ::-1]], axis=1)
     top_is_bottom = left_is_right.transpose(1, 0, 2).copy()
-    same, other = ([list(_losses(tmp_path, pixels, flip)) for flip in (False, True)]
-                   for pixels in (left_is_right, top_is_bottom))
+    same, other = (
+        [list(_losses(tmp_path, pixels, flip)) for flip in (False, True)] for pixels in (left_is_right, top_is_bottom)
+    )
     assert same[0] == pytest.approx(same[1], rel=1e-4)
     changed = [abs(plain - mirrored) > 1e-3 * plain for plain, mirrored in zip(*other, strict=True)]
     assert 1 <= sum(changed) < 6  # some of the six were mirrored

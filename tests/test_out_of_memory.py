@@ -66,10 +66,14 @@ def _tensors(run: Run) -> dict[str, torch.Tensor]:
     return safetensors.torch.load_file(path)
 
 
-@pytest.mark.parametrize(("pictures", "expected"), [
-    (4, []), (3, ["gradient checkpointing is now on", "2 pictures at once instead of 4"]),
-    (1, ["gradient checkpointing is now on", "2 pictures at once instead of 4", "1 pictures at once instead of 2"]),
-])
+@pytest.mark.parametrize(
+    ("pictures", "expected"),
+    [
+        (4, []),
+        (3, ["gradient checkpointing is now on", "2 pictures at once instead of 4"]),
+        (1, ["gradient checkpointing is now on", "2 pictures at once instead of 4", "1 pictures at once instead of 2"]),
+    ],
+)
 def test_fewer_pictures_at_once_learn_the_same(tmp_path: Path, pictures: int, expected: list[str]) -> None:
     whole = _run(tmp_path / "whole")
     reference = [event for event in whole.events() if isinstance(event, StepDone)]
@@ -93,8 +97,7 @@ def test_checkpointing_alone_changes_no_bit(tmp_path: Path) -> None:
     list(whole.events())
     tight = _run(tmp_path / "tight", Limit(4, after=2, needs_checkpointing=True))
     notes = [event for event in tight.events() if isinstance(event, Adjusted)]
-    assert [(event.step, event.note) for event in notes] == [
-        (2, "out of memory: gradient checkpointing is now on")]
+    assert [(event.step, event.note) for event in notes] == [(2, "out of memory: gradient checkpointing is now on")]
     first, second = _tensors(whole), _tensors(tight)
     assert all(torch.equal(first[name], second[name]) for name in first)
 
@@ -128,9 +131,13 @@ def test_the_last_thing_to_try_is_the_8_bit_optimizer(tmp_path: Path, monkeypatc
 
         def state_dict(self) -> dict[str, Any]:
             saved = super().state_dict()
-            nested = {index: {"step": entries["step"], "__bnb_optimizer_quant_state__": {
-                name: value for name, value in entries.items() if name != "step"}}
-                for index, entries in saved["state"].items()}
+            nested = {
+                index: {
+                    "step": entries["step"],
+                    "__bnb_optimizer_quant_state__": {name: value for name, value in entries.items() if name != "step"},
+                }
+                for index, entries in saved["state"].items()
+            }
             return {**saved, "state": nested}
 
     package = types.ModuleType("bitsandbytes")
@@ -151,12 +158,15 @@ def test_the_last_thing_to_try_is_the_8_bit_optimizer(tmp_path: Path, monkeypatc
         if isinstance(event, StepDone) and event.step == 3:
             reading.close()
             break
-    notes = [(event.step, event.note.removeprefix("out of memory: "))
-             for event in events if isinstance(event, Adjusted)]
+    notes = [
+        (event.step, event.note.removeprefix("out of memory: ")) for event in events if isinstance(event, Adjusted)
+    ]
     assert notes == [
-        (2, "gradient checkpointing is now on"), (2, "2 pictures at once instead of 4"),
+        (2, "gradient checkpointing is now on"),
+        (2, "2 pictures at once instead of 4"),
         (2, "1 pictures at once instead of 2"),
-        (2, "the optimizer is adamw8bit from here on, and its averages start anew")]
+        (2, "the optimizer is adamw8bit from here on, and its averages start anew"),
+    ]
     kept = run.folder.load_checkpoint(4)
     assert kept.step == 3
     assert all(int(state["step"]) == 1 for state in kept.optimizer.values())  # of the new optimizer
@@ -183,8 +193,9 @@ def test_when_nothing_is_left_it_says_what_to_do_and_keeps_the_steps(tmp_path: P
 
 
 def test_no_memory_for_pictures_does_not_end_the_run(tmp_path: Path) -> None:
-    config = dataclasses.replace(CONFIG, validation_prompts=("a photo of {subject}",), train_batch_size=1,
-                                 validation_interval=0)
+    config = dataclasses.replace(
+        CONFIG, validation_prompts=("a photo of {subject}",), train_batch_size=1, validation_interval=0
+    )
     base = small_base()
 
     class NoDecoder:
@@ -194,8 +205,14 @@ def test_no_memory_for_pictures_does_not_end_the_run(tmp_path: Path) -> None:
         def decode(self, latents: torch.Tensor) -> torch.Tensor:
             raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 9 bytes")
 
-    run = Run(dataclasses.replace(base, codec=NoDecoder()), small_subject(), small_priors(), config, tmp_path,
-              torch.device("cpu"))
+    run = Run(
+        dataclasses.replace(base, codec=NoDecoder()),
+        small_subject(),
+        small_priors(),
+        config,
+        tmp_path,
+        torch.device("cpu"),
+    )
     events = list(run.events())
     assert "left out" in next(event.note for event in events if isinstance(event, Adjusted))
     assert run.folder.finished_lora(4) is not None

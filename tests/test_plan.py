@@ -26,8 +26,9 @@ from subjectbooth.trainer.events import Started, StepDone
 from subjectbooth.trainer.learn import adapter
 from subjectbooth.trainer.learn.data import TrainingData, largest_load, make_batches
 from subjectbooth.trainer.learn.optimizers import make_optimizer
-from subjectbooth.trainer.machine.out_of_memory import free_bytes, plan
+from subjectbooth.trainer.machine.out_of_memory import free_bytes
 from subjectbooth.trainer.machine.runtime import choose
+from subjectbooth.trainer.memory import plan
 from subjectbooth.trainer.memory.footprint import Footprint, drawing_bytes, unet_footprint
 from subjectbooth.trainer.memory.plan import Load, make_plan, optimizer_bytes, pictures_that_fit
 from subjectbooth.trainer.runs.run import Run
@@ -111,8 +112,12 @@ def test_optimizer_states_are_counted_exactly(name: str) -> None:
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
     optimizer.step()
-    real = sum(value.nbytes for state in optimizer.state.values() for value in state.values()
-               if isinstance(value, torch.Tensor) and value.numel() > 1)
+    real = sum(
+        value.nbytes
+        for state in optimizer.state.values()
+        for value in state.values()
+        if isinstance(value, torch.Tensor) and value.numel() > 1
+    )
     assert optimizer_bytes(name, parameters) == pytest.approx(real, rel=0.02)
     assert optimizer_bytes("adamw8bit", [torch.empty(64, 64)]) == 2 * 4096 + 8 * 4096 // 256
     assert optimizer_bytes("prodigy", [torch.empty(10, 10)]) == 1600
@@ -121,8 +126,13 @@ def test_optimizer_states_are_counted_exactly(name: str) -> None:
 GB = 10**9
 
 
-def _choose(monkeypatch: pytest.MonkeyPatch, free: int | None, pictures: int = 4, kept: dict[str, str] | None = None,
-            config: TrainConfig = CONFIG) -> plan.Plan:
+def _choose(
+    monkeypatch: pytest.MonkeyPatch,
+    free: int | None,
+    pictures: int = 4,
+    kept: dict[str, str] | None = None,
+    config: TrainConfig = CONFIG,
+) -> plan.Plan:
     """With activations of 2 GB a picture, 0.4 GB with checkpointing."""
     monkeypatch.setattr(plan, "unet_footprint", lambda *_: Footprint(2 * GB, 4 * GB // 10))
     monkeypatch.setattr(plan, "_counted", {})
@@ -132,10 +142,18 @@ def _choose(monkeypatch: pytest.MonkeyPatch, free: int | None, pictures: int = 4
     return make_plan(config, chosen, kept or {}, unet, [], FAMILY, Load(PROMPT, (8, 8), pictures), free)
 
 
-@pytest.mark.parametrize(("free", "checkpointing", "pictures"), [
-    (None, "off", 4), (10 * GB, "off", 4), (8 * GB, "off", 2), (4 * GB, "on", 4), (GB, "on", 2), (GB // 2, "on", 1),
-    (GB // 10, "on", 1),
-])
+@pytest.mark.parametrize(
+    ("free", "checkpointing", "pictures"),
+    [
+        (None, "off", 4),
+        (10 * GB, "off", 4),
+        (8 * GB, "off", 2),
+        (4 * GB, "on", 4),
+        (GB, "on", 2),
+        (GB // 2, "on", 1),
+        (GB // 10, "on", 1),
+    ],
+)
 def test_what_fits_is_chosen_the_fastest_first(
     monkeypatch: pytest.MonkeyPatch, free: int | None, checkpointing: str, pictures: int
 ) -> None:
@@ -172,7 +190,8 @@ def test_the_sentence_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     made = _choose(monkeypatch, GB)
     assert made.needed == made.base + made.adapter + made.optimizer + 2 * 4 * GB // 10
     assert made.sentence.endswith(
-        "+ activations 0.80 = 0.80 of 1.00 GB free; fp32, adamw, checkpointing on, 2 of 4 pictures at once")
+        "+ activations 0.80 = 0.80 of 1.00 GB free; fp32, adamw, checkpointing on, 2 of 4 pictures at once"
+    )
     unet = small_unet()
     assert made.base == sum(parameter.nbytes for parameter in unet.parameters())
     trained = sum(parameter.nbytes for parameter in adapter.inject(unet, CONFIG))
@@ -186,10 +205,12 @@ def test_a_trained_text_encoder_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     unet, text = small_unet(), small_text_encoder()
     adapter.inject(unet, CONFIG)
     adapter.inject(text, CONFIG, adapter.text_target_layers)
-    both = make_plan(CONFIG, {"precision": "fp32", "optimizer": "adamw"}, {}, unet, [text], FAMILY,
-                     Load(PROMPT, (8, 8), 4), None)
-    frozen = sum(tensor.nbytes for name, tensor in (*text.named_parameters(), *text.named_buffers())
-                 if ".subject." not in name)
+    both = make_plan(
+        CONFIG, {"precision": "fp32", "optimizer": "adamw"}, {}, unet, [text], FAMILY, Load(PROMPT, (8, 8), 4), None
+    )
+    frozen = sum(
+        tensor.nbytes for name, tensor in (*text.named_parameters(), *text.named_buffers()) if ".subject." not in name
+    )
     assert both.base - alone.base == frozen
     assert both.activations is not None and alone.activations is not None
     # 2 prompts, 2 layers, s h (34 + 5 a s / h) bytes in half, twice that in fp32
@@ -200,9 +221,17 @@ def _conditioning(chunks: int) -> Conditioning:
     return Conditioning(torch.zeros(1, 77 * chunks, 16))
 
 
-@pytest.mark.parametrize(("batch", "class_chunks", "chunks", "text_chunks"), [
-    (1, None, 3, 3), (1, 1, 3, 4), (1, 2, 6, 5), (2, None, 6, 5), (2, 1, 6, 6), (4, None, 6, 7),
-])
+@pytest.mark.parametrize(
+    ("batch", "class_chunks", "chunks", "text_chunks"),
+    [
+        (1, None, 3, 3),
+        (1, 1, 3, 4),
+        (1, 2, 6, 5),
+        (2, None, 6, 5),
+        (2, 1, 6, 6),
+        (4, None, 6, 7),
+    ],
+)
 def test_the_longest_prompts_that_can_meet_in_a_batch_count(
     batch: int, class_chunks: int | None, chunks: int, text_chunks: int
 ) -> None:
@@ -220,8 +249,11 @@ def test_the_longest_prompts_that_can_meet_in_a_batch_count(
     assert load.size == (8, 8)
     # What a step really takes in is never longer.
     config = dataclasses.replace(CONFIG, train_batch_size=batch)
-    lengths = [made.conditioning.hidden_states.shape[1] for step in range(8)
-               for made in make_batches(data, config, 1000, step, CPU)]
+    lengths = [
+        made.conditioning.hidden_states.shape[1]
+        for step in range(8)
+        for made in make_batches(data, config, 1000, step, CPU)
+    ]
     assert max(lengths) <= 77 * chunks
 
 
@@ -303,7 +335,14 @@ def test_with_memory_enough_nothing_is_cut(tmp_path: Path) -> None:
 
 def test_pictures_that_fit() -> None:
     assert [pictures_that_fit(lambda count: 100.0 * count, free, 4) for free in (-5, 90, 222, 223, 400, 445, 9999)] == [
-        1, 1, 1, 2, 3, 4, 4]
+        1,
+        1,
+        1,
+        2,
+        3,
+        4,
+        4,
+    ]
 
 
 def test_free_memory_of_this_machine() -> None:

@@ -150,7 +150,7 @@ def damage(path: Path, how: str) -> None:
     elif how == "header":
         content[9] ^= 0x20
     elif how == "state":
-        content[content.index(b'indices\\":[0')+11] = ord("7")
+        content[content.index(b'indices\\":[0') + 11] = ord("7")
     else:
         content.clear()
     path.write_bytes(bytes(content))

@@ -17,8 +17,12 @@ RUN = "5e" * 32
 
 def _publish(folder: Path, value: float = 1.0, run: str = RUN, name: str = "pets/rex") -> Published:
     lora = folder / "run.safetensors"
-    lora.write_bytes(sealed({"lora_unet_a.lora_up.weight": torch.full((2, 2), value)},
-                            {"subjectbooth.run_key": run, "subjectbooth.step": "5"}))
+    lora.write_bytes(
+        sealed(
+            {"lora_unet_a.lora_up.weight": torch.full((2, 2), value)},
+            {"subjectbooth.run_key": run, "subjectbooth.step": "5"},
+        )
+    )
     return publish(lora, folder / "loras", name)
 
 
@@ -41,6 +45,7 @@ def _edit(change: Callable[[dict[str, torch.Tensor], dict[str, str]], object]) -
         tensors, metadata = safetensors.torch.load_file(path), read_metadata(path)
         change(tensors, metadata)
         safetensors.torch.save_file(tensors, path, metadata)
+
     return edit
 
 

@@ -67,28 +67,58 @@ def tried(folder: Path) -> dict[str, Any]:
     def arguments(output: str, more: list[str]) -> list[str]:
         if more == ["clean"]:
             return ["clean", "--output_dir", str(folder / output), "--loras", str(folder / "empty")]
-        return ["--base", str(base), "--photos", str(folder / "photos"), "--class-word", "cat", "--output_dir",
-                str(folder / output), "--output_name", "cat", "--resolution", "64", "--rank", "2", "--cpu",
-                *([] if "--steps" in more else ["--steps", "2"]), *more]
+        return [
+            "--base",
+            str(base),
+            "--photos",
+            str(folder / "photos"),
+            "--class-word",
+            "cat",
+            "--output_dir",
+            str(folder / output),
+            "--output_name",
+            "cat",
+            "--resolution",
+            "64",
+            "--rank",
+            "2",
+            "--cpu",
+            *([] if "--steps" in more else ["--steps", "2"]),
+            *more,
+        ]
 
     shutil.copyfile(base, folder / "shut.safetensors")
     base.chmod(0o644)  # safetensors writes for its owner only
     for name in ("empty", "only runs/runs", "only runs/pets", "shut", "open"):
         (folder / name).mkdir(parents=True)
     plan = {
-        "before": arguments("done", []), "made": str(folder / "done"), "copy": str(folder / "shut runs"),
-        "modes": {str(folder / "empty"): READ_ONLY, str(folder / "only runs"): READ_ONLY,
-                  str(folder / "only runs" / "runs"): OPEN, str(folder / "only runs" / "pets"): SHUT,
-                  str(folder / "open"): OPEN, str(folder / "shut"): SHUT, str(folder / "shut.safetensors"): SHUT,
-                  str(folder / "shut runs" / "runs"): SHUT},
+        "before": arguments("done", []),
+        "made": str(folder / "done"),
+        "copy": str(folder / "shut runs"),
+        "modes": {
+            str(folder / "empty"): READ_ONLY,
+            str(folder / "only runs"): READ_ONLY,
+            str(folder / "only runs" / "runs"): OPEN,
+            str(folder / "only runs" / "pets"): SHUT,
+            str(folder / "open"): OPEN,
+            str(folder / "shut"): SHUT,
+            str(folder / "shut.safetensors"): SHUT,
+            str(folder / "shut runs" / "runs"): SHUT,
+        },
         "cases": {name: arguments(output, more) for name, (output, more, _) in CASES.items()},
     }
     plan["cases"]["found again"] = arguments("done", [])
     (folder / "cases.json").write_text(json.dumps(plan), "utf-8")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "read_only_child.py"), str(folder)], capture_output=True, text=True,
-        encoding="utf-8", timeout=600, cwd=folder, check=False,
-        env={**os.environ, "HOME": str(folder), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"})
+        [sys.executable, str(ROOT / "tests" / "read_only_child.py"), str(folder)],
+        capture_output=True,
+        text=True,
+        encoding="utf-8",
+        timeout=600,
+        cwd=folder,
+        check=False,
+        env={**os.environ, "HOME": str(folder), "PYTHONIOENCODING": "utf-8", "OMP_NUM_THREADS": "1"},
+    )
     if done.returncode == NO_RIGHT:
         pytest.skip(f"root may write everywhere, and may not become nobody here: {done.stderr.strip()}")
     assert done.returncode == 0, done.stderr

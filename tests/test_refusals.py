@@ -31,8 +31,10 @@ def _narrow_families(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StateDict]:
-    return {name: safetensors.torch.load_file(write_pair(tmp_path_factory.mktemp("pair"), name)[0])
-            for name in ("SD 1.x", "SDXL")}
+    return {
+        name: safetensors.torch.load_file(write_pair(tmp_path_factory.mktemp("pair"), name)[0])
+        for name in ("SD 1.x", "SDXL")
+    }
 
 
 def _inputs(channels: int) -> Callable[[StateDict], StateDict]:
@@ -58,7 +60,8 @@ def _with(**tensors: torch.Tensor) -> Callable[[StateDict], StateDict]:
 def _other_vae(state: StateDict) -> StateDict:
     picture = layout_pair.vae(2, latents=16)
     return _without("first_stage_model.")(state) | {
-        f"first_stage_model.{name}": tensor for name, tensor in picture.items()}
+        f"first_stage_model.{name}": tensor for name, tensor in picture.items()
+    }
 
 
 def _bare(state: StateDict) -> StateDict:
@@ -66,8 +69,10 @@ def _bare(state: StateDict) -> StateDict:
 
 
 def _bare_of_diffusers(state: StateDict) -> StateDict:
-    return {diffusers_names({name: tensor.shape for name, tensor in _bare(state).items()})[name]: tensor
-            for name, tensor in _bare(state).items()}
+    return {
+        diffusers_names({name: tensor.shape for name, tensor in _bare(state).items()})[name]: tensor
+        for name, tensor in _bare(state).items()
+    }
 
 
 def _save(state: StateDict, path: Path) -> None:
@@ -77,29 +82,34 @@ def _save(state: StateDict, path: Path) -> None:
 ONE = torch.zeros(1)
 
 
-@pytest.mark.parametrize(("spoil", "sentence"), [
-    (_inputs(9), "9 input channels, an inpainting model; needed: a text-to-image model with 4"),
-    (_inputs(8), "8 input channels, an edit model"),
-    (_inputs(5), "5 input channels, a depth model"),
-    (_inputs(7), "7 input channels, an upscaler"),
-    (_as(torch.float8_e4m3fn), "quantised to F8_E4M3; needed: weights in fp32, fp16 or bf16"),
-    (_as(torch.uint8), "quantised to U8"),
-    (_with(**{f"{UNET.replace('.', '__')}out__2__scale_weight": ONE}), "quantised to fp8 with scales"),
-    (_only(double_blocks__0__img_attn__qkv__weight=ONE), "(Flux or one of its relatives)"),
-    (_only(model__diffusion_model__double_blocks__0__img_attn__qkv__weight=ONE), "(Flux or one of its relatives)"),
-    (_only(model__diffusion_model__joint_blocks__0__x_block__attn__qkv__weight=ONE), "(SD 3)"),
-    (_only(lora_unet_mid_block_attentions_0_proj_in__alpha=ONE), "(a LoRA, not a whole model)"),
-    (_with(edm_mean=ONE, edm_std=ONE), "samples by EDM"),
-    (_with(**{"edm_vpred__sigma_max": ONE}), "samples by EDM"),
-    (_other_vae, "a VAE with 16 latent channels (of another family, such as SD 3 or Flux)"),
-    (_without("first_stage_model."), "a checkpoint without a VAE"),
-    (_without("cond_stage_model."), "a checkpoint without a text encoder"),
-    (_bare, "a UNet alone, without text encoder and VAE"),
-    (_bare_of_diffusers, "a UNet alone, without text encoder and VAE"),
-    (lambda state: {f"{UNET}{name}": tensor for name, tensor in _bare(state).items()},
-     "a UNet alone, without text encoder and VAE"),
-    (_with(**{f"{UNET.replace('.', '__')}unknown__weight": ONE}), "the UNet weight 'unknown.weight'"),
-])
+@pytest.mark.parametrize(
+    ("spoil", "sentence"),
+    [
+        (_inputs(9), "9 input channels, an inpainting model; needed: a text-to-image model with 4"),
+        (_inputs(8), "8 input channels, an edit model"),
+        (_inputs(5), "5 input channels, a depth model"),
+        (_inputs(7), "7 input channels, an upscaler"),
+        (_as(torch.float8_e4m3fn), "quantised to F8_E4M3; needed: weights in fp32, fp16 or bf16"),
+        (_as(torch.uint8), "quantised to U8"),
+        (_with(**{f"{UNET.replace('.', '__')}out__2__scale_weight": ONE}), "quantised to fp8 with scales"),
+        (_only(double_blocks__0__img_attn__qkv__weight=ONE), "(Flux or one of its relatives)"),
+        (_only(model__diffusion_model__double_blocks__0__img_attn__qkv__weight=ONE), "(Flux or one of its relatives)"),
+        (_only(model__diffusion_model__joint_blocks__0__x_block__attn__qkv__weight=ONE), "(SD 3)"),
+        (_only(lora_unet_mid_block_attentions_0_proj_in__alpha=ONE), "(a LoRA, not a whole model)"),
+        (_with(edm_mean=ONE, edm_std=ONE), "samples by EDM"),
+        (_with(**{"edm_vpred__sigma_max": ONE}), "samples by EDM"),
+        (_other_vae, "a VAE with 16 latent channels (of another family, such as SD 3 or Flux)"),
+        (_without("first_stage_model."), "a checkpoint without a VAE"),
+        (_without("cond_stage_model."), "a checkpoint without a text encoder"),
+        (_bare, "a UNet alone, without text encoder and VAE"),
+        (_bare_of_diffusers, "a UNet alone, without text encoder and VAE"),
+        (
+            lambda state: {f"{UNET}{name}": tensor for name, tensor in _bare(state).items()},
+            "a UNet alone, without text encoder and VAE",
+        ),
+        (_with(**{f"{UNET.replace('.', '__')}unknown__weight": ONE}), "the UNet weight 'unknown.weight'"),
+    ],
+)
 def test_a_file_is_refused_in_one_sentence(
     checkpoints: dict[str, StateDict], tmp_path: Path, spoil: Callable[[StateDict], StateDict], sentence: str
 ) -> None:
@@ -111,13 +121,16 @@ def test_a_file_is_refused_in_one_sentence(
     assert refused.value.where == ("unknown.weight" if "unknown" in sentence else str(path))
 
 
-@pytest.mark.parametrize(("name", "content", "sentence"), [
-    ("base.gguf", b"GGUF", "quantised to GGUF"),
-    ("base.ckpt", b"\x80\x02", "the format .ckpt; needed: a .safetensors file. Convert it; pickled"),
-    ("base.safetensors", b"", "cannot be read"),
-    ("base.safetensors", b"\xff" * 64, "cannot be read"),
-    ("base.safetensors", b"\x02\0\0\0\0\0\0\0[]", "cannot be read"),
-])
+@pytest.mark.parametrize(
+    ("name", "content", "sentence"),
+    [
+        ("base.gguf", b"GGUF", "quantised to GGUF"),
+        ("base.ckpt", b"\x80\x02", "the format .ckpt; needed: a .safetensors file. Convert it; pickled"),
+        ("base.safetensors", b"", "cannot be read"),
+        ("base.safetensors", b"\xff" * 64, "cannot be read"),
+        ("base.safetensors", b"\x02\0\0\0\0\0\0\0[]", "cannot be read"),
+    ],
+)
 def test_files_of_another_kind(tmp_path: Path, name: str, content: bytes, sentence: str) -> None:
     (tmp_path / name).write_bytes(content)
     with pytest.raises(SubjectBoothError) as refused:
@@ -137,8 +150,9 @@ def test_a_file_cut_short_and_one_that_is_not_there(checkpoints: dict[str, State
 
 
 def test_sdxls_refiner(checkpoints: dict[str, StateDict]) -> None:
-    shapes = {name.removeprefix(UNET): tensor.shape for name, tensor in checkpoints["SDXL"].items()
-              if name.startswith(UNET)}
+    shapes = {
+        name.removeprefix(UNET): tensor.shape for name, tensor in checkpoints["SDXL"].items() if name.startswith(UNET)
+    }
     for name in shapes:
         if name.endswith(("attn2.to_k.weight", "attn2.to_v.weight")):
             shapes[name] = torch.Size((shapes[name][0], 1280))
@@ -155,18 +169,24 @@ def test_whole_numbers_beside_the_weights_are_not_quantised() -> None:
         refuse_quantised({"a": "GGUF"}, "MODEL")
 
 
-def test_sdxls_marks_for_v_prediction_and_zero_terminal_snr(
-    checkpoints: dict[str, StateDict], tmp_path: Path
-) -> None:
+def test_sdxls_marks_for_v_prediction_and_zero_terminal_snr(checkpoints: dict[str, StateDict], tmp_path: Path) -> None:
     """As ComfyUI reads them; the schedule against diffusers' own rescaling."""
     from diffusers import DDPMScheduler
 
     plain = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear")
-    rescaled = DDPMScheduler(beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear",
-                             prediction_type="v_prediction", rescale_betas_zero_snr=True)
+    rescaled = DDPMScheduler(
+        beta_start=0.00085,
+        beta_end=0.012,
+        beta_schedule="scaled_linear",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+    )
     empty, path = torch.zeros(0), tmp_path / "base.safetensors"
-    for marks, kind, expected in (({}, "epsilon", plain), ({"v_pred": empty}, "v_prediction", plain),
-                                  ({"v_pred": empty, "ztsnr": empty}, "v_prediction", rescaled)):
+    for marks, kind, expected in (
+        ({}, "epsilon", plain),
+        ({"v_pred": empty}, "v_prediction", plain),
+        ({"v_pred": empty, "ztsnr": empty}, "v_prediction", rescaled),
+    ):
         _save({**checkpoints["SDXL"], **marks}, path)
         found = load_base(path).noise_scheduler
         assert found.config["prediction_type"] == kind

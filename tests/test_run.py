@@ -60,8 +60,15 @@ def _lora(run: Run, step: int = 6) -> bytes:
 def test_a_run_cancelled_anywhere_ends_bit_identical_to_an_uninterrupted_one(
     tmp_path: Path, priors: bool, schedule: str, accumulate: int
 ) -> None:
-    config = TrainConfig(**{**CONFIG.to_json(), "validation_prompts": (), "lr_scheduler": schedule,
-                            "lr_warmup_steps": 2, "gradient_accumulation_steps": accumulate})
+    config = TrainConfig(
+        **{
+            **CONFIG.to_json(),
+            "validation_prompts": (),
+            "lr_scheduler": schedule,
+            "lr_warmup_steps": 2,
+            "gradient_accumulation_steps": accumulate,
+        }
+    )
     whole = _run(tmp_path / "whole", config, priors=priors)
     _read(whole.events())
     cut = _run(tmp_path / "cut", config, priors=priors)
@@ -82,8 +89,14 @@ def test_a_run_cancelled_anywhere_ends_bit_identical_to_an_uninterrupted_one(
 
 @pytest.mark.oldest
 def test_validation_pictures_do_not_change_training(tmp_path: Path) -> None:
-    looked = TrainConfig(**{**CONFIG.to_json(), "validation_prompts": ("a photo of {subject}", "{subject} on grass"),
-                            "validation_interval": 2, "validation_steps": 3})
+    looked = TrainConfig(
+        **{
+            **CONFIG.to_json(),
+            "validation_prompts": ("a photo of {subject}", "{subject} on grass"),
+            "validation_interval": 2,
+            "validation_steps": 3,
+        }
+    )
     with_pictures, without = _run(tmp_path / "a", looked), _run(tmp_path / "b")
     events = _read(with_pictures.events())
     _read(without.events())
@@ -105,9 +118,18 @@ def test_validation_pictures_do_not_change_training(tmp_path: Path) -> None:
 
 def test_pictures_of_other_prompts_are_not_handed_out(tmp_path: Path) -> None:
     def asked(prompt: str, steps: int) -> Run:
-        return _run(tmp_path, TrainConfig(**{
-            **CONFIG.to_json(), "steps": steps, "validation_prompts": (prompt,), "validation_interval": 2,
-            "validation_steps": 3}))
+        return _run(
+            tmp_path,
+            TrainConfig(
+                **{
+                    **CONFIG.to_json(),
+                    "steps": steps,
+                    "validation_prompts": (prompt,),
+                    "validation_interval": 2,
+                    "validation_steps": 3,
+                }
+            ),
+        )
 
     _read(asked("{subject} on grass", 4).events())
     longer = asked("{subject} at night", 6)
@@ -121,9 +143,19 @@ def test_pictures_of_other_prompts_are_not_handed_out(tmp_path: Path) -> None:
 
 def test_pictures_of_other_sampling_settings_are_not_handed_out(tmp_path: Path) -> None:
     def asked(**settings: float) -> Run:
-        return _run(tmp_path, TrainConfig(**{
-            **CONFIG.to_json(), "steps": 2, "validation_prompts": ("a photo of {subject}",), "validation_steps": 2,
-            "validation_guidance_scale": 3.0, **settings}))
+        return _run(
+            tmp_path,
+            TrainConfig(
+                **{
+                    **CONFIG.to_json(),
+                    "steps": 2,
+                    "validation_prompts": ("a photo of {subject}",),
+                    "validation_steps": 2,
+                    "validation_guidance_scale": 3.0,
+                    **settings,
+                }
+            ),
+        )
 
     _read(asked().events())
     assert asked().validations(2)[1] == []
@@ -134,8 +166,10 @@ def test_pictures_of_other_sampling_settings_are_not_handed_out(tmp_path: Path) 
     # A run that was logged before these settings were keeps its pictures.
     log = asked().folder.path / "events.jsonl"
     lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
-    before = [{name: value for name, value in line.items() if name not in ("sampling_steps", "guidance_scale")}
-              for line in lines]
+    before = [
+        {name: value for name, value in line.items() if name not in ("sampling_steps", "guidance_scale")}
+        for line in lines
+    ]
     log.write_text("\n".join(json.dumps(line) for line in before), "utf-8")
     assert [step for step, _ in asked(validation_steps=3).validations(2)[0]] == [2]
 
@@ -158,8 +192,10 @@ def test_more_steps_go_on_with_a_constant_schedule_only(tmp_path: Path) -> None:
     events = _read(_run(tmp_path, longer).events())
     assert [event.step for event in events if isinstance(event, StepDone)] == [7, 8]
     cosine = TrainConfig(**{**CONFIG.to_json(), "validation_prompts": (), "lr_scheduler": "cosine"})
-    assert _run(tmp_path, cosine).folder.key != _run(
-        tmp_path, TrainConfig(**{**cosine.to_json(), "validation_prompts": (), "steps": 8})).folder.key
+    assert (
+        _run(tmp_path, cosine).folder.key
+        != _run(tmp_path, TrainConfig(**{**cosine.to_json(), "validation_prompts": (), "steps": 8})).folder.key
+    )
 
 
 @pytest.mark.parametrize("change", ["photo", "caption", "prior", "base", "setting", "no priors"])
@@ -173,7 +209,8 @@ def test_whatever_changes_the_weights_changes_the_key(tmp_path: Path, change: st
         pixels = photo.pixels.copy()
         pixels[40, 40, 0] ^= 128
         subject = dataclasses.replace(
-            subject, photos=(subject.photos[0], dataclasses.replace(photo, pixels=pixels), subject.photos[2]))
+            subject, photos=(subject.photos[0], dataclasses.replace(photo, pixels=pixels), subject.photos[2])
+        )
     elif change == "caption":
         other = dataclasses.replace(photo, caption="a drawing of ohwx dog")
         subject = dataclasses.replace(subject, photos=(subject.photos[0], other, subject.photos[2]))
@@ -192,14 +229,24 @@ def test_what_does_not_change_the_weights_does_not_change_the_key(tmp_path: Path
     import dataclasses
 
     before = _run(tmp_path).folder.key
-    shown = TrainConfig(**{
-        **CONFIG.to_json(), "validation_prompts": ("x",), "validation_interval": 1, "validation_steps": 3,
-        "validation_guidance_scale": 2.0, "checkpoint_seconds": 5.0, "gradient_checkpointing": "on",
-        "pictures_per_forward": 1, "attention": "sdpa"})
+    shown = TrainConfig(
+        **{
+            **CONFIG.to_json(),
+            "validation_prompts": ("x",),
+            "validation_interval": 1,
+            "validation_steps": 3,
+            "validation_guidance_scale": 2.0,
+            "checkpoint_seconds": 5.0,
+            "gradient_checkpointing": "on",
+            "pictures_per_forward": 1,
+            "attention": "sdpa",
+        }
+    )
     assert _run(tmp_path, shown).folder.key == before
     subject = small_subject()
     renamed = dataclasses.replace(
-        subject, photos=tuple(dataclasses.replace(photo, name=f"x{photo.name}") for photo in subject.photos[::-1]))
+        subject, photos=tuple(dataclasses.replace(photo, name=f"x{photo.name}") for photo in subject.photos[::-1])
+    )
     assert Run(small_base(), renamed, small_priors(), CONFIG, tmp_path, CPU).folder.key == before
 
 
@@ -258,8 +305,16 @@ def test_a_cancel_right_after_a_checkpoint_still_leaves_an_adapter(tmp_path: Pat
 
 
 def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_adapter(tmp_path: Path) -> None:
-    config = TrainConfig(**{**CONFIG.to_json(), "validation_prompts": (), "learning_rate": 1.0, "steps": 400,
-                            "network_alpha": 4096.0, "max_grad_norm": 0.0})
+    config = TrainConfig(
+        **{
+            **CONFIG.to_json(),
+            "validation_prompts": (),
+            "learning_rate": 1.0,
+            "steps": 400,
+            "network_alpha": 4096.0,
+            "max_grad_norm": 0.0,
+        }
+    )
     with pytest.raises(SubjectBoothError, match="finite numbers"):
         _read(_run(tmp_path, config).events())
     kept = _run(tmp_path, config).folder.load_checkpoint(400)
@@ -269,6 +324,7 @@ def test_a_loss_that_is_not_finite_stops_the_run_and_keeps_the_last_good_adapter
 
 def test_an_adapter_that_is_still_zero_at_the_end_is_reported(tmp_path: Path) -> None:
     """Here by a UNet from which no gradient comes; whatever the cause, the run is not called trained in silence."""
+
     def build(dtype: torch.dtype) -> torch.nn.Module:
         unet = small_unet().to(dtype)
         unet.register_forward_hook(lambda module, inputs, output: (output[0] * 0.0,))
@@ -299,21 +355,33 @@ def test_checkpoints_come_by_the_clock(tmp_path: Path) -> None:
     assert len(list(_run(tmp_path, often).folder.path.glob("lora_*"))) == 1
 
 
-@pytest.mark.parametrize(("family", "prediction_type", "version", "architecture"), [
-    (SD1, "epsilon", "sd_v1", "stable-diffusion-v1/lora"), (SD1, "v_prediction", "sd_v1_v", "stable-diffusion-v1/lora"),
-    (SD2, "epsilon", "sd_v2", "stable-diffusion-v2-512/lora"),
-    (SD2, "v_prediction", "sd_v2_v", "stable-diffusion-v2-768-v/lora"),
-    (SDXL, "epsilon", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
-])
+@pytest.mark.parametrize(
+    ("family", "prediction_type", "version", "architecture"),
+    [
+        (SD1, "epsilon", "sd_v1", "stable-diffusion-v1/lora"),
+        (SD1, "v_prediction", "sd_v1_v", "stable-diffusion-v1/lora"),
+        (SD2, "epsilon", "sd_v2", "stable-diffusion-v2-512/lora"),
+        (SD2, "v_prediction", "sd_v2_v", "stable-diffusion-v2-768-v/lora"),
+        (SDXL, "epsilon", "sdxl_base_v1-0", "stable-diffusion-xl-v1-base/lora"),
+    ],
+)
 def test_other_tools_are_told_the_family_in_their_words(
     family: Family, prediction_type: str, version: str, architecture: str
 ) -> None:
     """As sd-scripts writes them (library/model_util.py, sai_model_spec.py)."""
     base = dataclasses.replace(small_base(prediction_type), family=family)
     metadata = lora_metadata(
-        {"x": torch.zeros(1)}, small_subject(), base, CONFIG, step=6, run_key="0" * 64, started=0.0, class_images=0,
+        {"x": torch.zeros(1)},
+        small_subject(),
+        base,
+        CONFIG,
+        step=6,
+        run_key="0" * 64,
+        started=0.0,
+        class_images=0,
         chosen=dict.fromkeys(("optimizer", "precision", "gradient_checkpointing", "pictures_per_forward"), ""),
-        buckets={"64x64": 3})
+        buckets={"64x64": 3},
+    )
     assert metadata["ss_base_model_version"] == version
     assert metadata["ss_v2"] == str(family is SD2)
     assert metadata["modelspec.architecture"] == architecture

@@ -88,9 +88,12 @@ def test_the_words_are_part_of_the_key_even_where_no_caption_holds_them() -> Non
 def _actions(folder: RunFolder, lora: Path, target: Path) -> dict[str, object]:
     step = StepDone(1, 9, 0.5, 0.25, None, 1e-4, 1.0, 0.5, None)
     return {
-        "open": lambda: folder.open({}), "checkpoint": lambda: folder.save_checkpoint(_checkpoint(1)),
-        "adapter": lambda: folder.write_lora(1, {"a": torch.zeros(4)}, {}), "log": lambda: folder.log(step),
-        "cut log": lambda: folder.truncate_events(1), "publish": lambda: publish(lora, target, "рекс 🐶"),
+        "open": lambda: folder.open({}),
+        "checkpoint": lambda: folder.save_checkpoint(_checkpoint(1)),
+        "adapter": lambda: folder.write_lora(1, {"a": torch.zeros(4)}, {}),
+        "log": lambda: folder.log(step),
+        "cut log": lambda: folder.truncate_events(1),
+        "publish": lambda: publish(lora, target, "рекс 🐶"),
     }
 
 

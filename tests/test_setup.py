@@ -28,9 +28,7 @@ def setup_env(monkeypatch: pytest.MonkeyPatch) -> ModuleType:
     return importlib.import_module("setup_env")
 
 
-def test_torch_stays_as_pinned_and_nothing_a_comfyui_imports_is_left_out(
-    setup_env: ModuleType, tmp_path: Path
-) -> None:
+def test_torch_stays_as_pinned_and_nothing_a_comfyui_imports_is_left_out(setup_env: ModuleType, tmp_path: Path) -> None:
     (tmp_path / "requirements.txt").write_text(NEWER, encoding="utf-8")
     wanted = setup_env.base_requirements() + setup_env.comfyui_requirements(tmp_path)
     found = [line for line in wanted if line.startswith("torch")]

@@ -37,16 +37,36 @@ def arguments(
     monkeypatch.setattr(shell, "read_subject", lambda options, resolution: small_subject(resolution=resolution))
 
     def make(*more: str, name: str = "SD 1.x") -> list[str]:
-        return ["--base", str(files[name][0]), "--photos", str(tmp_path), "--class-word", "dog", "--output_dir",
-                str(tmp_path / "out"), "--rank", "2", "--network_alpha", "2", "--steps", "4", "--cpu", *more]
+        return [
+            "--base",
+            str(files[name][0]),
+            "--photos",
+            str(tmp_path),
+            "--class-word",
+            "dog",
+            "--output_dir",
+            str(tmp_path / "out"),
+            "--rank",
+            "2",
+            "--network_alpha",
+            "2",
+            "--steps",
+            "4",
+            "--cpu",
+            *more,
+        ]
 
     return make
 
 
 @pytest.mark.parametrize(("name", "code"), [("SIGTERM", 143), ("SIGHUP", 129), ("SIGBREAK", 149), ("SIGINT", 130)])
 def test_a_signal_keeps_the_steps_so_far(
-    arguments: Callable[..., list[str]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str], name: str, code: int,
+    arguments: Callable[..., list[str]],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    name: str,
+    code: int,
 ) -> None:
     if not hasattr(signal, name):
         pytest.skip(f"no {name} on this system")
@@ -68,8 +88,11 @@ def test_a_signal_keeps_the_steps_so_far(
     assert shell.main(arguments("--resolution", "64")) == code
     assert "the steps so far are kept" in capsys.readouterr().err
     assert signal.getsignal(number) is before
-    monkeypatch.setattr(shell.Tracker, "follow", lambda self, event: (follow(self, event), seen.append(event.step)
-                                                                      if isinstance(event, StepDone) else None))
+    monkeypatch.setattr(
+        shell.Tracker,
+        "follow",
+        lambda self, event: (follow(self, event), seen.append(event.step) if isinstance(event, StepDone) else None),
+    )
     assert shell.main(arguments("--resolution", "64")) == 0
     assert seen == [1, 2, 3, 4]
 
@@ -93,8 +116,10 @@ def test_an_ignored_hangup_stays_ignored() -> None:
         signal.signal(signal.SIGHUP, before)
 
 
-@pytest.mark.parametrize(("name", "told", "pixels"), [
-    ("SD 1.x", None, 512), ("SD 2.x", None, 512), ("SD 2.x", "v_prediction", 768), ("SDXL", None, 1024)])
+@pytest.mark.parametrize(
+    ("name", "told", "pixels"),
+    [("SD 1.x", None, 512), ("SD 2.x", None, 512), ("SD 2.x", "v_prediction", 768), ("SDXL", None, 1024)],
+)
 def test_a_bases_own_size_is_known_from_its_file(
     files: dict[str, tuple[Path, Path]], monkeypatch: pytest.MonkeyPatch, name: str, told: str | None, pixels: int
 ) -> None:
@@ -117,9 +142,17 @@ def test_without_a_resolution_the_bases_own_is_trained(
     assert asked == [1024, 512]
 
 
-@pytest.mark.parametrize(("family", "pixels", "warned"), [
-    (families.SDXL, 512, True), (families.SDXL, 768, False), (families.SD1, 256, True), (families.SD1, 384, False),
-    (families.SD2, 512, False), (families.SD1, 128, False)])
+@pytest.mark.parametrize(
+    ("family", "pixels", "warned"),
+    [
+        (families.SDXL, 512, True),
+        (families.SDXL, 768, False),
+        (families.SD1, 256, True),
+        (families.SD1, 384, False),
+        (families.SD2, 512, False),
+        (families.SD1, 128, False),
+    ],
+)
 def test_a_size_far_below_the_bases_own_is_reported(
     tmp_path: Path, family: families.Family, pixels: int, warned: bool
 ) -> None:
@@ -128,8 +161,9 @@ def test_a_size_far_below_the_bases_own_is_reported(
     config = TrainConfig(resolution=pixels)
     warnings = Run(base, small_subject(resolution=pixels), None, config, tmp_path, torch.device("cpu")).warnings
     native = family.default_resolution[0]
-    assert [f"{pixels} px is far below the {native} px that {family.name} was trained at" in one for one in warnings] \
-        == [True] * warned
+    assert [
+        f"{pixels} px is far below the {native} px that {family.name} was trained at" in one for one in warnings
+    ] == [True] * warned
 
 
 def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -137,19 +171,31 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, home)
     options = shell.parser().parse_args(
-        ["--base=~/a.safetensors", "--photos=~/photos", "--class-word=dog", "--output_dir=~/out"])
+        ["--base=~/a.safetensors", "--photos=~/photos", "--class-word=dog", "--output_dir=~/out"]
+    )
     assert [options.base, options.photos, options.output_dir] == [
-        tmp_path / "a.safetensors", tmp_path / "photos", tmp_path / "out"]
+        tmp_path / "a.safetensors",
+        tmp_path / "photos",
+        tmp_path / "out",
+    ]
     cleaning = clean_command.parser().parse_args(["--output_dir=~/out", "--loras=~/loras"])
     assert [cleaning.output_dir, *cleaning.loras] == [tmp_path / "out", tmp_path / "loras"]
 
 
-@pytest.mark.parametrize(("wrong", "sentence"), [
-    (["--masked_loss"], "masked_loss without a mask"), (["--rank", "64"], "rank 64; needed: 32 or less"),
-    (["--output_name", "blocked/x"], "the LoRA cannot be written"),
-    (["--output_name", "~/x"], "leaves the LoRA folder")])
+@pytest.mark.parametrize(
+    ("wrong", "sentence"),
+    [
+        (["--masked_loss"], "masked_loss without a mask"),
+        (["--rank", "64"], "rank 64; needed: 32 or less"),
+        (["--output_name", "blocked/x"], "the LoRA cannot be written"),
+        (["--output_name", "~/x"], "leaves the LoRA folder"),
+    ],
+)
 def test_what_training_would_refuse_is_refused_before_class_images_are_drawn(
-    arguments: Callable[..., list[str]], tmp_path: Path, capsys: pytest.CaptureFixture[str], wrong: list[str],
+    arguments: Callable[..., list[str]],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    wrong: list[str],
     sentence: str,
 ) -> None:
     (tmp_path / "out").mkdir()

@@ -57,8 +57,14 @@ def _run(
         return unet
 
     config = dataclasses.replace(CONFIG, **changes)
-    run = Run(dataclasses.replace(base, build_unet=watched), small_subject(), small_priors(), config, root,
-              torch.device("cpu"))
+    run = Run(
+        dataclasses.replace(base, build_unet=watched),
+        small_subject(),
+        small_priors(),
+        config,
+        root,
+        torch.device("cpu"),
+    )
     steps = [event for event in run.events() if isinstance(event, StepDone)]
     path = run.folder.finished_lora(config.steps)
     assert path is not None

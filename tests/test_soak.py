@@ -19,9 +19,25 @@ ROOT = Path(__file__).resolve().parent.parent
 
 @pytest.mark.skipif(not os.environ.get("SUBJECTBOOTH_SLOW"), reason="starts the program four times: some minutes")
 def test_killed_trainings_end_bit_identical() -> None:
-    command = [sys.executable, str(ROOT / "scripts" / "soak.py"), "--only", "all of it", "--kills", "2",
-               "--steps", "10", "--comfyui-kills", "0", "--fork-kills", "0", "--inputs", "0", "--runs", "0",
-               "--no-write"]
+    command = [
+        sys.executable,
+        str(ROOT / "scripts" / "soak.py"),
+        "--only",
+        "all of it",
+        "--kills",
+        "2",
+        "--steps",
+        "10",
+        "--comfyui-kills",
+        "0",
+        "--fork-kills",
+        "0",
+        "--inputs",
+        "0",
+        "--runs",
+        "0",
+        "--no-write",
+    ]
     env = {**os.environ, "SUBJECTBOOTH_PYTHON": sys.executable, "PYTHONIOENCODING": "utf-8"}
     comfyui = find_comfyui(ROOT)
     if comfyui is not None:
@@ -29,6 +45,6 @@ def test_killed_trainings_end_bit_identical() -> None:
     done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, encoding="utf-8")
     print(done.stdout)
     assert done.returncode == 0, done.stderr
-    (plan,) = json.loads(done.stdout[done.stdout.index("{"):])["kills"]["rows"]
+    (plan,) = json.loads(done.stdout[done.stdout.index("{") :])["kills"]["rows"]
     assert plan["identical"] is True
     assert plan["kills"] == 2

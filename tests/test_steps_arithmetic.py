@@ -30,8 +30,12 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
     seen, step = Steps(), torch.optim.AdamW.step
 
     def recording(self: torch.optim.AdamW, *args: Any, **kwargs: Any) -> Any:
-        gradients = [parameter.grad.flatten() for group in self.param_groups for parameter in group["params"]
-                     if parameter.grad is not None]
+        gradients = [
+            parameter.grad.flatten()
+            for group in self.param_groups
+            for parameter in group["params"]
+            if parameter.grad is not None
+        ]
         seen.append(([float(group["lr"]) for group in self.param_groups], torch.cat(gradients).clone()))
         return step(self, *args, **kwargs)
 
@@ -46,9 +50,12 @@ def _run(root: Path, **changes: Any) -> list[StepDone]:
 
 # Of 4 steps, as shares of the full rate. The warm-up rises in equal parts and is full at its last step's end.
 SCHEDULES = {
-    ("constant", 0): [1, 1, 1, 1], ("linear", 0): [1, 3 / 4, 2 / 4, 1 / 4],
+    ("constant", 0): [1, 1, 1, 1],
+    ("linear", 0): [1, 3 / 4, 2 / 4, 1 / 4],
     ("cosine", 0): [1, (1 + math.sqrt(0.5)) / 2, 1 / 2, (1 - math.sqrt(0.5)) / 2],
-    ("constant", 1): [1 / 2, 1, 1, 1], ("linear", 2): [1 / 3, 2 / 3, 1, 1 / 2], ("cosine", 2): [1 / 3, 2 / 3, 1, 1 / 2],
+    ("constant", 1): [1 / 2, 1, 1, 1],
+    ("linear", 2): [1 / 3, 2 / 3, 1, 1 / 2],
+    ("cosine", 2): [1 / 3, 2 / 3, 1, 1 / 2],
 }
 
 

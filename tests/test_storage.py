@@ -77,12 +77,15 @@ def test_new_folders_are_flushed_into_those_above_them(tmp_path: Path, calls: li
         assert calls == [("flush", "one")]
 
 
-@pytest.mark.parametrize(("code", "needed", "todo"), [
-    (errno.ENOSPC, "needed: room on the disk.", "Free some space; what was saved before is still there."),
-    (errno.EACCES, "needed: the right to write there.", "Make the folder writable"),
-    (errno.EROFS, "needed: the right to write there.", "Make the folder writable"),
-    (errno.EIO, "needed: room on the disk and the right to write there.", "Free some space"),
-])
+@pytest.mark.parametrize(
+    ("code", "needed", "todo"),
+    [
+        (errno.ENOSPC, "needed: room on the disk.", "Free some space; what was saved before is still there."),
+        (errno.EACCES, "needed: the right to write there.", "Make the folder writable"),
+        (errno.EROFS, "needed: the right to write there.", "Make the folder writable"),
+        (errno.EIO, "needed: room on the disk and the right to write there.", "Free some space"),
+    ],
+)
 def test_each_refusal_of_the_disk_has_its_remedy(tmp_path: Path, code: int, needed: str, todo: str) -> None:
     with pytest.raises(SubjectBoothError) as caught, storage.disk_errors("it cannot be saved", tmp_path):
         raise OSError(code, os.strerror(code))

@@ -36,7 +36,8 @@ def test_every_kind_of_tensor_is_what_the_library_reads(tmp_path: Path) -> None:
         read = stored[name]
         assert (read.dtype, read.shape) == (tensor.dtype, tensor.shape)
         assert read.view(torch.uint8 if read.dim() else read.dtype).equal(
-            tensor.view(torch.uint8 if read.dim() else read.dtype))
+            tensor.view(torch.uint8 if read.dim() else read.dtype)
+        )
     read = stored["scalar"]
     assert read.add_(1) != stored["scalar"], "what is done to a tensor reaches the file"
 

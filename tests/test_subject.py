@@ -28,9 +28,7 @@ COFFEE = data.coffee()[:, :, :3]  # 400 x 600
 ROCKET = data.rocket()[:, :, :3]  # 427 x 640
 
 
-def photo(
-    pixels: np.ndarray, mask: np.ndarray | None = None, caption: str = "", name: str = "x.png"
-) -> Photo:
+def photo(pixels: np.ndarray, mask: np.ndarray | None = None, caption: str = "", name: str = "x.png") -> Photo:
     return Photo(np.ascontiguousarray(pixels), mask, caption, name)
 
 
@@ -103,9 +101,7 @@ def test_pad_keeps_all_of_the_picture() -> None:
     assert np.array_equal(image[bars : bars + 296], wide)
     expected = np.rint(wide[[0, -1]].reshape(-1, 3).mean(axis=0))
     assert (image[:bars] == expected).all() and (image[bars + 296 :] == expected).all()
-    assert prepared.masks is not None and np.array_equal(
-        prepared.masks[0, 0, bars : bars + 296].numpy(), mask
-    )
+    assert prepared.masks is not None and np.array_equal(prepared.masks[0, 0, bars : bars + 296].numpy(), mask)
     assert prepared.masks[0, 0, :bars].max() == 0 and prepared.masks[0, 0, bars + 296 :].max() == 0
     tall = subject(photo(wide.transpose(1, 0, 2)), crop="pad", resolution=448).prepare()
     assert np.array_equal(as_array(tall.images[0])[:, bars : bars + 296], wide.transpose(1, 0, 2))
@@ -116,9 +112,7 @@ def test_subject_crop_goes_around_the_mask() -> None:
     mask[50:200, 450:600] = 1  # 150 x 150 in the right upper corner
     prepared = subject(photo(ROCKET, mask), crop="subject", resolution=64).prepare()
     left, top, edge = 435, 35, 180  # the box with a tenth on each side
-    expected = Image.fromarray(ROCKET[top : top + edge, left : left + edge]).resize(
-        (64, 64), Image.Resampling.LANCZOS
-    )
+    expected = Image.fromarray(ROCKET[top : top + edge, left : left + edge]).resize((64, 64), Image.Resampling.LANCZOS)
     assert np.array_equal(as_array(prepared.images[0]), np.array(expected))
     assert prepared.masks is not None
     assert float(prepared.masks.mean()) == pytest.approx((150 / 180) ** 2, abs=0.02)
@@ -146,9 +140,7 @@ def test_masks_are_there_for_all_or_none() -> None:
 
 
 def test_captions_follow_their_photo() -> None:
-    made = subject(
-        photo(CAT, caption="{token} on a sofa"), photo(COFFEE, caption="a cup, ohwx"), photo(ROCKET)
-    )
+    made = subject(photo(CAT, caption="{token} on a sofa"), photo(COFFEE, caption="a cup, ohwx"), photo(ROCKET))
     prepared = made.prepare()
     captions = ("ohwx on a sofa", "a cup, ohwx", "a photo of ohwx cat")
     assert tuple(prepared.captions[prepared.order.index(i)] for i in range(3)) == captions
@@ -236,8 +228,10 @@ def test_warnings_name_what_is_wrong() -> None:
 
 def test_a_flood_of_frames_is_one_sentence_a_kind() -> None:
     """300 frames of a film, each nearly the one before: pairs were 44,850 warnings."""
-    frames = [photo(np.clip(CAT[::4, ::4].astype(int) + number % 2, 0, 255).astype(np.uint8), name=f"{number}.png")
-              for number in range(300)]
+    frames = [
+        photo(np.clip(CAT[::4, ::4].astype(int) + number % 2, 0, 255).astype(np.uint8), name=f"{number}.png")
+        for number in range(300)
+    ]
     frames += [photo(COFFEE, name="a.png"), photo(COFFEE, name="b.png"), photo(ROCKET, name="c.png")]
     assert check_photos(frames, 256) == [
         "0.png (113x75), 1.png (113x75) and 298 more are smaller than the training size 256: they are enlarged, and "

@@ -26,9 +26,7 @@ def png_of_16_bits(values: np.ndarray, colour_type: int) -> bytes:
     height, width = values.shape[:2]
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        )
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     rows = values.astype(">u2").reshape(height, -1)
     raw = b"".join(b"\0" + row.tobytes() for row in rows)
@@ -82,7 +80,8 @@ def test_alpha_becomes_white_and_mask(tmp_path: Path) -> None:
     assert np.array_equal(photo.pixels[50:200, 100:300], CAT[50:200, 100:300])
     assert (photo.pixels[:50] == 255).all()
     assert [str(note) for note in photo.notes] == [
-        "The transparent part of cut.png becomes white: masked_loss leaves it out of what is learned."]
+        "The transparent part of cut.png becomes white: masked_loss leaves it out of what is learned."
+    ]
     half = CAT[200:250, 100:300] * (128 / 255) + 255 * (127 / 255)
     assert np.abs(photo.pixels[200:250, 100:300] - half).max() <= 1.0
 
@@ -152,9 +151,7 @@ def test_cmyk(tmp_path: Path) -> None:
 
 def test_a_colour_profile_is_converted_and_srgb_left_alone(tmp_path: Path) -> None:
     srgb = ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes()
-    assert np.array_equal(
-        read_photo(saved(tmp_path / "s.png", Image.fromarray(CAT), icc_profile=srgb)).pixels, CAT
-    )
+    assert np.array_equal(read_photo(saved(tmp_path / "s.png", Image.fromarray(CAT), icc_profile=srgb)).pixels, CAT)
     # A linear-light profile made of the sRGB one: the tone curves are replaced by gamma 1.0.
     linear = bytearray(srgb)
     for tag in (b"rTRC", b"gTRC", b"bTRC"):
@@ -185,9 +182,7 @@ def test_animations_give_their_first_frame_and_say_so(tmp_path: Path, suffix: st
 
 def test_a_phones_second_picture_is_no_animation(tmp_path: Path) -> None:
     path = tmp_path / "m.jpg"
-    Image.fromarray(CAT).save(
-        path, format="MPO", save_all=True, append_images=[Image.fromarray(CAT[:64, :64])]
-    )
+    Image.fromarray(CAT).save(path, format="MPO", save_all=True, append_images=[Image.fromarray(CAT[:64, :64])])
     assert read_photo(path).notes == ()
 
 
@@ -239,9 +234,7 @@ def bomb(path: Path) -> None:
     """40,000 x 40,000 pixels in 60 bytes."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
-        return (
-            struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
-        )
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
 
     header = struct.pack(">IIBBBBB", 40000, 40000, 8, 2, 0, 0, 0)
     path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0")))
@@ -300,9 +293,7 @@ def missing(path: Path) -> None:
         ("gone.png", missing, "gone.png does not exist"),
     ],
 )
-def test_what_cannot_be_read_says_why(
-    tmp_path: Path, name: str, make: Callable[[Path], None], says: str
-) -> None:
+def test_what_cannot_be_read_says_why(tmp_path: Path, name: str, make: Callable[[Path], None], says: str) -> None:
     make(tmp_path / name)
     with pytest.raises(SubjectBoothError) as caught:
         read_photo(tmp_path / name)
@@ -311,9 +302,7 @@ def test_what_cannot_be_read_says_why(
     assert "Traceback" not in message and str(tmp_path) not in message and "\n" not in message
 
 
-def test_a_process_wide_tolerance_for_damage_does_not_reach_us(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_process_wide_tolerance_for_damage_does_not_reach_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     cut_off(tmp_path / "cut.jpg")
     with pytest.raises(SubjectBoothError, match="damaged or cut off"):
@@ -321,8 +310,13 @@ def test_a_process_wide_tolerance_for_damage_does_not_reach_us(
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
 
-JPEG_KINDS = [{}, {"progressive": True}, {"quality": 95, "optimize": True, "subsampling": 0},
-              {"restart_marker_rows": 1}, {"restart_marker_blocks": 1}]
+JPEG_KINDS = [
+    {},
+    {"progressive": True},
+    {"quality": 95, "optimize": True, "subsampling": 0},
+    {"restart_marker_rows": 1},
+    {"restart_marker_blocks": 1},
+]
 
 
 @pytest.mark.parametrize("options", JPEG_KINDS, ids=str)
@@ -349,7 +343,9 @@ def test_one_sentence_for_many_photos() -> None:
     notes.insert(1, photo_notes.Note("frames", "a.gif", "3 frames"))
     assert photo_notes.sentences(notes) == [
         "The transparent parts of 0.png, 1.png and 298 more become white: masked_loss leaves them out of what is "
-        "learned.", "a.gif has 3 frames: only the first is used."]
+        "learned.",
+        "a.gif has 3 frames: only the first is used.",
+    ]
 
 
 def test_postscript_is_never_handed_to_an_interpreter(tmp_path: Path) -> None:

@@ -78,9 +78,7 @@ def test_templates_that_cannot_be_used(template: str, needs_token: bool, says: s
 
 
 def test_template_is_tidied() -> None:
-    assert (
-        check_template("  a photo\n of {token}  {class} ", needs_token=True) == "a photo of {token} {class}"
-    )
+    assert check_template("  a photo\n of {token}  {class} ", needs_token=True) == "a photo of {token} {class}"
 
 
 @pytest.mark.parametrize(
@@ -148,8 +146,22 @@ def test_captions_that_are_refused(tmp_path: Path, content: bytes, says: str) ->
 @pytest.mark.parametrize("encoding", ["cp1251", "koi8-r", "cp866", "mac-cyrillic", "iso8859-5"])
 def test_russian_is_read_right_or_not_at_all(tmp_path: Path, encoding: str) -> None:
     """Short captions too, of which two code pages may make words: "ОБЪЕКТ" in one is "назейр" in another."""
-    texts = ["объект", "объект на столе", "важнее любой", "время", "перед первым", "собака", "старый кот на диване",
-             "женщина в шляпе", "игрушка", "моя кошка", "рюкзак у стены", "ваза", "машина ночью", "портрет мужчины"]
+    texts = [
+        "объект",
+        "объект на столе",
+        "важнее любой",
+        "время",
+        "перед первым",
+        "собака",
+        "старый кот на диване",
+        "женщина в шляпе",
+        "игрушка",
+        "моя кошка",
+        "рюкзак у стены",
+        "ваза",
+        "машина ночью",
+        "портрет мужчины",
+    ]
     path, right, count = tmp_path / "dog.txt", 0, 0
     for text in texts:
         for caption in (text, text.upper(), text.capitalize(), f"ohwx {text}", f"OHWX {text.upper()}"):
@@ -247,10 +259,18 @@ def test_words_that_cannot_be_used(value: str, says: str) -> None:
     assert str(caught.value).startswith("class_word") and says in str(caught.value)
 
 
-@pytest.mark.parametrize(("given", "learned"), [
-    ("an old man", "old man"), ("a dog", "dog"), ("The  cat", "cat"), ("A", "A"), ("another dog", "another dog"),
-    ("a-frame house", "a-frame house"), ("theatre", "theatre"),
-])
+@pytest.mark.parametrize(
+    ("given", "learned"),
+    [
+        ("an old man", "old man"),
+        ("a dog", "dog"),
+        ("The  cat", "cat"),
+        ("A", "A"),
+        ("another dog", "another dog"),
+        ("a-frame house", "a-frame house"),
+        ("theatre", "theatre"),
+    ],
+)
 def test_a_class_word_brings_no_article(given: str, learned: str) -> None:
     assert check_word(given, "class_word", "dog") == learned
     assert check_word(given, "token", "ohwx") == " ".join(given.split()), "a token is what it is"

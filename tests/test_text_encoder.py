@@ -28,13 +28,22 @@ from subjectbooth.trainer.learn import adapter, assembly
 from subjectbooth.trainer.runs.run import Run
 
 SETTINGS: dict[str, Any] = {
-    "steps": 4, "learning_rate": 1e-3, "rank": 4, "network_alpha": 2.0, "resolution": 64, "train_batch_size": 2,
-    "train_text_encoder": True, "text_encoder_lr": 1e-2,
+    "steps": 4,
+    "learning_rate": 1e-3,
+    "rank": 4,
+    "network_alpha": 2.0,
+    "resolution": 64,
+    "train_batch_size": 2,
+    "train_text_encoder": True,
+    "text_encoder_lr": 1e-2,
 }
 
 
 def _encode(
-    prompt: str, clip_layer: int | None = None, weights: torch.Tensor | None = None, **shape: Any,
+    prompt: str,
+    clip_layer: int | None = None,
+    weights: torch.Tensor | None = None,
+    **shape: Any,
 ) -> torch.Tensor:
     chunks = token_chunks(prompt, FAMILY)
     if weights is not None:
@@ -50,8 +59,9 @@ def test_a_long_prompt_is_its_chunks_side_by_side() -> None:
     assert len(chunks.ids) == 2
     each = [TokenChunks(chunks.ids[index][None], chunks.weights[index][None]) for index in range(2)]
     with torch.no_grad():
-        parts = [encode([small_text_encoder()], FAMILY.text_encoders, [(part,)], None)[0].hidden_states
-                 for part in each]
+        parts = [
+            encode([small_text_encoder()], FAMILY.text_encoders, [(part,)], None)[0].hidden_states for part in each
+        ]
     torch.testing.assert_close(_encode(" ".join(words)), torch.cat(parts, dim=1))
 
 
@@ -85,10 +95,15 @@ def test_a_clip_skip_past_the_first_layer_takes_the_last_as_comfyui_does(clip_la
 
 
 def test_open_clip_names() -> None:
-    state = {"token_embedding.weight": torch.zeros(3, 2), "positional_embedding": torch.zeros(77, 2),
-             "ln_final.bias": torch.zeros(2), "text_projection": torch.arange(4.0).reshape(2, 2),
-             "transformer.resblocks.5.attn.in_proj_weight": torch.arange(12.0).reshape(6, 2),
-             "transformer.resblocks.5.mlp.c_fc.bias": torch.zeros(8), "logit_scale": torch.zeros(())}
+    state = {
+        "token_embedding.weight": torch.zeros(3, 2),
+        "positional_embedding": torch.zeros(77, 2),
+        "ln_final.bias": torch.zeros(2),
+        "text_projection": torch.arange(4.0).reshape(2, 2),
+        "transformer.resblocks.5.attn.in_proj_weight": torch.arange(12.0).reshape(6, 2),
+        "transformer.resblocks.5.mlp.c_fc.bias": torch.zeros(8),
+        "logit_scale": torch.zeros(()),
+    }
     found = from_open_clip(state)
     assert torch.equal(found["text_model.encoder.layers.5.self_attn.k_proj.weight"], torch.arange(4.0, 8).reshape(2, 2))
     assert torch.equal(found["text_projection.weight"], torch.tensor([[0.0, 2.0], [1.0, 3.0]]))
@@ -133,8 +148,14 @@ def test_after_its_share_of_the_steps_it_stays_as_it_is(tmp_path: Path) -> None:
     half = _train(tmp_path / "half", text_encoder_share=0.5, weight_decay=0.0)
     # The first two steps of the same run, with the same settings but for the end.
     first = _train(tmp_path / "first", text_encoder_share=1.0, weight_decay=0.0)
-    run = Run(small_base(), small_subject(), small_priors(), TrainConfig(**{**SETTINGS, "weight_decay": 0.0}),
-              tmp_path / "two", torch.device("cpu"))
+    run = Run(
+        small_base(),
+        small_subject(),
+        small_priors(),
+        TrainConfig(**{**SETTINGS, "weight_decay": 0.0}),
+        tmp_path / "two",
+        torch.device("cpu"),
+    )
     reading = run.events()
     for event in reading:
         if isinstance(event, StepDone) and event.step == 2:
@@ -152,11 +173,11 @@ def test_after_its_share_each_prompt_is_encoded_once_with_nothing_left_out(
 ) -> None:
     calls: list[tuple[int, bool, bool]] = []
     text = small_text_encoder()
-    text.register_forward_pre_hook(
-        lambda module, _: calls.append((steps[0], module.training, torch.is_grad_enabled())))
+    text.register_forward_pre_hook(lambda module, _: calls.append((steps[0], module.training, torch.is_grad_enabled())))
     base = dataclasses.replace(small_base(), build_text_encoders=lambda dtype: [text])
-    config = TrainConfig(**{**SETTINGS, "text_encoder_share": 0.5, "lora_dropout": 0.5, "steps": 6,
-                            "gradient_accumulation_steps": 2})
+    config = TrainConfig(
+        **{**SETTINGS, "text_encoder_share": 0.5, "lora_dropout": 0.5, "steps": 6, "gradient_accumulation_steps": 2}
+    )
     run, steps = Run(base, small_subject(), small_priors(), config, tmp_path, torch.device("cpu")), [0]
     for event in run.events():
         if isinstance(event, StepDone):
@@ -181,25 +202,54 @@ def test_the_key_tells_runs_whose_dropout_ends_with_the_share_from_those_of_befo
 
 
 def _shape(name: str, layer: int, projects: bool, prefix: str) -> TextEncoderShape:
-    return dataclasses.replace(FAMILY.text_encoders[0], name=name, width=8, layer=layer, projects=projects,
-                               norms_hidden_layer=not projects, prefix=prefix)
+    return dataclasses.replace(
+        FAMILY.text_encoders[0],
+        name=name,
+        width=8,
+        layer=layer,
+        projects=projects,
+        norms_hidden_layer=not projects,
+        prefix=prefix,
+    )
 
 
 def _encoder(shape: TextEncoderShape) -> torch.nn.Module:
     with torch.device("meta"):
-        config = CLIPTextConfig(hidden_size=8, intermediate_size=32, num_hidden_layers=2, projection_dim=8,
-                                num_attention_heads=2, vocab_size=49408)
+        config = CLIPTextConfig(
+            hidden_size=8,
+            intermediate_size=32,
+            num_hidden_layers=2,
+            projection_dim=8,
+            num_attention_heads=2,
+            vocab_size=49408,
+        )
         model = (CLIPTextModelWithProjection if shape.projects else CLIPTextModel)(config)
     random = torch.Generator().manual_seed(4)
     weights = {name: 0.3 * torch.randn(tensor.shape, generator=random) for name, tensor in model.state_dict().items()}
     return build_text_encoder(weights, shape, torch.float32, "test")
 
 
-@pytest.mark.parametrize(("layer", "projects", "clip_layer", "trained"), [
-    (-1, False, None, {0, 1}), (-1, False, -2, {0}), (-2, False, None, {0}), (-2, False, -1, {0, 1}),
-    (-2, True, None, {0, 1}), (-2, True, -2, {0, 1}), (-1, False, -3, {0, 1}),
-], ids=["SD 1.x", "SD 1.x, CLIP skip 2", "SD 2.x and SDXL's l", "with the last", "SDXL's g", "g, CLIP skip 2",
-        "CLIP skip past the encoder"])
+@pytest.mark.parametrize(
+    ("layer", "projects", "clip_layer", "trained"),
+    [
+        (-1, False, None, {0, 1}),
+        (-1, False, -2, {0}),
+        (-2, False, None, {0}),
+        (-2, False, -1, {0, 1}),
+        (-2, True, None, {0, 1}),
+        (-2, True, -2, {0, 1}),
+        (-1, False, -3, {0, 1}),
+    ],
+    ids=[
+        "SD 1.x",
+        "SD 1.x, CLIP skip 2",
+        "SD 2.x and SDXL's l",
+        "with the last",
+        "SDXL's g",
+        "g, CLIP skip 2",
+        "CLIP skip past the encoder",
+    ],
+)
 def test_every_text_layer_that_has_a_lora_gets_a_gradient(
     layer: int, projects: bool, clip_layer: int | None, trained: set[int]
 ) -> None:
@@ -211,13 +261,16 @@ def test_every_text_layer_that_has_a_lora_gets_a_gradient(
         parameter.data += 0.1
     prompt = (TokenChunks(token_chunks("a photo of a dog", FAMILY)[0].ids, torch.ones(1, 77)),)
     made = encode([model], (shape,), [prompt], clip_layer)[0]
-    loss = (made.hidden_states ** 2).sum()
+    loss = (made.hidden_states**2).sum()
     if made.pooled is not None:
-        loss = loss + (made.pooled ** 2).sum()
+        loss = loss + (made.pooled**2).sum()
     loss.backward()
     assert all(parameter.grad is not None and bool(parameter.grad.any()) for parameter in parameters)
-    layers = {int(name.split("encoder.layers.")[1].split(".")[0]) for name, parameter in model.named_parameters()
-              if parameter.requires_grad}
+    layers = {
+        int(name.split("encoder.layers.")[1].split(".")[0])
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
     assert layers == trained
 
 
@@ -227,8 +280,12 @@ def test_a_checkpoint_with_a_lora_for_layers_that_are_not_used_goes_on(
     """As they were: with a number for each of those layers' weights, between the other encoders' ones."""
     shapes = _shape("l", -2, False, "lora_te1"), _shape("g", -1, True, "lora_te2")
     family = dataclasses.replace(FAMILY, text_encoders=shapes)
-    base = dataclasses.replace(small_base(), family=family, tokenize=lambda prompt: token_chunks(prompt, family),
-                               build_text_encoders=lambda dtype: [_encoder(shape) for shape in shapes])
+    base = dataclasses.replace(
+        small_base(),
+        family=family,
+        tokenize=lambda prompt: token_chunks(prompt, family),
+        build_text_encoders=lambda dtype: [_encoder(shape) for shape in shapes],
+    )
     config = TrainConfig(**{**SETTINGS, "ema_decay": 0.9, "train_batch_size": 1})
 
     def train(root: Path, until: int) -> Run:
@@ -263,8 +320,9 @@ def test_a_checkpoint_with_a_lora_for_layers_that_are_not_used_goes_on(
 
 def test_its_learning_rate_is_its_own(tmp_path: Path) -> None:
     slow, fast = _text(_train(tmp_path, text_encoder_lr=1e-6)), _text(_train(tmp_path, text_encoder_lr=1e-2))
-    moved = [max(float(tensor.abs().max()) for name, tensor in state.items() if "lora_up" in name)
-             for state in (slow, fast)]
+    moved = [
+        max(float(tensor.abs().max()) for name, tensor in state.items() if "lora_up" in name) for state in (slow, fast)
+    ]
     assert moved[0] < 1e-5 < 1e-3 < moved[1]
 
 
@@ -284,8 +342,11 @@ def test_in_half_precision_too_it_is_trained_and_normed(tmp_path: Path) -> None:
     assert len(losses) == 2
     path = run.folder.finished_lora(2)
     assert path is not None
-    ups = [tensor for name, tensor in safetensors.torch.load(path.read_bytes()).items()
-           if name.startswith("lora_te") and "lora_up" in name]
+    ups = [
+        tensor
+        for name, tensor in safetensors.torch.load(path.read_bytes()).items()
+        if name.startswith("lora_te") and "lora_up" in name
+    ]
     assert ups and all(bool(tensor.any()) for tensor in ups)
     chunks = token_chunks("a photo of a dog", FAMILY)
     with torch.no_grad():

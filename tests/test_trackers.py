@@ -26,13 +26,21 @@ from subjectbooth.trainer.shell import trackers
 from subjectbooth.trainer.shell.trackers import Tracker
 
 CONFIG = TrainConfig(
-    steps=4, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, validation_prompts=("{subject} on grass",),
-    validation_interval=2, validation_steps=2)
+    steps=4,
+    learning_rate=1e-3,
+    rank=4,
+    network_alpha=4.0,
+    resolution=64,
+    validation_prompts=("{subject} on grass",),
+    validation_interval=2,
+    validation_steps=2,
+)
 SCALARS = ("loss", "instance_loss", "prior_loss", "learning_rate", "grad_norm", "seconds")
 
 
-def follow(root: Path, name: str, until: int | None = None, config: TrainConfig = CONFIG) -> tuple[Run, list[Event],
-                                                                                                  list[str]]:
+def follow(
+    root: Path, name: str, until: int | None = None, config: TrainConfig = CONFIG
+) -> tuple[Run, list[Event], list[str]]:
     """Train with a tracker; with ``until``, cancel at that step. Returns the run, its events and what was said."""
     run = Run(small_base(), small_subject(), small_priors(), config, root, torch.device("cpu"))
     said: list[str] = []
@@ -93,7 +101,8 @@ def test_steps_after_the_checkpoint_are_shown_once(tmp_path: Path) -> None:
     _, more, _ = follow(tmp_path, "tensorboard")
     shown = EventAccumulator(str(run.folder.path / "tensorboard")).Reload().Scalars("loss")
     assert [(value.step, value.value) for value in shown] == [
-        (step, pytest.approx(loss, rel=1e-6)) for step, loss in expected(events + more, "loss")]
+        (step, pytest.approx(loss, rel=1e-6)) for step, loss in expected(events + more, "loss")
+    ]
 
 
 def test_wandb_offline_has_settings_curves_and_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -130,8 +139,9 @@ def _read_wandb(log: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
             config[item.key] = json.loads(item.value_json)
         config |= {"host": record.run.host} if record.HasField("run") else {}
         if record.history.item:
-            history.append({item.key or ".".join(item.nested_key): json.loads(item.value_json)
-                            for item in record.history.item})
+            history.append(
+                {item.key or ".".join(item.nested_key): json.loads(item.value_json) for item in record.history.item}
+            )
     return config, history
 
 
@@ -193,16 +203,30 @@ def test_a_tracker_that_fails_at_the_end_is_said_in_the_past_tense(
     assert events[-1].step == 4 and run.folder.lora_path(4).is_file()
 
 
-def test_from_the_shell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
-) -> None:
+def test_from_the_shell(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> None:
     """With the package, and without it: the same LoRA, and one sentence."""
     monkeypatch.setattr(families, "FAMILIES", tuple(NARROW.values()))
     photos = tmp_path / "photos"
     write_cat_photos(photos)
     base = write_pair(tmp_path, "SD 1.x")[0]
-    arguments = ["--base", str(base), "--photos", str(photos), "--class-word", "cat", "--resolution", "64", "--rank",
-                 "2", "--cpu", "--steps", "2", "--report_to", "tensorboard", "--output_dir"]
+    arguments = [
+        "--base",
+        str(base),
+        "--photos",
+        str(photos),
+        "--class-word",
+        "cat",
+        "--resolution",
+        "64",
+        "--rank",
+        "2",
+        "--cpu",
+        "--steps",
+        "2",
+        "--report_to",
+        "tensorboard",
+        "--output_dir",
+    ]
     assert main([*arguments, str(tmp_path / "with")]) == 0
     assert "not shown" not in "".join(capfd.readouterr())
     assert len(list((tmp_path / "with").glob("runs/*/tensorboard/events.*"))) == 1

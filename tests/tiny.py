@@ -140,9 +140,7 @@ def autoencoder(seed: int) -> StateDict:
     """
     make = _Maker(seed)
 
-    def conv(
-        name: str, n_out: int, n_in: int, entries: dict[tuple[int, int], float], spread: bool, bias: bool
-    ) -> None:
+    def conv(name: str, n_out: int, n_in: int, entries: dict[tuple[int, int], float], spread: bool, bias: bool) -> None:
         weight = torch.zeros(n_out, n_in, 3, 3)
         for (to, source), value in entries.items():
             if spread:  # a 2x2 mean at stride 2
@@ -198,9 +196,7 @@ def autoencoder(seed: int) -> StateDict:
     return {f"first_stage_model.{name}": tensor for name, tensor in make.tensors.items()}
 
 
-def style_lora(
-    seed: int, rank: int = 4, alpha: float = 2.0, levels: int = 1, strength: float = 0.3
-) -> StateDict:
+def style_lora(seed: int, rank: int = 4, alpha: float = 2.0, levels: int = 1, strength: float = 0.3) -> StateDict:
     """A random LoRA in kohya's layout over the attention of the tiny UNet and one layer of the text encoder."""
     from_sd = unet(0, levels)
     generator = torch.Generator().manual_seed(seed)
@@ -208,18 +204,14 @@ def style_lora(
 
     def add(name: str, n_out: int, n_in: int) -> None:
         tensors[f"{name}.lora_down.weight"] = torch.randn(rank, n_in, generator=generator) / math.sqrt(n_in)
-        tensors[f"{name}.lora_up.weight"] = (
-            torch.randn(n_out, rank, generator=generator) * strength / math.sqrt(rank)
-        )
+        tensors[f"{name}.lora_up.weight"] = torch.randn(n_out, rank, generator=generator) * strength / math.sqrt(rank)
         tensors[f"{name}.alpha"] = torch.tensor(alpha)
 
     blocks = {"middle_block.1": "mid_block_attentions_0", "input_blocks.1.1": "down_blocks_0_attentions_0"}
     for comfy_name, diffusers_name in blocks.items():
         for attention in ("attn1", "attn2"):
             for part in ("to_q", "to_k", "to_v", "to_out.0"):
-                weight = from_sd[
-                    f"model.diffusion_model.{comfy_name}.transformer_blocks.0.{attention}.{part}.weight"
-                ]
+                weight = from_sd[f"model.diffusion_model.{comfy_name}.transformer_blocks.0.{attention}.{part}.weight"]
                 part_name = part.replace(".", "_")
                 add(f"lora_unet_{diffusers_name}_transformer_blocks_0_{attention}_{part_name}", *weight.shape)
     add("lora_te_text_model_encoder_layers_0_self_attn_q_proj", CONTEXT, CONTEXT)

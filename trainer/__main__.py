@@ -60,58 +60,101 @@ class _Ended(KeyboardInterrupt):
 def parser() -> argparse.ArgumentParser:
     """The options: the trainer's settings under their own names, and what a graph would wire."""
     options = argparse.ArgumentParser(
-        prog="python -m trainer", description="DreamBooth as LoRA on a Stable Diffusion checkpoint (1.x, 2.x, SDXL).",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    options.add_argument("--base", type=user_path, required=True,
-                         help="Checkpoint (.safetensors), or a folder as diffusers saves it.")
+        prog="python -m trainer",
+        description="DreamBooth as LoRA on a Stable Diffusion checkpoint (1.x, 2.x, SDXL).",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    options.add_argument(
+        "--base", type=user_path, required=True, help="Checkpoint (.safetensors), or a folder as diffusers saves it."
+    )
     options.add_argument("--photos", type=user_path, required=True, help="Folder with 3 to 5 photos of the subject.")
     options.add_argument("--class_word", "--class-word", required=True, help="What the subject is one of: dog.")
     options.add_argument("--token", default=DEFAULT_TOKEN, help="The word that is to mean the subject.")
     options.add_argument("--prompt_template", default=DEFAULT_TEMPLATE, help="What each photo is said to show.")
-    options.add_argument("--captions", default="auto", choices=CAPTIONS,
-                         help="Captions of the photos. auto: photo.txt next to photo.jpg where there is one, else the "
-                              "template. files: one for every photo. template: --prompt_template for all.")
+    options.add_argument(
+        "--captions",
+        default="auto",
+        choices=CAPTIONS,
+        help="Captions of the photos. auto: photo.txt next to photo.jpg where there is one, else the "
+        "template. files: one for every photo. template: --prompt_template for all.",
+    )
     options.add_argument("--crop", default="center", choices=CROPS, help="How photos become square.")
-    options.add_argument("--num_class_images", type=int, default=0,
-                         help="Class images to make (or find again) for class preservation. 0: none.")
-    options.add_argument("--class_guidance_scale", type=float, default=7.0,
-                         help="Classifier-free guidance of the class images. Low, 1 to 3, keeps the class closer to "
-                              "what the base draws.")
-    options.add_argument("--clip_skip", type=int, choices=(1, 2),
-                         help="Text encoder layer, from the end; the family's own without it.")
-    options.add_argument("--prediction_type", choices=PREDICTION_TYPES,
-                         help="For a checkpoint that does not say it itself; epsilon without it.")
-    options.add_argument("--output_dir", type=user_path, default=Path("subjectbooth_output"),
-                         help="Gets the LoRA, and the runs beside it.")
+    options.add_argument(
+        "--num_class_images",
+        type=int,
+        default=0,
+        help="Class images to make (or find again) for class preservation. 0: none.",
+    )
+    options.add_argument(
+        "--class_guidance_scale",
+        type=float,
+        default=7.0,
+        help="Classifier-free guidance of the class images. Low, 1 to 3, keeps the class closer to "
+        "what the base draws.",
+    )
+    options.add_argument(
+        "--clip_skip", type=int, choices=(1, 2), help="Text encoder layer, from the end; the family's own without it."
+    )
+    options.add_argument(
+        "--prediction_type",
+        choices=PREDICTION_TYPES,
+        help="For a checkpoint that does not say it itself; epsilon without it.",
+    )
+    options.add_argument(
+        "--output_dir",
+        type=user_path,
+        default=Path("subjectbooth_output"),
+        help="Gets the LoRA, and the runs beside it.",
+    )
     options.add_argument("--output_name", default="my_subject", help="Name of the LoRA file.")
     options.add_argument("--force_retrain", action="store_true", help="Train again from step 0.")
-    options.add_argument("--after_stop", default="keep", choices=("keep", "continue"),
-                         help="What becomes of a run that was stopped and kept: its adapter stays the result, or it is "
-                              "trained on to all steps.")
-    options.add_argument("--keep", action="store_true",
-                         help="Take what the run has learned so far (after Ctrl+C, say) for its result: it ends at its "
-                              "next step.")
-    options.add_argument("--report_to", default="none", choices=TRACKERS,
-                         help="Also show settings, curves and validation pictures in TensorBoard (files in the run's "
-                              "folder) or Weights & Biases (its servers get them, prompts included, unless "
-                              "WANDB_MODE=offline). Needs the package tensorboard, or wandb 0.19 or newer.")
-    options.add_argument("--plan", action="store_true",
-                         help="Say what would be in memory and which settings would be chosen, and train nothing.")
+    options.add_argument(
+        "--after_stop",
+        default="keep",
+        choices=("keep", "continue"),
+        help="What becomes of a run that was stopped and kept: its adapter stays the result, or it is "
+        "trained on to all steps.",
+    )
+    options.add_argument(
+        "--keep",
+        action="store_true",
+        help="Take what the run has learned so far (after Ctrl+C, say) for its result: it ends at its next step.",
+    )
+    options.add_argument(
+        "--report_to",
+        default="none",
+        choices=TRACKERS,
+        help="Also show settings, curves and validation pictures in TensorBoard (files in the run's "
+        "folder) or Weights & Biases (its servers get them, prompts included, unless "
+        "WANDB_MODE=offline). Needs the package tensorboard, or wandb 0.19 or newer.",
+    )
+    options.add_argument(
+        "--plan",
+        action="store_true",
+        help="Say what would be in memory and which settings would be chosen, and train nothing.",
+    )
     options.add_argument("--cpu", action="store_true", help="Train on the CPU even when there is a GPU.")
     for setting in dataclasses.fields(TrainConfig):
         if setting.name == "validation_prompts":
             options.add_argument("--validation_prompts", nargs="*", default=[], help=setting.metadata["help"])
             continue
         if setting.name == "resolution":
-            options.add_argument("--resolution", type=int, help=f"{setting.metadata['help']} Without it, what the base "
-                                                                "was trained at: 512, 768 or 1024.")
+            options.add_argument(
+                "--resolution",
+                type=int,
+                help=f"{setting.metadata['help']} Without it, what the base was trained at: 512, 768 or 1024.",
+            )
             continue
         if isinstance(setting.default, bool):
             options.add_argument(f"--{setting.name}", action="store_true", help=setting.metadata["help"])
             continue
-        options.add_argument(f"--{setting.name}", type=type(setting.default), default=setting.default,
-                             choices=setting.metadata["choices"] or None,
-                             help=setting.metadata["help"].replace("%", "%%"))
+        options.add_argument(
+            f"--{setting.name}",
+            type=type(setting.default),
+            default=setting.default,
+            choices=setting.metadata["choices"] or None,
+            help=setting.metadata["help"].replace("%", "%%"),
+        )
     return options
 
 
@@ -169,16 +212,25 @@ def _train(options: argparse.Namespace) -> None:
         settings["resolution"] = FAMILIES[0].default_resolution[0]  # until the base says its own
     config = TrainConfig.from_json(settings)
     if not 1 <= options.class_guidance_scale <= 100:
-        raise SubjectBoothError(f"class_guidance_scale {options.class_guidance_scale:g}", "a number from 1 to 100",
-                                "7 is usual, 1 draws without guidance", "class_guidance_scale")
+        raise SubjectBoothError(
+            f"class_guidance_scale {options.class_guidance_scale:g}",
+            "a number from 1 to 100",
+            "7 is usual, 1 draws without guidance",
+            "class_guidance_scale",
+        )
     if options.num_class_images < 0:
-        raise SubjectBoothError(f"num_class_images {options.num_class_images}", "0 or more",
-                                "100 to 200 keep a class well, 0 makes none", "num_class_images")
+        raise SubjectBoothError(
+            f"num_class_images {options.num_class_images}",
+            "0 or more",
+            "100 to 200 keep a class well, 0 makes none",
+            "num_class_images",
+        )
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
         # The step itself shares its batch between processes; who writes the run's files is not settled yet.
-        raise SubjectBoothError(f"{processes} processes", "one", "use accelerate launch --num_processes 1",
-                                "accelerate launch")
+        raise SubjectBoothError(
+            f"{processes} processes", "one", "use accelerate launch --num_processes 1", "accelerate launch"
+        )
     checked_name(options.output_name)
     if options.resolution is None:
         config = dataclasses.replace(config, resolution=stored_resolution(options.base, options.prediction_type))
@@ -200,9 +252,11 @@ def _train(options: argparse.Namespace) -> None:
     if options.keep:
         run.stop_and_keep()
     # The bar's line ends before whatever is said next, an error too.
-    with (tqdm(total=config.steps, unit="step", dynamic_ncols=True) as bar,
-          closing(Tracker(options.report_to, run.folder, config, bar.write)) as tracker,
-          closing(run.events(options.force_retrain, go_on=options.after_stop == "continue")) as events):
+    with (
+        tqdm(total=config.steps, unit="step", dynamic_ncols=True) as bar,
+        closing(Tracker(options.report_to, run.folder, config, bar.write)) as tracker,
+        closing(run.events(options.force_retrain, go_on=options.after_stop == "continue")) as events,
+    ):
         for event in events:
             tracker.follow(event)
             if isinstance(event, Started):
@@ -233,12 +287,19 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _plan(
-    options: argparse.Namespace, config: TrainConfig, subject: Subject, base: BaseModel, device: torch.device | None,
+    options: argparse.Namespace,
+    config: TrainConfig,
+    subject: Subject,
+    base: BaseModel,
+    device: torch.device | None,
 ) -> str:
     """The plan of the run that these options ask for; its class images need not be there yet."""
     side = config.resolution // 8
-    priors = ClassPriors(torch.zeros(1, 4, side, side), subject.class_prompt, ("",), "") \
-        if options.num_class_images else None
+    priors = (
+        ClassPriors(torch.zeros(1, 4, side, side), subject.class_prompt, ("",), "")
+        if options.num_class_images
+        else None
+    )
     run = Run(base, subject, priors, config, options.output_dir / "runs", device)
     plan = run.plan()
     return "\n".join(filter(None, [plan.sentence, plan.warning, *run.warnings]))
@@ -248,12 +309,23 @@ def read_subject(options: argparse.Namespace, resolution: int) -> Subject:
     """The photos of a folder as a subject."""
     photos, notes = read_photos(list_photos(options.photos), options.captions)
     return make_subject(
-        photos, class_word=options.class_word, token=options.token, resolution=resolution, crop=options.crop,
-        prompt_template=options.prompt_template, tokenize=tokenize, notes=notes)
+        photos,
+        class_word=options.class_word,
+        token=options.token,
+        resolution=resolution,
+        crop=options.crop,
+        prompt_template=options.prompt_template,
+        tokenize=tokenize,
+        notes=notes,
+    )
 
 
 def _class_priors(
-    options: argparse.Namespace, config: TrainConfig, subject: Subject, base: BaseModel, device: torch.device | None,
+    options: argparse.Namespace,
+    config: TrainConfig,
+    subject: Subject,
+    base: BaseModel,
+    device: torch.device | None,
 ) -> ClassPriors:
     from tqdm import tqdm
 
@@ -264,9 +336,17 @@ def _class_priors(
     target = device or default_device()
     chosen, _ = choose(config, target)
     with tqdm(total=options.num_class_images, unit="class image") as bar:
-        for made in generate(base, subject.class_prompt, options.num_class_images, config.resolution,
-                             options.output_dir / "class_images", target, check, precision=chosen["precision"],
-                             guidance_scale=options.class_guidance_scale):
+        for made in generate(
+            base,
+            subject.class_prompt,
+            options.num_class_images,
+            config.resolution,
+            options.output_dir / "class_images",
+            target,
+            check,
+            precision=chosen["precision"],
+            guidance_scale=options.class_guidance_scale,
+        ):
             if isinstance(made, ClassPriors):
                 return made
             bar.update(made - bar.n)

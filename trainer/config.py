@@ -16,12 +16,26 @@ FORMAT_VERSION = 2
 AUTO = "auto"
 
 
-def _setting(default: Any, help: str, *, low: float | None = None, high: float | None = None,
-             choices: tuple[str, ...] = (), in_key: bool = True) -> Any:
+def _setting(
+    default: Any,
+    help: str,
+    *,
+    low: float | None = None,
+    high: float | None = None,
+    choices: tuple[str, ...] = (),
+    in_key: bool = True,
+) -> Any:
     """A field that carries what the check, the CLI and the node's tooltip need to know about it."""
-    return field(default=default, metadata={
-        "help": help, "low": low, "high": high, "choices": choices, "in_key": in_key,
-    })
+    return field(
+        default=default,
+        metadata={
+            "help": help,
+            "low": low,
+            "high": high,
+            "choices": choices,
+            "in_key": in_key,
+        },
+    )
 
 
 @dataclass(frozen=True)
@@ -33,106 +47,162 @@ class TrainConfig:
     """
 
     steps: int = _setting(
-        500, "Training steps (optimizer updates). Steps are counted, not epochs, so class images never make a "
-             "run longer.", low=1, high=1_000_000)
-    learning_rate: float = _setting(
-        1e-4, "Learning rate of the adapter's weights.", low=1e-9, high=1.0)
-    rank: int = _setting(
-        16, "Rank of the LoRA: how much it can learn, and how large its file is.", low=1, high=1024)
+        500,
+        "Training steps (optimizer updates). Steps are counted, not epochs, so class images never make a run longer.",
+        low=1,
+        high=1_000_000,
+    )
+    learning_rate: float = _setting(1e-4, "Learning rate of the adapter's weights.", low=1e-9, high=1.0)
+    rank: int = _setting(16, "Rank of the LoRA: how much it can learn, and how large its file is.", low=1, high=1024)
     network_alpha: float = _setting(
-        16.0, "The adapter is scaled by network_alpha / rank. Equal to rank means a scale of 1.", low=1e-6, high=4096)
+        16.0, "The adapter is scaled by network_alpha / rank. Equal to rank means a scale of 1.", low=1e-6, high=4096
+    )
     train_batch_size: int = _setting(
-        1, "Photos a step; with class priors as many class images are added.", low=1, high=256)
+        1, "Photos a step; with class priors as many class images are added.", low=1, high=256
+    )
     gradient_accumulation_steps: int = _setting(
-        1, "Batches summed up before each step: a larger batch for the memory of a small one.", low=1, high=1024)
+        1, "Batches summed up before each step: a larger batch for the memory of a small one.", low=1, high=1024
+    )
     prior_loss_weight: float = _setting(
-        1.0, "Weight of the class-preservation loss (lambda in the DreamBooth paper). Counts only with class priors.",
-        low=0.0, high=100.0)
+        1.0,
+        "Weight of the class-preservation loss (lambda in the DreamBooth paper). Counts only with class priors.",
+        low=0.0,
+        high=100.0,
+    )
     seed: int = _setting(
-        0, "Seed of the adapter's first weights, the noise, the timesteps and the order of the photos.",
-        low=0, high=2**64 - 1)
-    resolution: int = _setting(
-        512, "Side of the training images in pixels, a multiple of 8.", low=16, high=4096)
+        0,
+        "Seed of the adapter's first weights, the noise, the timesteps and the order of the photos.",
+        low=0,
+        high=2**64 - 1,
+    )
+    resolution: int = _setting(512, "Side of the training images in pixels, a multiple of 8.", low=16, high=4096)
     lr_scheduler: str = _setting(
-        "constant", "How the learning rate goes on after the warm-up.", choices=("constant", "cosine", "linear"))
-    lr_warmup_steps: int = _setting(
-        0, "Steps over which the learning rate rises from 0.", low=0, high=1_000_000)
+        "constant", "How the learning rate goes on after the warm-up.", choices=("constant", "cosine", "linear")
+    )
+    lr_warmup_steps: int = _setting(0, "Steps over which the learning rate rises from 0.", low=0, high=1_000_000)
     max_grad_norm: float = _setting(
-        1.0, "Gradients with a larger norm are scaled down to it. 0 turns this off.", low=0.0, high=1e6)
+        1.0, "Gradients with a larger norm are scaled down to it. 0 turns this off.", low=0.0, high=1e6
+    )
     gradient_checkpointing: str = _setting(
-        AUTO, "Saves memory and costs about a third of the speed. auto: on where the memory is too small without it.",
-        choices=(AUTO, "on", "off"), in_key=False)
+        AUTO,
+        "Saves memory and costs about a third of the speed. auto: on where the memory is too small without it.",
+        choices=(AUTO, "on", "off"),
+        in_key=False,
+    )
     precision: str = _setting(
-        AUTO, "Precision of the base model; the adapter always is fp32. auto: bf16 where the card has it, else fp16, "
-              "and fp32 on a CPU.", choices=(AUTO, "fp32", "fp16", "bf16"))
+        AUTO,
+        "Precision of the base model; the adapter always is fp32. auto: bf16 where the card has it, else fp16, "
+        "and fp32 on a CPU.",
+        choices=(AUTO, "fp32", "fp16", "bf16"),
+    )
     attention: str = _setting(
-        AUTO, "How attention is computed. auto: torch's own sdpa. xformers needs the package of that name and an "
-              "NVIDIA GPU; where it cannot be used, that is said and sdpa is used.",
-        choices=(AUTO, "sdpa", "xformers"), in_key=False)
+        AUTO,
+        "How attention is computed. auto: torch's own sdpa. xformers needs the package of that name and an "
+        "NVIDIA GPU; where it cannot be used, that is said and sdpa is used.",
+        choices=(AUTO, "sdpa", "xformers"),
+        in_key=False,
+    )
     optimizer: str = _setting(
-        "adamw", "adamw8bit needs bitsandbytes and a GPU, prodigy needs prodigyopt (and a learning rate of about 1). "
-                 "A missing package is said, and adamw is used.",
-        choices=("adamw", "adamw8bit", "adafactor", "prodigy"))
+        "adamw",
+        "adamw8bit needs bitsandbytes and a GPU, prodigy needs prodigyopt (and a learning rate of about 1). "
+        "A missing package is said, and adamw is used.",
+        choices=("adamw", "adamw8bit", "adafactor", "prodigy"),
+    )
     weight_decay: float = _setting(0.01, "Weight decay of the adapter's weights.", low=0.0, high=10.0)
     lora_targets: str = _setting(
-        "attention", "Layers that get a LoRA. attention: the projections of every attention; attention+mlp: the "
-                     "transformer blocks' MLPs besides; all: every linear and 1x1 layer of the UNet.",
-        choices=("attention", "attention+mlp", "all"))
+        "attention",
+        "Layers that get a LoRA. attention: the projections of every attention; attention+mlp: the "
+        "transformer blocks' MLPs besides; all: every linear and 1x1 layer of the UNet.",
+        choices=("attention", "attention+mlp", "all"),
+    )
     lora_dropout: float = _setting(
-        0.0, "Share of the LoRA's inputs that is left out at each step, against overfitting.", low=0.0, high=0.99)
+        0.0, "Share of the LoRA's inputs that is left out at each step, against overfitting.", low=0.0, high=0.99
+    )
     use_rslora: bool = _setting(
-        False, "Scale the adapter by network_alpha / sqrt(rank), which suits high ranks (arXiv 2312.03732).")
+        False, "Scale the adapter by network_alpha / sqrt(rank), which suits high ranks (arXiv 2312.03732)."
+    )
     snr_gamma: float = _setting(
-        0.0, "Min-SNR weighting of the timesteps (arXiv 2303.09556); the paper uses 5. 0 turns it off.",
-        low=0.0, high=1000.0)
+        0.0,
+        "Min-SNR weighting of the timesteps (arXiv 2303.09556); the paper uses 5. 0 turns it off.",
+        low=0.0,
+        high=1000.0,
+    )
     noise_offset: float = _setting(
-        0.0, "Shifts the noise of whole pictures, so that very dark and bright ones can be learned. 0.05 is usual.",
-        low=0.0, high=1.0)
+        0.0,
+        "Shifts the noise of whole pictures, so that very dark and bright ones can be learned. 0.05 is usual.",
+        low=0.0,
+        high=1.0,
+    )
     masked_loss: bool = _setting(
-        False, "Count only the masked part of each photo (a MASK, or the photo's transparency).")
+        False, "Count only the masked part of each photo (a MASK, or the photo's transparency)."
+    )
     caption_dropout: float = _setting(
-        0.0, "Share of the photos that are shown with an empty prompt.", low=0.0, high=1.0)
+        0.0, "Share of the photos that are shown with an empty prompt.", low=0.0, high=1.0
+    )
     flip: bool = _setting(
-        False, "Also show the photos mirrored. Not for subjects with a left and a right, or with writing on them.")
+        False, "Also show the photos mirrored. Not for subjects with a left and a right, or with writing on them."
+    )
     ema_decay: float = _setting(
-        0.0, "Save a running average of the adapter (EMA). 0.99 averages over some hundred steps; a run shorter than "
-             "that averages over its last tenth or so (warm-up). 0 turns it off.", low=0.0, high=0.99999)
+        0.0,
+        "Save a running average of the adapter (EMA). 0.99 averages over some hundred steps; a run shorter than "
+        "that averages over its last tenth or so (warm-up). 0 turns it off.",
+        low=0.0,
+        high=0.99999,
+    )
     train_text_encoder: bool = _setting(
-        False, "Train a LoRA for the text encoder(s) too. Learns the subject's name better, and forgets sooner.")
-    text_encoder_lr: float = _setting(
-        5e-5, "Learning rate of the text encoder's LoRA.", low=1e-9, high=1.0)
+        False, "Train a LoRA for the text encoder(s) too. Learns the subject's name better, and forgets sooner."
+    )
+    text_encoder_lr: float = _setting(5e-5, "Learning rate of the text encoder's LoRA.", low=1e-9, high=1.0)
     text_encoder_share: float = _setting(
-        1.0, "Share of the steps in which the text encoder's LoRA is trained; after them it stays as it is.",
-        low=0.0, high=1.0)
+        1.0,
+        "Share of the steps in which the text encoder's LoRA is trained; after them it stays as it is.",
+        low=0.0,
+        high=1.0,
+    )
     enable_bucket: bool = _setting(
-        False, "Aspect-ratio buckets: photos keep about their own shape, at the area of resolution, in place of a "
-               "square. Class images stay square.")
+        False,
+        "Aspect-ratio buckets: photos keep about their own shape, at the area of resolution, in place of a "
+        "square. Class images stay square.",
+    )
     pictures_per_forward: int = _setting(
-        0, "Photos and class images at once; the rest of a batch follows, with the gradients summed up. Changes memory "
-           "and speed only (with lora_dropout also what is left out). 0: as many as fit.", low=0, high=512,
-        in_key=False)
+        0,
+        "Photos and class images at once; the rest of a batch follows, with the gradients summed up. Changes memory "
+        "and speed only (with lora_dropout also what is left out). 0: as many as fit.",
+        low=0,
+        high=512,
+        in_key=False,
+    )
     validation_prompts: tuple[str, ...] = _setting(
-        (), "Prompts drawn while training. {subject} becomes the trained words.", in_key=False)
+        (), "Prompts drawn while training. {subject} becomes the trained words.", in_key=False
+    )
     validation_interval: int = _setting(
-        100, "Steps between validation pictures. 0: at the end only.", low=0, high=1_000_000, in_key=False)
-    validation_steps: int = _setting(
-        20, "Sampling steps of a validation picture.", low=1, high=1000, in_key=False)
+        100, "Steps between validation pictures. 0: at the end only.", low=0, high=1_000_000, in_key=False
+    )
+    validation_steps: int = _setting(20, "Sampling steps of a validation picture.", low=1, high=1000, in_key=False)
     validation_guidance_scale: float = _setting(
-        7.0, "Classifier-free guidance of the validation pictures.", low=1.0, high=100.0, in_key=False)
+        7.0, "Classifier-free guidance of the validation pictures.", low=1.0, high=100.0, in_key=False
+    )
     checkpoint_seconds: float = _setting(
-        60.0, "At most this much work is lost when the program is killed, in seconds.", low=0.0, high=1e6, in_key=False)
+        60.0, "At most this much work is lost when the program is killed, in seconds.", low=0.0, high=1e6, in_key=False
+    )
 
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
             _check(setting, getattr(self, setting.name))
         if self.resolution % 8:
             raise SubjectBoothError(
-                f"resolution {self.resolution}", "a multiple of 8 (latents are 8 times smaller than pixels)",
-                f"use {self.resolution // 8 * 8}", "resolution")
+                f"resolution {self.resolution}",
+                "a multiple of 8 (latents are 8 times smaller than pixels)",
+                f"use {self.resolution // 8 * 8}",
+                "resolution",
+            )
         if self.lr_warmup_steps > self.steps:
             raise SubjectBoothError(
-                f"lr_warmup_steps {self.lr_warmup_steps} with {self.steps} steps", "no more than steps",
-                "lower lr_warmup_steps or raise steps", "lr_warmup_steps")
+                f"lr_warmup_steps {self.lr_warmup_steps} with {self.steps} steps",
+                "no more than steps",
+                "lower lr_warmup_steps or raise steps",
+                "lr_warmup_steps",
+            )
 
     def lr_at(self, step: int) -> float:
         """Learning rate of the update number ``step``, counted from 0. A function of the step alone: nothing to save.
@@ -204,13 +274,18 @@ class TrainConfig:
         unknown = sorted(set(values) - names)
         if unknown:
             raise SubjectBoothError(
-                f"unknown setting {unknown[0]!r}", f"one of {', '.join(sorted(names))}", "correct the name")
+                f"unknown setting {unknown[0]!r}", f"one of {', '.join(sorted(names))}", "correct the name"
+            )
         prompts = tuple(values.get("validation_prompts", ()))
         return cls(**{**values, "validation_prompts": prompts})
 
 
 def run_key(
-    config: TrainConfig, subject_digest: str, base_digest: str, priors_digest: str | None, trigger: str = "",
+    config: TrainConfig,
+    subject_digest: str,
+    base_digest: str,
+    priors_digest: str | None,
+    trigger: str = "",
 ) -> str:
     """Name of a run: 64 hex digits that change when, and only when, what it ends with would.
 
@@ -224,18 +299,27 @@ def run_key(
     fields = config.key_fields()
     if priors_digest is None:
         del fields["prior_loss_weight"]
-    return sha256_of(canonical_json({
-        "format": FORMAT_VERSION, "config": fields, "subject": subject_digest, "base": base_digest,
-        "priors": priors_digest, "trigger": trigger,
-    }))
+    return sha256_of(
+        canonical_json(
+            {
+                "format": FORMAT_VERSION,
+                "config": fields,
+                "subject": subject_digest,
+                "base": base_digest,
+                "priors": priors_digest,
+                "trigger": trigger,
+            }
+        )
+    )
 
 
 def _check(setting: dataclasses.Field[Any], value: Any) -> None:
     name, meta = setting.name, setting.metadata
     if meta["choices"]:
         if value not in meta["choices"]:
-            raise SubjectBoothError(f"{name} {value!r}", "one of " + ", ".join(meta["choices"]),
-                                    "choose one of them", name)
+            raise SubjectBoothError(
+                f"{name} {value!r}", "one of " + ", ".join(meta["choices"]), "choose one of them", name
+            )
         return
     if name == "validation_prompts":
         if not isinstance(value, tuple) or not all(isinstance(prompt, str) for prompt in value):

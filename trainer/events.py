@@ -131,8 +131,11 @@ def to_json(event: Event) -> dict[str, Any]:
     """The event as a JSON object with its kind under ``"event"``; pictures and absolute paths stay out."""
     if isinstance(event, Validation):
         values: dict[str, Any] = {
-            "step": event.step, "prompts": list(event.prompts), "sampling_steps": event.sampling_steps,
-            "guidance_scale": event.guidance_scale}
+            "step": event.step,
+            "prompts": list(event.prompts),
+            "sampling_steps": event.sampling_steps,
+            "guidance_scale": event.guidance_scale,
+        }
     else:
         values = asdict(event)
     if "path" in values:

@@ -57,9 +57,7 @@ class ComfyClient:
         """
         data = None if body is None else json.dumps(body).encode("utf-8")
         headers = {"Content-Type": "application/json"} if data is not None else {}
-        return self._send(
-            urllib.request.Request(self.url + path, data=data, headers=headers, method=method), timeout
-        )
+        return self._send(urllib.request.Request(self.url + path, data=data, headers=headers, method=method), timeout)
 
     def _send(self, request: urllib.request.Request, timeout: float) -> Any:
         try:
@@ -89,9 +87,7 @@ class ComfyClient:
         specs = {name: spec for group in ("required", "optional") for name, spec in given.get(group, {}).items()}
         return {name: spec[1]["default"] for name, spec in specs.items() if len(spec) > 1 and "default" in spec[1]}
 
-    def queue(
-        self, prompt: Prompt, *, extra_data: Mapping[str, Any] | None = None, targets: Sequence[str] = ()
-    ) -> str:
+    def queue(self, prompt: Prompt, *, extra_data: Mapping[str, Any] | None = None, targets: Sequence[str] = ()) -> str:
         """Queue a prompt; its id. `targets`: run only what these output nodes need.
 
         Raises:
@@ -283,9 +279,7 @@ class ComfyClient:
             while not self._stop.is_set():
                 try:
                     async with session.ws_connect(address, max_msg_size=0) as socket_:
-                        await socket_.send_json(
-                            {"type": "feature_flags", "data": {"supports_preview_metadata": True}}
-                        )
+                        await socket_.send_json({"type": "feature_flags", "data": {"supports_preview_metadata": True}})
                         self._connected.set()
                         while not self._stop.is_set():
                             try:

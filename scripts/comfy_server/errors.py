@@ -25,9 +25,7 @@ class PromptRejected(ComfyError):
 class NodeFailed(ComfyError):
     """A node raised while it ran. `node_message` is its own error text."""
 
-    def __init__(
-        self, message: str, node_id: str, node_type: str, node_message: str, exception_type: str
-    ) -> None:
+    def __init__(self, message: str, node_id: str, node_type: str, node_message: str, exception_type: str) -> None:
         super().__init__(message)
         self.node_id = node_id
         self.node_type = node_type

@@ -42,9 +42,7 @@ class RunResult:
 
     def executed(self) -> list[str]:
         """Node ids in the order they began to run."""
-        return [
-            e.data["node"] for e in self.events if e.type == "executing" and e.data.get("node") is not None
-        ]
+        return [e.data["node"] for e in self.events if e.type == "executing" and e.data.get("node") is not None]
 
     def of_type(self, type: str) -> list[Event]:
         return [e for e in self.events if e.type == type]

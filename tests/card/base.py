@@ -23,8 +23,12 @@ FAMILIES = {"sd1": SD1, "sdxl": SDXL}
 _SMALL_TEXT = dataclasses.replace(SD1.text_encoders[0], width=64, layers=2, heads=4)
 SMALL = dataclasses.replace(SD1, context_dim=64, text_encoders=(_SMALL_TEXT,))
 _SMALL_UNET = {
-    "block_out_channels": (32, 64), "cross_attention_dim": 64, "layers_per_block": 1,
-    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"), "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")}
+    "block_out_channels": (32, 64),
+    "cross_attention_dim": 64,
+    "layers_per_block": 1,
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
 
 
 def random_base(name: str, filling: Callable[[], Fill], small: bool = False) -> BaseModel:
@@ -48,17 +52,24 @@ def random_base(name: str, filling: Callable[[], Fill], small: bool = False) -> 
             return unet.requires_grad_(False).eval()
 
     def build_text(dtype: torch.dtype) -> list[Any]:
-        return [build_text_encoder(_Filled(filling(), _text_shapes(family, number)), shape, dtype, "random weights")
-                for number, shape in enumerate(family.text_encoders)]
+        return [
+            build_text_encoder(_Filled(filling(), _text_shapes(family, number)), shape, dtype, "random weights")
+            for number, shape in enumerate(family.text_encoders)
+        ]
 
     with torch.device("meta"):
         vae = full_size.vae(**({"block_out_channels": (32, 32, 32, 32)} if small else {}))
     weights = _Filled(filling(), {key: tensor.shape for key, tensor in vae.state_dict().items()})
     return BaseModel(
-        family=family, noise_scheduler=make_noise_scheduler(stable_diffusion_schedule(), "epsilon"),
+        family=family,
+        noise_scheduler=make_noise_scheduler(stable_diffusion_schedule(), "epsilon"),
         prompts=StoredPromptEncoder(lambda: build_text(torch.float32), family, None),
-        codec=KLCodec(dict(weights.items()), family.latent_scale, "random weights"), digest=f"random {name} {small}",
-        build_unet=build_unet, tokenize=lambda prompt: token_chunks(prompt, family), build_text_encoders=build_text)
+        codec=KLCodec(dict(weights.items()), family.latent_scale, "random weights"),
+        digest=f"random {name} {small}",
+        build_unet=build_unet,
+        tokenize=lambda prompt: token_chunks(prompt, family),
+        build_text_encoders=build_text,
+    )
 
 
 class _Filled(dict[str, torch.Tensor]):
@@ -80,8 +91,13 @@ def _text_shapes(family: Family, number: int) -> dict[str, torch.Size]:
 
     shape = family.text_encoders[number]
     config = CLIPTextConfig(
-        hidden_size=shape.width, intermediate_size=4 * shape.width, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, projection_dim=shape.width, vocab_size=49408)
+        hidden_size=shape.width,
+        intermediate_size=4 * shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        projection_dim=shape.width,
+        vocab_size=49408,
+    )
     with torch.device("meta"):
         model = (CLIPTextModelWithProjection if shape.projects else CLIPTextModel)(config)
     return {name: tensor.shape for name, tensor in model.state_dict().items()}

@@ -86,7 +86,12 @@ def base_on(bench: Bench, name: str = "sd1") -> BaseModel:
 
 
 def train(
-    bench: Bench, name: str = "sd1", *, kept: Checkpoint | None = None, stop: int = 0, free: FreeMemory | None = None,
+    bench: Bench,
+    name: str = "sd1",
+    *,
+    kept: Checkpoint | None = None,
+    stop: int = 0,
+    free: FreeMemory | None = None,
     **settings: Any,
 ) -> Trained:
     """A training on random latents. Afterwards the card is as empty as before.
@@ -97,8 +102,17 @@ def train(
         settings: of :class:`TrainConfig`.
     """
     base = base_on(bench, "sd1" if bench.small else name)
-    config = TrainConfig(**{"steps": 4, "resolution": bench.side, "learning_rate": 1e-3, "rank": 8,
-                            "network_alpha": 8.0, "precision": "fp32", **settings})
+    config = TrainConfig(
+        **{
+            "steps": 4,
+            "resolution": bench.side,
+            "learning_rate": 1e-3,
+            "rank": 8,
+            "network_alpha": 8.0,
+            "precision": "fp32",
+            **settings,
+        }
+    )
     shown = (CAPTIONS[0],) if config.validation_prompts else ()
     found = Trained()
     cuda = bench.device.type == "cuda"
@@ -143,8 +157,13 @@ def _data(base: BaseModel, config: TrainConfig) -> TrainingData:
     generator = torch.Generator().manual_seed(1)
     if id(base) not in _prompts:
         _prompts[id(base)] = dict(zip(prompts, base.prompts.encode(prompts), strict=True))
-    return TrainingData(torch.randn(3, 4, side, side, generator=generator), CAPTIONS, _prompts[id(base)],
-                        torch.randn(4, 4, side, side, generator=generator), CLASS_PROMPT)
+    return TrainingData(
+        torch.randn(3, 4, side, side, generator=generator),
+        CAPTIONS,
+        _prompts[id(base)],
+        torch.randn(4, 4, side, side, generator=generator),
+        CLASS_PROMPT,
+    )
 
 
 _prompts: dict[int, dict[str, Any]] = {}

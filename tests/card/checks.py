@@ -135,8 +135,9 @@ def step_down(bench: Bench) -> str:
     less = train(bench, gradient_checkpointing="on", **settings)
     total = torch.cuda.get_device_properties(bench.device).total_memory
     # What others have of the card does not count: the fraction is of what this process may take.
-    torch.cuda.set_per_process_memory_fraction((whole.peak + less.peak) / 2 / total + empty(bench) / total,
-                                               bench.device)
+    torch.cuda.set_per_process_memory_fraction(
+        (whole.peak + less.peak) / 2 / total + empty(bench) / total, bench.device
+    )
     try:
         found = train(bench, free=lambda _: None, **settings)
     finally:
@@ -161,8 +162,9 @@ def resume(bench: Bench) -> str:
 def validation(bench: Bench) -> str:
     """Pictures are finite, in 0..1 and no plain colour."""
     precision = "fp32" if bench.device.type == "cpu" else "auto"
-    found = train(bench, steps=1, precision=precision, validation_prompts=("x",), validation_interval=0,
-                  validation_steps=4)
+    found = train(
+        bench, steps=1, precision=precision, validation_prompts=("x",), validation_interval=0, validation_steps=4
+    )
     assert len(found.pictures) == 1, f"{len(found.pictures)} pictures: {found.notes}"
     picture = found.pictures[0]
     assert bool(torch.isfinite(picture).all()), "not finite"
@@ -188,8 +190,15 @@ def memory_left(bench: Bench) -> str:
     train(bench, steps=1)  # what CUDA's libraries keep for themselves is there from now on
     before = empty(bench)
     for _ in range(2):
-        train(bench, steps=1, precision="bf16", train_text_encoder=True, validation_prompts=("x",),
-              validation_interval=0, validation_steps=1)
+        train(
+            bench,
+            steps=1,
+            precision="bf16",
+            train_text_encoder=True,
+            validation_prompts=("x",),
+            validation_interval=0,
+            validation_steps=1,
+        )
     left = empty(bench) - before
     assert left < 2**20, f"{left / 2**20:.1f} MiB are left"
     return f"{left} bytes"
@@ -230,9 +239,20 @@ def plan_sdxl(bench: Bench) -> str:
 
 
 CHECKS: dict[str, Callable[[Bench], str]] = {
-    "fp32 twice": fp32, "tf32": tf32, "bf16": bf16, "fp16 with loss scaling": fp16, "resume": resume,
-    "text encoder": text_encoder, "validation pictures": validation, "random state": random_state,
-    "memory left": memory_left, "out of memory": step_down, "plan of SD 1.5": plan_sd1, "plan of SDXL": plan_sdxl,
-    "8-bit Adam": adamw8bit, "xformers": xformers, "plan of SD 1.5 in fp32": plan_sd1_fp32,
+    "fp32 twice": fp32,
+    "tf32": tf32,
+    "bf16": bf16,
+    "fp16 with loss scaling": fp16,
+    "resume": resume,
+    "text encoder": text_encoder,
+    "validation pictures": validation,
+    "random state": random_state,
+    "memory left": memory_left,
+    "out of memory": step_down,
+    "plan of SD 1.5": plan_sd1,
+    "plan of SDXL": plan_sdxl,
+    "8-bit Adam": adamw8bit,
+    "xformers": xformers,
+    "plan of SD 1.5 in fp32": plan_sd1_fp32,
 }
 """In the order of their value: what comes last may get no time."""

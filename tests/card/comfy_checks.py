@@ -67,10 +67,16 @@ def _given(bench: Bench, arguments: Sequence[str]) -> Given:
 
     assert bench.comfyui is not None
     with tempfile.TemporaryDirectory(prefix="check_gpu_") as scratch:
-        server = ComfyServer(bench.comfyui, Path(scratch), packs={"SubjectBooth": ROOT},
-                             args=[*arguments, "--disable-api-nodes"], cpu=bench.device.type == "cpu")
-        copy_file(tiny.tiny_checkpoint(ROOT / ".cache" / "tiny"),
-                  server.models_dir / "checkpoints" / full_size.CHECKPOINT)
+        server = ComfyServer(
+            bench.comfyui,
+            Path(scratch),
+            packs={"SubjectBooth": ROOT},
+            args=[*arguments, "--disable-api-nodes"],
+            cpu=bench.device.type == "cpu",
+        )
+        copy_file(
+            tiny.tiny_checkpoint(ROOT / ".cache" / "tiny"), server.models_dir / "checkpoints" / full_size.CHECKPOINT
+        )
         with server, ComfyClient(server.url, server) as client:
             photos = client.upload_images(sorted(full_size.PHOTOS.glob("*"))[:2])
             result = client.run(full_size.graph(client, photos), timeout=300)

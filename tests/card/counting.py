@@ -18,8 +18,16 @@ BLOCK = 512
 """CUDA's allocator rounds to so many bytes."""
 _TRAINER = str(Path(__file__).resolve().parent.parent.parent / "trainer")
 # They take no time on a card: no kernel is started for them.
-_FREE = {ATEN.empty.memory_format, ATEN.empty_strided.default, ATEN.empty_like.default, ATEN.detach.default,
-         ATEN.new_empty.default, ATEN.new_empty_strided.default, ATEN._unsafe_view.default, ATEN.lift_fresh.default}
+_FREE = {
+    ATEN.empty.memory_format,
+    ATEN.empty_strided.default,
+    ATEN.empty_like.default,
+    ATEN.detach.default,
+    ATEN.new_empty.default,
+    ATEN.new_empty_strided.default,
+    ATEN._unsafe_view.default,
+    ATEN.lift_fresh.default,
+}
 
 
 @dataclass
@@ -100,7 +108,8 @@ class Counting(Card):
         size = -(-storage.nbytes() // BLOCK) * BLOCK
         if self.capacity is not None and self.live + size > self.capacity:
             raise torch.OutOfMemoryError(
-                f"CUDA out of memory. Tried to allocate {size} bytes, {self.live} of {self.capacity} in use ({NAME})")
+                f"CUDA out of memory. Tried to allocate {size} bytes, {self.live} of {self.capacity} in use ({NAME})"
+            )
         self._sizes[key] = size
         self.live += size
         self.now.peak = max(self.now.peak, self.live)

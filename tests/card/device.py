@@ -34,10 +34,25 @@ ATEN = torch.ops.aten
 
 _KEY = torch._C.DispatchKeySet(torch._C.DispatchKey.AutocastPrivateUse1)
 # What CUDA's autocast computes in half and in float32 (pytorch.org/docs/stable/amp.html), as far as it comes up here.
-_IN_HALF = (ATEN.linear.default, ATEN.matmul.default, ATEN.mm.default, ATEN.bmm.default, ATEN.addmm.default,
-            ATEN.baddbmm.default, ATEN.conv2d.default, ATEN.conv2d.padding)
-_IN_FLOAT = (ATEN.layer_norm.default, ATEN.group_norm.default, ATEN.softmax.int, ATEN.mse_loss.default,
-             ATEN.pow.Tensor_Scalar, ATEN.sum.default, ATEN.sum.dim_IntList)
+_IN_HALF = (
+    ATEN.linear.default,
+    ATEN.matmul.default,
+    ATEN.mm.default,
+    ATEN.bmm.default,
+    ATEN.addmm.default,
+    ATEN.baddbmm.default,
+    ATEN.conv2d.default,
+    ATEN.conv2d.padding,
+)
+_IN_FLOAT = (
+    ATEN.layer_norm.default,
+    ATEN.group_norm.default,
+    ATEN.softmax.int,
+    ATEN.mse_loss.default,
+    ATEN.pow.Tensor_Scalar,
+    ATEN.sum.default,
+    ATEN.sum.dim_IntList,
+)
 
 _casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 """autocast's copies of the weights, which it keeps until it ends: by id, the weight and its copy."""
@@ -102,8 +117,12 @@ class Card(TorchDispatchMode):
         self._leaving = ExitStack()
 
     def __enter__(self) -> Card:
-        for context in (self._fake, mock.patch.multiple(torch, clear_autocast_cache=_casts.clear), _for_fakes(),
-                        _for_accelerate()):
+        for context in (
+            self._fake,
+            mock.patch.multiple(torch, clear_autocast_cache=_casts.clear),
+            _for_fakes(),
+            _for_accelerate(),
+        ):
             self._leaving.enter_context(context)
         super().__enter__()
         return self
@@ -178,8 +197,16 @@ def _for_fakes() -> Iterator[None]:
     """Let torch treat fake tensors as it treats those of a GPU."""
     from torch.utils import _foreach_utils
 
-    def fused_attention(query: Any, key: Any, value: Any, attn_mask: Any = None, dropout_p: float = 0.0,
-                        is_causal: bool = False, scale: float | None = None, **keywords: Any) -> Any:
+    def fused_attention(
+        query: Any,
+        key: Any,
+        value: Any,
+        attn_mask: Any = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        **keywords: Any,
+    ) -> Any:
         # The kernel that torch takes on a GPU; by itself it takes the one for unknown devices, of plain products.
         if torch.is_autocast_enabled(NAME):
             half = torch.get_autocast_dtype(NAME)
@@ -192,7 +219,8 @@ def _for_fakes() -> Iterator[None]:
             attn_mask = attn_mask.expand(*query.shape[:3], key.shape[2])
         keeps = torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value))
         return ATEN._scaled_dot_product_efficient_attention(
-            query, key, value, attn_mask, keeps, dropout_p, is_causal, scale=scale)[0]
+            query, key, value, attn_mask, keeps, dropout_p, is_causal, scale=scale
+        )[0]
 
     def swap(first: torch.Tensor, second: torch.Tensor) -> None:
         """torch.utils.swap_tensors(), by which a moved module keeps its parameters. That refuses tensors which anything
@@ -212,8 +240,11 @@ def _for_fakes() -> Iterator[None]:
     torch.__future__.set_swap_module_params_on_conversion(True)
     _foreach_utils._foreach_supported_types.append(FakeTensor)
     try:
-        with (mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", fused_attention),
-              mock.patch.object(torch.utils, "swap_tensors", swap), mock.patch.object(torch, "tensor", tensor)):
+        with (
+            mock.patch.object(torch.nn.functional, "scaled_dot_product_attention", fused_attention),
+            mock.patch.object(torch.utils, "swap_tensors", swap),
+            mock.patch.object(torch, "tensor", tensor),
+        ):
             yield
     finally:
         _foreach_utils._foreach_supported_types.remove(FakeTensor)
@@ -226,8 +257,11 @@ def _for_accelerate() -> Iterator[None]:
     import accelerate.accelerator
     import accelerate.state
 
-    with (mock.patch.object(accelerate.state.PartialState, "default_device", CARD),
-          mock.patch.object(accelerate.accelerator, "is_bf16_available", lambda *_: True),
-          mock.patch.object(accelerate.accelerator, "get_grad_scaler",
-                            lambda *_, **keywords: torch.amp.GradScaler(NAME, **keywords))):
+    with (
+        mock.patch.object(accelerate.state.PartialState, "default_device", CARD),
+        mock.patch.object(accelerate.accelerator, "is_bf16_available", lambda *_: True),
+        mock.patch.object(
+            accelerate.accelerator, "get_grad_scaler", lambda *_, **keywords: torch.amp.GradScaler(NAME, **keywords)
+        ),
+    ):
         yield

@@ -27,11 +27,11 @@ import torch  # noqa: E402
 from subjectbooth.tests.card.base import random_base  # noqa: E402
 from subjectbooth.tests.card.counting import Counting  # noqa: E402
 from subjectbooth.tests.card.device import CARD  # noqa: E402
-from subjectbooth.trainer import checkpoint  # noqa: E402
 from subjectbooth.trainer.base.base_model import BaseModel  # noqa: E402
 from subjectbooth.trainer.base.conditioning import Conditioning  # noqa: E402
 from subjectbooth.trainer.config import TrainConfig  # noqa: E402
 from subjectbooth.trainer.events import Adjusted, StepDone, Validation, ValidationStep  # noqa: E402
+from subjectbooth.trainer.learn import checkpoint  # noqa: E402
 from subjectbooth.trainer.learn.checkpoint import Checkpoint  # noqa: E402
 from subjectbooth.trainer.learn.data import TrainingData  # noqa: E402
 from subjectbooth.trainer.learn.loop import Training  # noqa: E402
@@ -42,7 +42,12 @@ CLASS_PROMPT = "a photo of a dog"
 
 
 def rehearse(
-    name: str, *, capacity: int | None = None, resume: int = 0, priors: bool = False, plans: bool = True,
+    name: str,
+    *,
+    capacity: int | None = None,
+    resume: int = 0,
+    priors: bool = False,
+    plans: bool = True,
     **settings: Any,
 ) -> dict[str, Any]:
     """One run, and what was counted at each of its steps.
@@ -81,6 +86,7 @@ def _base(name: str, card: Counting) -> BaseModel:
         def made(dtype: torch.dtype) -> Any:
             with card.unreal_cpu():
                 return build(dtype)
+
         return made
 
     assert build_text is not None
@@ -92,13 +98,24 @@ def _data(base: BaseModel, config: TrainConfig, priors: bool) -> TrainingData:
     pooled = torch.zeros(1, base.family.text_encoders[-1].width) if base.family.text_encoders[-1].projects else None
     prompt = Conditioning(torch.zeros(1, 77, base.family.context_dim), pooled)
     prompts = (*CAPTIONS, CLASS_PROMPT, "")
-    return TrainingData(torch.zeros(3, 4, side, side), CAPTIONS, dict.fromkeys(prompts, prompt),
-                        torch.zeros(4, 4, side, side) if priors else None, CLASS_PROMPT)
+    return TrainingData(
+        torch.zeros(3, 4, side, side),
+        CAPTIONS,
+        dict.fromkeys(prompts, prompt),
+        torch.zeros(4, 4, side, side) if priors else None,
+        CLASS_PROMPT,
+    )
 
 
 def _train(
-    base: BaseModel, data: TrainingData, config: TrainConfig, kept: Checkpoint | None, plans: bool, card: Counting,
-    found: dict[str, Any], last: int,
+    base: BaseModel,
+    data: TrainingData,
+    config: TrainConfig,
+    kept: Checkpoint | None,
+    plans: bool,
+    card: Counting,
+    found: dict[str, Any],
+    last: int,
 ) -> Checkpoint:
     """Train to step *last*; what is then kept."""
     shown = (CAPTIONS[0],) if config.validation_prompts else ()
@@ -120,8 +137,12 @@ def _train(
                 found["notes"].append(event.note)
         assert training._assembly is not None
         plan = training._assembly.plan
-        found["plan"] = {"base": plan.base, "adapter": plan.adapter, "optimizer": plan.optimizer,
-                         "activations": plan.activations}
+        found["plan"] = {
+            "base": plan.base,
+            "adapter": plan.adapter,
+            "optimizer": plan.optimizer,
+            "activations": plan.activations,
+        }
         found["chosen"] = training.chosen
         found["layers"] = len(training.lora())
         snapshot = training.snapshot()
@@ -131,36 +152,93 @@ def _train(
 
 def _kept(taken: Checkpoint) -> Checkpoint:
     """The checkpoint from the disk. What came from the card has no content: there it is zeros."""
+
     def real(value: Any) -> Any:
         return torch.zeros(value.shape, dtype=value.dtype) if isinstance(value, torch.Tensor) else value
 
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "checkpoint.safetensors"
-        checkpoint.save(path, dataclasses.replace(
-            taken, adapter={name: real(tensor) for name, tensor in taken.adapter.items()},
-            optimizer={index: {name: real(value) for name, value in entries.items()}
-                       for index, entries in taken.optimizer.items()},
-            average=[real(tensor) for tensor in taken.average]))
+        checkpoint.save(
+            path,
+            dataclasses.replace(
+                taken,
+                adapter={name: real(tensor) for name, tensor in taken.adapter.items()},
+                optimizer={
+                    index: {name: real(value) for name, value in entries.items()}
+                    for index, entries in taken.optimizer.items()
+                },
+                average=[real(tensor) for tensor in taken.average],
+            ),
+        )
         return checkpoint.load(path)
 
 
 REHEARSALS: dict[str, dict[str, Any]] = {
-    "sd1 bf16": {"name": "sd1", "precision": "bf16", "resume": 1, "ema_decay": 0.99, "validation_prompts": ("x",),
-                 "validation_interval": 0, "validation_steps": 1},
+    "sd1 bf16": {
+        "name": "sd1",
+        "precision": "bf16",
+        "resume": 1,
+        "ema_decay": 0.99,
+        "validation_prompts": ("x",),
+        "validation_interval": 0,
+        "validation_steps": 1,
+    },
     "sdxl fp16": {"name": "sdxl", "precision": "fp16", "steps": 1, "gradient_checkpointing": "on"},
-    "sd1 fp16, too large": {"name": "sd1", "precision": "fp16", "steps": 1, "train_text_encoder": True, "plans": False,
-                            "capacity": 2_450_000_000},
+    "sd1 fp16, too large": {
+        "name": "sd1",
+        "precision": "fp16",
+        "steps": 1,
+        "train_text_encoder": True,
+        "plans": False,
+        "capacity": 2_450_000_000,
+    },
     # The slow ones.
-    "sd1 fp16, far too large": {"name": "sd1", "precision": "fp16", "steps": 1, "train_text_encoder": True,
-                                "priors": True, "plans": False, "capacity": 2_450_000_000},
-    "sd1 fp16": {"name": "sd1", "precision": "fp16", "train_text_encoder": True, "priors": True, "snr_gamma": 5.0,
-                 "text_encoder_share": 0.5, "resume": 1, "gradient_accumulation_steps": 2, "pictures_per_forward": 1},
-    "sd1 fp32": {"name": "sd1", "precision": "fp32", "optimizer": "adafactor", "lora_targets": "all",
-                 "lora_dropout": 0.1, "resume": 1},
-    "sd1 prodigy": {"name": "sd1", "precision": "bf16", "optimizer": "prodigy", "learning_rate": 1.0, "resume": 1,
-                    "gradient_checkpointing": "on"},
-    "sdxl bf16": {"name": "sdxl", "precision": "bf16", "train_text_encoder": True, "priors": True, "resume": 1,
-                  "validation_prompts": ("x",), "validation_interval": 0, "validation_steps": 1},
+    "sd1 fp16, far too large": {
+        "name": "sd1",
+        "precision": "fp16",
+        "steps": 1,
+        "train_text_encoder": True,
+        "priors": True,
+        "plans": False,
+        "capacity": 2_450_000_000,
+    },
+    "sd1 fp16": {
+        "name": "sd1",
+        "precision": "fp16",
+        "train_text_encoder": True,
+        "priors": True,
+        "snr_gamma": 5.0,
+        "text_encoder_share": 0.5,
+        "resume": 1,
+        "gradient_accumulation_steps": 2,
+        "pictures_per_forward": 1,
+    },
+    "sd1 fp32": {
+        "name": "sd1",
+        "precision": "fp32",
+        "optimizer": "adafactor",
+        "lora_targets": "all",
+        "lora_dropout": 0.1,
+        "resume": 1,
+    },
+    "sd1 prodigy": {
+        "name": "sd1",
+        "precision": "bf16",
+        "optimizer": "prodigy",
+        "learning_rate": 1.0,
+        "resume": 1,
+        "gradient_checkpointing": "on",
+    },
+    "sdxl bf16": {
+        "name": "sdxl",
+        "precision": "bf16",
+        "train_text_encoder": True,
+        "priors": True,
+        "resume": 1,
+        "validation_prompts": ("x",),
+        "validation_interval": 0,
+        "validation_steps": 1,
+    },
 }
 """What each rehearses. sd1 bf16: the running average, a checkpoint and its resume, a picture; too large: loss scaling,
 a trained text encoder, and a card that is too small for everything at once; far too large: for two pictures too."""

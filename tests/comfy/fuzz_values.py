@@ -42,8 +42,11 @@ def is_refused_as(error: ComfyError, sentence: str) -> bool:
     """Whether our own sentence is in it, or, for a value outside of a list, ComfyUI's about that input and value."""
     given = re.match(r"(\w+) ('[^']*'); needed|(\w+) ('[^']*')$", sentence)
     name, value = [part for part in given.groups() if part] if given else ("", "")
-    return any(sentence in one for one in refusals_of(error)) or bool(name) and any(
-        one.startswith(f"{name}: {value} not in") for one in not_in_list(error))
+    return (
+        any(sentence in one for one in refusals_of(error))
+        or bool(name)
+        and any(one.startswith(f"{name}: {value} not in") for one in not_in_list(error))
+    )
 
 
 def refusals_of(error: ComfyError) -> list[str]:

@@ -30,33 +30,56 @@ import comfy.supported_models  # noqa: E402
 import torch  # noqa: E402
 
 from subjectbooth.nodes.noise import noise_schedule  # noqa: E402
-from subjectbooth.trainer import adapter  # noqa: E402
 from subjectbooth.trainer.base.base_model import inspect_unet, lora_layer_names  # noqa: E402
 from subjectbooth.trainer.base.sd.ldm_unet import diffusers_config, diffusers_names, ldm_names  # noqa: E402
 from subjectbooth.trainer.base.stored.parts import stable_diffusion_schedule  # noqa: E402
 from subjectbooth.trainer.config import TrainConfig  # noqa: E402
+from subjectbooth.trainer.learn import adapter  # noqa: E402
 from subjectbooth.trainer.runs.diffusers_names import with_kohya_names  # noqa: E402
 
 COMMON: dict[str, Any] = {
-    "image_size": 32, "in_channels": 4, "out_channels": 4, "model_channels": 320, "use_spatial_transformer": True,
-    "legacy": False, "use_temporal_attention": False, "dtype": torch.float32,
+    "image_size": 32,
+    "in_channels": 4,
+    "out_channels": 4,
+    "model_channels": 320,
+    "use_spatial_transformer": True,
+    "legacy": False,
+    "use_temporal_attention": False,
+    "dtype": torch.float32,
 }
 FOUR_LEVELS: dict[str, Any] = {
-    "num_res_blocks": [2, 2, 2, 2], "channel_mult": [1, 2, 4, 4], "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
-    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0], "transformer_depth_middle": 1,
+    "num_res_blocks": [2, 2, 2, 2],
+    "channel_mult": [1, 2, 4, 4],
+    "transformer_depth": [1, 1, 1, 1, 1, 1, 0, 0],
+    "transformer_depth_output": [1, 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 0],
+    "transformer_depth_middle": 1,
     "adm_in_channels": None,
 }
 # As published in the original releases' configurations.
 LAYOUTS: dict[str, tuple[Any, dict[str, Any]]] = {
-    "SD 1.x": (comfy.supported_models.SD15,
-               {**COMMON, **FOUR_LEVELS, "context_dim": 768, "use_linear_in_transformer": False}),
-    "SD 2.x": (comfy.supported_models.SD20,
-               {**COMMON, **FOUR_LEVELS, "context_dim": 1024, "use_linear_in_transformer": True}),
-    "SDXL": (comfy.supported_models.SDXL,
-             {**COMMON, "num_res_blocks": [2, 2, 2], "channel_mult": [1, 2, 4], "context_dim": 2048,
-              "transformer_depth": [0, 0, 2, 2, 10, 10], "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
-              "transformer_depth_middle": 10, "use_linear_in_transformer": True, "adm_in_channels": 2816,
-              "num_classes": "sequential"}),
+    "SD 1.x": (
+        comfy.supported_models.SD15,
+        {**COMMON, **FOUR_LEVELS, "context_dim": 768, "use_linear_in_transformer": False},
+    ),
+    "SD 2.x": (
+        comfy.supported_models.SD20,
+        {**COMMON, **FOUR_LEVELS, "context_dim": 1024, "use_linear_in_transformer": True},
+    ),
+    "SDXL": (
+        comfy.supported_models.SDXL,
+        {
+            **COMMON,
+            "num_res_blocks": [2, 2, 2],
+            "channel_mult": [1, 2, 4],
+            "context_dim": 2048,
+            "transformer_depth": [0, 0, 2, 2, 10, 10],
+            "transformer_depth_output": [0, 0, 0, 2, 2, 2, 10, 10, 10],
+            "transformer_depth_middle": 10,
+            "use_linear_in_transformer": True,
+            "adm_in_channels": 2816,
+            "num_classes": "sequential",
+        },
+    ),
 }
 
 
@@ -65,8 +88,11 @@ def compare(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
 
     model_config = kind(dict(config))
     model = model_config.get_model({}, "", device=torch.device("meta"))
-    shapes = {key.removeprefix("diffusion_model."): tensor.shape for key, tensor in model.state_dict().items()
-              if key.startswith("diffusion_model.")}
+    shapes = {
+        key.removeprefix("diffusion_model."): tensor.shape
+        for key, tensor in model.state_dict().items()
+        if key.startswith("diffusion_model.")
+    }
     family = inspect_unet(shapes, "test")
     with torch.device("meta"):
         unet = UNet2DConditionModel(**diffusers_config(shapes, family, "test"))
@@ -74,21 +100,34 @@ def compare(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
         expected = {name: tensor.shape for name, tensor in unet.state_dict().items()}
         adapter.inject(unet, TrainConfig(rank=8))
     found = {ours: shapes[ldm] for ldm, ours in diffusers_names(shapes).items()}
-    state = {name.replace(f".{adapter.ADAPTER_NAME}.", "."): parameter for name, parameter in unet.named_parameters()
-             if parameter.requires_grad}
+    state = {
+        name.replace(f".{adapter.ADAPTER_NAME}.", "."): parameter
+        for name, parameter in unet.named_parameters()
+        if parameter.requires_grad
+    }
     lora = adapter.to_kohya(state, "lora_unet", 8.0, lora_layer_names(shapes, family))
     key_map = comfy.lora.model_lora_keys_unet(model, {})
     of_diffusers = with_kohya_names({f"unet.{name}": tensor for name, tensor in state.items()}, {})
     same = {key_map.get(key.split(".")[0]) for key in of_diffusers} == {key_map.get(key.split(".")[0]) for key in lora}
     layers = {key.split(".")[0] for key in lora}
-    fitting = [layer for layer in layers if layer in key_map
-               and model.state_dict()[key_map[layer]].shape[:2]
-               == (lora[f"{layer}.lora_up.weight"].shape[0], lora[f"{layer}.lora_down.weight"].shape[1])]
-    return {"family": family.name, "parameters": sum(shape.numel() for shape in expected.values()),
-            "same_names": set(found) == set(expected),
-            "same_shapes": all(found.get(name) == shape for name, shape in expected.items()),
-            "names_backwards": ldm_names(expected) == {ours: ldm for ldm, ours in diffusers_names(shapes).items()},
-            "diffusers_names_taken": same, "layers": len(layers), "taken": len(fitting), "example": sorted(layers)[0]}
+    fitting = [
+        layer
+        for layer in layers
+        if layer in key_map
+        and model.state_dict()[key_map[layer]].shape[:2]
+        == (lora[f"{layer}.lora_up.weight"].shape[0], lora[f"{layer}.lora_down.weight"].shape[1])
+    ]
+    return {
+        "family": family.name,
+        "parameters": sum(shape.numel() for shape in expected.values()),
+        "same_names": set(found) == set(expected),
+        "same_shapes": all(found.get(name) == shape for name, shape in expected.items()),
+        "names_backwards": ldm_names(expected) == {ours: ldm for ldm, ours in diffusers_names(shapes).items()},
+        "diffusers_names_taken": same,
+        "layers": len(layers),
+        "taken": len(fitting),
+        "example": sorted(layers)[0],
+    }
 
 
 def sampling(kind: Any, config: dict[str, Any], marks: tuple[str, ...]) -> dict[str, Any]:
@@ -97,8 +136,11 @@ def sampling(kind: Any, config: dict[str, Any], marks: tuple[str, ...]) -> dict[
     patcher = types.SimpleNamespace(get_model_object=lambda name: getattr(model, name))
     alphas_cumprod, prediction_type = noise_schedule(patcher)
     from_file = stable_diffusion_schedule("ztsnr" in marks)
-    return {"prediction_type": prediction_type, "last": float(alphas_cumprod[-1]),
-            "difference": float((alphas_cumprod - from_file).abs().max())}
+    return {
+        "prediction_type": prediction_type,
+        "last": float(alphas_cumprod[-1]),
+        "difference": float((alphas_cumprod - from_file).abs().max()),
+    }
 
 
 MARKS: tuple[tuple[str, ...], ...] = ((), ("v_pred",), ("v_pred", "ztsnr"))

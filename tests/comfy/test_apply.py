@@ -48,7 +48,7 @@ def _of_diffusers(processor: str, up: str, down: str) -> dict[str, torch.Tensor]
 
 
 def _sampled_with(loader: str, lora_name: str) -> Graph:
-    """"8" puts the file on the tiny model, text to image "2".."7" shows what it does."""
+    """ "8" puts the file on the tiny model, text to image "2".."7" shows what it does."""
     graph = text_to_image(seed=1301, model=["8", 0], clip=["8", 1])
     applied = node(loader, model=["1", 0], clip=["1", 1], lora_name=lora_name, strength_model=1.0, strength_clip=1.0)
     if loader == "ApplySubjectLoRA":
@@ -76,14 +76,21 @@ def _of_kohya() -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("program", ["TrainLoraNode", "older diffusers", "newer diffusers"])
 def test_a_file_with_dotted_names_is_applied_as_comfyui_does(comfy: ComfyClient, program: str) -> None:
     """ComfyUI itself knows none of the names that diffusers writes today: it is given kohya's for them."""
-    files = {"TrainLoraNode": _of_train_lora_node(), "newer diffusers": _of_diffusers("", ".lora_B", ".lora_A"),
-             "older diffusers": _of_diffusers("processor.", "_lora.up", "_lora.down")}
+    files = {
+        "TrainLoraNode": _of_train_lora_node(),
+        "newer diffusers": _of_diffusers("", ".lora_B", ".lora_A"),
+        "older diffusers": _of_diffusers("processor.", "_lora.up", "_lora.down"),
+    }
     name = _save(comfy, program, files[program])
     known = _save(comfy, "of kohya", _of_kohya()) if program == "newer diffusers" else name
     plain, ours, theirs = (
         pixels(comfy, comfy.run(graph).images("7")[0])
-        for graph in (text_to_image(seed=1301), _sampled_with("ApplySubjectLoRA", name),
-                      _sampled_with("LoraLoader", known)))
+        for graph in (
+            text_to_image(seed=1301),
+            _sampled_with("ApplySubjectLoRA", name),
+            _sampled_with("LoraLoader", known),
+        )
+    )
     assert abs(ours - plain).mean() > 1
     assert np.array_equal(ours, theirs)
 
@@ -106,8 +113,12 @@ def _kinds(width: int) -> dict[str, dict[str, torch.Tensor]]:
         "DoRA over the inputs": {**of_320, "dora_scale": 1 + some(1, width)},
         "LoHa": {"hada_w1_a": up, "hada_w1_b": down, "hada_w2_a": up, "hada_w2_b": down, "alpha": alpha},
         "LoKr": {"lokr_w1": some(8, 8), "lokr_w2": some(width // 8, width // 8)},
-        "LoKr of factors": {"lokr_w1": some(8, 8), "lokr_w2_a": some(width // 8, 4), "lokr_w2_b": some(4, width // 8),
-                            "alpha": alpha},
+        "LoKr of factors": {
+            "lokr_w1": some(8, 8),
+            "lokr_w2_a": some(width // 8, 4),
+            "lokr_w2_b": some(4, width // 8),
+            "alpha": alpha,
+        },
         "OFT": {"oft_blocks": some(8, width // 8, width // 8)},
         "constrained OFT": {"oft_blocks": some(8, width // 8, width // 8), "alpha": torch.tensor(0.01)},
         "BOFT": {"oft_blocks": some(3, width // 8, 8, 8), "alpha": torch.tensor(0.01)},
@@ -121,8 +132,11 @@ def _kinds(width: int) -> dict[str, dict[str, torch.Tensor]]:
 
 def _applied(comfy: ComfyClient, lora_name: str) -> list[str]:
     """The lines that the node shows."""
-    graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
-             "12": apply_node(lora_name=lora_name, prompt="plain"), "13": node("ProbeValue", value=["12", 2])}
+    graph = {
+        "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+        "12": apply_node(lora_name=lora_name, prompt="plain"),
+        "13": node("ProbeValue", value=["12", 2]),
+    }
     del graph["12"]["inputs"]["subject_lora"]
     result = comfy.run(graph)
     shown = [event.data["text"] for event in result.of_type("progress_text")]
@@ -135,8 +149,10 @@ def test_a_layer_of_another_width_is_refused_whatever_its_kind(comfy: ComfyClien
     """ComfyUI logs a line and samples without it."""
     # The attention's other projections have no bias.
     layer = LAYER.replace("to_q", "to_out_0") if "bias" in kind else LAYER
-    fitting, other = (_save(comfy, f"{kind} {width}", {f"{layer}.{part}": tensor for part, tensor in
-                                                      _kinds(width)[kind].items()}) for width in (320, 640))
+    fitting, other = (
+        _save(comfy, f"{kind} {width}", {f"{layer}.{part}": tensor for part, tensor in _kinds(width)[kind].items()})
+        for width in (320, 640)
+    )
     assert _applied(comfy, fitting) == ["applied: all 1 layers"]
     with pytest.raises(NodeFailed) as failure:
         _applied(comfy, other)
@@ -148,25 +164,39 @@ def test_a_layer_of_another_width_is_refused_whatever_its_kind(comfy: ComfyClien
 
 def test_what_is_not_used_is_shown_on_the_node(comfy: ComfyClient) -> None:
     lora = {f"{LAYER}.{part}": tensor for part, tensor in _kinds(320)["LoRA"].items()}
-    others = {key.replace("blocks_0_attn1", f"blocks_{number}_attn1"): tensor for key, tensor in lora.items()
-              for number in range(1, 40)}
+    others = {
+        key.replace("blocks_0_attn1", f"blocks_{number}_attn1"): tensor
+        for key, tensor in lora.items()
+        for number in range(1, 40)
+    }
     few, more = _applied(comfy, _save(comfy, "of 40", {**lora, **others})), "transformer_blocks_10_attn1_to_q'"
     assert len(few) == 1 and few[0].startswith("1 of 40 layers fit this model;") and more in few[0]
     bundled = {f"bundle_emb.{name}.string_to_param.*": torch.ones(2, 768) for name in ("cat", "dog")}
     with_embeddings = _applied(comfy, _save(comfy, "bundled", {**lora, **bundled}))
     assert with_embeddings[0] == "applied: all 1 layers"
     assert with_embeddings[1].startswith("2 embeddings in the file ('cat', ...): not used;")
-    for kind, zero in (("LoRA", "lora_up"), ("LoHa", "hada_w2_b"), ("OFT", "oft_blocks"), ("difference", "diff"),
-                       ("GLoRA", "alpha"), ("LoKr", "")):
-        tensors = {f"{LAYER}.{part}": torch.zeros_like(tensor) if zero and part.startswith(zero) else tensor
-                   for part, tensor in _kinds(320)[kind].items()}
+    for kind, zero in (
+        ("LoRA", "lora_up"),
+        ("LoHa", "hada_w2_b"),
+        ("OFT", "oft_blocks"),
+        ("difference", "diff"),
+        ("GLoRA", "alpha"),
+        ("LoKr", ""),
+    ):
+        tensors = {
+            f"{LAYER}.{part}": torch.zeros_like(tensor) if zero and part.startswith(zero) else tensor
+            for part, tensor in _kinds(320)[kind].items()
+        }
         lines = _applied(comfy, _save(comfy, f"{kind} of zeros", tensors))
         assert [line.startswith("The file has no effect:") for line in lines[1:]] == [True] * bool(zero), kind
 
 
 def test_a_lora_of_another_kind_of_model_is_refused(comfy: ComfyClient) -> None:
-    tensors = {f"transformer.single_transformer_blocks.{number}.attn.to_q.lora_{part}.weight": torch.ones(4, 4)
-               for number in range(3) for part in "AB"}
+    tensors = {
+        f"transformer.single_transformer_blocks.{number}.attn.to_q.lora_{part}.weight": torch.ones(4, 4)
+        for number in range(3)
+        for part in "AB"
+    }
     with pytest.raises(NodeFailed) as failure:
         _applied(comfy, _save(comfy, "of Flux", tensors))
     assert "a LoRA of which this model takes 0 of 3 layers; needed: a LoRA for" in failure.value.node_message

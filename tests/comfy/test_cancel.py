@@ -39,9 +39,16 @@ def _bar(events: list[Event]) -> list[int]:
 @pytest.mark.parametrize(("kind", "at"), [("StepDone", 9), ("ValidationStep", 5)])
 def test_a_training_stops_within_one_step(comfy: ComfyClient, kind: str, at: int) -> None:
     drawn: dict[str, Any] = {"validation_prompts": "a photo of {subject}", "validation_interval": SHOWN_AT}
-    graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"), "10": subject_node(upload_cat(comfy)),
-             "11": train_node(steps=5000, learning_rate=0.006 + at / 1e5, output_name="cancelled",
-                              **(drawn if kind == "ValidationStep" else {}))}
+    graph = {
+        "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+        "10": subject_node(upload_cat(comfy)),
+        "11": train_node(
+            steps=5000,
+            learning_rate=0.006 + at / 1e5,
+            output_name="cancelled",
+            **(drawn if kind == "ValidationStep" else {}),
+        ),
+    }
     count, events = _run_and_cancel(comfy, graph, kind, at)
     assert count == at
     messages = [event.data for event in events if event.type == "subjectbooth.train"]

@@ -61,8 +61,14 @@ def test_the_first_example_trains_as_the_demo_base_was_measured(comfy: ComfyClie
     prompt = as_saved(comfy, "train_and_sample")
     options = {**comfy.defaults("DreamBoothOptions"), **OPTIONS}
     measured = dreambooth_graph("dog", {**SETTINGS, "steps": STEPS, "class_images": 24}, options)
-    shown = {"validation_prompts", "validation_interval", "validation_guidance_scale", "output_name", "precision",
-             "gradient_checkpointing"}
+    shown = {
+        "validation_prompts",
+        "validation_interval",
+        "validation_guidance_scale",
+        "output_name",
+        "precision",
+        "gradient_checkpointing",
+    }
     for kind in ("LoadSubjectImages", "DreamBoothLoRATrain", "DreamBoothOptions"):
         (example,) = (node["inputs"] for node in prompt.values() if node["class_type"] == kind)
         (wanted,) = (node["inputs"] for node in measured.values() if node["class_type"] == kind)
@@ -111,9 +117,11 @@ def test_the_example_for_a_checkpoint_of_ones_own_runs_at_the_defaults(comfy: Co
         assert changed <= {"class_word", "output_name", "validation_prompts"}, kind
     prompt = prompt_of(comfy, name)
     for node in prompt.values():
-        changes = {"CheckpointLoaderSimple": {"ckpt_name": "tiny15.safetensors"},
-                   "LoadSubjectImages": {"sample": "dog", "resolution": 64},
-                   "EmptyLatentImage": {"width": 64, "height": 64}}
+        changes = {
+            "CheckpointLoaderSimple": {"ckpt_name": "tiny15.safetensors"},
+            "LoadSubjectImages": {"sample": "dog", "resolution": 64},
+            "EmptyLatentImage": {"width": 64, "height": 64},
+        }
         node["inputs"].update(changes.get(node["class_type"], {}))
     result = comfy.run(prompt)
     assert [len(result.images(k)) for k, node in prompt.items() if node["class_type"] == "SaveImage"] == [4, 4]

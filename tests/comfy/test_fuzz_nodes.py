@@ -92,14 +92,19 @@ def test_random_inputs(comfy: ComfyClient, nothing_outside: None, kind: str) -> 
 def test_random_settings_of_the_trainer(comfy: ComfyClient, nothing_outside: None) -> None:
     """Most are refused before anything is loaded; what is allowed is trained for a step or two."""
     choose, count, images = announced("DreamBoothLoRATrain"), cases(60), upload_cat(comfy)
-    options = {name: spec[1]["default"] if "default" in spec[1] else spec[1]["options"][0] for name, spec
-               in comfy.object_info("DreamBoothOptions")["input"]["required"].items()}
+    options = {
+        name: spec[1]["default"] if "default" in spec[1] else spec[1]["options"][0]
+        for name, spec in comfy.object_info("DreamBoothOptions")["input"]["required"].items()
+    }
     outcomes = {"ran": 0, "refused by us": 0, "refused by ComfyUI": 0}
     sizes = ("steps", "train_batch_size", "gradient_accumulation_steps", "resolution", "validation_steps")
     for number in range(count):
-        graph: Graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
-                        "10": subject_node(images), "11": train_node(steps=1, options=["13", 0], seed=7),
-                        "13": node("DreamBoothOptions", **options)}
+        graph: Graph = {
+            "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+            "10": subject_node(images),
+            "11": train_node(steps=1, options=["13", 0], seed=7),
+            "13": node("DreamBoothOptions", **options),
+        }
         target = choose.choice(("11", "11", "13"))
         names = [name for name, value in graph[target]["inputs"].items() if not isinstance(value, list)]
         changed = {name: strange_value(choose) for name in choose.sample(names, choose.choice((1, 1, 2)))}
@@ -131,8 +136,11 @@ WRONG: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("changes", "said"), WRONG, ids=[f"{n}-{next(iter(c))}" for n, (c, _) in enumerate(WRONG)])
 def test_what_cannot_be_trained_is_said(comfy: ComfyClient, changes: dict[str, Any], said: str) -> None:
-    graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
-             "10": subject_node(upload_cat(comfy)), "11": train_node(**changes)}
+    graph = {
+        "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+        "10": subject_node(upload_cat(comfy)),
+        "11": train_node(**changes),
+    }
     with pytest.raises((NodeFailed, PromptRejected)) as failure:
         comfy.run(graph, targets=("11",))
     sentences = refusals_of(failure.value)
@@ -147,10 +155,12 @@ def test_what_cannot_be_trained_is_said(comfy: ComfyClient, changes: dict[str, A
 
 def test_prompts_of_500_tokens_and_many_alphabets_train(comfy: ComfyClient, nothing_outside: None) -> None:
     long, mixed = "a photo of {token} {class} " + "red green blue " * 166, "{subject} " + "собака 犬 🐶 " * 60
-    graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
-             "10": subject_node(upload_cat(comfy), prompt_template=long),
-             "11": train_node(steps=1, validation_prompts=mixed, output_name="рекс 🐶/длинный"),
-             "13": node("ProbeValue", value=["11", 1])}
+    graph = {
+        "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+        "10": subject_node(upload_cat(comfy), prompt_template=long),
+        "11": train_node(steps=1, validation_prompts=mixed, output_name="рекс 🐶/длинный"),
+        "13": node("ProbeValue", value=["11", 1]),
+    }
     path = Path(comfy.run(graph).outputs["13"]["report"][0]["value"])
     assert path == comfy.server.models_dir / "loras" / "рекс 🐶" / "длинный.safetensors"
     assert path.is_file()
@@ -169,8 +179,11 @@ def test_lora_files_of_strangers(comfy: ComfyClient, nothing_outside: None, tmp_
         if choose.random() < 0.5:
             values["prompt"] = strange_value(choose)
         name = stranger.name if choose.random() < 0.9 else strange_value(choose)
-        graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
-                 "12": apply_node(lora_name=name, **values), "13": node("ProbeValue", value=["12", 2])}
+        graph = {
+            "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+            "12": apply_node(lora_name=name, **values),
+            "13": node("ProbeValue", value=["12", 2]),
+        }
         del graph["12"]["inputs"]["subject_lora"]
         outcomes[outcome_of(comfy, graph, (number, kind, name, values), "13")] += 1
     stranger.unlink()
@@ -203,19 +216,29 @@ def _changed_layer(tensors: dict[str, torch.Tensor], change: str) -> dict[str, t
     return new
 
 
-@pytest.mark.parametrize(("change", "said"), [
-    ("no down", "an incomplete layer"), ("alpha list", "an incomplete layer"), ("other rank", "has the shapes"),
-    ("no rank", "has the shapes"), ("wrong base", "has the shapes"), ("flat", "has the shapes"),
-    ("alpha nan", "not finite"), ("no layer of this model", "takes 0 of"),
-])
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ("no down", "an incomplete layer"),
+        ("alpha list", "an incomplete layer"),
+        ("other rank", "has the shapes"),
+        ("no rank", "has the shapes"),
+        ("wrong base", "has the shapes"),
+        ("flat", "has the shapes"),
+        ("alpha nan", "not finite"),
+        ("no layer of this model", "takes 0 of"),
+    ],
+)
 def test_a_lora_that_does_not_fit_is_said(comfy: ComfyClient, change: str, said: str) -> None:
     """ComfyUI itself samples on without such a layer, or fails in the sampler with torch's words."""
     folder = comfy.server.models_dir / "loras"
     tensors = _changed_layer(safetensors.torch.load_file(folder / "tiny_style.safetensors"), change)
     (folder / "misfit.safetensors").write_bytes(safetensors.torch.save(tensors))
-    graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
-             "12": apply_node(lora_name="misfit.safetensors", prompt="a cat"),
-             "13": node("ProbeValue", value=["12", 2])}
+    graph = {
+        "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+        "12": apply_node(lora_name="misfit.safetensors", prompt="a cat"),
+        "13": node("ProbeValue", value=["12", 2]),
+    }
     del graph["12"]["inputs"]["subject_lora"]
     with pytest.raises(NodeFailed) as failure:
         comfy.run(graph)
@@ -256,8 +279,12 @@ def test_random_requests_to_the_routes(comfy: ComfyClient, nothing_outside: None
             body = choose.choice(BODIES)
             if choose.random() < 0.7:
                 body = json.dumps({choose.choice(NAMES): strange_value(choose) for _ in range(4)}).encode()
-        request = urllib.request.Request(comfy.url + url, data=body, method=method,
-                                         headers={"Content-Type": choose.choice(["application/json", "text/plain"])})
+        request = urllib.request.Request(
+            comfy.url + url,
+            data=body,
+            method=method,
+            headers={"Content-Type": choose.choice(["application/json", "text/plain"])},
+        )
         try:
             with urllib.request.urlopen(request, timeout=60) as answer:
                 status, content = answer.status, answer.read()

@@ -21,16 +21,22 @@ def layouts() -> dict[str, Any]:
     if comfyui is None:
         pytest.fail("No ComfyUI here: run scripts/get_comfyui.py or set COMFYUI_PATH.")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "comfy" / "layouts.py"), str(comfyui)], capture_output=True, text=True,
-        timeout=300, check=False)
+        [sys.executable, str(ROOT / "tests" / "comfy" / "layouts.py"), str(comfyui)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     return json.loads(done.stdout.splitlines()[-1])
 
 
 # Parameters of the published UNets; layers: four projections in each of two attentions of every transformer block.
 @pytest.mark.comfy
-@pytest.mark.parametrize(("family", "parameters", "layers"), [
-    ("SD 1.x", 859_520_964, 16 * 8), ("SD 2.x", 865_910_724, 16 * 8), ("SDXL", 2_567_463_684, 70 * 8)])
+@pytest.mark.parametrize(
+    ("family", "parameters", "layers"),
+    [("SD 1.x", 859_520_964, 16 * 8), ("SD 2.x", 865_910_724, 16 * 8), ("SDXL", 2_567_463_684, 70 * 8)],
+)
 def test_a_true_layout_is_read_weight_by_weight_and_its_adapter_taken_key_by_key(
     layouts: dict[str, Any], family: str, parameters: int, layers: int
 ) -> None:
@@ -45,8 +51,10 @@ def test_a_true_layout_is_read_weight_by_weight_and_its_adapter_taken_key_by_key
 
 
 @pytest.mark.comfy
-@pytest.mark.parametrize(("marks", "prediction_type", "last"), [
-    ("", "epsilon", 0.00466), ("v_pred", "v_prediction", 0.00466), ("v_pred ztsnr", "v_prediction", 0.0)])
+@pytest.mark.parametrize(
+    ("marks", "prediction_type", "last"),
+    [("", "epsilon", 0.00466), ("v_pred", "v_prediction", 0.00466), ("v_pred ztsnr", "v_prediction", 0.0)],
+)
 def test_sdxls_marks_mean_the_same_in_a_graph_and_from_a_file(
     layouts: dict[str, Any], marks: str, prediction_type: str, last: float
 ) -> None:

@@ -28,8 +28,11 @@ def _run_and_stop(client: ComfyClient, graph: dict[str, Any], at_least: int = 3)
     """Queue it, stop its training as the panel does, and wait for the whole graph."""
     since = len(client.events)
     prompt_id = client.queue(graph)
-    client.wait_event(lambda event: event.type == "progress" and event.data.get("node") == "11"
-                      and event.data["value"] >= at_least, since=since, timeout=240)
+    client.wait_event(
+        lambda event: event.type == "progress" and event.data.get("node") == "11" and event.data["value"] >= at_least,
+        since=since,
+        timeout=240,
+    )
     (active,) = client.request("GET", "/subjectbooth/active")["runs"]
     assert (active["node"], active["state"], active["steps"]) == ("11", "training", STEPS)
     answer = client.request("POST", f"/subjectbooth/runs/{active['run']}/stop")
@@ -93,8 +96,9 @@ def test_stop_and_keep_then_continue_is_an_uninterrupted_run(comfy: ComfyClient)
 
 def test_a_continued_run_can_be_stopped_and_then_continued_again(comfy: ComfyClient) -> None:
     """ComfyUI has a result for the same inputs in its cache: that of the stop."""
-    graph = train_and_sample(upload_cat(comfy), seed=1, steps=STEPS, output_name="twice", learning_rate=0.0044,
-                             after_stop="continue")
+    graph = train_and_sample(
+        upload_cat(comfy), seed=1, steps=STEPS, output_name="twice", learning_rate=0.0044, after_stop="continue"
+    )
     stopped = _run_and_stop(comfy, graph)
     step = stopped.outputs["11"]["subjectbooth"][0]["step"]
     assert step < STEPS
@@ -110,9 +114,17 @@ def test_an_unknown_after_stop_is_one_sentence(comfy: ComfyClient) -> None:
 
 
 def test_messages_are_few_and_the_log_has_every_step(comfy: ComfyClient) -> None:
-    result = comfy.run(train_and_sample(
-        upload_cat(comfy), seed=1, steps=24, output_name="told", learning_rate=0.0045,
-        validation_prompts="a photo of {subject}", validation_interval=10))
+    result = comfy.run(
+        train_and_sample(
+            upload_cat(comfy),
+            seed=1,
+            steps=24,
+            output_name="told",
+            learning_rate=0.0045,
+            validation_prompts="a photo of {subject}",
+            validation_interval=10,
+        )
+    )
     told = [event for event in result.events if event.type == "subjectbooth.train"]
     seconds = told[-1].time - told[0].time
     at_once = 9  # preparing, started, three of pictures, what is done at once with them, finished, the file
@@ -171,8 +183,10 @@ def test_a_full_message_costs_less_than_a_millisecond(comfy: ComfyClient) -> Non
     """The training that hands it over, and the server that makes JSON of it, each."""
     report = comfy.run({"1": node("ProbeMessage", nonce=1)}).outputs["1"]["report"][0]
     for part, times in report.items():
-        print(f"{part} a message: {times['median_ms']:.4f} ms in the median, {times['p99_ms']:.4f} ms at the 99th "
-              "percentile")
+        print(
+            f"{part} a message: {times['median_ms']:.4f} ms in the median, {times['p99_ms']:.4f} ms at the 99th "
+            "percentile"
+        )
         assert times["median_ms"] < 1
 
 
@@ -187,7 +201,8 @@ def _raw(client: ComfyClient, method: str, path: str) -> tuple[int, Any]:
         answer = connection.getresponse()
         content = answer.read()
         return answer.status, json.loads(content) if answer.getheader("Content-Type", "").startswith(
-            "application/json") else None
+            "application/json"
+        ) else None
     finally:
         connection.close()
 
@@ -202,7 +217,8 @@ def traps(_comfy_client: ComfyClient, tmp_path_factory: pytest.TempPathFactory) 
         folder.mkdir(parents=True)
         (folder / "run.json").write_text('{"trigger": "SECRET", "config": {"steps": 5}}', encoding="utf-8")
         (folder / "events.jsonl").write_text(
-            '{"event": "StepDone", "step": 1, "loss": 0.5, "instance_loss": 0.5}\nnot JSON\n', encoding="utf-8")
+            '{"event": "StepDone", "step": 1, "loss": 0.5, "instance_loss": 0.5}\nnot JSON\n', encoding="utf-8"
+        )
     try:
         (runs / "link").symlink_to(outside, target_is_directory=True)
         (runs / "alias").symlink_to(runs / "whole", target_is_directory=True)

@@ -75,9 +75,10 @@ def test_settings_in_english_are_what_the_scripts_say() -> None:
 def test_comfyui_serves_them(comfy: ComfyClient) -> None:
     served = comfy.request("GET", "/i18n")
     for language in ("en", "ru"):
-        assert served[language]["nodeDefs"]["DreamBoothLoRATrain"] == read(language, "nodeDefs.json")[
-            "DreamBoothLoRATrain"
-        ]
+        assert (
+            served[language]["nodeDefs"]["DreamBoothLoRATrain"]
+            == read(language, "nodeDefs.json")["DreamBoothLoRATrain"]
+        )
         assert served[language]["settings"] == read(language, "settings.json")
         assert served[language]["settingsCategories"]["SubjectBooth"] == "SubjectBooth"
 

@@ -20,8 +20,10 @@ RUNS = int(os.environ.get("SUBJECTBOOTH_RUNS", "6"))
 
 def _state(client: ComfyClient, nonce: int) -> dict[str, Any]:
     """With the checkpoint in the graph, so that ComfyUI's own model is alive and counted both times."""
-    graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
-             "2": node("ProbeState", after=["1", 0], nonce=nonce)}
+    graph = {
+        "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+        "2": node("ProbeState", after=["1", 0], nonce=nonce),
+    }
     return client.run(graph).outputs["2"]["report"][0]
 
 
@@ -36,8 +38,14 @@ def test_nothing_is_loaded_while_training_and_nothing_is_left_after_many_runs(co
 
     def graph(seed: int, steps: int = 3) -> dict[str, Any]:
         # The learning rate differs, so that every run is a run of its own.
-        return train_and_sample(images, seed=seed, steps=steps, learning_rate=1e-4 * (seed - 4000),
-                                output_name="memory", validation_prompts="a photo of {subject}")
+        return train_and_sample(
+            images,
+            seed=seed,
+            steps=steps,
+            learning_rate=1e-4 * (seed - 4000),
+            output_name="memory",
+            validation_prompts="a photo of {subject}",
+        )
 
     for number in range(1, 4):  # what is loaded once and for good (libraries, caches) is loaded now
         comfy.run(graph(4000 + number))
@@ -51,8 +59,13 @@ def test_nothing_is_loaded_while_training_and_nothing_is_left_after_many_runs(co
         if number % 5 == 3:
             since = len(comfy.events)
             prompt_id = comfy.queue(graph(seed, steps=500))
-            comfy.wait_event(lambda event: event.type == "progress" and event.data.get("node") == "11"
-                             and 3 <= event.data["value"] < 500, since=since, timeout=120)
+            comfy.wait_event(
+                lambda event: (
+                    event.type == "progress" and event.data.get("node") == "11" and 3 <= event.data["value"] < 500
+                ),
+                since=since,
+                timeout=120,
+            )
             comfy.interrupt()
             with pytest.raises(Interrupted):
                 comfy.wait(prompt_id, 60)
@@ -66,11 +79,17 @@ def test_nothing_is_loaded_while_training_and_nothing_is_left_after_many_runs(co
         assert at_steps, number
         assert at_steps[0] == 0, f"run {number}: {at_steps[0]} models were loaded at the first step"
     after = _state(comfy, 2)
-    report(f"{RUNS} runs that train and sample, in one ComfyUI", outcomes=outcomes, said=(
-        f"{outcomes['finished']} finished, {outcomes['cancelled']} cancelled, {outcomes['failed']} failed; parameters "
-        f"{before['parameters']:,} -> {after['parameters']:,}, tensors {before['tensors']} -> {after['tensors']}, "
-        f"memory {before['rss_mb']:.0f} -> {after['rss_mb']:.0f} MB, threads {len(before['threads'])} -> "
-        f"{len(after['threads'])}, file handles {before['handles']} -> {after['handles']}; settings unchanged"))
+    report(
+        f"{RUNS} runs that train and sample, in one ComfyUI",
+        outcomes=outcomes,
+        said=(
+            f"{outcomes['finished']} finished, {outcomes['cancelled']} cancelled, {outcomes['failed']} failed; "
+            f"parameters {before['parameters']:,} -> {after['parameters']:,}, "
+            f"tensors {before['tensors']} -> {after['tensors']}, "
+            f"memory {before['rss_mb']:.0f} -> {after['rss_mb']:.0f} MB, "
+            f"threads {len(before['threads'])} -> {len(after['threads'])}, file handles {before['handles']} -> {after['handles']}; settings unchanged"
+        ),
+    )
     assert after["parameters"] == before["parameters"]
     assert after["trainable_parameters"] == before["trainable_parameters"]
     # ComfyUI keeps what each node gave last, so a few tensors come and go with the graph; a run's own are hundreds.
@@ -87,8 +106,11 @@ def test_training_leaves_the_process_as_it_was(comfy: ComfyClient) -> None:
     images = upload_cat(comfy)
 
     def graph(nonce: int) -> dict[str, Any]:
-        return {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"), "10": subject_node(images),
-                "2": node("ProbeState", after=["1", 0], nonce=nonce)}
+        return {
+            "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+            "10": subject_node(images),
+            "2": node("ProbeState", after=["1", 0], nonce=nonce),
+        }
 
     comfy.run({**graph(0), "11": train_node(steps=2, learning_rate=0.0021)})  # loads what is loaded once and for good
     before = comfy.run(graph(1)).outputs["2"]["report"][0]

@@ -38,9 +38,7 @@ def packs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 @pytest.mark.slow
-def test_train_and_sample(
-    comfy_factory: Callable[..., ComfyServer], packs: dict[str, Path], tmp_path: Path
-) -> None:
+def test_train_and_sample(comfy_factory: Callable[..., ComfyServer], packs: dict[str, Path], tmp_path: Path) -> None:
     output = tmp_path / "вывод 🖼 of it"
     drive = tmp_path / "another drive é" / "loras"
     drive.mkdir(parents=True)
@@ -51,15 +49,34 @@ def test_train_and_sample(
     server = comfy_factory(args=args, base_dir=base, packs=packs)
     with server, ComfyClient(server.url, server) as comfy:
         names = [comfy.upload_image(photo, f"мой кот 🐱 {number}.png") for number, photo in enumerate(cat_photos())]
-        graph = train_and_sample(names, steps=2, output_name="мой кот/рекс 🐶", class_priors=["20", 0],
-                                 validation_prompts="a photo of {subject}", validation_interval=1)
+        graph = train_and_sample(
+            names,
+            steps=2,
+            output_name="мой кот/рекс 🐶",
+            class_priors=["20", 0],
+            validation_prompts="a photo of {subject}",
+            validation_interval=1,
+        )
         graph["20"] = node(
-            "GenerateClassPriors", model=["1", 0], clip=["1", 1], vae=["1", 2], subject=["10", 0],
-            class_prompt="a photo of a {class}, чёрно-белая 🐈", negative="", count=1, steps=1, cfg=1.0,
-            sampler_name="euler", scheduler="normal", seed=5, batch_size=1, exclude="")
+            "GenerateClassPriors",
+            model=["1", 0],
+            clip=["1", 1],
+            vae=["1", 2],
+            subject=["10", 0],
+            class_prompt="a photo of a {class}, чёрно-белая 🐈",
+            negative="",
+            count=1,
+            steps=1,
+            cfg=1.0,
+            sampler_name="euler",
+            scheduler="normal",
+            seed=5,
+            batch_size=1,
+            exclude="",
+        )
         done = comfy.run(graph)
 
-        picture, = done.images("7")
+        (picture,) = done.images("7")
         assert picture["type"] == "output"
         with Image.open(output / picture["subfolder"] / picture["filename"]) as shown:
             assert shown.size == (SIZE, SIZE)

@@ -48,7 +48,7 @@ def test_a_body_that_comes_in_pieces_is_one_body(comfy: ComfyClient) -> None:
     connection.putheader("Content-Length", str(len(body)))
     connection.endheaders()
     for start in range(0, len(body), 1000):
-        connection.send(body[start:start + 1000])
+        connection.send(body[start : start + 1000])
         time.sleep(0.1)
     answer = connection.getresponse()
     whole = ask(comfy, "/subjectbooth/photos", body)
@@ -162,8 +162,22 @@ def test_a_sample_brings_its_photos_and_its_word(comfy: ComfyClient) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["../secret.png", "/etc/hostname", "..%2fsecret.png", "%2e%2e/secret.png", "a/../../secret.png", "..\\secret.png",
-     "C:\\secret.png", "link.png", "nul\u0000.png", "x" * 5000, "secret.png [output]/../..", 5, {"a": 1}, [["a"]]],
+    [
+        "../secret.png",
+        "/etc/hostname",
+        "..%2fsecret.png",
+        "%2e%2e/secret.png",
+        "a/../../secret.png",
+        "..\\secret.png",
+        "C:\\secret.png",
+        "link.png",
+        "nul\u0000.png",
+        "x" * 5000,
+        "secret.png [output]/../..",
+        5,
+        {"a": 1},
+        [["a"]],
+    ],
 )
 def test_no_name_leads_out_of_the_input_folder(comfy: ComfyClient, name: Any) -> None:
     server = server_of(comfy)
@@ -195,8 +209,15 @@ def test_settings_that_the_node_would_refuse(comfy: ComfyClient, changes: dict[s
 
 def test_a_new_lora_is_there_without_a_restart(comfy: ComfyClient) -> None:
     """In the list, over the API, and with its words and the picture that was drawn with it."""
-    graph = train_and_sample(upload_cat(comfy), output_name="routes/fresh", seed=91, steps=4, learning_rate=0.0023,
-                             validation_prompts="a photo of {subject}", validation_interval=2)
+    graph = train_and_sample(
+        upload_cat(comfy),
+        output_name="routes/fresh",
+        seed=91,
+        steps=4,
+        learning_rate=0.0023,
+        validation_prompts="a photo of {subject}",
+        validation_interval=2,
+    )
     comfy.run(graph)
     name = "routes/fresh.safetensors" if os.sep == "/" else "routes\\fresh.safetensors"
     listed = comfy.request("GET", "/object_info/ApplySubjectLoRA")["ApplySubjectLoRA"]["input"]["required"]["lora_name"]

@@ -20,8 +20,10 @@ from subjectbooth.tests.comfy.training_graphs import subject_node, train_node, u
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.learn import checkpoint
 
-PLAN = re.compile(r"plan: base ([\d.]+) \+ adapter ([\d.]+) \+ optimizer ([\d.]+) \+ activations ([\d.]+) = ([\d.]+) "
-                  r"of ([\d.]+) GB free; fp32, adamw, checkpointing (on|off), (\d) of 2 pictures at once")
+PLAN = re.compile(
+    r"plan: base ([\d.]+) \+ adapter ([\d.]+) \+ optimizer ([\d.]+) \+ activations ([\d.]+) = ([\d.]+) "
+    r"of ([\d.]+) GB free; fp32, adamw, checkpointing (on|off), (\d) of 2 pictures at once"
+)
 
 
 @contextmanager
@@ -60,11 +62,17 @@ class Told:
 
 def _train(client: ComfyClient, name: str, **changes: Any) -> Told:
     train = train_node(rank=256, train_batch_size=2, resolution=128, output_name=name, **changes)
-    graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
-             "10": subject_node(upload_cat(client)), "11": train}
+    graph = {
+        "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+        "10": subject_node(upload_cat(client)),
+        "11": train,
+    }
     result = client.run(graph)
-    (text,) = [str(event.data["text"]) for event in result.of_type("progress_text")
-               if event.data["node"] == "11" and "plan: " in str(event.data["text"])]
+    (text,) = [
+        str(event.data["text"])
+        for event in result.of_type("progress_text")
+        if event.data["node"] == "11" and "plan: " in str(event.data["text"])
+    ]
     plan = PLAN.search(text)
     assert plan is not None, text
     assert plan[0] in result.outputs["11"]["text"], "it stays with the node's result"
@@ -73,16 +81,24 @@ def _train(client: ComfyClient, name: str, **changes: Any) -> Told:
     with safetensors.safe_open(path, "pt") as file:
         weights = sum(4 * math.prod(file.get_slice(key).get_shape()) for key in file.keys() if key.endswith(".weight"))
         metadata = file.metadata()
-    return Told(plan, text, message, client.request("GET", f"/subjectbooth/runs/{message['run']}/events"),
-                client.server.output_dir / "subjectbooth" / message["run"], metadata, weights)
+    return Told(
+        plan,
+        text,
+        message,
+        client.request("GET", f"/subjectbooth/runs/{message['run']}/events"),
+        client.server.output_dir / "subjectbooth" / message["run"],
+        metadata,
+        weights,
+    )
 
 
-def test_the_plan_is_shown_with_what_auto_chose_which_the_files_keep(
-    comfy: ComfyClient, tiny_checkpoint: Path
-) -> None:
+def test_the_plan_is_shown_with_what_auto_chose_which_the_files_keep(comfy: ComfyClient, tiny_checkpoint: Path) -> None:
     with safetensors.safe_open(tiny_checkpoint, "pt") as file:
-        base = sum(4 * math.prod(file.get_slice(key).get_shape()) for key in file.keys()
-                   if key.startswith("model.diffusion_model."))
+        base = sum(
+            4 * math.prod(file.get_slice(key).get_shape())
+            for key in file.keys()
+            if key.startswith("model.diffusion_model.")
+        )
     with _free(comfy, 1):
         little = _train(comfy, "little", learning_rate=0.0061, steps=2)
     assert little.plan.groups()[6:] == ("on", "1")

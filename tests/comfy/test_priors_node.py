@@ -32,7 +32,7 @@ SCALE = 0.18215
 
 
 def priors_graph(comfy: ComfyClient, *, class_word: str = "cat", **inputs: Any) -> Graph:
-    """"1" checkpoint, "10" subject, "20" GenerateClassPriors, "21" and "22" probes of its outputs."""
+    """ "1" checkpoint, "10" subject, "20" GenerateClassPriors, "21" and "22" probes of its outputs."""
     buffer = io.BytesIO()
     Image.fromarray(data.chelsea()).save(buffer, "PNG")
     given = {

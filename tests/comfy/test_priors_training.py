@@ -73,12 +73,19 @@ def test_the_latents_are_not_touched_by_training(comfy: ComfyClient) -> None:
     assert comfy.run(graph).outputs["21"]["report"][0] == first.outputs["21"]["report"][0]
 
 
-@pytest.mark.parametrize(("train", "options", "sentence"), [
-    ({}, {"masked_loss": True}, "masked_loss without a mask"),
-    ({"rank": 400}, {}, "rank 400; needed: 320 or less"),
-    ({"validation_prompts": "embedding:nothing {subject}"}, {"train_text_encoder": True}, "with an embedding: in it"),
-    ({"output_name": "blocked/cat"}, {}, "the LoRA cannot be written"),
-])
+@pytest.mark.parametrize(
+    ("train", "options", "sentence"),
+    [
+        ({}, {"masked_loss": True}, "masked_loss without a mask"),
+        ({"rank": 400}, {}, "rank 400; needed: 320 or less"),
+        (
+            {"validation_prompts": "embedding:nothing {subject}"},
+            {"train_text_encoder": True},
+            "with an embedding: in it",
+        ),
+        ({"output_name": "blocked/cat"}, {}, "the LoRA cannot be written"),
+    ],
+)
 def test_what_the_trainer_refuses_is_refused_before_class_images_are_made(
     comfy: ComfyClient, train: dict[str, Any], options: dict[str, Any], sentence: str
 ) -> None:
@@ -107,8 +114,14 @@ def test_a_trainer_whose_settings_are_not_known_yet_is_left_to_itself(comfy: Com
 
 def test_class_images_of_another_model_are_reported_by_the_trainer(comfy: ComfyClient) -> None:
     graph = priors_graph(comfy, seed=2500, count=1)
-    graph["9"] = node("LoraLoader", model=["1", 0], clip=["1", 1], lora_name="tiny_style.safetensors",
-                      strength_model=0.8, strength_clip=0.8)
+    graph["9"] = node(
+        "LoraLoader",
+        model=["1", 0],
+        clip=["1", 1],
+        lora_name="tiny_style.safetensors",
+        strength_model=0.8,
+        strength_clip=0.8,
+    )
     graph["20"]["inputs"]["model"] = ["9", 0]
     graph["11"] = train_node(class_priors=["20", 0], output_name="other_priors", steps=1)
     assert "The class images were made by another model" in "\n".join(comfy.run(graph).outputs["11"]["text"])

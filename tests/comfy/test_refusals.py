@@ -30,21 +30,31 @@ def images(_comfy_client: ComfyClient) -> list[str]:
         wider = torch.zeros(320, channels, 3, 3, dtype=torch.float16)
         wider[:, :4] = unet[first][:, :4]
         _save(models / "diffusion_models" / f"{name}.safetensors", {**unet, first: wider})
-    _save(models / "diffusion_models" / "sd3.safetensors", {
-        "joint_blocks.0.context_block.attn.qkv.weight": torch.zeros(192, 64),
-        "joint_blocks.0.x_block.attn.qkv.weight": torch.zeros(192, 64),
-        "x_embedder.proj.weight": torch.zeros(64, 16, 2, 2), "final_layer.linear.weight": torch.zeros(64, 64),
-        "y_embedder.mlp.0.weight": torch.zeros(64, 2048), "context_embedder.weight": torch.zeros(64, 4096),
-        "pos_embed": torch.zeros(1, 16, 64)})
+    _save(
+        models / "diffusion_models" / "sd3.safetensors",
+        {
+            "joint_blocks.0.context_block.attn.qkv.weight": torch.zeros(192, 64),
+            "joint_blocks.0.x_block.attn.qkv.weight": torch.zeros(192, 64),
+            "x_embedder.proj.weight": torch.zeros(64, 16, 2, 2),
+            "final_layer.linear.weight": torch.zeros(64, 64),
+            "y_embedder.mlp.0.weight": torch.zeros(64, 2048),
+            "context_embedder.weight": torch.zeros(64, 4096),
+            "pos_embed": torch.zeros(1, 16, 64),
+        },
+    )
     # ComfyUI tells a text encoder by one weight; the rest stays unread.
-    _save(models / "text_encoders" / "clip_h.safetensors", {
-        "text_model.encoder.layers.22.mlp.fc1.weight": torch.zeros(4096, 1024, dtype=torch.float16)})
+    _save(
+        models / "text_encoders" / "clip_h.safetensors",
+        {"text_model.encoder.layers.22.mlp.fc1.weight": torch.zeros(4096, 1024, dtype=torch.float16)},
+    )
     vae = {name.removeprefix("first_stage_model."): tensor for name, tensor in tiny.autoencoder(5).items()}
     vae["taesd_decoder.1.weight"] = torch.zeros(64, 16, 3, 3)
     last = max((name for name in vae if name.startswith("taesd_encoder.") and vae[name].shape[0] == 4), key=len)
     number = last.split(".")[1]
-    vae |= {f"taesd_encoder.{number}.weight": torch.zeros(16, 64, 3, 3),
-            f"taesd_encoder.{number}.bias": torch.zeros(16)}
+    vae |= {
+        f"taesd_encoder.{number}.weight": torch.zeros(16, 64, 3, 3),
+        f"taesd_encoder.{number}.bias": torch.zeros(16),
+    }
     _save(models / "vae" / "sixteen.safetensors", vae)
     _save(models / "checkpoints" / "no_clip.safetensors", {**unet, **tiny.autoencoder(5)})
     return upload_cat(_comfy_client)
@@ -60,16 +70,31 @@ CASES: dict[str, tuple[dict[str, Any], str, list[Any], str]] = {
     "edit": (_unet("edit"), "model", ["8", 0], "8 input channels, an edit model"),
     "SD 3": (_unet("sd3"), "model", ["8", 0], "(SD 3)"),
     "fp8": (_unet("plain", "fp8_e4m3fn"), "model", ["8", 0], "quantised to float8_e4m3fn"),
-    "EDM": (node("ModelSamplingContinuousEDM", model=["1", 0], sampling="v_prediction", sigma_max=120.0,
-                 sigma_min=0.002), "model", ["8", 0], "a model that samples by"),
+    "EDM": (
+        node("ModelSamplingContinuousEDM", model=["1", 0], sampling="v_prediction", sigma_max=120.0, sigma_min=0.002),
+        "model",
+        ["8", 0],
+        "a model that samples by",
+    ),
     "flow": (node("ModelSamplingSD3", model=["1", 0], shift=3.0), "model", ["8", 0], "a model that samples by"),
     "CLIP of SD 2.x": (
-        node("CLIPLoader", clip_name="clip_h.safetensors", type="stable_diffusion", device="default"), "clip",
-        ["8", 0], "a CLIP with clip_h for a model of the family SD 1.x; needed: one with clip_l"),
-    "VAE of Flux": (node("VAELoader", vae_name="sixteen.safetensors"), "vae", ["8", 0],
-                    "a VAE with 16 latent channels"),
-    "no CLIP": (node("CheckpointLoaderSimple", ckpt_name="no_clip.safetensors"), "clip", ["8", 1],
-                "a checkpoint without a CLIP"),
+        node("CLIPLoader", clip_name="clip_h.safetensors", type="stable_diffusion", device="default"),
+        "clip",
+        ["8", 0],
+        "a CLIP with clip_h for a model of the family SD 1.x; needed: one with clip_l",
+    ),
+    "VAE of Flux": (
+        node("VAELoader", vae_name="sixteen.safetensors"),
+        "vae",
+        ["8", 0],
+        "a VAE with 16 latent channels",
+    ),
+    "no CLIP": (
+        node("CheckpointLoaderSimple", ckpt_name="no_clip.safetensors"),
+        "clip",
+        ["8", 1],
+        "a checkpoint without a CLIP",
+    ),
 }
 
 
@@ -78,10 +103,25 @@ def test_a_wired_base_is_refused_before_anything_is_made(comfy: ComfyClient, ima
     loader, name, link, sentence = CASES[case]
     wired = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], name: link}
     graph: Graph = {
-        "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"), "8": loader, "10": subject_node(images)}
+        "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+        "8": loader,
+        "10": subject_node(images),
+    }
     priors = node(
-        "GenerateClassPriors", **wired, subject=["10", 0], class_prompt="a photo of a {class}", negative="", count=1,
-        steps=1, cfg=1.0, sampler_name="euler", scheduler="normal", seed=987, batch_size=1, exclude="")
+        "GenerateClassPriors",
+        **wired,
+        subject=["10", 0],
+        class_prompt="a photo of a {class}",
+        negative="",
+        count=1,
+        steps=1,
+        cfg=1.0,
+        sampler_name="euler",
+        scheduler="normal",
+        seed=987,
+        batch_size=1,
+        exclude="",
+    )
     made = comfy.server.output_dir / "subjectbooth"
     before = set(made.rglob("*")) if made.is_dir() else set()
     for tried in ({"11": train_node(**wired, seed=987)}, {"20": priors}):
@@ -95,8 +135,10 @@ def test_a_wired_base_is_refused_before_anything_is_made(comfy: ComfyClient, ima
 def test_a_base_quantised_by_comfyui_gguf_is_refused(comfy: ComfyClient) -> None:
     """The pack ComfyUI-GGUF itself is not here: one layer of the tiny model gives what its layers give (commit
     03842fa), stand-ins of packed bytes."""
-    graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
-             "99": node("ProbeQuantised", model=["1", 0], clip=["1", 1], vae=["1", 2])}
+    graph = {
+        "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+        "99": node("ProbeQuantised", model=["1", 0], clip=["1", 1], vae=["1", 2]),
+    }
     report = comfy.run(graph).outputs["99"]["report"][0]
     assert report["family"] == "SD 1.x"
     assert "quantised to packed bytes, as GGUF and nf4 are" in report["said"]

@@ -27,8 +27,14 @@ ROOT = Path(__file__).resolve().parents[2]
 
 def run_in_shell(*arguments: str, python: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, *python, "-m", "trainer", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=600,
-        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}, check=False)
+        [sys.executable, *python, "-m", "trainer", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"},
+        check=False,
+    )
 
 
 def run_here(*arguments: str) -> subprocess.CompletedProcess[str]:
@@ -47,9 +53,30 @@ def write_photos(folder: Path) -> Path:
 
 
 def _arguments(checkpoint: Path, photos: Path, output: Path, *more: str) -> list[str]:
-    return ["--base", str(checkpoint), "--photos", str(photos), "--class-word", "cat", "--output_dir", str(output),
-            "--output_name", "cat", "--resolution", str(SIZE), "--steps", "4", "--rank", "4", "--network_alpha", "2",
-            "--learning_rate", "0.01", "--cpu", *more]
+    return [
+        "--base",
+        str(checkpoint),
+        "--photos",
+        str(photos),
+        "--class-word",
+        "cat",
+        "--output_dir",
+        str(output),
+        "--output_name",
+        "cat",
+        "--resolution",
+        str(SIZE),
+        "--steps",
+        "4",
+        "--rank",
+        "4",
+        "--network_alpha",
+        "2",
+        "--learning_rate",
+        "0.01",
+        "--cpu",
+        *more,
+    ]
 
 
 @pytest.mark.oldest
@@ -57,12 +84,15 @@ def test_the_shell_trains_what_comfyui_trains(comfy: ComfyClient, tiny_checkpoin
     """On a caption with round brackets too, which ComfyUI's prompts give another meaning."""
     photos = write_photos(tmp_path / "my photos")
     template = r"a photo of {token} {class} (toy) \(outdoors\), ((big:1.4"
-    done = run_in_shell(*_arguments(tiny_checkpoint, photos, tmp_path / "out", "--seed", "9", "--prompt_template",
-                                    template))
+    done = run_in_shell(
+        *_arguments(tiny_checkpoint, photos, tmp_path / "out", "--seed", "9", "--prompt_template", template)
+    )
     assert done.returncode == 0, done.stderr
-    graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
-             "10": subject_node(upload_cat(comfy), prompt_template=template),
-             "11": train_node(steps=4, learning_rate=0.01, seed=9, output_name="as_in_shell")}
+    graph = {
+        "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+        "10": subject_node(upload_cat(comfy), prompt_template=template),
+        "11": train_node(steps=4, learning_rate=0.01, seed=9, output_name="as_in_shell"),
+    }
     comfy.run(graph)
     shell = safetensors.torch.load_file(tmp_path / "out" / "cat.safetensors")
     graph_made = safetensors.torch.load_file(comfy.server.models_dir / "loras" / "as_in_shell.safetensors")
@@ -113,8 +143,15 @@ def test_captions_of_the_shell(tmp_path: Path) -> None:
 @pytest.mark.oldest
 def test_class_images_and_a_second_call_from_the_shell(tiny_checkpoint: Path, tmp_path: Path) -> None:
     photos = write_photos(tmp_path / "photos")
-    arguments = _arguments(tiny_checkpoint, photos, tmp_path / "out", "--num_class_images", "2",
-                           "--validation_prompts", "a photo of {subject}")
+    arguments = _arguments(
+        tiny_checkpoint,
+        photos,
+        tmp_path / "out",
+        "--num_class_images",
+        "2",
+        "--validation_prompts",
+        "a photo of {subject}",
+    )
     first = run_here(*arguments)
     assert first.returncode == 0, first.stderr
     assert "trained:" in first.stdout
@@ -144,17 +181,18 @@ def test_stop_keep_and_continue_from_the_shell(tiny_checkpoint: Path, tmp_path: 
     assert read_metadata(tmp_path / "out" / "cat.safetensors")["subjectbooth.step"] == "4"
 
 
-@pytest.mark.parametrize(("arguments", "sentence"), [
-    (["--rank", "0"], "rank 0; needed: a whole number from 1 to 1024"),
-    (["--learning_rate", "nan"], "learning_rate nan; needed: a number"),
-    (["--class_guidance_scale", "0"], "class_guidance_scale 0; needed: a number from 1 to 100"),
-    (["--resolution", "100"], "resolution 100; needed: a multiple of 8"),
-    (["--output_name", "../x"], "leaves the LoRA folder"),
-    (["--rank", "400"], "rank 400; needed: 320 or less"),
-])
-def test_a_mistake_is_one_sentence(
-    tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], sentence: str
-) -> None:
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--rank", "0"], "rank 0; needed: a whole number from 1 to 1024"),
+        (["--learning_rate", "nan"], "learning_rate nan; needed: a number"),
+        (["--class_guidance_scale", "0"], "class_guidance_scale 0; needed: a number from 1 to 100"),
+        (["--resolution", "100"], "resolution 100; needed: a multiple of 8"),
+        (["--output_name", "../x"], "leaves the LoRA folder"),
+        (["--rank", "400"], "rank 400; needed: 320 or less"),
+    ],
+)
+def test_a_mistake_is_one_sentence(tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:
     done = run_here(*_arguments(tiny_checkpoint, write_photos(tmp_path / "photos"), tmp_path / "out", *arguments))
     assert done.returncode == 2
     assert sentence in done.stderr

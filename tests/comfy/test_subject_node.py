@@ -188,8 +188,10 @@ def test_captions_from_files(comfy: ComfyClient) -> None:
     graph["1"]["inputs"] |= {"captions": "template", "prompt_template": "a photo of {token} {class} (toy)"}
     template = comfy.run(graph)
     assert template.outputs["4"]["report"][0]["captions"] == ["a photo of ohwx кот (toy)"] * 2
-    assert "There are caption files next to the photos (a.txt and b.txt), not read because captions is \"template\"." \
+    assert (
+        'There are caption files next to the photos (a.txt and b.txt), not read because captions is "template".'
         in template.outputs["1"]["warnings"]
+    )
     # As a prompt it means the same text, round brackets included.
     assert template.outputs["3"]["report"][0]["value"] == r"a photo of ohwx кот \(toy\)"
 

@@ -20,8 +20,11 @@ from subjectbooth.trainer.learn import checkpoint
 
 
 def _graph(comfy: ComfyClient, options: dict[str, Any] | None = None, **train: Any) -> Graph:
-    graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"), "10": subject_node(upload_cat(comfy)),
-             "11": train_node(**train)}
+    graph = {
+        "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+        "10": subject_node(upload_cat(comfy)),
+        "11": train_node(**train),
+    }
     if options is not None:
         graph["13"] = node("DreamBoothOptions", **{**comfy.defaults("DreamBoothOptions"), **options})
         graph["11"]["inputs"]["options"] = ["13", 0]
@@ -39,8 +42,11 @@ def _steps(result: Any) -> list[int]:
 
 
 def _wait_for_step(comfy: ComfyClient, step: int, since: int) -> None:
-    comfy.wait_event(lambda event: event.type == "progress" and event.data.get("node") == "11"
-                     and event.data["value"] >= step, since=since, timeout=180)
+    comfy.wait_event(
+        lambda event: event.type == "progress" and event.data.get("node") == "11" and event.data["value"] >= step,
+        since=since,
+        timeout=180,
+    )
 
 
 def _loads(comfy: ComfyClient, path: Path, step: int) -> None:
@@ -48,8 +54,11 @@ def _loads(comfy: ComfyClient, path: Path, step: int) -> None:
     assert read_metadata(path)["subjectbooth.step"] == str(step)
     assert read_metadata(path)["ss_steps"] == str(step)
     shutil.copyfile(path, comfy.server.models_dir / "loras" / "kept.safetensors")
-    graph = {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
-             "12": apply_node(lora_name="kept.safetensors"), "13": node("ProbeValue", value=["12", 2])}
+    graph = {
+        "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+        "12": apply_node(lora_name="kept.safetensors"),
+        "13": node("ProbeValue", value=["12", 2]),
+    }
     del graph["12"]["inputs"]["subject_lora"]
     assert comfy.run(graph).outputs["13"]["report"][0]["value"] == "a photo of ohwx cat"
 
@@ -83,8 +92,12 @@ def test_two_comfyuis_on_one_output_folder(
 ) -> None:
     """The second is told, and what the first has finished or kept is found by it."""
     graph = _graph(comfy, steps=400, output_name="shared", learning_rate=0.0071)
-    with comfy_factory(args=["--fp32-unet", "--fp32-vae", "--fp32-text-enc", "--output-directory",
-                             str(comfy.server.output_dir)]) as second, ComfyClient(second.url, second) as other:
+    with (
+        comfy_factory(
+            args=["--fp32-unet", "--fp32-vae", "--fp32-text-enc", "--output-directory", str(comfy.server.output_dir)]
+        ) as second,
+        ComfyClient(second.url, second) as other,
+    ):
         upload_cat(other)
         since = len(comfy.events)
         prompt = comfy.queue(graph)

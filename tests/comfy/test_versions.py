@@ -32,16 +32,41 @@ RUN = "ohwx_cat_7bc9ceb74832"
 def _graph(comfy: ComfyClient, *, styled: bool) -> Graph:
     """Class images, training and sampling; `styled`: on a base with a style LoRA, whose text encoder is trained too."""
     base: dict[str, Any] = {"model": ("8", 0), "clip": ("8", 1)} if styled else {}
-    graph = train_and_sample(upload_cat(comfy), seed=1, apply=base, steps=2, learning_rate=0.0017,
-                             output_name="versions_styled" if styled else "versions", **base)
+    graph = train_and_sample(
+        upload_cat(comfy),
+        seed=1,
+        apply=base,
+        steps=2,
+        learning_rate=0.0017,
+        output_name="versions_styled" if styled else "versions",
+        **base,
+    )
     wired = {name: list(link) for name, link in base.items()} or {"model": ["1", 0], "clip": ["1", 1]}
     graph["20"] = node(
-        "GenerateClassPriors", **wired, vae=["1", 2], subject=["10", 0], class_prompt="a photo of a {class}",
-        negative="", count=1, steps=1, cfg=2.0, sampler_name="euler", scheduler="normal", seed=2600, batch_size=1,
-        exclude="")
+        "GenerateClassPriors",
+        **wired,
+        vae=["1", 2],
+        subject=["10", 0],
+        class_prompt="a photo of a {class}",
+        negative="",
+        count=1,
+        steps=1,
+        cfg=2.0,
+        sampler_name="euler",
+        scheduler="normal",
+        seed=2600,
+        batch_size=1,
+        exclude="",
+    )
     if styled:
-        graph["8"] = node("LoraLoader", model=["1", 0], clip=["1", 1], lora_name="tiny_style.safetensors",
-                          strength_model=0.7, strength_clip=0.7)
+        graph["8"] = node(
+            "LoraLoader",
+            model=["1", 0],
+            clip=["1", 1],
+            lora_name="tiny_style.safetensors",
+            strength_model=0.7,
+            strength_clip=0.7,
+        )
         graph["11"]["inputs"]["class_priors"] = ["20", 0]
         options = {**comfy.defaults("DreamBoothOptions"), "train_text_encoder": True}
         graph["13"] = node("DreamBoothOptions", **options)
@@ -75,8 +100,9 @@ def test_another_comfyui_trains_the_same(comfy: ComfyClient, comfy_factory: Call
         for client in (comfy, other):
             results = [client.run(_graph(client, styled=styled)) for styled in (False, True)]
             loras = client.server.models_dir / "loras"
-            tensors = [safetensors.torch.load_file(loras / f"{name}.safetensors")
-                       for name in ("versions", "versions_styled")]
+            tensors = [
+                safetensors.torch.load_file(loras / f"{name}.safetensors") for name in ("versions", "versions_styled")
+            ]
             made = [(_run_name(result), result.outputs["20"]["hashes"]) for result in results]
             found.append((made, tensors))
     (made, ours), (others, theirs) = found

@@ -42,10 +42,16 @@ def _target(layer: str) -> tuple[str, float]:
 
 def _other_vae(checkpoint: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """The same autoencoder with latents of another size, so that it cannot be mistaken for the checkpoint's own."""
-    vae = {name.removeprefix("first_stage_model."): tensor.clone() for name, tensor in checkpoint.items()
-           if name.startswith("first_stage_model.")}
-    last = next(name for name in vae if name.startswith("taesd_encoder.") and vae[name].shape[:1] == (4,)
-                and name.endswith("weight"))
+    vae = {
+        name.removeprefix("first_stage_model."): tensor.clone()
+        for name, tensor in checkpoint.items()
+        if name.startswith("first_stage_model.")
+    }
+    last = next(
+        name
+        for name in vae
+        if name.startswith("taesd_encoder.") and vae[name].shape[:1] == (4,) and name.endswith("weight")
+    )
     vae[last] *= 0.6
     return vae
 
@@ -83,8 +89,14 @@ def test_training_follows_all_that_is_wired(
     options = comfy.defaults("DreamBoothOptions")
     graph = {
         "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
-        "2": node("LoraLoader", model=["1", 0], clip=["1", 1], lora_name="tiny_style.safetensors",
-                  strength_model=ON_MODEL, strength_clip=ON_CLIP),
+        "2": node(
+            "LoraLoader",
+            model=["1", 0],
+            clip=["1", 1],
+            lora_name="tiny_style.safetensors",
+            strength_model=ON_MODEL,
+            strength_clip=ON_CLIP,
+        ),
         "3": node("ModelMergeSimple", model1=["1", 0], model2=["2", 0], ratio=KEPT),
         "4": node("ModelSamplingDiscrete", model=["8", 0], sampling="v_prediction", zsnr=True),
         "5": node("CLIPMergeSimple", clip1=["1", 1], clip2=["2", 1], ratio=KEPT),
@@ -93,28 +105,57 @@ def test_training_follows_all_that_is_wired(
         "8": node("ProbeAttention", model=["3", 0]),
         "9": node("DreamBoothOptions", **{**options, "train_text_encoder": with_text, "text_encoder_lr": 0.01}),
         "10": subject_node(upload_cat(comfy)),
-        "11": train_node(model=("4", 0), clip=("6", 0), vae=["7", 0], steps=3, learning_rate=0.01, seed=seed,
-                         options=["9", 0], output_name=f"wired_{seed}"),
+        "11": train_node(
+            model=("4", 0),
+            clip=("6", 0),
+            vae=["7", 0],
+            steps=3,
+            learning_rate=0.01,
+            seed=seed,
+            options=["9", 0],
+            output_name=f"wired_{seed}",
+        ),
     }
     result = comfy.run(graph)
     text = result.outputs["11"]["text"]
     assert "matched" in text[0]
     assert any("attention function" in line and "not used for training" in line for line in text)
     done = run_here(
-        "--base", str(checkpoint), "--clip_skip", "2", "--photos", str(write_photos(tmp_path / "photos")),
-        "--class-word", "cat", "--output_dir", str(tmp_path / "out"), "--resolution", str(SIZE), "--steps", "3",
-        "--rank", "4", "--network_alpha", "2", "--learning_rate", "0.01", "--seed", str(seed), "--cpu",
-        *(["--train_text_encoder", "--text_encoder_lr", "0.01"] if with_text else []))
+        "--base",
+        str(checkpoint),
+        "--clip_skip",
+        "2",
+        "--photos",
+        str(write_photos(tmp_path / "photos")),
+        "--class-word",
+        "cat",
+        "--output_dir",
+        str(tmp_path / "out"),
+        "--resolution",
+        str(SIZE),
+        "--steps",
+        "3",
+        "--rank",
+        "4",
+        "--network_alpha",
+        "2",
+        "--learning_rate",
+        "0.01",
+        "--seed",
+        str(seed),
+        "--cpu",
+        *(["--train_text_encoder", "--text_encoder_lr", "0.01"] if with_text else []),
+    )
     assert done.returncode == 0, done.stderr
-    losses = (losses_of(tmp_path / "out" / "runs", seed, 3),
-              losses_of(comfy.server.output_dir / "subjectbooth", seed, 3))
+    losses = (
+        losses_of(tmp_path / "out" / "runs", seed, 3),
+        losses_of(comfy.server.output_dir / "subjectbooth", seed, 3),
+    )
     print(f"losses from the shell {losses[0]}, in ComfyUI {losses[1]}")
     assert losses[0] == pytest.approx(losses[1], rel=2e-4)
 
 
-def test_each_part_of_it_changes_the_loss(
-    baked: tuple[Path, Path], tiny_checkpoint: Path, tmp_path: Path
-) -> None:
+def test_each_part_of_it_changes_the_loss(baked: tuple[Path, Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Or the test above would say nothing about that part."""
     whole, plain = load_base(baked[0], clip_skip=2), load_base(tiny_checkpoint)
     without = {
@@ -142,8 +183,17 @@ def _first_loss(base: BaseModel, root: Path) -> float:
     photos.mkdir()
     for number, content in enumerate(cat_photos()):
         (photos / f"{number}.png").write_bytes(content)
-    subject = read_subject(Namespace(photos=photos, class_word="cat", token="ohwx", crop="center", captions="auto",
-                                     prompt_template="a photo of {token} {class}"), SIZE)
+    subject = read_subject(
+        Namespace(
+            photos=photos,
+            class_word="cat",
+            token="ohwx",
+            crop="center",
+            captions="auto",
+            prompt_template="a photo of {token} {class}",
+        ),
+        SIZE,
+    )
     config = TrainConfig(steps=3, learning_rate=0.01, rank=4, network_alpha=2.0, resolution=SIZE, seed=70)
     events = Run(base, subject, None, config, root / "runs", torch.device("cpu")).events()
     for event in events:

@@ -29,11 +29,23 @@ def read(request: pytest.FixtureRequest, tiny_checkpoint: Path, tiny_style_lora:
     comfyui = find_comfyui(ROOT)
     assert comfyui is not None
     if request.param == "dynamic" and "class ModelPatcherDynamic" not in (
-            comfyui / "comfy" / "model_patcher.py").read_text(encoding="utf-8"):
+        comfyui / "comfy" / "model_patcher.py"
+    ).read_text(encoding="utf-8"):
         pytest.skip("this ComfyUI has no dynamic VRAM")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "comfy" / "wired_modes.py"), str(comfyui), request.param,
-         str(tiny_checkpoint), str(tiny_style_lora)], capture_output=True, text=True, timeout=300, check=False)
+        [
+            sys.executable,
+            str(ROOT / "tests" / "comfy" / "wired_modes.py"),
+            str(comfyui),
+            request.param,
+            str(tiny_checkpoint),
+            str(tiny_style_lora),
+        ],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout.splitlines()[-1])
     assert found["patcher"] == {"plain": "ModelPatcher", "dynamic": "ModelPatcherDynamic"}[request.param]
@@ -51,20 +63,28 @@ def test_digest_and_weights_are_those_that_are_sampled_with(
     assert read["taken"][0] == _hash(taken)
     assert read["taken"][1] == _hash(_with_lora(taken, safetensors.torch.load_file(tiny_style_lora), 0.7))
     # Merged half and half with a model that is 1.1 times as large, rounded to fp16 before and after.
-    other = {name.removeprefix("diffusion_model."): (tensor * 1.1).half()
-             for name, tensor in _unet(tiny_checkpoint).items()}
-    assert read["taken"][2] == _hash({
-        name: (tensor.float() * 0.5 + other[name].float() * 0.5).half() for name, tensor in taken.items()})
+    other = {
+        name.removeprefix("diffusion_model."): (tensor * 1.1).half() for name, tensor in _unet(tiny_checkpoint).items()
+    }
+    assert read["taken"][2] == _hash(
+        {name: (tensor.float() * 0.5 + other[name].float() * 0.5).half() for name, tensor in taken.items()}
+    )
     assert len({read["base"], read["styled"], read["unet"], read["merged"]}) == 4
 
 
 def test_both_modes_give_the_same_digests(read: dict[str, Any], tiny_checkpoint: Path) -> None:
     """Of CLIP and VAE too; each mode is held against what the file says."""
     tensors = safetensors.torch.load_file(tiny_checkpoint)
-    clip = {f"clip_l.{name.removeprefix('cond_stage_model.')}": tensor.float() for name, tensor in tensors.items()
-            if name.startswith("cond_stage_model.")}
-    vae = {name.removeprefix("first_stage_model."): tensor.bfloat16() for name, tensor in tensors.items()
-           if name.startswith("first_stage_model.")}
+    clip = {
+        f"clip_l.{name.removeprefix('cond_stage_model.')}": tensor.float()
+        for name, tensor in tensors.items()
+        if name.startswith("cond_stage_model.")
+    }
+    vae = {
+        name.removeprefix("first_stage_model."): tensor.bfloat16()
+        for name, tensor in tensors.items()
+        if name.startswith("first_stage_model.")
+    }
     assert read["clip"] == _hash(clip)
     assert read["vae"] == _hash(vae)
 
@@ -83,11 +103,16 @@ def test_what_is_used_in_fp8_is_refused_and_what_is_only_stored_in_it_is_not(rea
     assert "quantised to float8_e4m3fn" in rule["fp8"]
 
 
-@pytest.mark.parametrize(("case", "sentence"), [
-    ("weight wrapper", "a MODEL with functions on its weights (diffusion_model.out.2.weight and others)"),
-    ("bypass on MODEL", "a MODEL with a LoRA in bypass mode"), ("bypass on CLIP", "a CLIP with a LoRA in bypass mode"),
-    ("quantised CLIP", "a quantised CLIP (its weights are in ComfyUI's comfy_quant format)"),
-    ("quantised MODEL", "a quantised MODEL (its weights are in ComfyUI's comfy_quant format)")])
+@pytest.mark.parametrize(
+    ("case", "sentence"),
+    [
+        ("weight wrapper", "a MODEL with functions on its weights (diffusion_model.out.2.weight and others)"),
+        ("bypass on MODEL", "a MODEL with a LoRA in bypass mode"),
+        ("bypass on CLIP", "a CLIP with a LoRA in bypass mode"),
+        ("quantised CLIP", "a quantised CLIP (its weights are in ComfyUI's comfy_quant format)"),
+        ("quantised MODEL", "a quantised MODEL (its weights are in ComfyUI's comfy_quant format)"),
+    ],
+)
 def test_each_is_refused_in_words_of_its_own(read: dict[str, Any], case: str, sentence: str) -> None:
     if case not in read["refused"]:
         pytest.skip("this ComfyUI has neither bypass LoRAs nor quantised text encoders")
@@ -137,8 +162,11 @@ def test_nothing_of_it_logs_that_it_is_deprecated(read: dict[str, Any]) -> None:
 
 
 def _unet(checkpoint: Path) -> dict[str, torch.Tensor]:
-    return {name.removeprefix("model."): tensor for name, tensor in safetensors.torch.load_file(checkpoint).items()
-            if name.startswith("model.diffusion_model.")}
+    return {
+        name.removeprefix("model."): tensor
+        for name, tensor in safetensors.torch.load_file(checkpoint).items()
+        if name.startswith("model.diffusion_model.")
+    }
 
 
 def _hash(tensors: dict[str, torch.Tensor]) -> str:
@@ -149,8 +177,10 @@ def _with_lora(
     weights: dict[str, torch.Tensor], lora: dict[str, torch.Tensor], strength: float
 ) -> dict[str, torch.Tensor]:
     """Merged in float32 and rounded once."""
-    blocks = {"lora_unet_mid_block_attentions_0": "middle_block.1", "lora_unet_down_blocks_0_attentions_0":
-              "input_blocks.1.1"}
+    blocks = {
+        "lora_unet_mid_block_attentions_0": "middle_block.1",
+        "lora_unet_down_blocks_0_attentions_0": "input_blocks.1.1",
+    }
     changed = dict(weights)
     for layer in {name.split(".")[0] for name in lora if name.startswith("lora_unet_")}:
         block, _, part = layer.partition("_transformer_blocks_0_")

@@ -103,14 +103,26 @@ def schedule_of(model: Any) -> tuple[float, str]:
 
 
 def latents_of(model: Any) -> torch.Tensor:
-    pictures = sampling.PictureSampler(model, None, prompt="a cat", negative="", size=(64, 64), sampler_name="euler",
-                                       scheduler="normal", steps=2, cfg=1.0)
+    pictures = sampling.PictureSampler(
+        model,
+        None,
+        prompt="a cat",
+        negative="",
+        size=(64, 64),
+        sampler_name="euler",
+        scheduler="normal",
+        steps=2,
+        cfg=1.0,
+    )
     return pictures.sample([5], lambda *_: None)
 
 
 def _unet() -> dict[str, torch.Tensor]:
-    return {name: tensor for name, tensor in safetensors.torch.load_file(CHECKPOINT).items()
-            if name.startswith("model.diffusion_model.")}
+    return {
+        name: tensor
+        for name, tensor in safetensors.torch.load_file(CHECKPOINT).items()
+        if name.startswith("model.diffusion_model.")
+    }
 
 
 def loaded_and_read() -> dict[str, Any]:
@@ -123,11 +135,13 @@ def loaded_and_read() -> dict[str, Any]:
         merged.add_patches({key: entries}, 0.5, 0.5)
     found: dict[str, Any] = {
         "patcher": type(model).__name__,
-        "kinds": [dict(Counter(weights.stored_as(patcher, prefix).values()))
-                  for patcher, prefix in ((model, UNET), (clip.patcher, "clip_l.transformer.text_model."),
-                                          (vae.patcher, ""))],
+        "kinds": [
+            dict(Counter(weights.stored_as(patcher, prefix).values()))
+            for patcher, prefix in ((model, UNET), (clip.patcher, "clip_l.transformer.text_model."), (vae.patcher, ""))
+        ],
         "unet": weights.digest_of(model, UNET),
-        "clip": weights.digest_of(clip.patcher), "vae": weights.digest_of(vae.patcher),
+        "clip": weights.digest_of(clip.patcher),
+        "vae": weights.digest_of(vae.patcher),
         "base": bridge.base_digest(model, clip, vae),
         "styled": bridge.base_digest(styled, styled_clip, vae),
         "merged": weights.digest_of(merged, UNET),
@@ -137,8 +151,11 @@ def loaded_and_read() -> dict[str, Any]:
     comfy.model_management.load_models_gpu([styled, styled_clip.patcher])
     weights._patched_digests.clear()
     weights._original_digests.clear()
-    found["after loading"] = [bridge.base_digest(model, clip, vae), bridge.base_digest(styled, styled_clip, vae),
-                              *(hash_of(patcher) for patcher in (model, styled))]
+    found["after loading"] = [
+        bridge.base_digest(model, clip, vae),
+        bridge.base_digest(styled, styled_clip, vae),
+        *(hash_of(patcher) for patcher in (model, styled)),
+    ]
     found["refused"] = refusals(model, clip, vae, lora)
     found["schedules"] = schedules(model)
     found["ignored"] = ignored(model)
@@ -150,7 +167,8 @@ def refusals(model: Any, clip: Any, vae: Any, lora: Any) -> dict[str, str]:
     unet = _unet()
     fp8 = comfy.sd.load_diffusion_model_state_dict(dict(unet), model_options={"dtype": torch.float8_e4m3fn})
     widened = comfy.sd.load_diffusion_model_state_dict(
-        {name: tensor.to(torch.float8_e4m3fn) for name, tensor in unet.items()}, model_options={"dtype": torch.float16})
+        {name: tensor.to(torch.float8_e4m3fn) for name, tensor in unet.items()}, model_options={"dtype": torch.float16}
+    )
     wrapped = model.clone()
     wrapped.add_weight_wrapper(f"{UNET}out.2.weight", lambda weight: weight)
     found = {
@@ -164,14 +182,21 @@ def refusals(model: Any, clip: Any, vae: Any, lora: Any) -> dict[str, str]:
         found["bypass on MODEL"] = said_by(lambda: bridge.check_wired(bypassed, clip, vae))
         found["bypass on CLIP"] = said_by(lambda: bridge.check_wired(model, bypassed_clip, vae))
     if hasattr(comfy.utils, "string_to_seed"):  # no older version reads comfy_quant
-        text = quantised({name.removeprefix("cond_stage_model.transformer."): tensor for name, tensor
-                          in safetensors.torch.load_file(CHECKPOINT).items() if name.startswith("cond_stage_model.")},
-                         "text_model.encoder.layers.0.mlp.fc1")
+        text = quantised(
+            {
+                name.removeprefix("cond_stage_model.transformer."): tensor
+                for name, tensor in safetensors.torch.load_file(CHECKPOINT).items()
+                if name.startswith("cond_stage_model.")
+            },
+            "text_model.encoder.layers.0.mlp.fc1",
+        )
         quantised_clip = comfy.sd.load_text_encoder_state_dicts(
-            [text], model_options={"quantization_metadata": {"mixed_ops": True}})
+            [text], model_options={"quantization_metadata": {"mixed_ops": True}}
+        )
         found["quantised CLIP"] = said_by(lambda: bridge.check_wired(model, quantised_clip, vae))
-        quantised_unet = comfy.sd.load_diffusion_model_state_dict(quantised(
-            dict(unet), "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q"))
+        quantised_unet = comfy.sd.load_diffusion_model_state_dict(
+            quantised(dict(unet), "model.diffusion_model.middle_block.1.transformer_blocks.0.attn1.to_q")
+        )
         found["quantised MODEL"] = said_by(lambda: bridge.check_wired(quantised_unet, clip, vae))
     return found
 
@@ -180,8 +205,12 @@ def quantised(tensors: dict[str, torch.Tensor], layer: str) -> dict[str, torch.T
     """The same with one layer in ComfyUI's own fp8 format."""
     weight = tensors[f"{layer}.weight"].float()
     scale = weight.abs().max() / 448
-    return {**tensors, f"{layer}.weight": (weight / scale).to(torch.float8_e4m3fn), f"{layer}.weight_scale": scale,
-            f"{layer}.comfy_quant": torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)}
+    return {
+        **tensors,
+        f"{layer}.weight": (weight / scale).to(torch.float8_e4m3fn),
+        f"{layer}.weight_scale": scale,
+        f"{layer}.comfy_quant": torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8),
+    }
 
 
 def schedules(model: Any) -> dict[str, Any]:
@@ -193,10 +222,15 @@ def schedules(model: Any) -> dict[str, Any]:
     plain_first = [latents_of(model), latents_of(rescaled)]
     rescaled_first = [latents_of(twin_rescaled), latents_of(twin)]
     again = [[schedule_of(first), schedule_of(second)] for first, second in ((model, rescaled), (twin, twin_rescaled))]
-    return {"before": before, "after": again, "mixed up": _mixed_up(model, rescaled),
-            "class images": [float((one - other).abs().max())
-                             for one, other in zip(plain_first, reversed(rescaled_first), strict=True)],
-            "effect": float((plain_first[0] - plain_first[1]).abs().max())}
+    return {
+        "before": before,
+        "after": again,
+        "mixed up": _mixed_up(model, rescaled),
+        "class images": [
+            float((one - other).abs().max()) for one, other in zip(plain_first, reversed(rescaled_first), strict=True)
+        ],
+        "effect": float((plain_first[0] - plain_first[1]).abs().max()),
+    }
 
 
 def _mixed_up(model: Any, rescaled: Any) -> list[tuple[float, str]]:
@@ -216,13 +250,18 @@ def _mixed_up(model: Any, rescaled: Any) -> list[tuple[float, str]]:
 
 def ignored(model: Any) -> dict[str, Any]:
     overridden = model.clone()
-    overridden.model_options["transformer_options"]["optimized_attention_override"] = \
+    overridden.model_options["transformer_options"]["optimized_attention_override"] = (
         lambda function, *arguments, **more: 0 * function(*arguments, **more)
+    )
     plain, dropped = sampling.without_guidance_patches(overridden)
     overridden.additional_models["multigpu"] = [model.clone()]
-    return {"none": wired_checks.ignored_on(model), "both": wired_checks.ignored_on(overridden), "dropped": dropped,
-            "class image": float((latents_of(plain) - latents_of(model)).abs().max()),
-            "effect": float((_sampled_as_is(overridden) - latents_of(model)).abs().max())}
+    return {
+        "none": wired_checks.ignored_on(model),
+        "both": wired_checks.ignored_on(overridden),
+        "dropped": dropped,
+        "class image": float((latents_of(plain) - latents_of(model)).abs().max()),
+        "effect": float((_sampled_as_is(overridden) - latents_of(model)).abs().max()),
+    }
 
 
 def _sampled_as_is(model: Any) -> torch.Tensor:
@@ -243,6 +282,7 @@ def out_of_memory(model: Any) -> dict[str, str]:
     kept = comfy.sample.sample, comfy.model_management.unload_all_models
     comfy.model_management.unload_all_models = lambda: None
     for name, error in errors.items():
+
         def fail(*_: Any, error: Exception = error, **__: Any) -> None:
             raise error
 
@@ -254,6 +294,7 @@ def out_of_memory(model: Any) -> dict[str, str]:
 
 def without_dynamic_vram() -> dict[str, Any]:
     """The rule of dynamic VRAM on a small module, which any ComfyUI can be asked about."""
+
     def patcher_of(*kinds: torch.dtype | None) -> Any:
         torch.manual_seed(0)
         module = torch.nn.Module()
@@ -270,8 +311,12 @@ def without_dynamic_vram() -> dict[str, Any]:
     kept, weights.memory_management = weights.memory_management, types.SimpleNamespace(aimdo_enabled=True)
     try:
         used_half = patcher_of(torch.float16, None)
-        return {"stored": digest, "used": weights.digest_of(used_half), "kinds": weights.stored_as(used_half),
-                "fp8": said_by(lambda: weights.effective_weights(patcher_of(torch.float8_e4m3fn, torch.float16)))}
+        return {
+            "stored": digest,
+            "used": weights.digest_of(used_half),
+            "kinds": weights.stored_as(used_half),
+            "fp8": said_by(lambda: weights.effective_weights(patcher_of(torch.float8_e4m3fn, torch.float16))),
+        }
     finally:
         weights.memory_management = kept
 
@@ -284,8 +329,14 @@ def batches() -> dict[str, Any]:
     def model(size: float, loaded: float, **more: Any) -> Any:
         estimate = types.SimpleNamespace(memory_required=lambda input_shape: input_shape[0] / 2 * gigabyte)
         return types.SimpleNamespace(
-            load_device=card, model=estimate, model_size=lambda: size * gigabyte, is_clone=lambda other: False,
-            loaded_size=lambda: loaded * gigabyte, memory_required=lambda shape: 50 * gigabyte, **more)
+            load_device=card,
+            model=estimate,
+            model_size=lambda: size * gigabyte,
+            is_clone=lambda other: False,
+            loaded_size=lambda: loaded * gigabyte,
+            memory_required=lambda shape: 50 * gigabyte,
+            **more,
+        )
 
     clip = types.SimpleNamespace(device=card, model=model(5, 5))
     kept = management.get_free_memory, management.current_loaded_models
@@ -293,10 +344,12 @@ def batches() -> dict[str, Any]:
     management.current_loaded_models = [clip]
     streamed = model(40, 1, is_dynamic=lambda: True, get_free_memory=lambda device: 8 * gigabyte)
     try:
-        return {"nothing loaded": sampling.pictures_at_once(model(4, 0), 512, "euler"),
-                "loaded": sampling.pictures_at_once(model(4, 4), 512, "euler"),
-                "streamed": sampling.pictures_at_once(streamed, 512, "euler"),
-                "not independent": sampling.pictures_at_once(model(4, 0), 512, "euler_ancestral")}
+        return {
+            "nothing loaded": sampling.pictures_at_once(model(4, 0), 512, "euler"),
+            "loaded": sampling.pictures_at_once(model(4, 4), 512, "euler"),
+            "streamed": sampling.pictures_at_once(streamed, 512, "euler"),
+            "not independent": sampling.pictures_at_once(model(4, 0), 512, "euler_ancestral"),
+        }
     finally:
         management.get_free_memory, management.current_loaded_models = kept
 

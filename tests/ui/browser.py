@@ -180,9 +180,11 @@ class Page:
             try:
                 box = self.wait_for(still, deadline - time.monotonic())
             except TimeoutError as error:
-                seen = self.evaluate(f"(() => {{ {find} const at = find(); if (!at) return 'it is not shown';"
-                                     " return `at ${at.x}, ${at.y} of ${innerWidth} x ${innerHeight}, on top: `"
-                                     " + (at.top?.outerHTML.slice(0, 300) ?? 'nothing'); })()")
+                seen = self.evaluate(
+                    f"(() => {{ {find} const at = find(); if (!at) return 'it is not shown';"
+                    " return `at ${at.x}, ${at.y} of ${innerWidth} x ${innerHeight}, on top: `"
+                    " + (at.top?.outerHTML.slice(0, 300) ?? 'nothing'); })()"
+                )
                 raise TimeoutError(f"Nothing to click on within {timeout:.0f} s: {element}\nNow: {seen}") from error
             for kind in ("mouseMoved", "mousePressed", "mouseReleased"):
                 self.call("Input.dispatchMouseEvent", type=kind, button="left", clickCount=1, **box)

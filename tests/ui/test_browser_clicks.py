@@ -16,8 +16,10 @@ BUTTON = "document.querySelector('button')"
 def page() -> Iterator[Page]:
     with Browser() as browser:
         page = browser.open("about:blank")
-        page.evaluate("document.body.innerHTML = '<button style=\"position: fixed; left: 0; top: 0\">Go</button>';"
-                      f"window.clicks = 0; {BUTTON}.addEventListener('click', () => {{ window.clicks += 1; }})")
+        page.evaluate(
+            "document.body.innerHTML = '<button style=\"position: fixed; left: 0; top: 0\">Go</button>';"
+            f"window.clicks = 0; {BUTTON}.addEventListener('click', () => {{ window.clicks += 1; }})"
+        )
         yield page
 
 

@@ -54,7 +54,8 @@ def drag(page: Page, start: str, target: str, transfer: str = "new DataTransfer(
         " if (start && !start.draggable) throw new Error('it cannot be dragged');"
         " if (start) send(start, 'dragstart');"
         " send(target, 'dragenter'); send(target, 'dragover'); send(target, 'drop');"
-        " if (start) send(start, 'dragend'); return taken; })()")
+        " if (start) send(start, 'dragend'); return taken; })()"
+    )
     return taken
 
 
@@ -64,7 +65,8 @@ def order(page: Page, expected: list[str]) -> None:
     assert [tile["name"] for tile in tiles(page, len(expected))] == expected
     prompt = page.evaluate("app.graphToPrompt().then(p => JSON.parse(JSON.stringify(p.output)))")
     assert [node["inputs"]["images"] for node in prompt.values() if len(node["inputs"]["images"])] == [
-        {"__value__": expected}]
+        {"__value__": expected}
+    ]
 
 
 @pytest.mark.parametrize(("start", "target"), [(0, 2), (2, 0), (1, 2), (1, 1)])
@@ -72,7 +74,7 @@ def test_a_photo_goes_where_it_is_dropped(page: Page, start: int, target: int) -
     before = value(page)
     taken = drag(page, f"{TILES}[{start}]", f"{TILES}[{target}]")
     assert {"dragover", "drop"} <= set(taken), "the browser would refuse the drop, or open what was dropped"
-    expected = before[:start] + before[start + 1:]
+    expected = before[:start] + before[start + 1 :]
     order(page, [*expected[:target], before[start], *expected[target:]])
     assert page.evaluate("document.querySelectorAll('.sb-over').length") == 0
     assert not ours(page)
@@ -82,16 +84,24 @@ def test_a_drag_with_the_mouse(page: Page) -> None:
     """Nothing of the editor takes the mouse away from the tile."""
     before = value(page)
     places = page.evaluate(
-        f"{TILES}.map(t => t.getBoundingClientRect()).map(b => ({{x: b.x + b.width / 3, y: b.y + b.height * 0.6}}))")
+        f"{TILES}.map(t => t.getBoundingClientRect()).map(b => ({{x: b.x + b.width / 3, y: b.y + b.height * 0.6}}))"
+    )
     page.evaluate(
         "(() => { window.seen = ''; for (const type of ['dragstart', 'dragover']) document.addEventListener(type,"
-        " e => { window.seen = `${type} ${e.target.closest?.('[data-photo]')?.dataset.photo}`; }, true); })()")
+        " e => { window.seen = `${type} ${e.target.closest?.('[data-photo]')?.dataset.photo}`; }, true); })()"
+    )
 
     def move(to: dict[str, float], until: str) -> None:
         """Drags start and go on in the browser's own time; it is told of a move again until it has seen it."""
         for wiggle in range(50):
-            page.call("Input.dispatchMouseEvent", type="mouseMoved", button="left", buttons=1, x=to["x"] + wiggle % 2,
-                      y=to["y"])
+            page.call(
+                "Input.dispatchMouseEvent",
+                type="mouseMoved",
+                button="left",
+                buttons=1,
+                x=to["x"] + wiggle % 2,
+                y=to["y"],
+            )
             if page.evaluate("window.seen").startswith(until):
                 return
             time.sleep(0.1)

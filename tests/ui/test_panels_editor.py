@@ -203,8 +203,10 @@ def test_settings_are_under_one_heading_and_the_badge_is_there(page: Page) -> No
     add(page, "LoadSubjectImages")
     assert page.evaluate("made.widgets.some(w => w.type === 'SUBJECTBOOTH_PHOTOS')") is True
     page.evaluate("app.extensionManager.command.execute('Comfy.ShowSettingsDialog')")
-    about = ("[...document.querySelectorAll('[role=dialog] :is(li, [role=option], [role=button])')]"
-             ".find(e => e.textContent.trim() === 'About')")
+    about = (
+        "[...document.querySelectorAll('[role=dialog] :is(li, [role=option], [role=button])')]"
+        ".find(e => e.textContent.trim() === 'About')"
+    )
     for attempts_left in reversed(range(2)):
         page.wait_for(f"(e => e && (e.scrollIntoView(), true))({about})")  # the list may be longer than the dialog
         # While the dialog is still coming up it takes a click and does nothing.

@@ -44,11 +44,22 @@ def page(_comfy_client: ComfyClient) -> Iterator[Page]:
 
 def graph(**train: Any) -> dict[str, Any]:
     """The checkpoint "1", the sample dog "10", the trainer "11"."""
-    subject = {"images": "", "folder": "", "sample": "dog", "class_word": "dog", "token": "ohwx",
-               "prompt_template": "a photo of {token} {class}", "captions": "template", "resolution": SIZE,
-               "crop": "center"}
-    return {"1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
-            "10": node("LoadSubjectImages", **subject), "11": train_node(**train)}
+    subject = {
+        "images": "",
+        "folder": "",
+        "sample": "dog",
+        "class_word": "dog",
+        "token": "ohwx",
+        "prompt_template": "a photo of {token} {class}",
+        "captions": "template",
+        "resolution": SIZE,
+        "crop": "center",
+    }
+    return {
+        "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+        "10": node("LoadSubjectImages", **subject),
+        "11": train_node(**train),
+    }
 
 
 def load(page: Page, prompt: dict[str, Any], name: str) -> None:
@@ -91,8 +102,11 @@ def state(page: Page) -> str:
 
 
 def until(page: Page, *states: str, step: int = 0, timeout: float = 300) -> None:
-    page.wait_for(f"(() => {{ const e = {PANEL}; return e && {json.dumps(states)}.includes(e.dataset.state)"
-                  f" && Number(e.dataset.step) >= {step}; }})()", timeout)
+    page.wait_for(
+        f"(() => {{ const e = {PANEL}; return e && {json.dumps(states)}.includes(e.dataset.state)"
+        f" && Number(e.dataset.step) >= {step}; }})()",
+        timeout,
+    )
 
 
 def button(text: str) -> str:
@@ -121,23 +135,28 @@ def shot(page: Page, name: str) -> None:
 
 def queue_is_done(comfy: ComfyClient, since: int) -> None:
     """Wait for the end of what was queued after that many events."""
+
     def left(event: Any) -> Any:
         return event.data.get("status", {}).get("exec_info", {}).get("queue_remaining")
 
     begun = comfy.wait_event(lambda event: event.type == "status" and left(event) == 1, since=since, timeout=60)
-    comfy.wait_event(lambda event: event.type == "status" and left(event) == 0 and event.time >= begun.time,
-                     since=since, timeout=300)
+    comfy.wait_event(
+        lambda event: event.type == "status" and left(event) == 0 and event.time >= begun.time, since=since, timeout=300
+    )
 
 
 def curve_pixels(page: Page) -> int:
     """How many of the chart's pixels have the colour of the subject's curve."""
     red, green, blue = BLUE
-    return int(page.evaluate(
-        f"(() => {{ const c = {PANEL}.querySelector('canvas');"
-        " const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0;"
-        f" for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 60 && Math.abs(d[i] - {red}) < 12"
-        f" && Math.abs(d[i + 1] - {green}) < 12 && Math.abs(d[i + 2] - {blue}) < 12) n += 1;"
-        " return n; })()"))
+    return int(
+        page.evaluate(
+            f"(() => {{ const c = {PANEL}.querySelector('canvas');"
+            " const d = c.getContext('2d').getImageData(0, 0, c.width, c.height).data; let n = 0;"
+            f" for (let i = 0; i < d.length; i += 4) if (d[i + 3] > 60 && Math.abs(d[i] - {red}) < 12"
+            f" && Math.abs(d[i + 1] - {green}) < 12 && Math.abs(d[i + 2] - {blue}) < 12) n += 1;"
+            " return n; })()"
+        )
+    )
 
 
 def ours(page: Page) -> list[Any]:
@@ -154,8 +173,10 @@ def test_without_a_run_there_is_a_hint_and_no_input(page: Page) -> None:
     names = page.evaluate(f"{trainer}.widgets.map(w => w.name)")
     assert names[-1] == "training"
     assert len(saved["widgets_values"]) == len(names) - 1, "the panel holds no place among the saved values"
-    inputs = page.evaluate("app.graphToPrompt().then(p => Object.values(p.output)"
-                           ".find(n => n.class_type === 'DreamBoothLoRATrain').inputs)")
+    inputs = page.evaluate(
+        "app.graphToPrompt().then(p => Object.values(p.output)"
+        ".find(n => n.class_type === 'DreamBoothLoRATrain').inputs)"
+    )
     assert "training" not in inputs
     assert inputs["after_stop"] == "keep"
 
@@ -164,8 +185,17 @@ def test_without_a_run_there_is_a_hint_and_no_input(page: Page) -> None:
 def test_run_stop_keep_continue(page: Page, comfy: ComfyClient, renderer: str) -> None:
     use_renderer(page, renderer)
     name = renderer.replace(" ", "_").replace(".", "_")
-    load(page, graph(steps=30, learning_rate=0.0032 if renderer == "classic" else 0.0033, output_name=f"ui_{name}",
-                     validation_prompts="a photo of {subject}", validation_interval=5), name)
+    load(
+        page,
+        graph(
+            steps=30,
+            learning_rate=0.0032 if renderer == "classic" else 0.0033,
+            output_name=f"ui_{name}",
+            validation_prompts="a photo of {subject}",
+            validation_interval=5,
+        ),
+        name,
+    )
     assert state(page) == "idle"
     page.click(RUN)
     until(page, "training", "drawing", step=6)
@@ -188,8 +218,9 @@ def test_run_stop_keep_continue(page: Page, comfy: ComfyClient, renderer: str) -
     until(page, "kept", step=stopped)
     assert int(page.evaluate(f"{PANEL}.dataset.step")) == stopped
 
-    widget = ("app.graph.nodes.find(n => n.type === 'DreamBoothLoRATrain').widgets"
-              ".find(w => w.name === '{}').value").format
+    widget = (
+        "app.graph.nodes.find(n => n.type === 'DreamBoothLoRATrain').widgets.find(w => w.name === '{}').value"
+    ).format
     page.evaluate(f"{widget('force_retrain')} = true")  # left on from before: it would throw the steps away
     press(page, "Continue")
     until(page, "finished")
@@ -199,19 +230,24 @@ def test_run_stop_keep_continue(page: Page, comfy: ComfyClient, renderer: str) -
     page.wait_for(f"/matched (\\d+)\\/\\1/.test({PANEL}.innerText)")
     press(page, "Compare")
     page.wait_for(f"{PANEL}.querySelectorAll('figure').length === 2")
-    page.evaluate(f"(() => {{ const s = {PANEL}.querySelector('input[type=range]'); s.value = 0;"
-                  " s.dispatchEvent(new Event('input')); })()")
+    page.evaluate(
+        f"(() => {{ const s = {PANEL}.querySelector('input[type=range]'); s.value = 0;"
+        " s.dispatchEvent(new Event('input')); })()"
+    )
     captions = page.evaluate(f"[...{PANEL}.querySelectorAll('figcaption')].map(c => c.textContent)")
     assert captions == ["step 30", "step 5"]
     page.wait_for(f"[...{PANEL}.querySelectorAll('img')].every(i => i.naturalWidth === {SIZE})")
     page.wait_for(f"{PANEL}.clientHeight >= {PANEL}.scrollHeight", 10)
     if renderer == "nodes 2.0":
-        assert page.evaluate(f"{PANEL}.getBoundingClientRect().right <= {PANEL}.closest('[data-node-id]')"
-                             ".getBoundingClientRect().right"), "nothing is cut off at the node's border"
+        assert page.evaluate(
+            f"{PANEL}.getBoundingClientRect().right <= {PANEL}.closest('[data-node-id]').getBoundingClientRect().right"
+        ), "nothing is cut off at the node's border"
     assert page.evaluate(PICTURES_BESIDE) == 0, "the editor's own grid would show the same pictures again"
     shot(page, f"{name}_finished")
-    page.evaluate("(() => { window.copied = ''; Object.defineProperty(navigator, 'clipboard', {configurable: true,"
-                  " value: {writeText: async (text) => { window.copied = text; }}}); })()")
+    page.evaluate(
+        "(() => { window.copied = ''; Object.defineProperty(navigator, 'clipboard', {configurable: true,"
+        " value: {writeText: async (text) => { window.copied = text; }}}); })()"
+    )
     press(page, "Copy")
     assert page.wait_for("window.copied") == "ohwx dog"
     assert not ours(page), ours(page)
@@ -251,8 +287,10 @@ def test_a_reload_in_the_middle_and_after(page: Page, comfy: ComfyClient) -> Non
 
 def test_in_a_subgraph(page: Page, comfy: ComfyClient) -> None:
     load(page, graph(steps=6, learning_rate=0.0035, output_name="ui_subgraph"), "subgraph")
-    page.evaluate("(() => { const inside = app.graph.nodes.filter(n => n.type !== 'CheckpointLoaderSimple');"
-                  " window.outer = app.graph.convertToSubgraph(new Set(inside)).node; })()")
+    page.evaluate(
+        "(() => { const inside = app.graph.nodes.filter(n => n.type !== 'CheckpointLoaderSimple');"
+        " window.outer = app.graph.convertToSubgraph(new Set(inside)).node; })()"
+    )
     page.wait_for("app.graph.nodes.length === 2")
     since = len(comfy.events)
     page.click(RUN)

@@ -78,10 +78,14 @@ def make_noise_scheduler(alphas_cumprod: torch.Tensor, prediction_type: str) -> 
 
     if prediction_type not in PREDICTION_TYPES:
         raise SubjectBoothError(
-            f"a model that predicts {prediction_type!r}", "epsilon or v_prediction",
-            "wire a Stable Diffusion checkpoint, or set ModelSamplingDiscrete to eps or v_prediction", "MODEL")
+            f"a model that predicts {prediction_type!r}",
+            "epsilon or v_prediction",
+            "wire a Stable Diffusion checkpoint, or set ModelSamplingDiscrete to eps or v_prediction",
+            "MODEL",
+        )
     scheduler = DDPMScheduler(
-        num_train_timesteps=len(alphas_cumprod), prediction_type=prediction_type, clip_sample=False)
+        num_train_timesteps=len(alphas_cumprod), prediction_type=prediction_type, clip_sample=False
+    )
     alphas = alphas_cumprod.detach().to("cpu", torch.float32).clone()
     # The product is the truth here (a zero-terminal-SNR schedule is defined on it); betas and alphas follow from it.
     scheduler.alphas_cumprod = alphas
@@ -101,8 +105,11 @@ def outline_unet(shapes: Mapping[str, torch.Size], family: Family, where: str) -
 
 
 def build_unet(
-    shapes: Mapping[str, torch.Size], weights: Callable[[], Mapping[str, torch.Tensor]], family: Family,
-    dtype: torch.dtype, where: str,
+    shapes: Mapping[str, torch.Size],
+    weights: Callable[[], Mapping[str, torch.Tensor]],
+    family: Family,
+    dtype: torch.dtype,
+    where: str,
 ) -> UNet2DConditionModel:
     """A frozen diffusers UNet from weights in the LDM layout.
 
@@ -130,7 +137,10 @@ def build_unet(
             raise SubjectBoothError(
                 f"a UNet with {len(missing)} weights missing and {len(left_over)} unknown "
                 f"(such as {(missing or left_over)[0]!r})",
-                f"the layout of {family.name}", "wire an unmodified checkpoint", where)
+                f"the layout of {family.name}",
+                "wire an unmodified checkpoint",
+                where,
+            )
         # torch's own .to(): diffusers' warns about casting although nothing is to stay in fp32 here.
         torch.nn.Module.to(unet.to_empty(device="cpu"), dtype)
         parameters = dict(unet.named_parameters()) | dict(unet.named_buffers())
@@ -138,15 +148,20 @@ def build_unet(
             target = parameters[names[name]]
             if target.shape != weight.shape:
                 raise SubjectBoothError(
-                    f"the weight {name!r} of shape {tuple(weight.shape)}", f"shape {tuple(target.shape)}",
-                    "wire an unmodified checkpoint", where)
+                    f"the weight {name!r} of shape {tuple(weight.shape)}",
+                    f"shape {tuple(target.shape)}",
+                    "wire an unmodified checkpoint",
+                    where,
+                )
             target.copy_(weight)
             check_weight(name, target, weight, "UNet", where)
         return unet.requires_grad_(False).eval()
 
 
 def inspect_unet(
-    shapes: Mapping[str, torch.Size], where: str, dtypes: Mapping[str, str] | None = None,
+    shapes: Mapping[str, torch.Size],
+    where: str,
+    dtypes: Mapping[str, str] | None = None,
 ) -> Family:
     """The family of a UNet in the LDM layout, found before any weight is read.
 
@@ -171,7 +186,10 @@ def lora_layer_names(shapes: Mapping[str, torch.Size], family: Family) -> dict[s
 
 
 def predict(
-    unet: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning,
+    unet: Any,
+    noisy_latents: torch.Tensor,
+    timesteps: torch.Tensor,
+    conditioning: Conditioning,
 ) -> torch.Tensor:
     """The UNet's raw output (epsilon or v), float32 [b, 4, h/8, w/8].
 
@@ -189,7 +207,10 @@ def predict(
         ids = torch.tensor([[height, width, 0, 0, height, width]], device=noisy_latents.device)
         added = {"text_embeds": conditioning.pooled.to(dtype), "time_ids": ids.repeat(len(noisy_latents), 1)}
     output = unet(
-        noisy_latents.to(dtype), timesteps, encoder_hidden_states=conditioning.hidden_states.to(dtype),
-        added_cond_kwargs=added, return_dict=False,
+        noisy_latents.to(dtype),
+        timesteps,
+        encoder_hidden_states=conditioning.hidden_states.to(dtype),
+        added_cond_kwargs=added,
+        return_dict=False,
     )[0]
     return output.float()

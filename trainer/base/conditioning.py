@@ -61,6 +61,7 @@ def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
     """
     length = math.lcm(*(part.hidden_states.shape[1] for part in parts))
     hidden_states = torch.cat(
-        [part.hidden_states.repeat(1, length // part.hidden_states.shape[1], 1) for part in parts])
+        [part.hidden_states.repeat(1, length // part.hidden_states.shape[1], 1) for part in parts]
+    )
     pooled = [part.pooled for part in parts if part.pooled is not None]
     return Conditioning(hidden_states, torch.cat(pooled) if pooled else None)

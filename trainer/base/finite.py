@@ -36,13 +36,17 @@ def check_weight(name: str, kept: torch.Tensor, stored: torch.Tensor, what: str,
     if is_finite(stored.float()):
         dtype = str(kept.dtype).removeprefix("torch.")
         raise SubjectBoothError(
-            f"the {what}'s weight {name!r} is too large for {dtype}", "a precision that can hold it",
-            "set precision to bf16 or fp32", where)
+            f"the {what}'s weight {name!r} is too large for {dtype}",
+            "a precision that can hold it",
+            "set precision to bf16 or fp32",
+            where,
+        )
     raise SubjectBoothError(
         f"the {what}'s weight {name!r} holds values that are not numbers (NaN or infinity)",
         "a base model with whole weights",
         "get the checkpoint again or use another one; merging models or LoRAs in half precision is a usual cause",
-        where)
+        where,
+    )
 
 
 def check_prompts(encoded: Mapping[str, Conditioning]) -> None:
@@ -51,19 +55,27 @@ def check_prompts(encoded: Mapping[str, Conditioning]) -> None:
     Raises:
         SubjectBoothError: NaN or infinity.
     """
-    wrong = [prompt for prompt, found in encoded.items()
-             if not is_finite(found.hidden_states) or (found.pooled is not None and not is_finite(found.pooled))]
+    wrong = [
+        prompt
+        for prompt, found in encoded.items()
+        if not is_finite(found.hidden_states) or (found.pooled is not None and not is_finite(found.pooled))
+    ]
     if not wrong:
         return
     if len(wrong) == len(encoded):
         raise SubjectBoothError(
             "the text encoder turns every prompt into values that are not numbers (NaN or infinity)",
             "a text encoder with whole weights",
-            "get the checkpoint again, wire another CLIP, or run it in fp32 (ComfyUI: --fp32-text-enc)", "CLIP")
+            "get the checkpoint again, wire another CLIP, or run it in fp32 (ComfyUI: --fp32-text-enc)",
+            "CLIP",
+        )
     raise SubjectBoothError(
         f"the text encoder turns the prompt {wrong[0][:60]!r} into values that are not numbers (NaN or infinity)",
-        "finite numbers", "change that prompt (a damaged embedding: is a usual cause), or run the text encoder in fp32 "
-        "(ComfyUI: --fp32-text-enc)", "CLIP")
+        "finite numbers",
+        "change that prompt (a damaged embedding: is a usual cause), or run the text encoder in fp32 "
+        "(ComfyUI: --fp32-text-enc)",
+        "CLIP",
+    )
 
 
 def check_latents(latents: torch.Tensor | Sequence[torch.Tensor], names: Sequence[str]) -> None:
@@ -83,7 +95,13 @@ def check_latents(latents: torch.Tensor | Sequence[torch.Tensor], names: Sequenc
     if len(wrong) == len(names):
         raise SubjectBoothError(
             "the VAE turns every photo into values that are not numbers (NaN or infinity)",
-            "a VAE with whole weights, in a precision it can run in", todo, "VAE")
+            "a VAE with whole weights, in a precision it can run in",
+            todo,
+            "VAE",
+        )
     raise SubjectBoothError(
-        f"the VAE turns {' and '.join(wrong)} into values that are not numbers (NaN or infinity)", "finite numbers",
-        f"{todo}, or leave that picture out", "VAE")
+        f"the VAE turns {' and '.join(wrong)} into values that are not numbers (NaN or infinity)",
+        "finite numbers",
+        f"{todo}, or leave that picture out",
+        "VAE",
+    )

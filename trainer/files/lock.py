@@ -43,9 +43,11 @@ def owned(folder: Path) -> Iterator[None]:
             if isinstance(error, Timeout):  # an OSError too, but not one of the disk
                 if _has_locks(folder):
                     raise SubjectBoothError(
-                        "a run that another ComfyUI (or a shell) is training at this moment", "one owner at a time",
+                        "a run that another ComfyUI (or a shell) is training at this moment",
+                        "one owner at a time",
                         "wait until it has finished, which this run then finds done, or stop it there",
-                        str(folder)) from None
+                        str(folder),
+                    ) from None
             elif isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
                 raise
             logger.warning("%s lies on a drive without file locks: do not use it from two programs", folder)

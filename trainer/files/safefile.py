@@ -62,8 +62,9 @@ def read_checked(path: Path) -> tuple[dict[str, torch.Tensor], object]:
     """
     import safetensors.torch
 
-    damaged = SubjectBoothError("a damaged file", "a file as it was written (its checksum differs)",
-                                "delete it; it is made anew", str(path))
+    damaged = SubjectBoothError(
+        "a damaged file", "a file as it was written (its checksum differs)", "delete it; it is made anew", str(path)
+    )
     content = path.read_bytes()
     try:
         if not is_whole(content):
@@ -89,21 +90,26 @@ def read_metadata(path: Path, limit: int = 4 << 20) -> dict[str, str]:
         length = int.from_bytes(file.read(8), "little")
         size = path.stat().st_size
         if not 2 <= length <= min(limit, size - 8):
-            raise SubjectBoothError(f"a header of {length} bytes in a file of {size}", "a whole safetensors file",
-                                    "get the file again", path.name)
+            raise SubjectBoothError(
+                f"a header of {length} bytes in a file of {size}",
+                "a whole safetensors file",
+                "get the file again",
+                path.name,
+            )
         text = file.read(length)
     try:
         header = json.loads(text)
         metadata = header.get("__metadata__") or {}
         return {str(name): str(value) for name, value in metadata.items()}
     except (ValueError, AttributeError, RecursionError) as error:  # the last: brackets, thousands deep
-        raise SubjectBoothError("a header that is not JSON", "a whole safetensors file", "get the file again",
-                                path.name) from error
+        raise SubjectBoothError(
+            "a header that is not JSON", "a whole safetensors file", "get the file again", path.name
+        ) from error
 
 
 def _split(content: bytes) -> tuple[dict[str, dict[str, str]], bytes]:
     length = int.from_bytes(content[:8], "little")
-    return json.loads(content[8:8 + length]), content[8 + length:]
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
 
 
 def _checksum(content: bytes) -> str:

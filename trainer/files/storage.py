@@ -125,16 +125,21 @@ def _remedy(error: OSError, folder: Path) -> tuple[str, str]:
     still_there = "what was saved before is still there"
     if error.errno == errno.ENOENT:
         gone = "the file in it" if folder.is_dir() else "the folder"
-        return (f"{gone}, which was deleted or moved meanwhile",
-                "leave the folder alone while it is in use, and start again: what was in it has to be made again")
+        return (
+            f"{gone}, which was deleted or moved meanwhile",
+            "leave the folder alone while it is in use, and start again: what was in it has to be made again",
+        )
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):  # Windows has no quota error
         return "room on the disk", f"free some space; {still_there}"
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
-        return ("the right to write there",
-                f"make the folder writable, or start ComfyUI with another --output-directory; {still_there}")
-    return ("room on the disk and the right to write there",
-            "free some space, make the folder writable, or start ComfyUI with another --output-directory; "
-            + still_there)
+        return (
+            "the right to write there",
+            f"make the folder writable, or start ComfyUI with another --output-directory; {still_there}",
+        )
+    return (
+        "room on the disk and the right to write there",
+        "free some space, make the folder writable, or start ComfyUI with another --output-directory; " + still_there,
+    )
 
 
 def remove_parts(folder: Path, older_than: float = 0.0) -> None:

@@ -40,8 +40,11 @@ def text_target_layers(module: nn.Module, lora_targets: str, used: int | None = 
             (:func:`trainer.base.sd.text_encoder.used_layers`): the others would never get a gradient. None for all.
     """
     endings = TEXT_ATTENTION if lora_targets == "attention" else TEXT_ATTENTION + TEXT_MLP
-    return {name: layer for name, layer in module.named_modules()
-            if name.rsplit(".", 1)[-1] in endings and (used is None or _encoder_layer(name) < used)}
+    return {
+        name: layer
+        for name, layer in module.named_modules()
+        if name.rsplit(".", 1)[-1] in endings and (used is None or _encoder_layer(name) < used)
+    }
 
 
 def _encoder_layer(name: str) -> int:
@@ -59,21 +62,25 @@ def target_layers(module: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
         layers = {name: layer for name, layer in module.named_modules() if _is_linear_or_1x1(layer)}
     else:
         endings = ATTENTION + (MLP if lora_targets == "attention+mlp" else ())
-        layers = {name: layer for name, layer in module.named_modules()
-                  if name.endswith(tuple(f".{ending}" for ending in endings))}
+        layers = {
+            name: layer
+            for name, layer in module.named_modules()
+            if name.endswith(tuple(f".{ending}" for ending in endings))
+        }
     if not layers:
-        raise SubjectBoothError("a model without layers to train", "a UNet with attention",
-                                "wire a Stable Diffusion checkpoint", "MODEL")
+        raise SubjectBoothError(
+            "a model without layers to train", "a UNet with attention", "wire a Stable Diffusion checkpoint", "MODEL"
+        )
     return layers
 
 
 def _is_linear_or_1x1(layer: nn.Module) -> bool:
-    return isinstance(layer, torch.nn.Linear) or (
-        isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (1, 1))
+    return isinstance(layer, torch.nn.Linear) or (isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (1, 1))
 
 
 def check_layers(
-    module: nn.Module, config: TrainConfig,
+    module: nn.Module,
+    config: TrainConfig,
     targets: Callable[[nn.Module, str], dict[str, nn.Module]] = target_layers,
 ) -> dict[str, nn.Module]:
     """The layers that get a LoRA. See :func:`inject`; the module's weights are not looked at.
@@ -97,12 +104,16 @@ def check_rank(rank: int, narrowest: int) -> None:
     """
     if rank > narrowest:
         raise SubjectBoothError(
-            f"rank {rank}", f"{narrowest} or less, the width of this model's smallest trained layer",
-            f"set rank to {narrowest} or lower", "rank")
+            f"rank {rank}",
+            f"{narrowest} or less, the width of this model's smallest trained layer",
+            f"set rank to {narrowest} or lower",
+            "rank",
+        )
 
 
 def inject(
-    module: nn.Module, config: TrainConfig,
+    module: nn.Module,
+    config: TrainConfig,
     targets: Callable[[nn.Module, str], dict[str, nn.Module]] = target_layers,
 ) -> list[nn.Parameter]:
     """Put a LoRA beside every target layer, in place, and return what trains.
@@ -126,8 +137,13 @@ def inject(
 
     layers = check_layers(module, config, targets)
     lora = LoraConfig(
-        r=config.rank, lora_alpha=config.network_alpha, target_modules=sorted(layers),  # type: ignore[arg-type]
-        lora_dropout=config.lora_dropout, use_rslora=config.use_rslora, init_lora_weights=True)
+        r=config.rank,
+        lora_alpha=config.network_alpha,
+        target_modules=sorted(layers),  # type: ignore[arg-type]
+        lora_dropout=config.lora_dropout,
+        use_rslora=config.use_rslora,
+        init_lora_weights=True,
+    )
     with seeded(config.seed % 2**63):  # a model is built on the CPU, and so are its first weights
         inject_adapter_in_model(lora, module, adapter_name=ADAPTER_NAME)
     parameters = [parameter for name, parameter in module.named_parameters() if _is_ours(name)]
@@ -155,8 +171,12 @@ def load_adapter_state(module: nn.Module, state: dict[str, torch.Tensor]) -> Non
     """
     parameters = _adapter_parameters(module)
     if set(parameters) != set(state) or any(parameters[name].shape != state[name].shape for name in state):
-        raise SubjectBoothError("a checkpoint of another adapter", "the adapter this run started with",
-                                "train anew with force_retrain", "checkpoint")
+        raise SubjectBoothError(
+            "a checkpoint of another adapter",
+            "the adapter this run started with",
+            "train anew with force_retrain",
+            "checkpoint",
+        )
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[name])
@@ -175,9 +195,14 @@ def without_unused_layers(resume: Checkpoint, modules: Mapping[str, nn.Module]) 
     for prefix, module in modules.items():
         own = {f"{prefix}/{name}" for name in _adapter_parameters(module)}
         layers = {name.rsplit(".", 2)[0] for name in own}
-        behind = {name for name in resume.adapter if name.startswith(f"{prefix}/") and name not in own
-                  and "encoder.layers." in name
-                  and _encoder_layer(name) > max(_encoder_layer(layer) for layer in layers)}
+        behind = {
+            name
+            for name in resume.adapter
+            if name.startswith(f"{prefix}/")
+            and name not in own
+            and "encoder.layers." in name
+            and _encoder_layer(name) > max(_encoder_layer(layer) for layer in layers)
+        }
         names |= behind
         layout += [True] * len(own) + [False] * len(behind)  # those behind the last layer that is used come last
     if not names:
@@ -185,13 +210,18 @@ def without_unused_layers(resume: Checkpoint, modules: Mapping[str, nn.Module]) 
     kept = [number for number, still in enumerate(layout) if still]
     number_now = {before: now for now, before in enumerate(kept)}
     return replace(
-        resume, adapter={name: tensor for name, tensor in resume.adapter.items() if name not in names},
+        resume,
+        adapter={name: tensor for name, tensor in resume.adapter.items() if name not in names},
         optimizer={number_now[before]: state for before, state in resume.optimizer.items() if before in number_now},
-        average=[resume.average[before] for before in kept] if resume.average else [])
+        average=[resume.average[before] for before in kept] if resume.average else [],
+    )
 
 
 def to_kohya(
-    state: dict[str, torch.Tensor], prefix: str, network_alpha: float, layer_names: Mapping[str, str] | None = None,
+    state: dict[str, torch.Tensor],
+    prefix: str,
+    network_alpha: float,
+    layer_names: Mapping[str, str] | None = None,
 ) -> dict[str, torch.Tensor]:
     """Rename an adapter's weights to what every other LoRA loader reads.
 
@@ -216,8 +246,11 @@ def to_kohya(
 
 def _adapter_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """By module path, in the module's order."""
-    return {name.replace(f".{ADAPTER_NAME}.", "."): parameter
-            for name, parameter in module.named_parameters() if _is_ours(name)}
+    return {
+        name.replace(f".{ADAPTER_NAME}.", "."): parameter
+        for name, parameter in module.named_parameters()
+        if _is_ours(name)
+    }
 
 
 def _is_ours(name: str) -> bool:

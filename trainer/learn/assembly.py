@@ -47,7 +47,12 @@ class Assembly:
     """
 
     def __init__(
-        self, base: BaseModel, config: TrainConfig, device: torch.device | None, resume: Checkpoint | None, load: Load,
+        self,
+        base: BaseModel,
+        config: TrainConfig,
+        device: torch.device | None,
+        resume: Checkpoint | None,
+        load: Load,
         free_memory: FreeMemory | None = None,
     ) -> None:
         from accelerate import Accelerator
@@ -66,8 +71,11 @@ class Assembly:
         without_cache = AutocastKwargs(cache_enabled=False)
         with self._accelerate.installed():
             self.accelerator = Accelerator(
-                mixed_precision=accelerate_precision(precision), cpu=self.device.type == "cpu", device_placement=False,
-                kwargs_handlers=[without_cache])
+                mixed_precision=accelerate_precision(precision),
+                cpu=self.device.type == "cpu",
+                device_placement=False,
+                kwargs_handlers=[without_cache],
+            )
         self._modules: dict[str, Any] = {"unet": base.build_unet(DTYPES[precision])}
         unet_parameters = adapter.inject(self._modules["unet"], config)
         text_parameters = self._add_text_encoders(DTYPES[precision]) if config.train_text_encoder else []
@@ -144,9 +152,18 @@ class Assembly:
                 self._tokens[prompt] = self._base.tokenize(prompt)
         unique = list(dict.fromkeys(prompts))
         with torch.set_grad_enabled(learn):
-            return dict(zip(unique, encode(
-                self._text_encoders, self._base.family.text_encoders, [self._tokens[prompt] for prompt in unique],
-                self._base.clip_layer), strict=True))
+            return dict(
+                zip(
+                    unique,
+                    encode(
+                        self._text_encoders,
+                        self._base.family.text_encoders,
+                        [self._tokens[prompt] for prompt in unique],
+                        self._base.clip_layer,
+                    ),
+                    strict=True,
+                )
+            )
 
     def apply_memory_settings(self) -> None:
         """Bring the modules into line with :attr:`chosen`, which a step-down may have changed."""
@@ -190,15 +207,22 @@ class Assembly:
     def snapshot(self, step: int, losses: list[list[float | None]]) -> Checkpoint:
         """The run as it is now, copied to the CPU."""
         optimizer: dict[int, dict[str, Any]] = {
-            index: {name: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
-                    for name, value in _flat(entries).items()}
-            for index, entries in self._optimizer.state_dict()["state"].items()}
-        weights = {f"{name}/{key}": tensor for name, module in self._modules.items()
-                   for key, tensor in adapter.adapter_state(module).items()}
+            index: {
+                name: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
+                for name, value in _flat(entries).items()
+            }
+            for index, entries in self._optimizer.state_dict()["state"].items()
+        }
+        weights = {
+            f"{name}/{key}": tensor
+            for name, module in self._modules.items()
+            for key, tensor in adapter.adapter_state(module).items()
+        }
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
         average = [tensor.cpu().clone() for tensor in self._average.average] if self._average else []
-        return Checkpoint(step, weights, optimizer, list(losses), self.chosen, _plain_groups(self._optimizer),
-                          average, scaler)
+        return Checkpoint(
+            step, weights, optimizer, list(losses), self.chosen, _plain_groups(self._optimizer), average, scaler
+        )
 
     def close(self) -> None:
         """Let accelerate drop its references to the model."""
@@ -212,8 +236,16 @@ class Assembly:
         free = free_memory(self.device)
         if free is not None and self.device.type == "cpu":  # the weights lie there already
             free += sum(tensor.nbytes for module in self._modules.values() for tensor in module.parameters())
-        return make_plan(self._config, {name: self.chosen[name] for name in ("precision", "optimizer")}, kept, unet,
-                         text_encoders, self._base.family, load, free)
+        return make_plan(
+            self._config,
+            {name: self.chosen[name] for name in ("precision", "optimizer")},
+            kept,
+            unet,
+            text_encoders,
+            self._base.family,
+            load,
+            free,
+        )
 
     def _add_text_encoders(self, dtype: torch.dtype) -> list[torch.nn.Parameter]:
         assert self._base.build_text_encoders is not None
@@ -227,13 +259,16 @@ class Assembly:
 
     def _load(self, weights: dict[str, torch.Tensor]) -> None:
         for name, module in self._modules.items():
-            own = {key.removeprefix(f"{name}/"): tensor for key, tensor in weights.items()
-                   if key.startswith(f"{name}/")}
+            own = {
+                key.removeprefix(f"{name}/"): tensor for key, tensor in weights.items() if key.startswith(f"{name}/")
+            }
             adapter.load_adapter_state(module, own)
 
     def _resume_optimizer(self, resume: Checkpoint) -> None:
-        groups = [{**group, **saved} for group, saved in zip(
-            self._optimizer.state_dict()["param_groups"], resume.groups, strict=True)]
+        groups = [
+            {**group, **saved}
+            for group, saved in zip(self._optimizer.state_dict()["param_groups"], resume.groups, strict=True)
+        ]
         self._optimizer.load_state_dict({"state": resume.optimizer, "param_groups": groups})
 
 
@@ -252,6 +287,13 @@ def _plain_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
     """
     kinds = (int, float, str, list, tuple, type(None))
     left_out = ("params", "fused", "foreach")
-    return [{name: value for name, value in group.items() if name not in left_out and isinstance(value, kinds)
-             and not (isinstance(value, float) and math.isinf(value))}
-            for group in optimizer.state_dict()["param_groups"]]
+    return [
+        {
+            name: value
+            for name, value in group.items()
+            if name not in left_out
+            and isinstance(value, kinds)
+            and not (isinstance(value, float) and math.isinf(value))
+        }
+        for group in optimizer.state_dict()["param_groups"]
+    ]

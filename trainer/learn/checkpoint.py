@@ -50,10 +50,19 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
                 tensors[f"optimizer/{index}/{name}"] = value.cpu()
             else:
                 numbers.setdefault(str(index), {})[name] = value
-    write_checked(path, tensors, {
-        "format": CHECKPOINT_FORMAT, "step": checkpoint.step, "optimizer": numbers, "losses": checkpoint.losses,
-        "chosen": checkpoint.chosen, "groups": checkpoint.groups, "scaler": checkpoint.scaler,
-    })
+    write_checked(
+        path,
+        tensors,
+        {
+            "format": CHECKPOINT_FORMAT,
+            "step": checkpoint.step,
+            "optimizer": numbers,
+            "losses": checkpoint.losses,
+            "chosen": checkpoint.chosen,
+            "groups": checkpoint.groups,
+            "scaler": checkpoint.scaler,
+        },
+    )
 
 
 def load(path: Path) -> Checkpoint:
@@ -65,8 +74,12 @@ def load(path: Path) -> Checkpoint:
     """
     tensors, state = read_checked(path)
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
-        raise SubjectBoothError("a checkpoint of another version", f"version {CHECKPOINT_FORMAT}",
-                                "train anew with force_retrain", str(path))
+        raise SubjectBoothError(
+            "a checkpoint of another version",
+            f"version {CHECKPOINT_FORMAT}",
+            "train anew with force_retrain",
+            str(path),
+        )
     adapter: dict[str, torch.Tensor] = {}
     optimizer: dict[int, dict[str, Any]] = {int(index): dict(entries) for index, entries in state["optimizer"].items()}
     average: dict[int, torch.Tensor] = {}
@@ -80,5 +93,12 @@ def load(path: Path) -> Checkpoint:
             index, entry = name.split("/", 1)
             optimizer.setdefault(int(index), {})[entry] = tensor
     return Checkpoint(
-        state["step"], adapter, optimizer, state["losses"], state["chosen"], state["groups"],
-        [average[index] for index in sorted(average)], state["scaler"])
+        state["step"],
+        adapter,
+        optimizer,
+        state["losses"],
+        state["chosen"],
+        state["groups"],
+        [average[index] for index in sorted(average)],
+        state["scaler"],
+    )

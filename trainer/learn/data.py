@@ -20,7 +20,7 @@ from ..errors import SubjectBoothError
 from ..memory.plan import Load
 from .loss import Batch
 
-GOLDEN_SECTION = (5 ** 0.5 - 1) / 2
+GOLDEN_SECTION = (5**0.5 - 1) / 2
 
 
 @dataclass(frozen=True)
@@ -73,14 +73,21 @@ class TrainingData:
         if self.prior_latents is None:
             return
         if len(self.prior_latents) == 0:
-            raise SubjectBoothError("class priors without a single picture", "one or more",
-                                    "make more class images, or exclude fewer", "CLASS_PRIORS")
+            raise SubjectBoothError(
+                "class priors without a single picture",
+                "one or more",
+                "make more class images, or exclude fewer",
+                "CLASS_PRIORS",
+            )
         if tuple(self.prior_latents.shape[1:]) != self.square:
             height, width = (8 * side for side in self.prior_latents.shape[2:])
             wanted = 8 * self.square[1]
             raise SubjectBoothError(
-                f"class images of {width}x{height} pixels", f"the training resolution, {wanted}x{wanted}",
-                f"make the class images at {wanted} pixels, or set resolution to {width}", "CLASS_PRIORS")
+                f"class images of {width}x{height} pixels",
+                f"the training resolution, {wanted}x{wanted}",
+                f"make the class images at {wanted} pixels, or set resolution to {width}",
+                "CLASS_PRIORS",
+            )
 
 
 def derived_seed(seed: int, purpose: str, number: int) -> int:
@@ -143,8 +150,13 @@ def photos_of(data: TrainingData, first: int, count: int, micro_step: int, seed:
 
 
 def make_batches(
-    data: TrainingData, config: TrainConfig, timesteps: int, micro_step: int, device: torch.device,
-    process: int = 0, processes: int = 1,
+    data: TrainingData,
+    config: TrainConfig,
+    timesteps: int,
+    micro_step: int,
+    device: torch.device,
+    process: int = 0,
+    processes: int = 1,
 ) -> list[Batch]:
     """One batch: ``train_batch_size`` photos and, with class priors, as many class images behind them.
 
@@ -170,8 +182,12 @@ def make_batches(
 
     random = generator_for(config.seed, "noise", micro_step)
     noise = _noise(random, sizes, whole, own)
-    drawn = torch.stack([spread_timesteps(first, whole, timesteps, config.seed, purpose)
-                         for purpose in ("timesteps", "class timesteps")[:len(sizes)]])[:, own]
+    drawn = torch.stack(
+        [
+            spread_timesteps(first, whole, timesteps, config.seed, purpose)
+            for purpose in ("timesteps", "class timesteps")[: len(sizes)]
+        ]
+    )[:, own]
     if config.noise_offset:
         # Drawn behind everything else, so that the other noise is the same with and without it.
         offset = config.noise_offset * torch.randn((len(sizes), whole, sizes[0][0], 1, 1), generator=random)[:, own]
@@ -189,11 +205,24 @@ def make_batches(
         prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
     labels = [data.names[index] if data.names else f"photo {index + 1}" for index in photos]
 
-    def batch(latents: torch.Tensor, noise: torch.Tensor, drawn: torch.Tensor, prompts: list[str], instances: int,
-              labels: list[str]) -> Batch:
+    def batch(
+        latents: torch.Tensor,
+        noise: torch.Tensor,
+        drawn: torch.Tensor,
+        prompts: list[str],
+        instances: int,
+        labels: list[str],
+    ) -> Batch:
         return Batch(
-            latents.to(device), noise.to(device), drawn.to(device), data.encode(prompts).to(device), instances,
-            masks.to(device) if masks is not None and instances else None, tuple(prompts), tuple(labels))
+            latents.to(device),
+            noise.to(device),
+            drawn.to(device),
+            data.encode(prompts).to(device),
+            instances,
+            masks.to(device) if masks is not None and instances else None,
+            tuple(prompts),
+            tuple(labels),
+        )
 
     if data.prior_latents is None:
         return [batch(latents, noise[0], drawn[0], prompts, per_process, labels)]
@@ -201,14 +230,27 @@ def make_batches(
     priors, class_prompts = data.prior_latents[classes], [data.class_prompt] * per_process
     class_labels = [f"class image {index + 1}" for index in classes]
     if sizes[0] != sizes[1]:
-        return [batch(latents, noise[0], drawn[0], prompts, per_process, labels),
-                batch(priors, noise[1], drawn[1], class_prompts, 0, class_labels)]
-    return [batch(torch.cat([latents, priors]), torch.cat(list(noise)), drawn.flatten(), prompts + class_prompts,
-                  per_process, labels + class_labels)]
+        return [
+            batch(latents, noise[0], drawn[0], prompts, per_process, labels),
+            batch(priors, noise[1], drawn[1], class_prompts, 0, class_labels),
+        ]
+    return [
+        batch(
+            torch.cat([latents, priors]),
+            torch.cat(list(noise)),
+            drawn.flatten(),
+            prompts + class_prompts,
+            per_process,
+            labels + class_labels,
+        )
+    ]
 
 
 def _noise(
-    random: torch.Generator, sizes: list[tuple[int, ...]], whole: int, own: slice,
+    random: torch.Generator,
+    sizes: list[tuple[int, ...]],
+    whole: int,
+    own: slice,
 ) -> Sequence[torch.Tensor]:
     """Noise [own, 4, h/8, w/8] for photos and class images; drawn at once where they have one size."""
     if len(set(sizes)) == 1:
@@ -234,10 +276,11 @@ def largest_load(data: TrainingData, train_batch_size: int) -> Load:
     lengths = {length: caption for caption, length in captions.items()}
     always = [data.class_prompt] if has_class else []
     # In one batch the shorter prompts are repeated, to a length that all of theirs divide.
-    together = ([*always, *(lengths[length] for length in chosen)]
-                for chosen in combinations(lengths, min(train_batch_size, len(lengths))))
+    together = (
+        [*always, *(lengths[length] for length in chosen)]
+        for chosen in combinations(lengths, min(train_batch_size, len(lengths)))
+    )
     longest = max((data.encode(prompts) for prompts in together), key=lambda found: found.hidden_states.shape[1])
     text_tokens = sum(sorted(captions.values(), reverse=True)[:train_batch_size])
     text_tokens += sum(data.encoded[prompt].hidden_states.shape[1] for prompt in always)
-    return Load(longest.first, (height, width),
-                (2 if has_class else 1) * train_batch_size, text_tokens)
+    return Load(longest.first, (height, width), (2 if has_class else 1) * train_batch_size, text_tokens)

@@ -31,7 +31,12 @@ class Gradients:
     """
 
     def __init__(
-        self, base: BaseModel, data: TrainingData, config: TrainConfig, made: Assembly, pictures: int,
+        self,
+        base: BaseModel,
+        data: TrainingData,
+        config: TrainConfig,
+        made: Assembly,
+        pictures: int,
     ) -> None:
         self._base, self._data, self._config, self._made = base, data, config, made
         self.labels: list[str] = []
@@ -64,16 +69,23 @@ class Gradients:
         sums = [0.0, 0.0, 0.0]
         for micro_step in range(step * accumulate, (step + 1) * accumulate):
             sizes = make_batches(
-                self._data, config, len(self._base.noise_scheduler.alphas_cumprod), micro_step, made.device,
-                made.accelerator.process_index, made.accelerator.num_processes)
+                self._data,
+                config,
+                len(self._base.noise_scheduler.alphas_cumprod),
+                micro_step,
+                made.device,
+                made.accelerator.process_index,
+                made.accelerator.num_processes,
+            )
             photos = sum(batch.instances for batch in sizes)
             totals = photos, sum(len(batch.latents) for batch in sizes) - photos
             at_once = min(self._at_once, sum(totals))
             threads = min(self._threads.threads, at_once) if self._threads else 1
             parts = [part for same_size in sizes for part in same_size.split(-(-at_once // threads))]
             self.labels += [label for part in parts for label in part.labels]
-            forwards = [partial(self._forward, step, micro_step, number, part, totals)
-                        for number, part in enumerate(parts)]
+            forwards = [
+                partial(self._forward, step, micro_step, number, part, totals) for number, part in enumerate(parts)
+            ]
             for losses in self._one_by_one(forwards) if threads == 1 else self._side_by_side(forwards, threads):
                 sums = [total + loss for total, loss in zip(sums, losses, strict=True)]
         return sums[0], sums[1], sums[2]
@@ -94,7 +106,7 @@ class Gradients:
             return sums, torch.autograd.grad(loss, parameters, allow_unused=True)
 
         for first in range(0, len(forwards), threads):
-            now = [partial(gradients_of, forward) for forward in forwards[first:first + threads]]
+            now = [partial(gradients_of, forward) for forward in forwards[first : first + threads]]
             for sums, gradients in self._threads.run(now):
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     if gradient is not None:
@@ -102,7 +114,12 @@ class Gradients:
                 yield sums
 
     def _forward(
-        self, step: int, micro_step: int, number: int, batch: Batch, totals: tuple[int, int],
+        self,
+        step: int,
+        micro_step: int,
+        number: int,
+        batch: Batch,
+        totals: tuple[int, int],
     ) -> tuple[torch.Tensor, Sums]:
         """A part's loss to go backward from, and what it adds to the step's losses."""
         config, made = self._config, self._made
@@ -111,7 +128,8 @@ class Gradients:
             if made.trains_text:
                 batch = replace(batch, conditioning=made.encode(batch.prompts))
             losses = batch_losses(
-                made.unet, self._base.noise_scheduler, batch, config.prior_loss_weight, config.snr_gamma, totals)
+                made.unet, self._base.noise_scheduler, batch, config.prior_loss_weight, config.snr_gamma, totals
+            )
             _stop_if_not_finite(batch, losses.each, step)
             prior = float(losses.prior) / accumulate if losses.prior is not None else 0.0
             sums = float(losses.total.detach()) / accumulate, float(losses.instance) / accumulate, prior
@@ -131,6 +149,8 @@ def _stop_if_not_finite(batch: Batch, each: torch.Tensor, step: int) -> None:
     wrong = (~finite).nonzero().flatten().tolist()
     whose = " and ".join(batch.labels[index] for index in wrong)
     raise SubjectBoothError(
-        f"a loss of {float(each[wrong[0]]):g} at step {step + 1}, on {whose}", "finite numbers",
-        "lower the learning rate, or set precision to bf16 or fp32; "
-        f"the adapter of step {step} is kept", "training")
+        f"a loss of {float(each[wrong[0]]):g} at step {step + 1}, on {whose}",
+        "finite numbers",
+        f"lower the learning rate, or set precision to bf16 or fp32; the adapter of step {step} is kept",
+        "training",
+    )

@@ -52,8 +52,14 @@ class Training:
     """
 
     def __init__(
-        self, base: BaseModel, data: TrainingData, config: TrainConfig, shown: tuple[str, ...] = (),
-        resume: Checkpoint | None = None, device: torch.device | None = None, free: FreeMemory | None = None,
+        self,
+        base: BaseModel,
+        data: TrainingData,
+        config: TrainConfig,
+        shown: tuple[str, ...] = (),
+        resume: Checkpoint | None = None,
+        device: torch.device | None = None,
+        free: FreeMemory | None = None,
     ) -> None:
         require("torch", "diffusers", "peft", "accelerate")
         self._base, self._data, self._config = base, data, config
@@ -68,7 +74,10 @@ class Training:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None,
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self._leaving.close()
         self._assembly = None
@@ -164,9 +173,11 @@ class Training:
         """The optimizer's step. What fails in the middle of it leaves weights of two steps, which are not kept."""
         self._learning = True
         with memory_errors(
-                f"too little memory on {made.device} for the {made.chosen['optimizer']} optimizer", "a smaller adapter",
-                "close other programs, lower rank or choose adamw8bit; the same run goes on from its last checkpoint",
-                "training"):
+            f"too little memory on {made.device} for the {made.chosen['optimizer']} optimizer",
+            "a smaller adapter",
+            "close other programs, lower rank or choose adamw8bit; the same run goes on from its last checkpoint",
+            "training",
+        ):
             made.optimizer.step()
             made.update_average(self.step)
         self._learning = False
@@ -196,7 +207,8 @@ class Training:
                 f"too little memory on {made.device} for one picture of {self._config.resolution} pixels",
                 "a smaller picture or a smaller model",
                 f"lower resolution or rank, or close other programs; the adapter of step {self.step} is kept",
-                "training")
+                "training",
+            )
         made.apply_memory_settings()
         if made.chosen["optimizer"] != optimizer:
             made.use_chosen_optimizer()
@@ -216,8 +228,10 @@ class Training:
         whose = ", ".join(dict.fromkeys(self._gradients.labels))
         raise SubjectBoothError(
             f"a gradient norm of {norm:g} at step {self.step + 1}, on {whose}",
-            "finite numbers", "lower the learning rate, or set precision to bf16 or fp32; "
-            f"the adapter of step {self.step} is kept", "training")
+            "finite numbers",
+            f"lower the learning rate, or set precision to bf16 or fp32; the adapter of step {self.step} is kept",
+            "training",
+        )
 
     def _validate(self, made: Assembly) -> Iterator[Event]:
         config, prompts = self._config, self._shown
@@ -225,14 +239,28 @@ class Training:
         encoded, negative = [encode([prompt]) for prompt in prompts], encode([""])
         longest = concatenate([*encoded, negative]).first
         at_once = pictures_at_once(
-            made.unet, longest, self._data.square, DTYPES[made.chosen["precision"]], len(prompts), made.device,
-            (self._free or free_bytes)(made.device))
+            made.unet,
+            longest,
+            self._data.square,
+            DTYPES[made.chosen["precision"]],
+            len(prompts),
+            made.device,
+            (self._free or free_bytes)(made.device),
+        )
 
         def draw(first: int, last: int) -> Generator[int, None, torch.Tensor]:
             seeds = [VALIDATION_SEED + number for number in range(first, last)]
-            return sample(made.unet, self._base.noise_scheduler, concatenate(encoded[first:last]), negative,
-                          self._data.square, config.validation_steps, config.validation_guidance_scale, seeds,
-                          made.device)
+            return sample(
+                made.unet,
+                self._base.noise_scheduler,
+                concatenate(encoded[first:last]),
+                negative,
+                self._data.square,
+                config.validation_steps,
+                config.validation_guidance_scale,
+                seeds,
+                made.device,
+            )
 
         drawing = draw_all(draw, len(prompts), at_once, config.validation_steps, made.device)
         while True:
@@ -243,8 +271,13 @@ class Training:
                 break
             yield ValidationStep(self.step, done, config.validation_steps * len(prompts))
         images = self._base.codec.decode(latents)
-        yield Validation(self.step, prompts, images.permute(0, 2, 3, 1).contiguous(), config.validation_steps,
-                         config.validation_guidance_scale)
+        yield Validation(
+            self.step,
+            prompts,
+            images.permute(0, 2, 3, 1).contiguous(),
+            config.validation_steps,
+            config.validation_guidance_scale,
+        )
 
 
 class _Clock:

@@ -48,12 +48,20 @@ class Batch:
 
     def _part(self, first: int, last: int) -> Batch:
         pooled = self.conditioning.pooled
-        conditioning = Conditioning(self.conditioning.hidden_states[first:last],
-                                    pooled[first:last] if pooled is not None else None)
+        conditioning = Conditioning(
+            self.conditioning.hidden_states[first:last], pooled[first:last] if pooled is not None else None
+        )
         masks = self.masks[first:last] if self.masks is not None and first < self.instances else None
-        return Batch(self.latents[first:last], self.noise[first:last], self.timesteps[first:last], conditioning,
-                     max(0, min(self.instances, last) - first), masks, self.prompts[first:last],
-                     self.labels[first:last])
+        return Batch(
+            self.latents[first:last],
+            self.noise[first:last],
+            self.timesteps[first:last],
+            conditioning,
+            max(0, min(self.instances, last) - first),
+            masks,
+            self.prompts[first:last],
+            self.labels[first:last],
+        )
 
 
 @dataclass(frozen=True)
@@ -67,7 +75,10 @@ class Losses:
 
 
 def prediction_target(
-    noise_scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor,
+    noise_scheduler: DDPMScheduler,
+    latents: torch.Tensor,
+    noise: torch.Tensor,
+    timesteps: torch.Tensor,
 ) -> torch.Tensor:
     """What the UNet should say: the noise (DDPM, arXiv 2006.11239), or v = sqrt(a) noise - sqrt(1-a) x
     (arXiv 2202.00512), like ``latents``."""
@@ -90,8 +101,13 @@ def min_snr_weights(noise_scheduler: DDPMScheduler, timesteps: torch.Tensor, snr
 
 
 def dreambooth_loss(
-    prediction: torch.Tensor, target: torch.Tensor, instances: int, prior_loss_weight: float,
-    weights: torch.Tensor | None = None, masks: torch.Tensor | None = None, totals: tuple[int, int] | None = None,
+    prediction: torch.Tensor,
+    target: torch.Tensor,
+    instances: int,
+    prior_loss_weight: float,
+    weights: torch.Tensor | None = None,
+    masks: torch.Tensor | None = None,
+    totals: tuple[int, int] | None = None,
 ) -> Losses:
     """``mse(photos) + prior_loss_weight * mse(class images)``, each averaged over its own part of the batch.
 
@@ -117,12 +133,15 @@ def dreambooth_loss(
     if not classes:
         return Losses(instance, instance.detach(), None, each.detach())
     prior = each[instances:].sum() / classes
-    return Losses(instance + prior_loss_weight * prior, instance.detach(), prior.detach(),
-                  each.detach())
+    return Losses(instance + prior_loss_weight * prior, instance.detach(), prior.detach(), each.detach())
 
 
 def batch_losses(
-    unet: Any, noise_scheduler: DDPMScheduler, batch: Batch, prior_loss_weight: float, snr_gamma: float = 0.0,
+    unet: Any,
+    noise_scheduler: DDPMScheduler,
+    batch: Batch,
+    prior_loss_weight: float,
+    snr_gamma: float = 0.0,
     totals: tuple[int, int] | None = None,
 ) -> Losses:
     """Noise the batch, ask the UNet, compare. Photos and class images share one forward pass.

@@ -19,7 +19,10 @@ PRODIGY_RATE = 0.1
 
 
 def make_optimizer(
-    unet: list[nn.Parameter], text_encoders: list[nn.Parameter], config: TrainConfig, device: torch.device,
+    unet: list[nn.Parameter],
+    text_encoders: list[nn.Parameter],
+    config: TrainConfig,
+    device: torch.device,
 ) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
     """The optimizer that was asked for, or AdamW and a sentence that says why.
 
@@ -37,7 +40,9 @@ def make_optimizer(
 
 
 def _make(
-    parameters: list[dict[str, Any]], config: TrainConfig, device: torch.device,
+    parameters: list[dict[str, Any]],
+    config: TrainConfig,
+    device: torch.device,
 ) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
     name, learning_rate, decay = config.optimizer, config.learning_rate, config.weight_decay
     name, missing = usable_optimizer(name, device)
@@ -48,22 +53,37 @@ def _make(
     if name == "adafactor":
         from transformers.optimization import Adafactor
 
-        return Adafactor(parameters, lr=learning_rate, weight_decay=decay, scale_parameter=False,
-                         relative_step=False, warmup_init=False), ()
+        return Adafactor(
+            parameters,
+            lr=learning_rate,
+            weight_decay=decay,
+            scale_parameter=False,
+            relative_step=False,
+            warmup_init=False,
+        ), ()
     if name == "prodigy":
         import prodigyopt
 
-        notes: tuple[str, ...] = () if learning_rate >= PRODIGY_RATE else (
-            f"prodigy multiplies its estimate by the learning rate: {learning_rate:g} all but stops it, 1 is usual",)
+        notes: tuple[str, ...] = (
+            ()
+            if learning_rate >= PRODIGY_RATE
+            else (
+                f"prodigy multiplies its estimate by the learning rate: {learning_rate:g} all but stops it, 1 is usual",
+            )
+        )
         if len(parameters) > 1:
             notes += ("prodigy finds the text encoder's learning rate too: text_encoder_lr is not used",)
-        return prodigyopt.Prodigy(parameters, lr=learning_rate, weight_decay=decay, safeguard_warmup=True,
-                                  use_bias_correction=True), notes
+        return prodigyopt.Prodigy(
+            parameters, lr=learning_rate, weight_decay=decay, safeguard_warmup=True, use_bias_correction=True
+        ), notes
     return _adamw(parameters, learning_rate, decay, device), (missing,) if missing else ()
 
 
 def _adamw(
-    parameters: list[dict[str, Any]], learning_rate: float, weight_decay: float, device: torch.device,
+    parameters: list[dict[str, Any]],
+    learning_rate: float,
+    weight_decay: float,
+    device: torch.device,
 ) -> torch.optim.AdamW:
     """On a CPU in one kernel a tensor: an adapter is hundreds of small tensors, and the plain way
     makes a dozen calls for each."""

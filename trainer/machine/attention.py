@@ -44,5 +44,3 @@ def use_attention(unet: Any, attention: str) -> tuple[str, str]:
         unet.set_attn_processor(AttnProcessor2_0())  # diffusers' "default" one is the plain one, without sdpa
         return "sdpa", f"xformers cannot be used ({type(error).__name__}: {str(error)[:120]}); this run uses sdpa"
     return attention, ""
-
-

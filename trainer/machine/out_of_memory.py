@@ -74,8 +74,9 @@ def _free_on_windows() -> int | None:
 
     class Status(ctypes.Structure):
         _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [
-            (name, ctypes.c_ulonglong) for name in ("total", "free", "page_total", "page_free", "total_virtual",
-                                                    "free_virtual", "extended")]
+            (name, ctypes.c_ulonglong)
+            for name in ("total", "free", "page_total", "page_free", "total_virtual", "free_virtual", "extended")
+        ]
 
     status = Status(length=ctypes.sizeof(Status))
     windows = getattr(ctypes, "windll", None)

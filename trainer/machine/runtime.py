@@ -17,7 +17,9 @@ _ACCELERATE = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 
 
 def choose(
-    config: TrainConfig, device: torch.device, kept: str | None = None,
+    config: TrainConfig,
+    device: torch.device,
+    kept: str | None = None,
 ) -> tuple[dict[str, str], tuple[str, ...]]:
     """Device and precision, and sentences about what had to be changed.
 
@@ -93,8 +95,18 @@ def default_device() -> torch.device:
 
 _installing = threading.RLock()
 
-_PROCESSES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE", "PMI_RANK", "PMI_SIZE", "OMPI_COMM_WORLD_RANK",
-              "OMPI_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK", "MV2_COMM_WORLD_SIZE")
+_PROCESSES = (
+    "RANK",
+    "WORLD_SIZE",
+    "LOCAL_RANK",
+    "LOCAL_WORLD_SIZE",
+    "PMI_RANK",
+    "PMI_SIZE",
+    "OMPI_COMM_WORLD_RANK",
+    "OMPI_COMM_WORLD_SIZE",
+    "MV2_COMM_WORLD_RANK",
+    "MV2_COMM_WORLD_SIZE",
+)
 """What tells a process that it is one of several; inside ComfyUI, left over from something else."""
 
 
@@ -106,8 +118,11 @@ def _without_settings(launched: bool) -> Iterator[None]:
         launched: leave in place what ``accelerate launch`` says about processes and the device.
     """
     kept = ("ACCELERATE_TORCH_DEVICE",) if launched else ()
-    hidden = {name: value for name, value in os.environ.items()
-              if (name.startswith("ACCELERATE_") or (name in _PROCESSES and not launched)) and name not in kept}
+    hidden = {
+        name: value
+        for name, value in os.environ.items()
+        if (name.startswith("ACCELERATE_") or (name in _PROCESSES and not launched)) and name not in kept
+    }
     fall_back = "PYTORCH_ENABLE_MPS_FALLBACK"  # the one thing that accelerate sets here
     had_fall_back = fall_back in os.environ
     for name in hidden:

@@ -20,7 +20,11 @@ Draw = Callable[[int, int], Generator[int, None, torch.Tensor]]
 
 
 def draw_all(
-    draw: Draw, count: int, at_once: int, steps: int, device: torch.device,
+    draw: Draw,
+    count: int,
+    at_once: int,
+    steps: int,
+    device: torch.device,
 ) -> Generator[int, None, torch.Tensor]:
     """Draw ``count`` pictures, as many together as was asked for; where that is too much for the memory, fewer.
 
@@ -66,8 +70,13 @@ MOST_AT_ONCE = 4
 
 
 def pictures_at_once(
-    unet: Any, conditioning: Conditioning, shape: tuple[int, ...], dtype: torch.dtype, count: int,
-    device: torch.device, free: int | None,
+    unet: Any,
+    conditioning: Conditioning,
+    shape: tuple[int, ...],
+    dtype: torch.dtype,
+    count: int,
+    device: torch.device,
+    free: int | None,
 ) -> int:
     """How many of ``count`` pictures to draw together: as many as fit in ``free`` bytes.
 

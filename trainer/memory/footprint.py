@@ -108,7 +108,8 @@ def _inputs(conditioning: Conditioning, size: tuple[int, ...]) -> tuple[torch.Te
     pooled = conditioning.pooled
     return torch.empty(1, 4, *size, device=META), Conditioning(
         torch.empty(conditioning.hidden_states.shape, device=META),
-        None if pooled is None else torch.empty(pooled.shape, device=META))
+        None if pooled is None else torch.empty(pooled.shape, device=META),
+    )
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -197,10 +198,18 @@ class _Kept(torch.autograd.Function):
     """A block that was counted before: keeps as much memory, and gives a picture of the same shape."""
 
     @staticmethod
-    def forward(context: Any, hidden_states: torch.Tensor, unit: _Unit, shape: torch.Size, dtype: torch.dtype,
-                trained: torch.Tensor) -> torch.Tensor:
-        context.save_for_backward(torch.empty(unit.kept - unit.output, dtype=torch.uint8, device=META),
-                                  *([hidden_states] if unit.keeps_input else []))
+    def forward(
+        context: Any,
+        hidden_states: torch.Tensor,
+        unit: _Unit,
+        shape: torch.Size,
+        dtype: torch.dtype,
+        trained: torch.Tensor,
+    ) -> torch.Tensor:
+        context.save_for_backward(
+            torch.empty(unit.kept - unit.output, dtype=torch.uint8, device=META),
+            *([hidden_states] if unit.keeps_input else []),
+        )
         return torch.empty(shape, dtype=dtype, device=META)
 
 
@@ -230,8 +239,13 @@ def _counted_once(unet: nn.Module, memory: _Memory) -> Iterator[list[tuple[_Unit
 
                 with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
                     output = forward(hidden_states, *arguments, **keywords)
-                unit = _Unit(memory.live - before, output.untyped_storage().nbytes(), peak,
-                             given.nbytes() if kept else 0, any(kept))
+                unit = _Unit(
+                    memory.live - before,
+                    output.untyped_storage().nbytes(),
+                    peak,
+                    given.nbytes() if kept else 0,
+                    any(kept),
+                )
                 known[key] = (unit, output.shape, output.dtype, output.requires_grad)
                 units.append((unit, before))
                 return output
@@ -278,11 +292,19 @@ class _Attention(torch.autograd.Function):
 class _Processor:
     """diffusers' attention, without the kernel: the meta device would take the one that keeps whole score matrices."""
 
-    def __call__(self, attn: Any, hidden_states: torch.Tensor, encoder_hidden_states: torch.Tensor | None = None,
-                 *arguments: Any, **keywords: Any) -> torch.Tensor:
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        encoder_hidden_states: torch.Tensor | None = None,
+        *arguments: Any,
+        **keywords: Any,
+    ) -> torch.Tensor:
         context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        heads = (projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-                 for projected in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context)))
+        heads = (
+            projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
+            for projected in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
+        )
         output = _Attention.apply(*heads).transpose(1, 2).flatten(2)
         return attn.to_out[1](attn.to_out[0](output))
 
@@ -319,8 +341,11 @@ def _like_autocast(unet: nn.Module, dtype: torch.dtype) -> Iterator[None]:
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
             # PEFT gives a LoRA its input in float32, and autocast casts that back: another copy of it.
             copy = ".lora_A." in name
-            handles.append(module.register_forward_pre_hook(
-                lambda _, inputs, copy=copy: (inputs[0].to(dtype, copy=copy), *inputs[1:])))
+            handles.append(
+                module.register_forward_pre_hook(
+                    lambda _, inputs, copy=copy: (inputs[0].to(dtype, copy=copy), *inputs[1:])
+                )
+            )
     try:
         yield
     finally:

@@ -86,9 +86,11 @@ class Plan:
         parts = f"base {_gb(self.base)} + adapter {_gb(self.adapter)} + optimizer {_gb(self.optimizer)}"
         parts += " + activations " + ("(unknown)" if self.activations is None else _gb(self.activations))
         free = f" of {_gb(self.free)} GB free" if self.free is not None else " GB (free memory unknown)"
-        return (f"plan: {parts} = {_gb(self.needed)}{free}; {self.chosen['precision']}, {self.chosen['optimizer']}, "
-                f"checkpointing {self.chosen['gradient_checkpointing']}, "
-                f"{self.chosen['pictures_per_forward']} of {self.pictures} pictures at once")
+        return (
+            f"plan: {parts} = {_gb(self.needed)}{free}; {self.chosen['precision']}, {self.chosen['optimizer']}, "
+            f"checkpointing {self.chosen['gradient_checkpointing']}, "
+            f"{self.chosen['pictures_per_forward']} of {self.pictures} pictures at once"
+        )
 
     @property
     def warning(self) -> str:
@@ -98,13 +100,21 @@ class Plan:
         helps = ["a lower resolution", "a lower rank"]
         helps += ["the optimizer adamw8bit"] if self.chosen["optimizer"] in ("adamw", "prodigy") else []
         helps += ["precision auto"] if self.chosen["precision"] == "fp32" else []
-        return (f"this will probably not fit: {_gb(self.needed)} GB needed, {_gb(self.free or 0)} GB free; "
-                f"what would help: {', '.join(helps)}")
+        return (
+            f"this will probably not fit: {_gb(self.needed)} GB needed, {_gb(self.free or 0)} GB free; "
+            f"what would help: {', '.join(helps)}"
+        )
 
 
 def make_plan(
-    config: TrainConfig, chosen: dict[str, str], kept: dict[str, str], unet: nn.Module,
-    text_encoders: Sequence[nn.Module], family: Family, load: Load, free: int | None,
+    config: TrainConfig,
+    chosen: dict[str, str],
+    kept: dict[str, str],
+    unet: nn.Module,
+    text_encoders: Sequence[nn.Module],
+    family: Family,
+    load: Load,
+    free: int | None,
 ) -> Plan:
     """Count, and choose what is left to choose.
 
@@ -120,15 +130,25 @@ def make_plan(
     modules = [unet, *text_encoders]
     trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     ours = {id(parameter) for parameter in trained}
-    base = sum(tensor.nbytes for module in modules
-               for tensor in (*module.parameters(), *module.buffers()) if id(tensor) not in ours)
+    base = sum(
+        tensor.nbytes
+        for module in modules
+        for tensor in (*module.parameters(), *module.buffers())
+        if id(tensor) not in ours
+    )
     weights = sum(parameter.nbytes for parameter in trained)
     adapter = weights * (3 if config.ema_decay else 2)
     optimizer = optimizer_bytes(chosen["optimizer"], trained)
     dtype = DTYPES[chosen["precision"]]
     footprint = _footprint(unet, load, dtype)
-    text = sum(_text_bytes(shape.width, shape.layers, shape.heads, load.text_tokens, dtype)
-               for shape in family.text_encoders) if text_encoders else 0
+    text = (
+        sum(
+            _text_bytes(shape.width, shape.layers, shape.heads, load.text_tokens, dtype)
+            for shape in family.text_encoders
+        )
+        if text_encoders
+        else 0
+    )
 
     plans = []
     for checkpointing, pictures in _candidates(config, kept, load.pictures):
@@ -156,11 +176,17 @@ def pictures_that_fit(needed: Callable[[int], float], free: float, most: int) ->
 def optimizer_bytes(name: str, parameters: Sequence[torch.Tensor]) -> int:
     """Bytes of an optimizer's states once it has made a step."""
     if name == "adafactor":  # one number a row and a column in place of one a weight
-        return sum(4 * (tensor.numel() // tensor.shape[-1] + tensor.numel() // tensor.shape[-2])
-                   if tensor.ndim > 1 else 4 * tensor.numel() for tensor in parameters)
+        return sum(
+            4 * (tensor.numel() // tensor.shape[-1] + tensor.numel() // tensor.shape[-2])
+            if tensor.ndim > 1
+            else 4 * tensor.numel()
+            for tensor in parameters
+        )
     if name == "adamw8bit":  # two bytes, and two float32 scales every 256 weights; small tensors stay in float32
-        return sum(8 * tensor.numel() if tensor.numel() < 4096 else 2 * tensor.numel() + 8 * tensor.numel() // 256
-                   for tensor in parameters)
+        return sum(
+            8 * tensor.numel() if tensor.numel() < 4096 else 2 * tensor.numel() + 8 * tensor.numel() // 256
+            for tensor in parameters
+        )
     each = 16 if name == "prodigy" else 8
     return sum(each * tensor.numel() for tensor in parameters)
 
@@ -199,8 +225,13 @@ def _footprint(unet: nn.Module, load: Load, dtype: torch.dtype) -> Footprint | N
     """Counting takes seconds for SDXL: once a process for every layout, size and precision."""
     pooled = load.conditioning.pooled
     layout = tuple((name, tensor.shape, tensor.requires_grad) for name, tensor in unet.named_parameters())
-    key = (hash(layout), load.size, dtype, load.conditioning.hidden_states.shape,
-           pooled.shape if pooled is not None else None)
+    key = (
+        hash(layout),
+        load.size,
+        dtype,
+        load.conditioning.hidden_states.shape,
+        pooled.shape if pooled is not None else None,
+    )
     if key not in _counted:
         try:
             _counted[key] = unet_footprint(unet, load.conditioning, load.size, dtype)

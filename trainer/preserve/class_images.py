@@ -17,9 +17,19 @@ from .priors import ClassPriors, PriorRecipe, PriorStore, class_priors, make_mis
 
 
 def generate(
-    base: BaseModel, prompt: str, count: int, resolution: int, root: Path, device: torch.device,
-    check: Callable[[], None] = lambda: None, *, steps: int = 20, guidance_scale: float = 7.0, seed: int = 0,
-    precision: str = "fp32", free: FreeMemory = free_bytes,
+    base: BaseModel,
+    prompt: str,
+    count: int,
+    resolution: int,
+    root: Path,
+    device: torch.device,
+    check: Callable[[], None] = lambda: None,
+    *,
+    steps: int = 20,
+    guidance_scale: float = 7.0,
+    seed: int = 0,
+    precision: str = "fp32",
+    free: FreeMemory = free_bytes,
 ) -> Iterator[int | ClassPriors]:
     """Make the class images that are not on the disk yet.
 
@@ -35,23 +45,49 @@ def generate(
     Raises:
         SubjectBoothError: too little memory; the folder cannot be read or written.
     """
-    yield from with_own_numerics(_generate(base, prompt, count, resolution, root, device, check, steps, guidance_scale,
-                                           seed, precision, free), device)
+    yield from with_own_numerics(
+        _generate(base, prompt, count, resolution, root, device, check, steps, guidance_scale, seed, precision, free),
+        device,
+    )
 
 
 def _generate(
-    base: BaseModel, prompt: str, count: int, resolution: int, root: Path, device: torch.device,
-    check: Callable[[], None], steps: int, guidance_scale: float, seed: int, precision: str, free: FreeMemory,
+    base: BaseModel,
+    prompt: str,
+    count: int,
+    resolution: int,
+    root: Path,
+    device: torch.device,
+    check: Callable[[], None],
+    steps: int,
+    guidance_scale: float,
+    seed: int,
+    precision: str,
+    free: FreeMemory,
 ) -> Generator[int | ClassPriors, None, None]:
-    recipe = PriorRecipe(base.digest, prompt, "", resolution, resolution, "ddim", f"trailing {precision}", steps,
-                         guidance_scale, seed, grouping=0)
+    recipe = PriorRecipe(
+        base.digest,
+        prompt,
+        "",
+        resolution,
+        resolution,
+        "ddim",
+        f"trailing {precision}",
+        steps,
+        guidance_scale,
+        seed,
+        grouping=0,
+    )
     store = PriorStore(root, recipe)
     pictures, _ = store.load()
     if any(number not in pictures for number in range(count)):
         check()
         with memory_errors(
-                f"too little memory on {device} for a class image of {resolution} pixels", "a smaller picture",
-                "lower resolution or close other programs; the finished class images are kept", "class images"):
+            f"too little memory on {device} for a class image of {resolution} pixels",
+            "a smaller picture",
+            "lower resolution or close other programs; the finished class images are kept",
+            "class images",
+        ):
             conditioning, negative = base.prompts.encode([prompt, ""])  # before the UNet takes the memory
             unet = base.build_unet(DTYPES[precision]).to(device)
             shape = (4, resolution // 8, resolution // 8)
@@ -62,8 +98,9 @@ def _generate(
             def draw(numbers: tuple[int, ...]) -> torch.Tensor:
                 def together(first: int, last: int) -> Generator[int, None, torch.Tensor]:
                     seeds = [recipe.seed_of(number) for number in numbers[first:last]]
-                    return sample(unet, base.noise_scheduler, conditioning, negative, shape, steps, guidance_scale,
-                                  seeds, device)
+                    return sample(
+                        unet, base.noise_scheduler, conditioning, negative, shape, steps, guidance_scale, seeds, device
+                    )
 
                 drawing = draw_all(together, len(numbers), len(numbers), steps, device)
                 while True:

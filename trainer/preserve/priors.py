@@ -62,11 +62,15 @@ class ClassPriors:
             raise SubjectBoothError(
                 f"class images made by a model of the family {self.family} for training on {family}",
                 "class images made by the model that is trained on",
-                "wire the same MODEL and CLIP to Generate Class Priors and to the trainer", "class_priors")
+                "wire the same MODEL and CLIP to Generate Class Priors and to the trainer",
+                "class_priors",
+            )
         if self.base_digest and self.base_digest != base_digest:
-            return ("The class images were made by another model (or with another CLIP, CLIP skip or LoRA) than the "
-                    "one that is trained on, so they pull the class towards that model. Unless you want that, wire the "
-                    "same MODEL and CLIP to both")
+            return (
+                "The class images were made by another model (or with another CLIP, CLIP skip or LoRA) than the "
+                "one that is trained on, so they pull the class towards that model. Unless you want that, wire the "
+                "same MODEL and CLIP to both"
+            )
         return ""
 
 
@@ -265,7 +269,10 @@ def split_excluded(
 
 
 def class_priors(
-    pictures: Mapping[int, torch.Tensor], used: Mapping[int, str], store: PriorStore, family: str,
+    pictures: Mapping[int, torch.Tensor],
+    used: Mapping[int, str],
+    store: PriorStore,
+    family: str,
 ) -> ClassPriors:
     """Put the used pictures together.
 

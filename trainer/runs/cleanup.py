@@ -169,9 +169,11 @@ def over_limit_note(output: Path) -> str:
     total = _measure(output)[0]
     if total <= limit():
         return ""
-    return (f"runs and class images take {readable(total)} (limit {readable(limit())}): in the pack's folder, "
-            f"python -m trainer clean --limit {readable(limit()).replace(' ', '')} --output_dir \"{output}\" "
-            "shows what could go")
+    return (
+        f"runs and class images take {readable(total)} (limit {readable(limit())}): in the pack's folder, "
+        f'python -m trainer clean --limit {readable(limit()).replace(" ", "")} --output_dir "{output}" '
+        "shows what could go"
+    )
 
 
 def _in_use(folder: Path, changed: float) -> bool:
@@ -203,7 +205,10 @@ def _keys_of(folders: Iterable[Path], ours: Sequence[Path]) -> set[str]:
 def _closed(what: str, error: OSError, where: Path | str) -> SubjectBoothError:
     return SubjectBoothError(
         f"{what} that cannot be opened ({error.strerror or type(error).__name__})",
-        "a look into every LoRA, because their runs stay", "change its permissions, or move it elsewhere", str(where))
+        "a look into every LoRA, because their runs stay",
+        "change its permissions, or move it elsewhere",
+        str(where),
+    )
 
 
 def _loras_in(folder: Path) -> Iterator[Path]:
@@ -212,6 +217,7 @@ def _loras_in(folder: Path) -> Iterator[Path]:
     Raises:
         SubjectBoothError: a folder may not be looked into.
     """
+
     def refuse(error: OSError) -> None:
         if isinstance(error, FileNotFoundError):
             return

@@ -43,7 +43,9 @@ _KINDS = (
 
 
 def with_kohya_names(
-    tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str], peft_config: str = "",
+    tensors: Mapping[str, torch.Tensor],
+    metadata: Mapping[str, str],
+    peft_config: str = "",
 ) -> dict[str, torch.Tensor]:
     """The same file with kohya's names; names of other programs or models stay as they are.
 
@@ -82,8 +84,8 @@ def _kohya_name(name: str) -> tuple[str, str, str, str] | None:
         match = ending.search(name)
         if match is None:
             continue
-        kind = name[match.start():] if kind == "." else kind
-        place = _PLACE.fullmatch(name[:match.start()])
+        kind = name[match.start() :] if kind == "." else kind
+        place = _PLACE.fullmatch(name[: match.start()])
         if place is None:
             return None
         part, path = place[1], place[2].replace(".processor.", ".")
@@ -104,8 +106,10 @@ def _kohya_name(name: str) -> tuple[str, str, str, str] | None:
 def _settings(written: str, peft_config: str) -> dict[str, dict[str, Any]]:
     """PEFT's settings by part of the pipeline."""
     flat, alone = (_json_object(text) for text in (written, peft_config))
-    parts = {part: {key.removeprefix(f"{part}."): value for key, value in flat.items() if key.startswith(f"{part}.")}
-             for part in _KOHYA_PREFIX}
+    parts = {
+        part: {key.removeprefix(f"{part}."): value for key, value in flat.items() if key.startswith(f"{part}.")}
+        for part in _KOHYA_PREFIX
+    }
     return {part: values or alone for part, values in parts.items()}
 
 
@@ -116,14 +120,24 @@ def _json_object(text: str) -> dict[str, Any]:
             return values
     except (ValueError, RecursionError):
         pass
-    raise SubjectBoothError("PEFT settings that are no JSON object", "settings as PEFT writes them",
-                            "get the file again", "adapter_config.json, or the LoRA's own metadata")
+    raise SubjectBoothError(
+        "PEFT settings that are no JSON object",
+        "settings as PEFT writes them",
+        "get the file again",
+        "adapter_config.json, or the LoRA's own metadata",
+    )
 
 
 def _finish(tensors: dict[str, torch.Tensor], layer: str, path: str, settings: Mapping[str, Any]) -> None:
     """Give a renamed layer its alpha, and the shapes that kohya's files have."""
-    down = next((tensors[f"{layer}{kind}"] for kind in (".lora_down.weight", ".hada_w1_b", ".lokr_w2_b")
-                 if f"{layer}{kind}" in tensors), None)
+    down = next(
+        (
+            tensors[f"{layer}{kind}"]
+            for kind in (".lora_down.weight", ".hada_w1_b", ".lokr_w2_b")
+            if f"{layer}{kind}" in tensors
+        ),
+        None,
+    )
     alpha = _alpha_of(path, settings)
     if down is not None and down.ndim and len(down) and alpha is not None:
         alpha *= math.sqrt(len(down)) if settings.get("use_rslora") else 1.0
@@ -147,6 +161,10 @@ def _alpha_of(path: str, settings: Mapping[str, Any]) -> float | None:
     if alpha is None:
         return None
     if isinstance(alpha, bool) or not isinstance(alpha, (int, float)) or not abs(alpha) <= MAX_ALPHA:
-        raise SubjectBoothError(f"the alpha {str(alpha)[:40]!r} in PEFT settings", f"a number up to {MAX_ALPHA:g}",
-                                "get the file again", "adapter_config.json, or the LoRA's own metadata")
+        raise SubjectBoothError(
+            f"the alpha {str(alpha)[:40]!r} in PEFT settings",
+            f"a number up to {MAX_ALPHA:g}",
+            "get the file again",
+            "adapter_config.json, or the LoRA's own metadata",
+        )
     return float(alpha)

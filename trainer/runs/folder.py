@@ -62,8 +62,9 @@ class RunFolder:
         with disk_errors("the run's folder cannot be written", self.path):
             for folder in (self.path, self.path / "validation"):
                 remove_parts(folder)
-            write_atomic(record, json.dumps({"key": self.key, "started": started, **settings}, indent=1,
-                                            ensure_ascii=False))
+            write_atomic(
+                record, json.dumps({"key": self.key, "started": started, **settings}, indent=1, ensure_ascii=False)
+            )
         return started
 
     def lora_path(self, step: int) -> Path:
@@ -174,8 +175,15 @@ class RunFolder:
         there = {entry["step"] for entry in kept if entry["event"] == StepDone.__name__}
         for number, (loss, instance, prior) in enumerate(losses[:step], start=1):
             if number not in there:
-                kept.append({"event": StepDone.__name__, "step": number, "loss": loss, "instance_loss": instance,
-                             "prior_loss": prior})
+                kept.append(
+                    {
+                        "event": StepDone.__name__,
+                        "step": number,
+                        "loss": loss,
+                        "instance_loss": instance,
+                        "prior_loss": prior,
+                    }
+                )
         if len(there) < step:
             kept.sort(key=lambda entry: entry["step"])
         with disk_errors("the run's log cannot be written", self.path):
@@ -196,7 +204,10 @@ class RunFolder:
         return [self.path / "validation" / f"step_{step:06d}_{number:02d}.png" for number in range(count)]
 
     def validations(
-        self, steps: int, prompts: tuple[str, ...], sampling: tuple[int, float] | None = None,
+        self,
+        steps: int,
+        prompts: tuple[str, ...],
+        sampling: tuple[int, float] | None = None,
     ) -> list[tuple[int, torch.Tensor]]:
         """Step and pictures (float32 [n, h, w, 3]) of every validation of these prompts up to ``steps`` that is there.
 
@@ -223,9 +234,13 @@ class RunFolder:
 
     def losses(self, steps: int) -> list[float]:
         """The loss of every step up to ``steps``."""
-        return [values["loss"] for values in self._logged()
-                if values["event"] == StepDone.__name__ and values["step"] <= steps
-                and isinstance(values.get("loss"), float)]
+        return [
+            values["loss"]
+            for values in self._logged()
+            if values["event"] == StepDone.__name__
+            and values["step"] <= steps
+            and isinstance(values.get("loss"), float)
+        ]
 
     def _note(self, sentence: str) -> None:
         if sentence not in self.notes:

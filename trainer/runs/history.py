@@ -45,17 +45,21 @@ def read_history(folder: Path, since: int = 0, limit: int = LIMIT) -> dict[str, 
     lines, others = _split(folder / "events.jsonl")
     record, kept = _json(folder / "run.json"), _json(folder / "kept.json")
     steps = _whole((record.get("config") or {}).get("steps")) if isinstance(record.get("config"), dict) else 0
-    later = lines[bisect_right(lines, since, key=_step_of):]
+    later = lines[bisect_right(lines, since, key=_step_of) :]
     chosen, notes, validations = _told(others)
     last = _parse(lines[-1]) if lines else {}
-    recent = [values["seconds"] for values in map(_parse, lines[-RECENT:])
-              if isinstance(values.get("seconds"), (int, float))]
+    recent = [
+        values["seconds"] for values in map(_parse, lines[-RECENT:]) if isinstance(values.get("seconds"), (int, float))
+    ]
     done = max([_whole(last.get("step")), *(_whole(values.get("step")) for values in others)])
     return {
-        "step": done, "steps": steps, "trigger": str(record.get("trigger", "")),
+        "step": done,
+        "steps": steps,
+        "trigger": str(record.get("trigger", "")),
         "seconds": sum(recent) / len(recent) if recent else None,
         "series": _series([_parse(line) for line in _evenly(later, limit)]),
-        "chosen": chosen, "notes": notes,
+        "chosen": chosen,
+        "notes": notes,
         "validations": [validation for validation in validations if _whole(validation["step"]) > 0],
         "saved": sorted(int(found[1]) for path in folder.glob("lora_*") if (found := _LORA.fullmatch(path.name))),
         "kept": _whole(kept.get("step")) or None if kept.get("steps") == steps else None,

@@ -31,8 +31,12 @@ def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         SubjectBoothError: it is of another format, damaged, empty, or holds values that are not numbers.
     """
     if path.suffix.lower() != ".safetensors":
-        raise SubjectBoothError(f"a LoRA file of the format {path.suffix or '(none)'}", "a .safetensors file",
-                                "convert it, or load it with ComfyUI's own LoRA loader", path.name)
+        raise SubjectBoothError(
+            f"a LoRA file of the format {path.suffix or '(none)'}",
+            "a .safetensors file",
+            "convert it, or load it with ComfyUI's own LoRA loader",
+            path.name,
+        )
     import safetensors.torch
 
     try:
@@ -41,22 +45,37 @@ def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     except SubjectBoothError:
         raise
     except OSError as error:
-        raise SubjectBoothError(f"a LoRA file that cannot be opened ({error.strerror or type(error).__name__})",
-                                "a file that ComfyUI may read", "check that it is there, and its permissions",
-                                path.name) from error
+        raise SubjectBoothError(
+            f"a LoRA file that cannot be opened ({error.strerror or type(error).__name__})",
+            "a file that ComfyUI may read",
+            "check that it is there, and its permissions",
+            path.name,
+        ) from error
     except Exception as error:  # whatever a damaged file does to its reader
-        raise SubjectBoothError(f"a LoRA file that cannot be read ({type(error).__name__})",
-                                "a whole safetensors file", "get the file again", path.name) from error
+        raise SubjectBoothError(
+            f"a LoRA file that cannot be read ({type(error).__name__})",
+            "a whole safetensors file",
+            "get the file again",
+            path.name,
+        ) from error
     if not tensors:
         raise SubjectBoothError("a file without a single tensor", "a LoRA", "choose another file", path.name)
     for name, tensor in tensors.items():
         if tensor.dim() > MAX_DIMENSIONS:  # torch itself fails from 65 on, wherever the tensor is first used
-            raise SubjectBoothError(f"a tensor of {tensor.dim()} dimensions, {name[:100]!r}",
-                                    f"a LoRA's layers, of {MAX_DIMENSIONS} at most", "choose another file", path.name)
+            raise SubjectBoothError(
+                f"a tensor of {tensor.dim()} dimensions, {name[:100]!r}",
+                f"a LoRA's layers, of {MAX_DIMENSIONS} at most",
+                "choose another file",
+                path.name,
+            )
         # float8 has no isfinite; widened it does.
         if tensor.is_floating_point() and not torch.isfinite(tensor.float()).all():
-            raise SubjectBoothError(f"values that are not finite numbers in {name[:100]!r}", "an undamaged LoRA",
-                                    "get the file again, or take one of an earlier step", path.name)
+            raise SubjectBoothError(
+                f"values that are not finite numbers in {name[:100]!r}",
+                "an undamaged LoRA",
+                "get the file again, or take one of an earlier step",
+                path.name,
+            )
     return with_kohya_names(tensors, metadata, _peft_config(path)), metadata
 
 
@@ -74,8 +93,12 @@ def _peft_config(path: Path) -> str:
         with config.open("rb") as file:
             return file.read(MAX_CONFIG).decode("utf-8")  # what was cut is no JSON
     except (OSError, ValueError) as error:
-        raise SubjectBoothError(f"PEFT settings that cannot be read ({type(error).__name__})",
-                                "settings as PEFT writes them", "get the file again", config.name) from error
+        raise SubjectBoothError(
+            f"PEFT settings that cannot be read ({type(error).__name__})",
+            "settings as PEFT writes them",
+            "get the file again",
+            config.name,
+        ) from error
 
 
 def is_untrained(path: Path) -> bool:

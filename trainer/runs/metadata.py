@@ -23,8 +23,17 @@ IMPLEMENTATION = "SubjectBooth"
 
 
 def lora_metadata(
-    tensors: dict[str, torch.Tensor], subject: Subject, base: BaseModel, config: TrainConfig, *,
-    step: int, run_key: str, started: float, class_images: int, chosen: Mapping[str, str], buckets: Mapping[str, int],
+    tensors: dict[str, torch.Tensor],
+    subject: Subject,
+    base: BaseModel,
+    config: TrainConfig,
+    *,
+    step: int,
+    run_key: str,
+    started: float,
+    class_images: int,
+    chosen: Mapping[str, str],
+    buckets: Mapping[str, int],
 ) -> dict[str, str]:
     """All metadata but the file's name, which :func:`named` adds.
 
@@ -62,9 +71,14 @@ def lora_metadata(
         "ss_mixed_precision": {"fp32": "no"}.get(chosen["precision"], chosen["precision"]),
         "ss_gradient_checkpointing": str(chosen["gradient_checkpointing"] == "on"),
         "ss_enable_bucket": str(config.enable_bucket),
-        "ss_bucket_info": json.dumps({"buckets": {str(number): {"resolution": [int(side) for side in size.split("x")],
-                                                                "count": count}
-                                                  for number, (size, count) in enumerate(buckets.items())}}),
+        "ss_bucket_info": json.dumps(
+            {
+                "buckets": {
+                    str(number): {"resolution": [int(side) for side in size.split("x")], "count": count}
+                    for number, (size, count) in enumerate(buckets.items())
+                }
+            }
+        ),
         "ss_min_snr_gamma": f"{config.snr_gamma:g}",
         "ss_noise_offset": f"{config.noise_offset:g}",
         "ss_caption_dropout_rate": f"{config.caption_dropout:g}",

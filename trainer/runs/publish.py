@@ -37,8 +37,12 @@ def checked_name(output_name: str) -> PurePosixPath:
         problem = "has a broken character in it"
     elif not parts or text.endswith("/"):
         problem = "is empty"
-    elif text.startswith("/") or PureWindowsPath(text).drive or ".." in parts \
-            or (len(parts) > 1 and parts[0].startswith("~")):  # meant as the home folder
+    elif (
+        text.startswith("/")
+        or PureWindowsPath(text).drive
+        or ".." in parts
+        or (len(parts) > 1 and parts[0].startswith("~"))
+    ):  # meant as the home folder
         problem = "leaves the LoRA folder"
     elif any(_FORBIDDEN.search(part) or _RESERVED.match(part) or part != part.strip(" .") for part in parts):
         problem = "has characters or words that Windows does not allow in file names"
@@ -46,9 +50,12 @@ def checked_name(output_name: str) -> PurePosixPath:
         problem = f"is longer than {MAX_NAME_BYTES} bytes"
     if problem:
         shown = output_name if len(output_name) <= 80 else f"{output_name[:77]}..."
-        raise SubjectBoothError(f"output_name {shown!r}, which {problem}",
-                                "a file name, perhaps in a sub-folder", "use a name such as rex or pets/rex",
-                                "output_name")
+        raise SubjectBoothError(
+            f"output_name {shown!r}, which {problem}",
+            "a file name, perhaps in a sub-folder",
+            "use a name such as rex or pets/rex",
+            "output_name",
+        )
     return PurePosixPath(*parts)
 
 

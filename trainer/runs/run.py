@@ -55,8 +55,14 @@ class Run:
     """
 
     def __init__(
-        self, base: BaseModel, subject: Subject, priors: ClassPriors | None, config: TrainConfig, root: Path,
-        device: torch.device | None = None, free: FreeMemory | None = None,
+        self,
+        base: BaseModel,
+        subject: Subject,
+        priors: ClassPriors | None,
+        config: TrainConfig,
+        root: Path,
+        device: torch.device | None = None,
+        free: FreeMemory | None = None,
     ) -> None:
         config, fall_back = with_usable_optimizer(config, device)
         other_base = priors.check_base(base.family.name, base.sampling_digest or base.digest) if priors else ""
@@ -66,15 +72,17 @@ class Run:
         side, masks = config.resolution, config.masked_loss
         masks_cut = subject.check_masks(side, buckets=config.enable_bucket) if masks else ""
         self.warnings = tuple(filter(None, (fall_back, other_base, masks_cut, _small_resolution(side, base))))
-        self._prepared = (subject.prepare_buckets(side, with_masks=masks) if config.enable_bucket
-                          else (subject.prepare(side, with_masks=masks),))
+        self._prepared = (
+            subject.prepare_buckets(side, with_masks=masks)
+            if config.enable_bucket
+            else (subject.prepare(side, with_masks=masks),)
+        )
         digests = [group.digest for group in self._prepared]
         digest = sha256_of(*digests) if config.enable_bucket else digests[0]
         captions = [caption for group in self._prepared for caption in group.captions]
         if any(base.prompt_of(caption) != caption for caption in captions):
             digest = sha256_of(digest, "literal captions")  # such a caption used to be read as a prompt's syntax
-        key = run_key(config, digest, base.digest, priors.digest if priors else None,
-                      subject.trigger)
+        key = run_key(config, digest, base.digest, priors.digest if priors else None, subject.trigger)
         self.folder = RunFolder(root, key, subject.trigger)
         self._stop = threading.Event()
 
@@ -119,8 +127,7 @@ class Run:
         """The pictures of these prompts up to ``steps``, as :meth:`RunFolder.validations` gives them, and the steps
         whose pictures are due and not there: drawn with other prompts or sampling settings, or not at all."""
         config = self._config
-        found = self.folder.validations(
-            steps, self.shown, (config.validation_steps, config.validation_guidance_scale))
+        found = self.folder.validations(steps, self.shown, (config.validation_steps, config.validation_guidance_scale))
         there = {step for step, _ in found}
         due = [step for step in range(1, steps + 1) if self._config.validation_is_due(step)]
         return found, [step for step in due if step not in there]
@@ -163,9 +170,13 @@ class Run:
 
     def _owned_events(self) -> Iterator[Event]:
         steps = self._config.steps
-        started = self.folder.open({
-            "config": self._config.to_json(), "trigger": self._subject.trigger,
-            "class_images": self._priors.store if self._priors else ""})
+        started = self.folder.open(
+            {
+                "config": self._config.to_json(),
+                "trigger": self._subject.trigger,
+                "class_images": self._priors.store if self._priors else "",
+            }
+        )
         resume = self.folder.load_checkpoint(steps)
         for note in self.folder.notes:
             yield Adjusted(resume.step if resume else 0, note, resume.chosen if resume else {})
@@ -214,8 +225,11 @@ class Run:
                 self._save(training, started, with_lora=True)
         finally:
             # Also where a checkpoint of this very step is there, but no adapter that somebody could use.
-            if training.is_built and training.step and (
-                    training.step > saved_step or not self.folder.lora_path(training.step).is_file()):
+            if (
+                training.is_built
+                and training.step
+                and (training.step > saved_step or not self.folder.lora_path(training.step).is_file())
+            ):
                 self._save_last(training, started)
 
     def _save_last(self, training: Training, started: float) -> None:
@@ -232,10 +246,19 @@ class Run:
         if with_lora:
             tensors = training.lora()
             metadata = lora_metadata(
-                tensors, self._subject, self._base, self._config, step=training.step, run_key=self.folder.key,
-                started=started, class_images=len(self._priors.latents) if self._priors else 0, chosen=training.chosen,
-                buckets={f"{group.images.shape[3]}x{group.images.shape[2]}": len(group.images)
-                         for group in self._prepared})
+                tensors,
+                self._subject,
+                self._base,
+                self._config,
+                step=training.step,
+                run_key=self.folder.key,
+                started=started,
+                class_images=len(self._priors.latents) if self._priors else 0,
+                chosen=training.chosen,
+                buckets={
+                    f"{group.images.shape[3]}x{group.images.shape[2]}": len(group.images) for group in self._prepared
+                },
+            )
             self.folder.write_lora(training.step, tensors, metadata)
         return self.folder.save_checkpoint(training.snapshot())
 
@@ -265,15 +288,19 @@ class Run:
             class_prompt=class_prompt,
             flipped_latents=flipped,
             masks=_one([_latent_masks(group) for group in groups]) if self._config.masked_loss else None,
-            names=tuple(names), resolution=self._config.resolution)
+            names=tuple(names),
+            resolution=self._config.resolution,
+        )
 
 
 def _learned_nothing(lora: Path, step: int) -> str:
     """What to say of an adapter that is as it was before the first step; empty for one that has learned."""
     if not is_untrained(lora):
         return ""
-    return (f"This LoRA has learned nothing: after step {step} all of it is still zero, so it changes no picture. "
-            "Check the masks (with masked_loss only what they cover counts), the photos and learning_rate")
+    return (
+        f"This LoRA has learned nothing: after step {step} all of it is still zero, so it changes no picture. "
+        "Check the masks (with masked_loss only what they cover counts), the photos and learning_rate"
+    )
 
 
 def _small_resolution(resolution: int, base: BaseModel) -> str:
@@ -281,8 +308,10 @@ def _small_resolution(resolution: int, base: BaseModel) -> str:
     # Below 256 it is meant so: a base for tiny pictures, such as the demo's, or a trial.
     if not 256 <= resolution < 0.6 * native:
         return ""
-    return (f"{resolution} px is far below the {native} px that {base.family.name} was trained at, so pictures of "
-            f"{native} px will look worse. Set resolution to {native} if memory allows")
+    return (
+        f"{resolution} px is far below the {native} px that {base.family.name} was trained at, so pictures of "
+        f"{native} px will look worse. Set resolution to {native} if memory allows"
+    )
 
 
 def _one(groups: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:

@@ -26,17 +26,25 @@ PACK = Path(__file__).resolve().parent.parent
 def parser() -> argparse.ArgumentParser:
     """The options of the clean-up."""
     options = argparse.ArgumentParser(
-        prog="python -m trainer clean", formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        prog="python -m trainer clean",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         description="Shows the oldest runs and class images that no LoRA needs, as many as are over the limit. "
-                    "Removes them with --yes. Never touches what lies in LoRA folders, nor a run that is going on.")
-    options.add_argument("--limit", default=readable(DEFAULT_LIMIT).replace(" ", ""),
-                         help="What may stay: 5GB, 500MB.")
-    options.add_argument("--output_dir", type=user_path,
-                         help="ComfyUI's output/subjectbooth, or the --output_dir of a training from a shell. Found "
-                              "by itself when the pack lies in ComfyUI's custom_nodes.")
-    options.add_argument("--loras", type=user_path, action="append",
-                         help="Folder with LoRAs; may be given several times. Found likewise, and those of "
-                              "extra_model_paths.yaml once a run has ended in ComfyUI.")
+        "Removes them with --yes. Never touches what lies in LoRA folders, nor a run that is going on.",
+    )
+    options.add_argument("--limit", default=readable(DEFAULT_LIMIT).replace(" ", ""), help="What may stay: 5GB, 500MB.")
+    options.add_argument(
+        "--output_dir",
+        type=user_path,
+        help="ComfyUI's output/subjectbooth, or the --output_dir of a training from a shell. Found "
+        "by itself when the pack lies in ComfyUI's custom_nodes.",
+    )
+    options.add_argument(
+        "--loras",
+        type=user_path,
+        action="append",
+        help="Folder with LoRAs; may be given several times. Found likewise, and those of "
+        "extra_model_paths.yaml once a run has ended in ComfyUI.",
+    )
     options.add_argument("--yes", action="store_true", help="Remove what is shown.")
     return options
 
@@ -83,8 +91,12 @@ def _folders(output: Path | None, loras: list[Path] | None) -> tuple[Path, Path,
         found = [place / "output" / "subjectbooth" for place in places] + [Path("subjectbooth_output")]
         output = next((folder for folder in found if folder.is_dir()), None)
     if output is None or not output.is_dir():
-        raise SubjectBoothError(f"no folder with runs{f' at {output}' if output else ''}", "where they are",
-                                "give it with --output_dir", "clean")
+        raise SubjectBoothError(
+            f"no folder with runs{f' at {output}' if output else ''}",
+            "where they are",
+            "give it with --output_dir",
+            "clean",
+        )
     runs = output / "runs" if (output / "runs").is_dir() else output
     if loras is None:  # beside the runs of a training from a shell lie its LoRAs
         found = [output] if runs != output else [place / "models" / "loras" for place in places]
@@ -92,7 +104,10 @@ def _folders(output: Path | None, loras: list[Path] | None) -> tuple[Path, Path,
         loras += [folder for folder in remembered_lora_folders(output) if folder not in loras]
     missing = [folder for folder in loras if not folder.is_dir()]
     if missing or not loras:
-        raise SubjectBoothError(f"no folder with LoRAs{f' at {missing[0]}' if missing else ''}",
-                                "ComfyUI's LoRA folders: the runs of what is in them stay",
-                                "plug in its drive, or give all LoRA folders with --loras", "clean")
+        raise SubjectBoothError(
+            f"no folder with LoRAs{f' at {missing[0]}' if missing else ''}",
+            "ComfyUI's LoRA folders: the runs of what is in them stay",
+            "plug in its drive, or give all LoRA folders with --loras",
+            "clean",
+        )
     return output, runs, loras

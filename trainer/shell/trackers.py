@@ -61,8 +61,15 @@ class TensorBoard:
 
 
 WANDB_SETTINGS: dict[str, Any] = {
-    "disable_git": True, "save_code": False, "console": "off", "host": "-", "x_disable_meta": True,
-    "x_disable_machine_info": True, "x_disable_stats": True, "x_save_requirements": False}
+    "disable_git": True,
+    "save_code": False,
+    "console": "off",
+    "host": "-",
+    "x_disable_meta": True,
+    "x_disable_machine_info": True,
+    "x_disable_stats": True,
+    "x_save_requirements": False,
+}
 """What W&B would send of its own accord (command line with its paths, machine, installed packages) stays here. Names
 that begin with x_ may go in another version."""
 
@@ -85,8 +92,14 @@ class WandB:
         self._wandb, self._folder = wandb, folder
         own = {name: value for name, value in WANDB_SETTINGS.items() if name in wandb.Settings.model_fields}
         self._run = wandb.init(
-            project="subjectbooth", name=folder.path.name, id=folder.key[:16], resume="allow", config=settings,
-            dir=str(folder.path), settings=wandb.Settings(**own))
+            project="subjectbooth",
+            name=folder.path.name,
+            id=folder.key[:16],
+            resume="allow",
+            config=settings,
+            dir=str(folder.path),
+            settings=wandb.Settings(**own),
+        )
         self._run.define_metric("*", step_metric="step")
 
     def scalars(self, values: Scalars, step: int) -> None:
@@ -94,16 +107,16 @@ class WandB:
 
     def pictures(self, event: Validation) -> None:
         paths = self._folder.pictures(event.step, len(event.prompts))
-        drawn = [self._wandb.Image(str(path), caption=prompt)
-                 for prompt, path in zip(event.prompts, paths, strict=True)]
+        drawn = [
+            self._wandb.Image(str(path), caption=prompt) for prompt, path in zip(event.prompts, paths, strict=True)
+        ]
         self._run.log({"step": event.step, "validation": drawn})
 
     def close(self) -> None:
         self._run.finish()
 
 
-BACKENDS: dict[str, Callable[[RunFolder, dict[str, Any], int], Backend]] = {
-    "tensorboard": TensorBoard, "wandb": WandB}
+BACKENDS: dict[str, Callable[[RunFolder, dict[str, Any], int], Backend]] = {"tensorboard": TensorBoard, "wandb": WandB}
 """By name, which is the package's too."""
 
 TRACKERS = ("none", *BACKENDS)

@@ -33,5 +33,7 @@ def nearest_bucket(width: int, height: int, resolution: int) -> tuple[int, int]:
     Among equally near ones the one with the most pixels.
     """
     aspect = math.log(width / height)
-    return min(bucket_sizes(resolution),
-               key=lambda size: (round(abs(math.log(size[0] / size[1]) - aspect), 9), -size[0] * size[1]))
+    return min(
+        bucket_sizes(resolution),
+        key=lambda size: (round(abs(math.log(size[0] / size[1]) - aspect), 9), -size[0] * size[1]),
+    )

@@ -22,13 +22,51 @@ _MARKS = (
 
 # Percent of each letter in Russian text (Lyashevskaya and Sharov, 2009), most frequent first. "ё" is mostly printed as
 # "е", which makes it rarer there than in texts that have it: 0.20 instead of 0.04.
-_RUSSIAN = dict(zip(
-    "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфъё",
-    (10.97, 8.45, 8.01, 7.35, 6.70, 6.26, 5.47, 4.73, 4.54, 4.40, 3.49, 3.21, 2.98, 2.81, 2.62, 2.01, 1.90, 1.74, 1.70,
-     1.65, 1.59, 1.44, 1.21, 0.97, 0.94, 0.73, 0.64, 0.48, 0.36, 0.32, 0.26, 0.04, 0.20), strict=True))
+_RUSSIAN = dict(
+    zip(
+        "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфъё",
+        (
+            10.97,
+            8.45,
+            8.01,
+            7.35,
+            6.70,
+            6.26,
+            5.47,
+            4.73,
+            4.54,
+            4.40,
+            3.49,
+            3.21,
+            2.98,
+            2.81,
+            2.62,
+            2.01,
+            1.90,
+            1.74,
+            1.70,
+            1.65,
+            1.59,
+            1.44,
+            1.21,
+            0.97,
+            0.94,
+            0.73,
+            0.64,
+            0.48,
+            0.36,
+            0.32,
+            0.26,
+            0.04,
+            0.20,
+        ),
+        strict=True,
+    )
+)
 _RUSSIAN_PAIRS = frozenset(
     "ст но то на ен ов ни ра во ко ро ре ос ли не по пр ал ть от ка та го ол ер ет ла ор ан ес ва ск ом ло де од ин ел "
-    "ат об ас ит те да ле за ри ми со ог ам ак ки тр ся ой ик".split())
+    "ат об ас ит те да ле за ри ми со ог ам ак ки тр ся ой ик".split()
+)
 """Frequent pairs of letters: 48 % of those in this pack's Russian texts, and 9 % once these are read in KOI8-R."""
 _CYRILLIC_PAGES = ("cp1251", "koi8-r", "cp866", "mac-cyrillic", "iso8859-5")
 _CYRILLIC_WORD = re.compile(r"[А-Яа-яЁё]+")
@@ -48,15 +86,18 @@ _OTHER_LATIN = ("cp1250", "cp1254", "cp1257")
 """Central European, Turkish and Baltic: what a file that looks Western may be instead."""
 _SYMBOLS = _PUNCTUATION - {"№"} | frozenset("™¡£€¥§©®¼½¾¿")
 # Each language's own letters, and frequent words that no language of the other code pages has.
-_WESTERN = tuple((frozenset(letters + letters.upper()), re.compile(words, re.IGNORECASE)) for letters, words in (
-    ("àâæçèéêëîïôœùûüÿ", r"\b(?:une|avec|du|aux|qui|sous|devant|sans|cette)\b|\b[ld]['’]\w"),
-    ("áéíñóúü¿¡", r"\b(?:una|el|del|con)\b"),
-    ("àèéìîòóù", r"\b(?:una|della|nella|con|che)\b"),
-    ("áâãàçéêíóôõúü", r"\b(?:uma|com|ao|dos|das)\b"),
-    ("åäöæøé", r"\b(?:och|ett|av|til|og|det)\b"),
-    ("éëïöüèê", r"\b(?:een|het)\b"),
-    ("äöüß", r"\b(?:der|die|das|ein|eine|und|mit)\b"),
-))
+_WESTERN = tuple(
+    (frozenset(letters + letters.upper()), re.compile(words, re.IGNORECASE))
+    for letters, words in (
+        ("àâæçèéêëîïôœùûüÿ", r"\b(?:une|avec|du|aux|qui|sous|devant|sans|cette)\b|\b[ld]['’]\w"),
+        ("áéíñóúü¿¡", r"\b(?:una|el|del|con)\b"),
+        ("àèéìîòóù", r"\b(?:una|della|nella|con|che)\b"),
+        ("áâãàçéêíóôõúü", r"\b(?:uma|com|ao|dos|das)\b"),
+        ("åäöæøé", r"\b(?:och|ett|av|til|og|det)\b"),
+        ("éëïöüèê", r"\b(?:een|het)\b"),
+        ("äöüß", r"\b(?:der|die|das|ein|eine|und|mit)\b"),
+    )
+)
 _LETTERS = frozenset.union(*(letters for letters, _ in _WESTERN))
 
 
@@ -93,8 +134,7 @@ def _russian(data: bytes) -> str | None:
 
 def _may_be_russian(text: str) -> bool:
     """Whether every word could be one: of one alphabet, spelled in small or capital letters, with a vowel."""
-    if _GLUED.search(text) or any(
-            ord(c) > 127 and c not in _PUNCTUATION and not _CYRILLIC_WORD.match(c) for c in text):
+    if _GLUED.search(text) or any(ord(c) > 127 and c not in _PUNCTUATION and not _CYRILLIC_WORD.match(c) for c in text):
         return False
     words = [word for word in re.findall(r"[^\W\d_]+", text) if _CYRILLIC_WORD.search(word)]
     return max(map(len, words), default=0) >= _LEAST_LETTERS and all(map(_is_russian_word, words))
@@ -104,7 +144,7 @@ def _likelihood(text: str) -> float:
     """Logarithm of how likely these letters and pairs of them are in Russian, up to a constant."""
     words = _CYRILLIC_WORD.findall(text)
     letters = sum(math.log(_RUSSIAN[c] / 100) for word in words for c in word.lower())
-    pairs = sum(word[at:at + 2] in _RUSSIAN_PAIRS for word in map(str.lower, words) for at in range(len(word) - 1))
+    pairs = sum(word[at : at + 2] in _RUSSIAN_PAIRS for word in map(str.lower, words) for at in range(len(word) - 1))
     # Capitals throughout are rarer than small letters, which settles what is a word in both.
     return letters + _PAIR * pairs - _CAPITALS * any(len(word) > 1 and word.isupper() for word in words)
 
@@ -153,4 +193,4 @@ def _is_certain(text: str, data: bytes) -> bool:
 
 
 def _is_joined(text: str, at: int) -> bool:
-    return any(c.isalpha() for c in text[max(0, at - 1):at] + text[at + 1:at + 2])
+    return any(c.isalpha() for c in text[max(0, at - 1) : at] + text[at + 1 : at + 2])

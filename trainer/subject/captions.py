@@ -35,7 +35,7 @@ def article(word: str) -> str:
 def without_article(words: str) -> str:
     """``"old man"`` of ``"an old man"``: prompts have an article of their own."""
     found = _LEADING_ARTICLE.match(words)
-    return words[found.end():] if found else words
+    return words[found.end() :] if found else words
 
 
 def check_template(template: str, *, needs_token: bool, name: str = "prompt_template") -> str:
@@ -65,9 +65,7 @@ def check_template(template: str, *, needs_token: bool, name: str = "prompt_temp
                 name,
             )
     if "{" in _PLACEHOLDER.sub("", tidy) or "}" in _PLACEHOLDER.sub("", tidy):
-        raise SubjectBoothError(
-            f"{name} has an unpaired brace: {tidy!r}", "braces in pairs", "remove it", name
-        )
+        raise SubjectBoothError(f"{name} has an unpaired brace: {tidy!r}", "braces in pairs", "remove it", name)
     has_token = "{token}" in tidy or "{subject}" in tidy
     if needs_token and not has_token:
         raise SubjectBoothError(

@@ -99,8 +99,11 @@ def findings(names: Sequence[str], looks: Sequence[Look], resolution: int) -> li
     # An enlarged picture is soft in any case, and that was said above.
     soft = [index for index, look in enumerate(looks) if index not in small and look.blurred]
     verb = "looks" if len(soft) == 1 else "look"
-    found += _about("blurred", soft, f"{named([names[index] for index in soft])} {verb} blurred: the blur is learned "
-                                     "with the subject.")
+    found += _about(
+        "blurred",
+        soft,
+        f"{named([names[index] for index in soft])} {verb} blurred: the blur is learned with the subject.",
+    )
     return found
 
 
@@ -112,18 +115,24 @@ def _about(kind: str, photos: Sequence[int], text: str) -> list[Finding]:
 def _small(names: Sequence[str], looks: Sequence[Look], photos: Sequence[int], resolution: int) -> str:
     if len(photos) == 1:
         look = looks[photos[0]]
-        return (f"{names[photos[0]]} is {look.width}x{look.height}, smaller than the training size {resolution}: it is "
-                "enlarged, and the subject becomes soft.")
+        return (
+            f"{names[photos[0]]} is {look.width}x{look.height}, smaller than the training size {resolution}: it is "
+            "enlarged, and the subject becomes soft."
+        )
     sizes = [f"{names[index]} ({looks[index].width}x{looks[index].height})" for index in photos]
-    return (f"{named(sizes)} are smaller than the training size {resolution}: they are enlarged, and the subject "
-            "becomes soft.")
+    return (
+        f"{named(sizes)} are smaller than the training size {resolution}: they are enlarged, and the subject "
+        "becomes soft."
+    )
 
 
 def _twice(names: Sequence[str]) -> str:
     if len(names) == 2:
         return f"{named(names)} are (nearly) the same picture: it counts twice and adds nothing."
-    return (f"{len(names)} photos are (nearly) the same picture: {named(names)}. It counts {len(names)} times and adds "
-            "nothing.")
+    return (
+        f"{len(names)} photos are (nearly) the same picture: {named(names)}. It counts {len(names)} times and adds "
+        "nothing."
+    )
 
 
 def equal_pairs(images: Sequence[np.ndarray]) -> list[tuple[int, int]]:
@@ -133,8 +142,11 @@ def equal_pairs(images: Sequence[np.ndarray]) -> list[tuple[int, int]]:
     thumbnail whether the colours are, so that one drawing before two backgrounds is two pictures.
     """
     looks = [look_at(image) for image in images]
-    return [(first, first + 1 + int(second)) for first in range(len(looks))
-            for second in np.flatnonzero(_are_copies(looks[first], looks[first + 1:]))]
+    return [
+        (first, first + 1 + int(second))
+        for first in range(len(looks))
+        for second in np.flatnonzero(_are_copies(looks[first], looks[first + 1 :]))
+    ]
 
 
 def equal_groups(looks: Sequence[Look]) -> list[list[int]]:
@@ -149,9 +161,13 @@ def equal_groups(looks: Sequence[Look]) -> list[list[int]]:
         others = others[others > first]
         copies = others[_are_copies(looks[first], [looks[int(index)] for index in others])]
         group_of[np.isin(group_of, group_of[copies])] = group_of[first]
-    return [np.flatnonzero(group_of == group).tolist() for group, first in sorted(
-        zip(*np.unique(group_of, return_index=True), strict=True), key=lambda found: found[1])
-        if np.count_nonzero(group_of == group) > 1]
+    return [
+        np.flatnonzero(group_of == group).tolist()
+        for group, first in sorted(
+            zip(*np.unique(group_of, return_index=True), strict=True), key=lambda found: found[1]
+        )
+        if np.count_nonzero(group_of == group) > 1
+    ]
 
 
 def _are_copies(look: Look, others: Sequence[Look]) -> np.ndarray:
@@ -180,11 +196,7 @@ def sharpness(image: np.ndarray) -> float:
     size = (round(width * scale), round(height * scale)) if scale < 1 else (width, height)
     grey = _thumbnail(image, size, "L")
     laplacian = grey[:-2, 1:-1] + grey[2:, 1:-1] + grey[1:-1, :-2] + grey[1:-1, 2:] - 4.0 * grey[1:-1, 1:-1]
-    tiles = [
-        tile
-        for row in np.array_split(laplacian, _BLUR_TILES, 0)
-        for tile in np.array_split(row, _BLUR_TILES, 1)
-    ]
+    tiles = [tile for row in np.array_split(laplacian, _BLUR_TILES, 0) for tile in np.array_split(row, _BLUR_TILES, 1)]
     return float(np.quantile([tile.var() for tile in tiles if tile.size], 0.9))
 
 

@@ -40,9 +40,7 @@ def training_picture(photo: Photo, size: tuple[int, int], crop: str) -> tuple[np
     return np.array(pixels), scaled
 
 
-def _crop_box(
-    photo: Photo, available: tuple[int, int], size: tuple[int, int], crop: str
-) -> tuple[int, int, int, int]:
+def _crop_box(photo: Photo, available: tuple[int, int], size: tuple[int, int], crop: str) -> tuple[int, int, int, int]:
     """The box (left, top, right, bottom) of ``size``'s shape that is kept, inside ``available``."""
     width, height = available
     scale = min(width / size[0], height / size[1])  # photo pixels a training pixel

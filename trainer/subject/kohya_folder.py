@@ -17,8 +17,13 @@ def refuse_kohya_folder(folder: Path, suffixes: Collection[str]) -> None:
     Raises:
         SubjectBoothError: there are such folders with pictures in them; how to use one of them here.
     """
-    inner = [path for path in folder.iterdir() if path.is_dir() and _NAME.fullmatch(path.name)
-             and any(file.suffix.lower() in suffixes for file in path.glob("*"))]
+    inner = [
+        path
+        for path in folder.iterdir()
+        if path.is_dir()
+        and _NAME.fullmatch(path.name)
+        and any(file.suffix.lower() in suffixes for file in path.glob("*"))
+    ]
     if not inner:
         return
     first = min(inner, key=lambda path: path.name)

@@ -7,14 +7,19 @@ from dataclasses import dataclass
 
 # Sentences for one photo and for several.
 _SENTENCES = {
-    "frames": ("{names} has {detail}: only the first is used.",
-               "{names} have several frames or pages: only the first is used."),
-    "white": ("The transparent part of {names} becomes white: masked_loss leaves it out of what is learned.",
-              "The transparent parts of {names} become white: masked_loss leaves them out of what is learned."),
-    "torn": ("{names} is cut off: its last rows of pixels are missing. Copy or download it again.",
-             "{names} are cut off: their last rows of pixels are missing. Copy or download them again."),
-    "empty mask": ("The mask of {names} is empty and is not used.",
-                   "The masks of {names} are empty and are not used."),
+    "frames": (
+        "{names} has {detail}: only the first is used.",
+        "{names} have several frames or pages: only the first is used.",
+    ),
+    "white": (
+        "The transparent part of {names} becomes white: masked_loss leaves it out of what is learned.",
+        "The transparent parts of {names} become white: masked_loss leaves them out of what is learned.",
+    ),
+    "torn": (
+        "{names} is cut off: its last rows of pixels are missing. Copy or download it again.",
+        "{names} are cut off: their last rows of pixels are missing. Copy or download them again.",
+    ),
+    "empty mask": ("The mask of {names} is empty and is not used.", "The masks of {names} are empty and are not used."),
 }
 
 
@@ -41,8 +46,10 @@ def sentences(notes: Iterable[Note]) -> list[str]:
     kinds: dict[str, list[Note]] = {}
     for note in notes:
         kinds.setdefault(note.kind, []).append(note)
-    return [_SENTENCES[kind][len(found) > 1].format(names=named([note.name for note in found]), detail=found[0].detail)
-            for kind, found in kinds.items()]
+    return [
+        _SENTENCES[kind][len(found) > 1].format(names=named([note.name for note in found]), detail=found[0].detail)
+        for kind, found in kinds.items()
+    ]
 
 
 def named(names: Sequence[str], most: int = 3) -> str:

@@ -15,7 +15,9 @@ CAPTIONS = ("auto", "template", "files")
 
 
 def read_photos(
-    paths: Sequence[Path], captions: str, before_each: Callable[[], None] = lambda: None,
+    paths: Sequence[Path],
+    captions: str,
+    before_each: Callable[[], None] = lambda: None,
 ) -> tuple[list[Photo], list[str]]:
     """Read photos, and their captions where wanted.
 

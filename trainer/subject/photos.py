@@ -75,9 +75,7 @@ def list_photos(folder: Path) -> list[Path]:
             "check the folder's name and its permissions",
         ) from error
     wanted = SUFFIXES | UNREADABLE_SUFFIXES
-    photos = sorted(
-        (e for e in entries if e.suffix.lower() in wanted), key=lambda entry: natural_key(entry.name)
-    )
+    photos = sorted((e for e in entries if e.suffix.lower() in wanted), key=lambda entry: natural_key(entry.name))
     if not photos:
         refuse_kohya_folder(folder, SUFFIXES)
         raise SubjectBoothError(
@@ -177,9 +175,7 @@ def check_size(size: tuple[int, int], name: str) -> None:
 
 def _note_frames(image: Image.Image, name: str, notes: list[Note]) -> None:
     frames = getattr(image, "n_frames", 1)
-    if (
-        frames <= 1 or image.format == "MPO"
-    ):  # phones put a preview or a depth map behind a JPEG's first picture
+    if frames <= 1 or image.format == "MPO":  # phones put a preview or a depth map behind a JPEG's first picture
         return
     kind = "pages" if image.format == "TIFF" else "frames"
     notes.append(Note("frames", name, f"{frames} {kind}"))
@@ -280,11 +276,7 @@ def _unreadable(path: Path, name: str, error: Exception) -> SubjectBoothError:
 
 def _looks_like_picture(head: bytes) -> bool:
     signatures = (b"\xff\xd8\xff", b"\x89PNG\r\n\x1a\n", b"GIF8", b"BM", b"II*\x00", b"MM\x00*")
-    return (
-        head.startswith(signatures)
-        or (head[:4] == b"RIFF" and head[8:12] == b"WEBP")
-        or head[4:12] == b"ftypavif"
-    )
+    return head.startswith(signatures) or (head[:4] == b"RIFF" and head[8:12] == b"WEBP") or head[4:12] == b"ftypavif"
 
 
 def _reason(error: Any) -> str:

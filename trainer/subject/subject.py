@@ -92,9 +92,7 @@ class Subject:
         side = check_resolution(self.resolution if resolution is None else resolution)
         return self._prepare(range(len(self.photos)), (side, side), f"subject 1 {side}", with_masks)
 
-    def prepare_buckets(
-        self, resolution: int | None = None, *, with_masks: bool = True
-    ) -> tuple[PreparedSubject, ...]:
+    def prepare_buckets(self, resolution: int | None = None, *, with_masks: bool = True) -> tuple[PreparedSubject, ...]:
         """Crop and scale every photo to the aspect-ratio bucket that is nearest to its shape.
 
         Args:
@@ -110,9 +108,14 @@ class Subject:
         side = check_resolution(self.resolution if resolution is None else resolution)
         sizes = [nearest_bucket(photo.pixels.shape[1], photo.pixels.shape[0], side) for photo in self.photos]
         return tuple(
-            self._prepare([index for index, own in enumerate(sizes) if own == size], size,
-                          f"subject bucket {size[0]}x{size[1]}", with_masks)
-            for size in sorted(set(sizes)))
+            self._prepare(
+                [index for index, own in enumerate(sizes) if own == size],
+                size,
+                f"subject bucket {size[0]}x{size[1]}",
+                with_masks,
+            )
+            for size in sorted(set(sizes))
+        )
 
     def check_masks(self, resolution: int, *, buckets: bool = False) -> str:
         """For a masked loss: a warning about photos whose mask is outside the crop, empty when there are none.
@@ -151,9 +154,7 @@ class Subject:
                 cut.append(photo.name)
         return cut
 
-    def _prepare(
-        self, indices: Sequence[int], size: tuple[int, int], kind: str, with_masks: bool
-    ) -> PreparedSubject:
+    def _prepare(self, indices: Sequence[int], size: tuple[int, int], kind: str, with_masks: bool) -> PreparedSubject:
         photos = [self.photos[index] for index in indices]
         pictures = [training_picture(photo, size, self.crop) for photo in photos]
         any_mask = with_masks and any(photo.mask is not None for photo in self.photos)
@@ -211,14 +212,12 @@ def make_subject(
         raise SubjectBoothError("no photo was given", "3 to 5 photos of the subject", "add photos")
     prompt = fill(template, token, class_word)
     filled = tuple(
-        Photo(p.pixels, p.mask, fill(p.caption, token, class_word) if p.caption else prompt, p.name)
-        for p in photos
+        Photo(p.pixels, p.mask, fill(p.caption, token, class_word) if p.caption else prompt, p.name) for p in photos
     )
     warnings = [*notes, *check_photos(filled, resolution), *check_token(token, class_word, tokenize)]
     if "{class}" not in template and "{subject}" not in template:
         warnings.append(
-            "prompt_template has no {class}: naming what the subject is one of helps more than any other "
-            "setting."
+            "prompt_template has no {class}: naming what the subject is one of helps more than any other setting."
         )
     weights = [found[0] for p in filled if (found := WEIGHT.search(p.caption))]
     if weights:
@@ -251,7 +250,7 @@ def cut_away_warning(names: Sequence[str], crop: str) -> str:
 def caption_lines(subject: Subject, most: int = 12) -> list[str]:
     """``"a.png: ohwx on a sofa"`` for each photo, to be shown: the first ones, and how many more there are."""
     shown = [f"{photo.name}: {textwrap.shorten(photo.caption, 200, placeholder=' ...')}" for photo in subject.photos]
-    return shown if len(shown) <= most else [*shown[:most - 1], f"and {len(shown) - most + 1} more"]
+    return shown if len(shown) <= most else [*shown[: most - 1], f"and {len(shown) - most + 1} more"]
 
 
 def check_resolution(resolution: int) -> int:
@@ -261,9 +260,7 @@ def check_resolution(resolution: int) -> int:
         SubjectBoothError: not a whole number, not a multiple of 8, below 64 or above 4096.
     """
     if isinstance(resolution, bool) or not isinstance(resolution, int):
-        raise SubjectBoothError(
-            f"resolution {resolution!r}", "a whole number of pixels", "use 512", "resolution"
-        )
+        raise SubjectBoothError(f"resolution {resolution!r}", "a whole number of pixels", "use 512", "resolution")
     if not MIN_RESOLUTION <= resolution <= MAX_RESOLUTION:
         raise SubjectBoothError(
             f"resolution {resolution}",

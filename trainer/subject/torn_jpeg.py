@@ -61,24 +61,24 @@ def _parse(data: bytes) -> tuple[int | None, bool]:
     """
     at, components, is_progressive = 2, 0, False
     finished: set[tuple[int, int]] = set()  # component and coefficient that some scan gives to the last bit
-    while data[at:at + 1] == b"\xff" and at + 4 <= len(data):
+    while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
         marker, body = data[at + 1], at + 4
         if marker == _END[1]:
             break
         if marker == 0xFF:  # filler
             at += 1
             continue
-        at += 2 + int.from_bytes(data[at + 2:at + 4], "big")
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
         if _FRAMES[0] <= marker <= _FRAMES[1] and body + 5 < len(data):
             components, is_progressive = data[body + 5], marker == _FRAMES[1]
         if marker == _START_OF_SCAN and body < at <= len(data):
-            first, last, approximation = data[at - 3:at]
+            first, last, approximation = data[at - 3 : at]
             if approximation % 16 == 0:
-                scanned = data[body + 1:at - 3:2]
+                scanned = data[body + 1 : at - 3 : 2]
                 finished |= {(component, number) for component in scanned for number in range(first, last + 1)}
             found = _MARKER.search(data, at)
             if found is None:
                 return None, True
             at = found.start()
     has_all_scans = not is_progressive or len(finished) >= 64 * components
-    return (at if data[at:at + 2] == _END else None), has_all_scans
+    return (at if data[at : at + 2] == _END else None), has_all_scans

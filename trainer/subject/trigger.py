@@ -48,18 +48,14 @@ def check_token(token: str, class_word: str, tokenize: Callable[[str], list[int]
     word = token.casefold()
     better = f'use "{DEFAULT_TOKEN}"' if word != DEFAULT_TOKEN else f'use "{GOOD_TOKENS[1]}"'
     if word in class_word.casefold().split():
-        return [
-            f'The token "{token}" is part of the class word, so the class itself becomes the subject: {better}.'
-        ]
+        return [f'The token "{token}" is part of the class word, so the class itself becomes the subject: {better}.']
     if word in KNOWN_MEANINGS:
         return [f'The token "{token}" already means {KNOWN_MEANINGS[word]}: {better}.']
     if tokenize is None or word in GOOD_TOKENS:
         return []
     ids = tokenize(token)
     if len(ids) != 1:
-        return [
-            f'The token "{token}" is {len(ids)} CLIP tokens, so its parts bring their own meanings: {better}.'
-        ]
+        return [f'The token "{token}" is {len(ids)} CLIP tokens, so its parts bring their own meanings: {better}.']
     if ids[0] < RARE_FROM or len(word) > RARE_MAX_LETTERS or word in _WORDS:
         known = f"a word that CLIP already knows (number {ids[0]:,} of its vocabulary, frequent words first)"
         return [f'The token "{token}" is {known}, so what it means gets mixed into the subject: {better}.']

@@ -69,8 +69,11 @@ def process_state() -> dict[str, Any]:
     settings = {
         "grad mode": torch.is_grad_enabled(),
         "default dtype": str(torch.get_default_dtype()),
-        "tf32": [torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32,
-                 torch.get_float32_matmul_precision()],
+        "tf32": [
+            torch.backends.cuda.matmul.allow_tf32,
+            torch.backends.cudnn.allow_tf32,
+            torch.get_float32_matmul_precision(),
+        ],
         "deterministic": [torch.are_deterministic_algorithms_enabled(), torch.backends.cudnn.benchmark],
         "threads of torch": torch.get_num_threads(),
         "environment": hashlib.sha256(repr(sorted(os.environ.items())).encode()).hexdigest(),
@@ -87,7 +90,8 @@ def process_state() -> dict[str, Any]:
         "python": hashlib.sha256(repr(random.getstate()).encode()).hexdigest(),
     }
     return {
-        "settings": settings, "random_states": random_states,
+        "settings": settings,
+        "random_states": random_states,
         "threads": sorted(thread.name for thread in threading.enumerate()),
         "handles": process.num_fds() if hasattr(process, "num_fds") else process.num_handles(),
         "open_files": sorted(file.path for file in process.open_files()),

@@ -82,7 +82,8 @@ class ProbeAttention:
     def patch(self, model: Any) -> tuple[Any]:
         patched = model.clone()
         patched.model_options["transformer_options"]["optimized_attention_override"] = (
-            lambda function, *arguments, **more: 0 * function(*arguments, **more))
+            lambda function, *arguments, **more: 0 * function(*arguments, **more)
+        )
         return (patched,)
 
 

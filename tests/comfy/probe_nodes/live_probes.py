@@ -24,8 +24,11 @@ def _run(name: str) -> SimpleNamespace:
 
 def _milliseconds(times: list[float]) -> dict[str, float]:
     times = sorted(times)
-    return {"mean_ms": 1e3 * sum(times) / len(times), "median_ms": 1e3 * times[len(times) // 2],
-            "p99_ms": 1e3 * times[int(len(times) * 0.99)]}
+    return {
+        "mean_ms": 1e3 * sum(times) / len(times),
+        "median_ms": 1e3 * times[len(times) // 2],
+        "p99_ms": 1e3 * times[int(len(times) * 0.99)],
+    }
 
 
 class ProbeFeed:
@@ -54,15 +57,20 @@ class ProbeFeed:
             for step in range(1, 10_001):
                 told = [events.StepDone(step, 10_000, 0.3, 0.2, 0.1, 1e-4, 0.5, 0.01, 1.0)]
                 if kind == "all":
-                    told += [events.ValidationStep(step, 1, 2), events.Validation(step, ("a photo",), images),
-                             events.CheckpointSaved(step, run.folder.path), events.Adjusted(step, "less", {"a": "b"})]
+                    told += [
+                        events.ValidationStep(step, 1, 2),
+                        events.Validation(step, ("a photo",), images),
+                        events.CheckpointSaved(step, run.folder.path),
+                        events.Adjusted(step, "less", {"a": "b"}),
+                    ]
                 for event in told:
                     start = time.perf_counter()
                     feed.note(event)
                     times.append(time.perf_counter() - start)
             feed.end("finished", {"step": 10_000})
         report = {
-            **_milliseconds(times), "seconds": time.perf_counter() - began,
+            **_milliseconds(times),
+            "seconds": time.perf_counter() - began,
             "still_active": live.active(run.folder.path.name) is not None,
         }
         return {"ui": {"report": [report]}}

@@ -41,8 +41,12 @@ def comfy_outputs(model: Any, conditioning: Any, latents: torch.Tensor, noise: t
                 sigma = sampling.sigmas[timestep].reshape(1)
                 noisy = sampling.noise_scaling(sigma, noise.clone(), latents.clone())
                 model.model.apply_model(
-                    noisy, sigma, c_crossattn=conditioning.hidden_states,
-                    transformer_options=model.model_options["transformer_options"], **more)
+                    noisy,
+                    sigma,
+                    c_crossattn=conditioning.hidden_states,
+                    transformer_options=model.model_options["transformer_options"],
+                    **more,
+                )
         finally:
             hook.remove()
     return torch.cat(seen)
@@ -87,11 +91,16 @@ class ProbePredictions:
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
             "required": {
-                "model": ("MODEL",), "clip": ("CLIP",), "vae": ("VAE",), "image": ("IMAGE",),
-                "prompt": ("STRING", {"default": "a photo of ohwx cat"}), "nonce": ("INT", {"default": 0}),
+                "model": ("MODEL",),
+                "clip": ("CLIP",),
+                "vae": ("VAE",),
+                "image": ("IMAGE",),
+                "prompt": ("STRING", {"default": "a photo of ohwx cat"}),
+                "nonce": ("INT", {"default": 0}),
             },
             "optional": {
-                "applied": ("MODEL",), "subject_lora": ("SUBJECT_LORA",),
+                "applied": ("MODEL",),
+                "subject_lora": ("SUBJECT_LORA",),
                 "strength": ("FLOAT", {"default": 1.0, "min": -10.0}),
             },
         }
@@ -102,8 +111,16 @@ class ProbePredictions:
     FUNCTION = "probe"
 
     def probe(
-        self, model: Any, clip: Any, vae: Any, image: Any, prompt: str, nonce: int, applied: Any = None,
-        subject_lora: Any = None, strength: float = 1.0,
+        self,
+        model: Any,
+        clip: Any,
+        vae: Any,
+        image: Any,
+        prompt: str,
+        nonce: int,
+        applied: Any = None,
+        subject_lora: Any = None,
+        strength: float = 1.0,
     ) -> dict[str, Any]:
         bridge = pack_module("nodes.bridge")
         with torch.inference_mode(False):
@@ -131,8 +148,12 @@ class ProbeText:
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         return {
-            "required": {"model": ("MODEL",), "clip": ("CLIP",), "prompt": ("STRING", {"default": ""}),
-                         "nonce": ("INT", {"default": 0})},
+            "required": {
+                "model": ("MODEL",),
+                "clip": ("CLIP",),
+                "prompt": ("STRING", {"default": ""}),
+                "nonce": ("INT", {"default": 0}),
+            },
             "optional": {"applied": ("CLIP",), "subject_lora": ("SUBJECT_LORA",)},
         }
 
@@ -146,15 +167,18 @@ class ProbeText:
     ) -> dict[str, Any]:
         bridge = pack_module("nodes.bridge")
         text_encoder, adapter, config, base_model = (
-            pack_module(f"trainer.{name}") for name in ("text_encoder", "adapter", "config", "base_model"))
+            pack_module(f"trainer.{name}") for name in ("text_encoder", "adapter", "config", "base_model")
+        )
         with torch.inference_mode(False), torch.no_grad():
             family = base_model.inspect_unet(bridge.shapes_of(model, bridge.UNET_PREFIX), "test")
             theirs = bridge.ComfyPromptEncoder(applied or clip).encode([prompt])[0].hidden_states
             plain = bridge.ComfyPromptEncoder(clip).encode([prompt])[0].hidden_states
             models = bridge.text_encoders(clip, family, torch.float32)
             if subject_lora is not None:
-                rank, alpha = int(subject_lora.metadata["ss_network_dim"]), float(
-                    subject_lora.metadata["ss_network_alpha"])
+                rank, alpha = (
+                    int(subject_lora.metadata["ss_network_dim"]),
+                    float(subject_lora.metadata["ss_network_alpha"]),
+                )
                 targets = "all" if any("fc1" in key for key in subject_lora.tensors) else "attention"
                 settings = config.TrainConfig(rank=rank, network_alpha=alpha, lora_targets=targets)
                 for shape, encoder in zip(family.text_encoders, models, strict=True):
@@ -170,8 +194,12 @@ class ProbeText:
             ours = text_encoder.encode(
                 models, family.text_encoders, [bridge.token_chunks(clip, prompt, family)], clip.layer_idx
             )[0].hidden_states
-        report = {"difference": float((theirs - ours).abs().max()), "scale": float(theirs.abs().max()),
-                  "effect": float((theirs - plain).abs().max()), "tokens": theirs.shape[1]}
+        report = {
+            "difference": float((theirs - ours).abs().max()),
+            "scale": float(theirs.abs().max()),
+            "effect": float((theirs - plain).abs().max()),
+            "tokens": theirs.shape[1],
+        }
         return {"ui": {"report": [report]}}
 
 
@@ -207,8 +235,15 @@ class ProbeFixedLoss:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model": ("MODEL",), "clip": ("CLIP",), "vae": ("VAE",), "image": ("IMAGE",),
-                             "prompt": ("STRING", {"default": "a photo of ohwx cat"})}}
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "clip": ("CLIP",),
+                "vae": ("VAE",),
+                "image": ("IMAGE",),
+                "prompt": ("STRING", {"default": "a photo of ohwx cat"}),
+            }
+        }
 
     RETURN_TYPES = ()
     OUTPUT_NODE = True
@@ -231,8 +266,11 @@ class ProbeFixedLoss:
                 sigma = sampling.sigmas[timestep].reshape(1)
                 noisy = sampling.noise_scaling(sigma, noise.clone(), photo.clone())
                 denoised = model.model.apply_model(
-                    noisy, sigma, c_crossattn=conditioning.hidden_states,
-                    transformer_options=model.model_options["transformer_options"])
+                    noisy,
+                    sigma,
+                    c_crossattn=conditioning.hidden_states,
+                    transformer_options=model.model_options["transformer_options"],
+                )
                 epsilon = (noisy - denoised) / sigma
                 losses.append(float(((epsilon - noise) ** 2).mean()))
         return {"ui": {"report": [{"loss": sum(losses) / len(losses), "losses": losses}]}}
@@ -265,6 +303,7 @@ class ProbeTraining:
         cls.watched.clear()
         cls.fail_at_step[:] = [fail_at_step] if fail_at_step else []
         if cls.handle is None:
+
             def watch(_optimizer: Any, _args: Any, _kwargs: Any) -> None:
                 cls.watched.append(len(comfy.model_management.current_loaded_models))
                 if cls.fail_at_step and len(cls.watched) == cls.fail_at_step[0]:
@@ -275,5 +314,10 @@ class ProbeTraining:
         return {"ui": {"report": [{"loaded_at_each_step": seen}]}}
 
 
-NODES = {"ProbePredictions": ProbePredictions, "ProbeText": ProbeText, "ProbeKeys": ProbeKeys,
-         "ProbeFixedLoss": ProbeFixedLoss, "ProbeTraining": ProbeTraining}
+NODES = {
+    "ProbePredictions": ProbePredictions,
+    "ProbeText": ProbeText,
+    "ProbeKeys": ProbeKeys,
+    "ProbeFixedLoss": ProbeFixedLoss,
+    "ProbeTraining": ProbeTraining,
+}

@@ -78,14 +78,16 @@ class KLCodec:
 
         self.device = CPU
         named = {_new_name(name): tensor for name, tensor in weights.items()}
-        named = {name: tensor.reshape(tensor.shape[:2]) if _is_attention(name) else tensor
-                 for name, tensor in named.items()}
+        named = {
+            name: tensor.reshape(tensor.shape[:2]) if _is_attention(name) else tensor for name, tensor in named.items()
+        }
         model = AutoencoderKL(**_config(named, where))
         try:
             model.load_state_dict(named)
         except RuntimeError as error:
-            raise SubjectBoothError("a VAE with missing or unknown weights", "Stable Diffusion's VAE",
-                                    "use an unmodified checkpoint", where) from error
+            raise SubjectBoothError(
+                "a VAE with missing or unknown weights", "Stable Diffusion's VAE", "use an unmodified checkpoint", where
+            ) from error
         _check_weights(model, where)
         self._model = torch.nn.Module.to(model, torch.float32).requires_grad_(False).eval()
         self._scale = latent_scale
@@ -94,20 +96,31 @@ class KLCodec:
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """See :class:`trainer.base.conditioning.LatentCodec`."""
         # One at a time: a photo at 512 px needs several GB of activations in the VAE.
-        means = _on_device(self._model, self.device, [image[None] * 2 - 1 for image in images],
-                           lambda image: self._model.encode(image).latent_dist.mode())
+        means = _on_device(
+            self._model,
+            self.device,
+            [image[None] * 2 - 1 for image in images],
+            lambda image: self._model.encode(image).latent_dist.mode(),
+        )
         return means * self._scale
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """See :class:`trainer.base.conditioning.LatentCodec`."""
-        images = _on_device(self._model, self.device, [picture[None] / self._scale for picture in latents],
-                            lambda picture: self._model.decode(picture).sample)
+        images = _on_device(
+            self._model,
+            self.device,
+            [picture[None] / self._scale for picture in latents],
+            lambda picture: self._model.decode(picture).sample,
+        )
         return (images / 2 + 0.5).clamp(0, 1)
 
 
 def _on_device(
-    model: Any, device: torch.device, parts: Sequence[torch.Tensor], work: Callable[[torch.Tensor], torch.Tensor],
+    model: Any,
+    device: torch.device,
+    parts: Sequence[torch.Tensor],
+    work: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
     """What ``work`` makes of each part with the model on the device, as one tensor, float32 on the CPU.
 
@@ -161,22 +174,27 @@ def refuse_other_latents(channels: int, where: str) -> None:
     if channels != LATENT_CHANNELS:
         raise SubjectBoothError(
             f"a VAE with {channels} latent channels (of another family, such as SD 3 or Flux)",
-            f"one with {LATENT_CHANNELS}, as the model works in", "use the VAE that belongs to the model", where)
+            f"one with {LATENT_CHANNELS}, as the model works in",
+            "use the VAE that belongs to the model",
+            where,
+        )
 
 
 def _config(weights: Mapping[str, torch.Tensor], where: str) -> dict[str, Any]:
     into_decoder = weights.get("decoder.conv_in.weight")
     levels = _count(weights, r"encoder\.down_blocks\.(\d+)\.")
     if into_decoder is None or not levels:
-        raise SubjectBoothError("a VAE of an unknown layout", "Stable Diffusion's VAE",
-                                "use an unmodified checkpoint", where)
+        raise SubjectBoothError(
+            "a VAE of an unknown layout", "Stable Diffusion's VAE", "use an unmodified checkpoint", where
+        )
     refuse_other_latents(into_decoder.shape[1], where)
     first = "encoder.down_blocks.{}.resnets.0.conv2.weight"
     return {
         "block_out_channels": tuple(weights[first.format(level)].shape[0] for level in range(levels)),
         "layers_per_block": _count(weights, r"encoder\.down_blocks\.0\.resnets\.(\d+)\."),
         "latent_channels": LATENT_CHANNELS,
-        "down_block_types": ("DownEncoderBlock2D",) * levels, "up_block_types": ("UpDecoderBlock2D",) * levels,
+        "down_block_types": ("DownEncoderBlock2D",) * levels,
+        "up_block_types": ("UpDecoderBlock2D",) * levels,
     }
 
 

@@ -77,40 +77,107 @@ class Family:
 
 
 SD1 = Family(
-    name="SD 1.x", context_dim=768, linear_projection=False, adm_channels=None, heads=8,
-    text_encoders=(TextEncoderShape(
-        name="l", width=768, layers=12, heads=12, activation="quick_gelu", padding=49407, layer=-1,
-        norms_hidden_layer=True, projects=False, prefix="lora_te", single_file="cond_stage_model.transformer.",
-        open_clip=False),),
-    kohya_ldm_names=False, latent_scale=0.18215, default_resolution=(512, 512),
-    kohya_base_model_version=("sd_v1", "sd_v1_v"), kohya_v2=False,
+    name="SD 1.x",
+    context_dim=768,
+    linear_projection=False,
+    adm_channels=None,
+    heads=8,
+    text_encoders=(
+        TextEncoderShape(
+            name="l",
+            width=768,
+            layers=12,
+            heads=12,
+            activation="quick_gelu",
+            padding=49407,
+            layer=-1,
+            norms_hidden_layer=True,
+            projects=False,
+            prefix="lora_te",
+            single_file="cond_stage_model.transformer.",
+            open_clip=False,
+        ),
+    ),
+    kohya_ldm_names=False,
+    latent_scale=0.18215,
+    default_resolution=(512, 512),
+    kohya_base_model_version=("sd_v1", "sd_v1_v"),
+    kohya_v2=False,
     modelspec_architecture=("stable-diffusion-v1", "stable-diffusion-v1"),
 )
 
 SD2 = Family(
-    name="SD 2.x", context_dim=1024, linear_projection=True, adm_channels=None, heads=None,
-    text_encoders=(TextEncoderShape(
-        name="h", width=1024, layers=24, heads=16, activation="gelu", padding=0, layer=-2, norms_hidden_layer=True,
-        projects=False, prefix="lora_te", single_file="cond_stage_model.model.", open_clip=True),),
-    kohya_ldm_names=False, latent_scale=0.18215, default_resolution=(512, 768),
-    kohya_base_model_version=("sd_v2", "sd_v2_v"), kohya_v2=True,
+    name="SD 2.x",
+    context_dim=1024,
+    linear_projection=True,
+    adm_channels=None,
+    heads=None,
+    text_encoders=(
+        TextEncoderShape(
+            name="h",
+            width=1024,
+            layers=24,
+            heads=16,
+            activation="gelu",
+            padding=0,
+            layer=-2,
+            norms_hidden_layer=True,
+            projects=False,
+            prefix="lora_te",
+            single_file="cond_stage_model.model.",
+            open_clip=True,
+        ),
+    ),
+    kohya_ldm_names=False,
+    latent_scale=0.18215,
+    default_resolution=(512, 768),
+    kohya_base_model_version=("sd_v2", "sd_v2_v"),
+    kohya_v2=True,
     modelspec_architecture=("stable-diffusion-v2-512", "stable-diffusion-v2-768-v"),
     v_told_by="output_blocks.11.1.transformer_blocks.0.norm1.bias",
 )
 
 SDXL = Family(
-    name="SDXL", context_dim=2048, linear_projection=True, adm_channels=2816, heads=None,
+    name="SDXL",
+    context_dim=2048,
+    linear_projection=True,
+    adm_channels=2816,
+    heads=None,
     text_encoders=(
         TextEncoderShape(
-            name="l", width=768, layers=12, heads=12, activation="quick_gelu", padding=49407, layer=-2,
-            norms_hidden_layer=False, projects=False, prefix="lora_te1",
-            single_file="conditioner.embedders.0.transformer.", open_clip=False),
+            name="l",
+            width=768,
+            layers=12,
+            heads=12,
+            activation="quick_gelu",
+            padding=49407,
+            layer=-2,
+            norms_hidden_layer=False,
+            projects=False,
+            prefix="lora_te1",
+            single_file="conditioner.embedders.0.transformer.",
+            open_clip=False,
+        ),
         TextEncoderShape(
-            name="g", width=1280, layers=32, heads=20, activation="gelu", padding=0, layer=-2,
-            norms_hidden_layer=False, projects=True, prefix="lora_te2", single_file="conditioner.embedders.1.model.",
-            open_clip=True)),
-    kohya_ldm_names=True, latent_scale=0.13025, default_resolution=(1024, 1024),
-    kohya_base_model_version=("sdxl_base_v1-0", "sdxl_base_v1-0"), kohya_v2=False,
+            name="g",
+            width=1280,
+            layers=32,
+            heads=20,
+            activation="gelu",
+            padding=0,
+            layer=-2,
+            norms_hidden_layer=False,
+            projects=True,
+            prefix="lora_te2",
+            single_file="conditioner.embedders.1.model.",
+            open_clip=True,
+        ),
+    ),
+    kohya_ldm_names=True,
+    latent_scale=0.13025,
+    default_resolution=(1024, 1024),
+    kohya_base_model_version=("sdxl_base_v1-0", "sdxl_base_v1-0"),
+    kohya_v2=False,
     modelspec_architecture=("stable-diffusion-xl-v1-base", "stable-diffusion-xl-v1-base"),
 )
 
@@ -140,14 +207,25 @@ def family_of(unet_shape: dict[str, Any], where: str) -> Family:
     if unet_shape["in_channels"] != 4:
         raise SubjectBoothError(
             f"a UNet with {unet_shape['in_channels']} input channels, {input_kind(unet_shape['in_channels'])}",
-            "a text-to-image model with 4", "load the model it was made from", where)
+            "a text-to-image model with 4",
+            "load the model it was made from",
+            where,
+        )
     if unet_shape["context_dim"] == REFINER_CONTEXT:
-        raise SubjectBoothError("SDXL's refiner, which only finishes pictures", f"a model of one of: {supported}",
-                                "train the SDXL base model, and leave the refiner out", where)
+        raise SubjectBoothError(
+            "SDXL's refiner, which only finishes pictures",
+            f"a model of one of: {supported}",
+            "train the SDXL base model, and leave the refiner out",
+            where,
+        )
     for family in FAMILIES:
-        if all(getattr(family, name) == unet_shape[name]
-               for name in ("context_dim", "linear_projection", "adm_channels")):
+        if all(
+            getattr(family, name) == unet_shape[name] for name in ("context_dim", "linear_projection", "adm_channels")
+        ):
             return family
     raise SubjectBoothError(
-        f"a UNet with a text width of {unet_shape['context_dim']}", f"a model of one of: {supported}",
-        "wire a checkpoint of such a family", where)
+        f"a UNet with a text width of {unet_shape['context_dim']}",
+        f"a model of one of: {supported}",
+        "wire a checkpoint of such a family",
+        where,
+    )

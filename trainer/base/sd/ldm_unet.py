@@ -20,11 +20,23 @@ from .unsupported import architecture
 
 Shapes = Mapping[str, torch.Size]
 
-_RESNET = {"in_layers.0": "norm1", "in_layers.2": "conv1", "emb_layers.1": "time_emb_proj", "out_layers.0": "norm2",
-           "out_layers.3": "conv2", "skip_connection": "conv_shortcut"}
-_OUTSIDE = {"time_embed.0": "time_embedding.linear_1", "time_embed.2": "time_embedding.linear_2",
-            "label_emb.0.0": "add_embedding.linear_1", "label_emb.0.2": "add_embedding.linear_2",
-            "input_blocks.0.0": "conv_in", "out.0": "conv_norm_out", "out.2": "conv_out"}
+_RESNET = {
+    "in_layers.0": "norm1",
+    "in_layers.2": "conv1",
+    "emb_layers.1": "time_emb_proj",
+    "out_layers.0": "norm2",
+    "out_layers.3": "conv2",
+    "skip_connection": "conv_shortcut",
+}
+_OUTSIDE = {
+    "time_embed.0": "time_embedding.linear_1",
+    "time_embed.2": "time_embedding.linear_2",
+    "label_emb.0.0": "add_embedding.linear_1",
+    "label_emb.0.2": "add_embedding.linear_2",
+    "input_blocks.0.0": "conv_in",
+    "out.0": "conv_norm_out",
+    "out.2": "conv_out",
+}
 
 
 def unet_shape(shapes: Shapes, where: str) -> dict[str, Any]:
@@ -39,11 +51,17 @@ def unet_shape(shapes: Shapes, where: str) -> dict[str, Any]:
     if first is None or context is None or projection is None:
         raise SubjectBoothError(
             f"a model that is not a Stable Diffusion UNet ({architecture(shapes)})",
-            "a UNet with cross-attention, as Stable Diffusion has", "wire an SD 1.x, SD 2.x or SDXL checkpoint",
-            where)
+            "a UNet with cross-attention, as Stable Diffusion has",
+            "wire an SD 1.x, SD 2.x or SDXL checkpoint",
+            where,
+        )
     adm = shapes.get("label_emb.0.0.weight")
-    return {"in_channels": first[1], "context_dim": context[1], "linear_projection": len(projection) == 2,
-            "adm_channels": adm[1] if adm is not None else None}
+    return {
+        "in_channels": first[1],
+        "context_dim": context[1],
+        "linear_projection": len(projection) == 2,
+        "adm_channels": adm[1] if adm is not None else None,
+    }
 
 
 def diffusers_config(shapes: Shapes, family: Family, where: str) -> dict[str, Any]:
@@ -57,24 +75,33 @@ def diffusers_config(shapes: Shapes, family: Family, where: str) -> dict[str, An
     channels = tuple(level.channels for level in levels)
     middle = "middle_block.0.in_layers.0.weight" in shapes
     if any(level.attended not in (0, len(level.blocks)) for level in levels):
-        raise SubjectBoothError("a UNet that attends to the text in some blocks of a level only",
-                                "all blocks of a level or none", "wire an unmodified checkpoint", where)
+        raise SubjectBoothError(
+            "a UNet that attends to the text in some blocks of a level only",
+            "all blocks of a level or none",
+            "wire an unmodified checkpoint",
+            where,
+        )
     config: dict[str, Any] = {
-        "in_channels": 4, "out_channels": 4, "block_out_channels": channels,
+        "in_channels": 4,
+        "out_channels": 4,
+        "block_out_channels": channels,
         "layers_per_block": tuple(len(level.blocks) for level in levels),
         "down_block_types": tuple("CrossAttnDownBlock2D" if level.attended else "DownBlock2D" for level in levels),
-        "up_block_types": tuple(
-            "CrossAttnUpBlock2D" if level.attended else "UpBlock2D" for level in reversed(levels)),
+        "up_block_types": tuple("CrossAttnUpBlock2D" if level.attended else "UpBlock2D" for level in reversed(levels)),
         "mid_block_type": _middle_block_type(shapes) if middle else None,
         "cross_attention_dim": family.context_dim,
         "attention_head_dim": heads if heads is not None else tuple(width // 64 for width in channels),
         "transformer_layers_per_block": tuple(max(1, level.depth) for level in levels),
         "use_linear_projection": family.linear_projection,
-        "norm_eps": 1e-5, "norm_num_groups": 32,
+        "norm_eps": 1e-5,
+        "norm_num_groups": 32,
     }
     if family.adm_channels is not None:
-        config |= {"addition_embed_type": "text_time", "addition_time_embed_dim": 256,
-                   "projection_class_embeddings_input_dim": family.adm_channels}
+        config |= {
+            "addition_embed_type": "text_time",
+            "addition_time_embed_dim": 256,
+            "projection_class_embeddings_input_dim": family.adm_channels,
+        }
     return config
 
 
@@ -164,8 +191,11 @@ def _levels(shapes: Shapes) -> list[_Level]:
         level = levels[-1]
         level.blocks.append(block)
         level.channels = shapes[f"input_blocks.{block}.0.out_layers.3.weight"][0]
-        depths = {_number(name, f"input_blocks.{block}.1.transformer_blocks") for name in shapes
-                  if name.startswith(f"input_blocks.{block}.1.transformer_blocks.")}
+        depths = {
+            _number(name, f"input_blocks.{block}.1.transformer_blocks")
+            for name in shapes
+            if name.startswith(f"input_blocks.{block}.1.transformer_blocks.")
+        }
         level.attended += bool(depths)
         level.depth = max(level.depth, len(depths))
     return levels
@@ -199,13 +229,15 @@ def _rename(name: str, modules: dict[str, str]) -> str:
         known = modules.get(".".join(parts[:length]))
         if known is not None:
             return ".".join([known, *parts[length:]])
-    raise SubjectBoothError(f"the UNet weight {name!r}", "a weight of the Stable Diffusion layout",
-                            "wire an unmodified checkpoint", name)
+    raise SubjectBoothError(
+        f"the UNet weight {name!r}", "a weight of the Stable Diffusion layout", "wire an unmodified checkpoint", name
+    )
 
 
 def _number(name: str, prefix: str) -> int:
     found = re.match(rf"{re.escape(prefix)}\.(\d+)\.", name)
     if found is None:
-        raise SubjectBoothError(f"the UNet weight {name!r}", f"a number after {prefix}",
-                                "wire an unmodified checkpoint", name)
+        raise SubjectBoothError(
+            f"the UNet weight {name!r}", f"a number after {prefix}", "wire an unmodified checkpoint", name
+        )
     return int(found.group(1))

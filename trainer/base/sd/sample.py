@@ -19,15 +19,26 @@ def ddim_from(noise_scheduler: DDPMScheduler) -> DDIMScheduler:
     from diffusers import DDIMScheduler
 
     sampler = DDIMScheduler(
-        num_train_timesteps=len(noise_scheduler.alphas_cumprod), clip_sample=False, set_alpha_to_one=True,
-        prediction_type=noise_scheduler.config["prediction_type"], timestep_spacing="trailing")
+        num_train_timesteps=len(noise_scheduler.alphas_cumprod),
+        clip_sample=False,
+        set_alpha_to_one=True,
+        prediction_type=noise_scheduler.config["prediction_type"],
+        timestep_spacing="trailing",
+    )
     sampler.alphas_cumprod = noise_scheduler.alphas_cumprod.clone()
     return sampler
 
 
 def sample(
-    unet: Any, noise_scheduler: DDPMScheduler, prompts: Conditioning, negative: Conditioning,
-    shape: tuple[int, ...], steps: int, guidance_scale: float, seeds: Sequence[int], device: torch.device,
+    unet: Any,
+    noise_scheduler: DDPMScheduler,
+    prompts: Conditioning,
+    negative: Conditioning,
+    shape: tuple[int, ...],
+    steps: int,
+    guidance_scale: float,
+    seeds: Sequence[int],
+    device: torch.device,
 ) -> Generator[int, None, torch.Tensor]:
     """Draw pictures' latents at once with classifier-free guidance (arXiv 2207.12598).
 
@@ -50,8 +61,14 @@ def sample(
     if len(prompts.hidden_states) < count:
         prompts = concatenate([prompts] * count)
     both = concatenate([prompts, *[negative] * count]).to(device)
-    latents = torch.cat([torch.randn((1, *shape), generator=torch.Generator("cpu").manual_seed(seed),
-                                     dtype=torch.float32, device="cpu") for seed in seeds]).to(device)
+    latents = torch.cat(
+        [
+            torch.randn(
+                (1, *shape), generator=torch.Generator("cpu").manual_seed(seed), dtype=torch.float32, device="cpu"
+            )
+            for seed in seeds
+        ]
+    ).to(device)
     was_training = unet.training
     unet.eval()
     try:
@@ -66,5 +83,3 @@ def sample(
     finally:
         unet.train(was_training)
     return latents.float().cpu()
-
-

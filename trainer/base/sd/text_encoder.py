@@ -39,7 +39,10 @@ class TokenChunks:
 
 
 def build_text_encoder(
-    weights: Mapping[str, torch.Tensor], shape: TextEncoderShape, dtype: torch.dtype, where: str,
+    weights: Mapping[str, torch.Tensor],
+    shape: TextEncoderShape,
+    dtype: torch.dtype,
+    where: str,
 ) -> CLIPTextModel | CLIPTextModelWithProjection:
     """A frozen transformers model on the CPU from weights with transformers' names (``text_model.encoder...``).
 
@@ -50,9 +53,17 @@ def build_text_encoder(
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
     config = CLIPTextConfig(
-        hidden_size=shape.width, intermediate_size=4 * shape.width, num_hidden_layers=shape.layers,
-        num_attention_heads=shape.heads, hidden_act=shape.activation, projection_dim=shape.width, vocab_size=49408,
-        max_position_embeddings=LENGTH, bos_token_id=START, eos_token_id=END)
+        hidden_size=shape.width,
+        intermediate_size=4 * shape.width,
+        num_hidden_layers=shape.layers,
+        num_attention_heads=shape.heads,
+        hidden_act=shape.activation,
+        projection_dim=shape.width,
+        vocab_size=49408,
+        max_position_embeddings=LENGTH,
+        bos_token_id=START,
+        eos_token_id=END,
+    )
     with torch.inference_mode(False), torch.no_grad():
         with torch.device("meta"):  # first weights that nobody uses would take 10 seconds for SDXL's second one
             model = (CLIPTextModelWithProjection if shape.projects else CLIPTextModel)(config)
@@ -66,8 +77,11 @@ def build_text_encoder(
             if found is None or found.shape != parameter.shape:
                 problem = "missing" if found is None else f"of shape {tuple(found.shape)}"
                 raise SubjectBoothError(
-                    f"a text encoder whose weight {name!r} is {problem}", f"shape {tuple(parameter.shape)}",
-                    "use an unmodified checkpoint of this family", where)
+                    f"a text encoder whose weight {name!r} is {problem}",
+                    f"shape {tuple(parameter.shape)}",
+                    "use an unmodified checkpoint of this family",
+                    where,
+                )
             parameter.copy_(found)
             check_weight(name, parameter, found, "text encoder", where)
         return model.requires_grad_(False).eval()
@@ -94,8 +108,11 @@ def with_last_layer(weights: Mapping[str, torch.Tensor], shape: TextEncoderShape
     if not lacks_last_layer(weights, shape):
         return dict(weights)
     last, before = (f"{INNER}encoder.layers.{shape.layers - number}." for number in (1, 2))
-    zeros = {last + name.removeprefix(before): torch.zeros_like(tensor) for name, tensor in weights.items()
-             if name.startswith(before)}
+    zeros = {
+        last + name.removeprefix(before): torch.zeros_like(tensor)
+        for name, tensor in weights.items()
+        if name.startswith(before)
+    }
     return {**weights, **zeros}
 
 
@@ -106,8 +123,12 @@ def refuse_missing_last_layer(clip_layer: int | None, where: str) -> None:
         SubjectBoothError: the last layer is asked for.
     """
     if clip_layer == -1:
-        raise SubjectBoothError("clip_skip 1 with a text encoder that was saved without the last layer", "clip_skip 2",
-                                "leave clip_skip out, or use a checkpoint that has all layers", where)
+        raise SubjectBoothError(
+            "clip_skip 1 with a text encoder that was saved without the last layer",
+            "clip_skip 2",
+            "leave clip_skip out, or use a checkpoint that has all layers",
+            where,
+        )
 
 
 def lora_layer_name(layer: str) -> str:
@@ -132,7 +153,9 @@ def _is_past(layer: int, shape: TextEncoderShape) -> bool:
 
 
 def encode(
-    models: Sequence[Any], shapes: Sequence[TextEncoderShape], prompts: Sequence[Sequence[TokenChunks]],
+    models: Sequence[Any],
+    shapes: Sequence[TextEncoderShape],
+    prompts: Sequence[Sequence[TokenChunks]],
     clip_layer: int | None,
 ) -> list[Conditioning]:
     """Encode prompts; differentiable where the models have trainable weights.
@@ -149,17 +172,26 @@ def encode(
     """
     encoded = []
     for chunks in prompts:
-        outputs = [_encode_one(model, shape, part, clip_layer)
-                   for model, shape, part in zip(models, shapes, chunks, strict=True)]
+        outputs = [
+            _encode_one(model, shape, part, clip_layer)
+            for model, shape, part in zip(models, shapes, chunks, strict=True)
+        ]
         length = min(hidden_states.shape[1] for hidden_states, _ in outputs)
         pooled = [vector for _, vector in outputs if vector is not None]
-        encoded.append(Conditioning(torch.cat([hidden_states[:, :length] for hidden_states, _ in outputs], dim=-1),
-                                    pooled[0] if pooled else None))
+        encoded.append(
+            Conditioning(
+                torch.cat([hidden_states[:, :length] for hidden_states, _ in outputs], dim=-1),
+                pooled[0] if pooled else None,
+            )
+        )
     return encoded
 
 
 def _encode_one(
-    model: Any, shape: TextEncoderShape, chunks: TokenChunks, clip_layer: int | None,
+    model: Any,
+    shape: TextEncoderShape,
+    chunks: TokenChunks,
+    clip_layer: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     device = next(model.parameters()).device
     weighted = bool((chunks.weights != 1.0).any())  # asked on the CPU: the host would wait for a GPU's answer
@@ -175,7 +207,8 @@ def _encode_one(
         # In float32 whatever the weights are: accelerate's wrapper, which would see to it, is not around this layer.
         norm = _final_layer_norm(model)
         hidden_states = torch.nn.functional.layer_norm(
-            hidden_states, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps)
+            hidden_states, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
+        )
     if weighted:
         # A weight moves a token's states away from what no text at all would have given.
         plain, nothing = hidden_states[:-1], hidden_states[-1:]
@@ -198,10 +231,16 @@ def from_open_clip(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
     simple = {
         "token_embedding.weight": "embeddings.token_embedding.weight",
         "positional_embedding": "embeddings.position_embedding.weight",
-        "ln_final.weight": "final_layer_norm.weight", "ln_final.bias": "final_layer_norm.bias",
+        "ln_final.weight": "final_layer_norm.weight",
+        "ln_final.bias": "final_layer_norm.bias",
     }
-    inside = {"ln_1": "layer_norm1", "ln_2": "layer_norm2", "mlp.c_fc": "mlp.fc1", "mlp.c_proj": "mlp.fc2",
-              "attn.out_proj": "self_attn.out_proj"}
+    inside = {
+        "ln_1": "layer_norm1",
+        "ln_2": "layer_norm2",
+        "mlp.c_fc": "mlp.fc1",
+        "mlp.c_proj": "mlp.fc2",
+        "attn.out_proj": "self_attn.out_proj",
+    }
     for name, tensor in weights.items():
         if name in simple:
             renamed[INNER + simple[name]] = tensor

@@ -37,14 +37,23 @@ def clip_tokenizer() -> Tokenizer:
     words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     vocabulary = {word: number for number, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
     model = models.BPE(
-        vocab=vocabulary, merges=merges, unk_token="<|endoftext|>", continuing_subword_prefix="",  # type: ignore[arg-type]
-        end_of_word_suffix="</w>", fuse_unk=False)
+        vocab=vocabulary,
+        merges=merges,
+        unk_token="<|endoftext|>",
+        continuing_subword_prefix="",  # type: ignore[arg-type]
+        end_of_word_suffix="</w>",
+        fuse_unk=False,
+    )
     tokenizer = Tokenizer(model)
     tokenizer.normalizer = normalizers.Sequence(  # type: ignore[assignment]
-        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()])
-    tokenizer.pre_tokenizer = pre_tokenizers.Sequence([  # type: ignore[assignment]
-        pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True),
-        pre_tokenizers.ByteLevel(add_prefix_space=False)])
+        [normalizers.NFC(), normalizers.Replace(Regex(r"\s+"), " "), normalizers.Lowercase()]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [  # type: ignore[assignment]
+            pre_tokenizers.Split(Regex(_WORD), behavior="removed", invert=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
+    )
     return tokenizer
 
 
@@ -56,7 +65,7 @@ def tokenize(text: str) -> list[int]:
 def chunks(text: str, padding: int = END) -> torch.Tensor:
     """int64 [n, 77]: start, up to 75 tokens, end, padding; as many chunks as the text needs, one for an empty one."""
     ids = tokenize(text)
-    rows = [_row(ids[first:first + CHUNK], padding) for first in range(0, max(1, len(ids)), CHUNK)]
+    rows = [_row(ids[first : first + CHUNK], padding) for first in range(0, max(1, len(ids)), CHUNK)]
     return torch.tensor(rows)
 
 

@@ -10,21 +10,37 @@ from collections.abc import Iterable, Mapping
 from ...errors import SubjectBoothError
 
 _ARCHITECTURES = (
-    ("joint_blocks.", "SD 3"), ("double_blocks.", "Flux or one of its relatives"), ("double_layers.", "AuraFlow"),
-    ("clf.1.", "Stable Cascade"), ("noise_refiner.", "Lumina 2 or Z-Image"), ("blocks.0.self_attn.", "a video model"),
+    ("joint_blocks.", "SD 3"),
+    ("double_blocks.", "Flux or one of its relatives"),
+    ("double_layers.", "AuraFlow"),
+    ("clf.1.", "Stable Cascade"),
+    ("noise_refiner.", "Lumina 2 or Z-Image"),
+    ("blocks.0.self_attn.", "a video model"),
     ("transformer_blocks.0.attn.add_q_proj.", "Qwen-Image or a relative"),
-    ("transformer_blocks.0.cross_attn.", "PixArt or HunyuanDiT"), ("lora_unet_", "a LoRA, not a whole model"),
+    ("transformer_blocks.0.cross_attn.", "PixArt or HunyuanDiT"),
+    ("lora_unet_", "a LoRA, not a whole model"),
 )
 
 _INPUT_CHANNELS = {
-    5: "a depth model", 7: "an upscaler", 8: "an edit model (InstructPix2Pix)", 9: "an inpainting model",
+    5: "a depth model",
+    7: "an upscaler",
+    8: "an edit model (InstructPix2Pix)",
+    9: "an inpainting model",
 }
 
 _PLAIN = frozenset(("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"))
 _INTEGER = frozenset(("I64", "I32", "int64", "int32"))
 # Beside the weights of quantised checkpoints lie their scales and tables.
-_SCALES = ("scaled_fp8", ".scale_weight", ".scale_input", ".weight_scale", ".absmax", ".quant_map", ".qweight",
-           ".comfy_quant")
+_SCALES = (
+    "scaled_fp8",
+    ".scale_weight",
+    ".scale_input",
+    ".weight_scale",
+    ".absmax",
+    ".quant_map",
+    ".qweight",
+    ".comfy_quant",
+)
 
 
 def architecture(names: Iterable[str]) -> str:
@@ -39,8 +55,12 @@ def architecture(names: Iterable[str]) -> str:
 def is_bare_unet(names: Iterable[str]) -> bool:
     """Whether a file holds a Stable Diffusion UNet and nothing else, by the original's or by diffusers' names."""
     known = set(names)
-    return "time_embed.0.weight" in known and "input_blocks.0.0.weight" in known \
-        or "time_embedding.linear_1.weight" in known and "conv_in.weight" in known
+    return (
+        "time_embed.0.weight" in known
+        and "input_blocks.0.0.weight" in known
+        or "time_embedding.linear_1.weight" in known
+        and "conv_in.weight" in known
+    )
 
 
 def input_kind(channels: int) -> str:
@@ -63,8 +83,11 @@ def refuse_quantised(dtypes: Mapping[str, str], where: str) -> None:
         odd = "fp8 with scales"
     if odd is not None:
         raise SubjectBoothError(
-            f"a base quantised to {odd}", "weights in fp32, fp16 or bf16",
-            "load the unquantised checkpoint, with weight_dtype default", where)
+            f"a base quantised to {odd}",
+            "weights in fp32, fp16 or bf16",
+            "load the unquantised checkpoint, with weight_dtype default",
+            where,
+        )
 
 
 def refuse_sampling_marks(names: Iterable[str], where: str) -> None:
@@ -75,5 +98,8 @@ def refuse_sampling_marks(names: Iterable[str], where: str) -> None:
     edm = next((name for name in names if name in ("edm_mean", "edm_std", "edm_vpred.sigma_max")), None)
     if edm is not None:
         raise SubjectBoothError(
-            f"a checkpoint that samples by EDM (it holds {edm!r})", "one that predicts epsilon or v",
-            "use a Stable Diffusion checkpoint without EDM", where)
+            f"a checkpoint that samples by EDM (it holds {edm!r})",
+            "one that predicts epsilon or v",
+            "use a Stable Diffusion checkpoint without EDM",
+            where,
+        )

@@ -68,32 +68,48 @@ def read_folder(path: Path) -> StoredParts:
 
     return StoredParts(
         files=(*files, *(file for _, more in text for file in more), *vae_files),
-        unet=unet.renamed(names.__getitem__), text_encoders=text_encoders,
-        codec=codec, prediction_type=scheduler.get("prediction_type"),
+        unet=unet.renamed(names.__getitem__),
+        text_encoders=text_encoders,
+        codec=codec,
+        prediction_type=scheduler.get("prediction_type"),
         alphas_cumprod=_schedule(scheduler, where),
-        latent_scale=latent_scale)
+        latent_scale=latent_scale,
+    )
 
 
 def _not_a_pipeline(path: Path) -> SubjectBoothError:
     if (path / "transformer").is_dir():
         kind = str(_json(path / "model_index.json").get("_class_name", "a pipeline with a transformer"))
-        return SubjectBoothError(f"a folder of {kind} (Flux, SD 3 or the like)", "a Stable Diffusion pipeline",
-                                 "use an SD 1.x, SD 2.x or SDXL model", str(path))
-    return SubjectBoothError("a folder without unet/", "a folder as diffusers saves pipelines, or a .safetensors file",
-                             "check the path", str(path))
+        return SubjectBoothError(
+            f"a folder of {kind} (Flux, SD 3 or the like)",
+            "a Stable Diffusion pipeline",
+            "use an SD 1.x, SD 2.x or SDXL model",
+            str(path),
+        )
+    return SubjectBoothError(
+        "a folder without unet/",
+        "a folder as diffusers saves pipelines, or a .safetensors file",
+        "check the path",
+        str(path),
+    )
 
 
 def _refuse_other_kinds(path: Path) -> None:
     """Kinds that the weights' shapes do not tell: how the noise is made, and what the pipeline adds around the UNet."""
     scheduler = str(_json(path / "scheduler" / "scheduler_config.json").get("_class_name", ""))
     if scheduler.startswith(("EDM", "FlowMatch")):
-        raise SubjectBoothError(f"a model that samples by {scheduler}", "one that predicts epsilon or v",
-                                "use an SD 1.x, SD 2.x or SDXL model", str(path))
+        raise SubjectBoothError(
+            f"a model that samples by {scheduler}",
+            "one that predicts epsilon or v",
+            "use an SD 1.x, SD 2.x or SDXL model",
+            str(path),
+        )
     unet = _json(path / "unet" / "config.json")
     kind = unet.get("_class_name", "UNet2DConditionModel")
     if kind != "UNet2DConditionModel":
-        raise SubjectBoothError(f"a UNet of the kind {kind}", "UNet2DConditionModel",
-                                "use an SD 1.x, SD 2.x or SDXL model", str(path))
+        raise SubjectBoothError(
+            f"a UNet of the kind {kind}", "UNet2DConditionModel", "use an SD 1.x, SD 2.x or SDXL model", str(path)
+        )
 
 
 def _weights(folder: Path) -> tuple[StoredTensors, tuple[Path, ...]]:
@@ -109,19 +125,22 @@ def _weights(folder: Path) -> tuple[StoredTensors, tuple[Path, ...]]:
                     return StoredTensors.open(files), files
     pickled = next((file for ending in (".bin", ".ckpt", ".pt") for file in sorted(folder.glob(f"*{ending}"))), None)
     if pickled is not None:
-        raise SubjectBoothError(f"weights in {pickled.name}", "a .safetensors file",
-                                "save the pipeline with safe_serialization; pickled files are never opened",
-                                str(folder))
-    raise SubjectBoothError("a folder without weights", "a .safetensors file in it", "get the model again",
-                            str(folder))
+        raise SubjectBoothError(
+            f"weights in {pickled.name}",
+            "a .safetensors file",
+            "save the pipeline with safe_serialization; pickled files are never opened",
+            str(folder),
+        )
+    raise SubjectBoothError("a folder without weights", "a .safetensors file in it", "get the model again", str(folder))
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
     names = sorted(set(_json(index).get("weight_map", {}).values()))
     outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
     if not names or outside:
-        raise SubjectBoothError("an index that names no files beside it", "one as diffusers writes it",
-                                "get the model again", str(index))
+        raise SubjectBoothError(
+            "an index that names no files beside it", "one as diffusers writes it", "get the model again", str(index)
+        )
     return tuple(index.parent / name for name in names)
 
 
@@ -145,8 +164,12 @@ def _schedule(config: Mapping[str, Any], where: str) -> torch.Tensor:
     elif kind == "linear":
         betas = torch.linspace(first, last, timesteps, dtype=torch.float64)
     else:
-        raise SubjectBoothError(f"a noise schedule of the kind {str(kind)[:40]!r}", "scaled_linear or linear",
-                                "use an unmodified Stable Diffusion model", where)
+        raise SubjectBoothError(
+            f"a noise schedule of the kind {str(kind)[:40]!r}",
+            "scaled_linear or linear",
+            "use an unmodified Stable Diffusion model",
+            where,
+        )
     return stable_diffusion_schedule(bool(config.get("rescale_betas_zero_snr")), betas)
 
 
@@ -163,6 +186,7 @@ def _json(path: Path) -> dict[str, Any]:
     except ValueError:
         found = None
     if not isinstance(found, dict):
-        raise SubjectBoothError("a configuration that is not JSON", "one as diffusers writes it",
-                                "get the model again", str(path))
+        raise SubjectBoothError(
+            "a configuration that is not JSON", "one as diffusers writes it", "get the model again", str(path)
+        )
     return found

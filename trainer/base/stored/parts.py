@@ -42,12 +42,14 @@ class StoredParts:
 
 def missing_part(name: str, where: str) -> SubjectBoothError:
     """What to say of a checkpoint without a text encoder or a VAE."""
-    return SubjectBoothError(f"a checkpoint without a {name}", "a whole checkpoint",
-                             "use one that was saved with all its parts", where)
+    return SubjectBoothError(
+        f"a checkpoint without a {name}", "a whole checkpoint", "use one that was saved with all its parts", where
+    )
 
 
 def stable_diffusion_schedule(
-    zero_terminal_snr: bool = False, betas: torch.Tensor | None = None,
+    zero_terminal_snr: bool = False,
+    betas: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """``alphas_cumprod``, float32 [timesteps].
 

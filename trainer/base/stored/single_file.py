@@ -36,23 +36,37 @@ def read_file(path: Path) -> StoredParts:
     """
     where = str(path)
     if path.suffix.lower() == ".gguf":
-        raise SubjectBoothError("a base quantised to GGUF", "weights in fp32, fp16 or bf16",
-                                "load the unquantised .safetensors checkpoint", where)
+        raise SubjectBoothError(
+            "a base quantised to GGUF",
+            "weights in fp32, fp16 or bf16",
+            "load the unquantised .safetensors checkpoint",
+            where,
+        )
     if path.suffix.lower() != ".safetensors":
-        raise SubjectBoothError(f"a checkpoint of the format {path.suffix or '(none)'}", "a .safetensors file",
-                                "convert it; pickled files are never opened", where)
+        raise SubjectBoothError(
+            f"a checkpoint of the format {path.suffix or '(none)'}",
+            "a .safetensors file",
+            "convert it; pickled files are never opened",
+            where,
+        )
     whole = StoredTensors.open([path])
     refuse_sampling_marks(whole, where)
     unet, vae = whole.below(UNET), whole.below(VAE)
     if is_bare_unet(whole) or (is_bare_unet(unet) and len(unet) == len(whole)):
         raise SubjectBoothError(
-            "a UNet alone, without text encoder and VAE", "a checkpoint with all three",
+            "a UNet alone, without text encoder and VAE",
+            "a checkpoint with all three",
             "use the checkpoint that this UNet belongs to; or train in ComfyUI with Load Diffusion Model, Load CLIP "
-            "and Load VAE, or join the three there with Save Checkpoint", where)
+            "and Load VAE, or join the three there with Save Checkpoint",
+            where,
+        )
     if not unet:
         raise SubjectBoothError(
             f"a file that is not a Stable Diffusion checkpoint ({architecture(whole)})",
-            "a checkpoint with UNet, text encoder and VAE", "use an SD 1.x, SD 2.x or SDXL checkpoint", where)
+            "a checkpoint with UNet, text encoder and VAE",
+            "use an SD 1.x, SD 2.x or SDXL checkpoint",
+            where,
+        )
     if not vae and unet.shapes.get("input_blocks.0.0.weight") is not None:
         raise missing_part("VAE", where)
 
@@ -60,9 +74,13 @@ def read_file(path: Path) -> StoredParts:
         return _text_encoders(whole, family, clip_layer, where)
 
     return StoredParts(
-        files=(path,), unet=unet, text_encoders=text, codec=lambda family: _codec(vae, family, where),
+        files=(path,),
+        unet=unet,
+        text_encoders=text,
+        codec=lambda family: _codec(vae, family, where),
         prediction_type=_prediction_type(whole),
-        alphas_cumprod=stable_diffusion_schedule("ztsnr" in whole))
+        alphas_cumprod=stable_diffusion_schedule("ztsnr" in whole),
+    )
 
 
 def _prediction_type(whole: StoredTensors) -> str | None:
@@ -81,15 +99,22 @@ def _prediction_type(whole: StoredTensors) -> str | None:
 
 
 def _text_encoders(
-    whole: StoredTensors, family: Family, clip_layer: int | None, where: str,
+    whole: StoredTensors,
+    family: Family,
+    clip_layer: int | None,
+    where: str,
 ) -> list[WeightsReader]:
     found: list[WeightsReader] = []
     for shape in family.text_encoders:
         own = whole.below(shape.single_file)
         if not own:
             raise missing_part("text encoder", where)
-        names = [name.replace("transformer.resblocks.", f"{INNER}encoder.layers.") if shape.open_clip
-                 else transformers_name(name) for name in own]
+        names = [
+            name.replace("transformer.resblocks.", f"{INNER}encoder.layers.")
+            if shape.open_clip
+            else transformers_name(name)
+            for name in own
+        ]
         if lacks_last_layer(names, shape):
             refuse_missing_last_layer(clip_layer, where)
         found.append(partial(_text_weights, own, shape))
@@ -97,8 +122,11 @@ def _text_encoders(
 
 
 def _text_weights(stored: StoredTensors, shape: TextEncoderShape) -> dict[str, torch.Tensor]:
-    named = from_open_clip(stored) if shape.open_clip else {
-        transformers_name(name): tensor for name, tensor in stored.items()}
+    named = (
+        from_open_clip(stored)
+        if shape.open_clip
+        else {transformers_name(name): tensor for name, tensor in stored.items()}
+    )
     return with_last_layer(named, shape)
 
 

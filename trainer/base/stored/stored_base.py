@@ -36,7 +36,9 @@ if TYPE_CHECKING:
 
 
 def load_base(
-    path: Path, clip_skip: int | None = None, prediction_type: str | None = None,
+    path: Path,
+    clip_skip: int | None = None,
+    prediction_type: str | None = None,
     device: torch.device = CPU,
 ) -> BaseModel:
     """Read a model of one of the families in :mod:`trainer.base.sd.families`.
@@ -67,8 +69,10 @@ def load_base(
         return build_unet(shapes, lambda: parts.unet, family, dtype, where)
 
     def build_text(dtype: torch.dtype) -> list[Any]:
-        return [build_text_encoder(weights(), shape, dtype, where)
-                for weights, shape in zip(text_weights, family.text_encoders, strict=True)]
+        return [
+            build_text_encoder(weights(), shape, dtype, where)
+            for weights, shape in zip(text_weights, family.text_encoders, strict=True)
+        ]
 
     return BaseModel(
         family=family,
@@ -81,7 +85,8 @@ def load_base(
         clip_layer=clip_layer,
         tokenize=lambda prompt: token_chunks(prompt, family),
         build_text_encoders=build_text,
-        outline_unet=lambda: outline_unet(shapes, family, where))
+        outline_unet=lambda: outline_unet(shapes, family, where),
+    )
 
 
 def stored_resolution(path: Path, prediction_type: str | None = None) -> int:
@@ -103,7 +108,10 @@ class StoredPromptEncoder:
     """
 
     def __init__(
-        self, build: Callable[[], list[Any]], family: Family, clip_layer: int | None,
+        self,
+        build: Callable[[], list[Any]],
+        family: Family,
+        clip_layer: int | None,
         device: torch.device = CPU,
     ) -> None:
         self._build, self._family, self._clip_layer, self._device = build, family, clip_layer, device

@@ -22,9 +22,18 @@ import torch
 from ...errors import SubjectBoothError
 
 _DTYPES = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "I64": torch.int64, "I32": torch.int32,
-    "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
 }
 
 
@@ -67,16 +76,24 @@ class StoredTensors(Mapping[str, torch.Tensor]):
         """
         entry = self._entries[name]
         if entry.dtype not in _DTYPES:
-            raise SubjectBoothError(f"a tensor stored as {entry.dtype}", "weights in fp32, fp16 or bf16",
-                                    "use another checkpoint", f"{entry.path}, {name}")
+            raise SubjectBoothError(
+                f"a tensor stored as {entry.dtype}",
+                "weights in fp32, fp16 or bf16",
+                "use another checkpoint",
+                f"{entry.path}, {name}",
+            )
         # Outside the block below: too little memory is not the file's fault. The device is named, as another pack may
         # have set another default.
         data = torch.empty(entry.end - entry.begin, dtype=torch.uint8, device="cpu")
         with _sentences(entry.path), entry.path.open("rb") as file:
             file.seek(entry.begin)
             if _stamp(file) != entry.stamp or file.readinto(data.numpy().data) != len(data):
-                raise SubjectBoothError("a checkpoint that was changed while it was read", "the file as it was",
-                                        "start again when it is whole", str(entry.path))
+                raise SubjectBoothError(
+                    "a checkpoint that was changed while it was read",
+                    "the file as it was",
+                    "start again when it is whole",
+                    str(entry.path),
+                )
         return data.view(_DTYPES[entry.dtype]).reshape(entry.shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -100,8 +117,9 @@ class StoredTensors(Mapping[str, torch.Tensor]):
 
     def below(self, prefix: str) -> StoredTensors:
         """Those whose names start with ``prefix``, which is taken off."""
-        return StoredTensors({name.removeprefix(prefix): entry for name, entry in self._entries.items()
-                              if name.startswith(prefix)})
+        return StoredTensors(
+            {name.removeprefix(prefix): entry for name, entry in self._entries.items() if name.startswith(prefix)}
+        )
 
     def renamed(self, rename: Callable[[str], str]) -> StoredTensors:
         """The same tensors under other names."""
@@ -116,9 +134,18 @@ def _entries_of(path: Path) -> dict[str, _Entry]:
         stamp = _stamp(file)
         length = int.from_bytes(file.read(8), "little")
         data = 8 + length
-        return {name: _Entry(path, stamp, data + about["data_offsets"][0], data + about["data_offsets"][1],
-                             torch.Size(about["shape"]), about["dtype"])
-                for name, about in json.loads(file.read(length)).items() if name != "__metadata__"}
+        return {
+            name: _Entry(
+                path,
+                stamp,
+                data + about["data_offsets"][0],
+                data + about["data_offsets"][1],
+                torch.Size(about["shape"]),
+                about["dtype"],
+            )
+            for name, about in json.loads(file.read(length)).items()
+            if name != "__metadata__"
+        }
 
 
 def _stamp(file: BinaryIO) -> tuple[int, int]:
@@ -138,11 +165,20 @@ def _sentences(path: Path) -> Iterator[None]:
     except SubjectBoothError:
         raise
     except FileNotFoundError:
-        raise SubjectBoothError("a checkpoint that is not there", "a file or folder", "check the path",
-                                str(path)) from None
+        raise SubjectBoothError(
+            "a checkpoint that is not there", "a file or folder", "check the path", str(path)
+        ) from None
     except OSError as error:
-        raise SubjectBoothError(f"a checkpoint that cannot be opened ({error.strerror or type(error).__name__})",
-                                "a file that may be read", "check its permissions", str(path)) from error
+        raise SubjectBoothError(
+            f"a checkpoint that cannot be opened ({error.strerror or type(error).__name__})",
+            "a file that may be read",
+            "check its permissions",
+            str(path),
+        ) from error
     except Exception as error:  # whatever a damaged file does to its reader
-        raise SubjectBoothError(f"a checkpoint that cannot be read ({type(error).__name__})",
-                                "a whole .safetensors file", "get the file again", str(path)) from error
+        raise SubjectBoothError(
+            f"a checkpoint that cannot be read ({type(error).__name__})",
+            "a whole .safetensors file",
+            "get the file again",
+            str(path),
+        ) from error
