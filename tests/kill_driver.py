@@ -31,7 +31,7 @@ from subjectbooth.tests.small_base import small_base, small_subject  # noqa: E40
 from subjectbooth.trainer.config import TrainConfig  # noqa: E402
 from subjectbooth.trainer.events import StepDone  # noqa: E402
 from subjectbooth.trainer.learn import checkpoint  # noqa: E402
-from subjectbooth.trainer.preserve.class_images import generate  # noqa: E402
+from subjectbooth.trainer.preserve.generate import generate  # noqa: E402
 from subjectbooth.trainer.preserve.priors import ClassPriors  # noqa: E402
 from subjectbooth.trainer.runs.run import Run  # noqa: E402
 from subjectbooth.trainer.subject.subject import Subject  # noqa: E402

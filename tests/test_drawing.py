@@ -22,8 +22,8 @@ from subjectbooth.trainer.events import Adjusted, Event, Validation, ValidationS
 from subjectbooth.trainer.learn import loop
 from subjectbooth.trainer.memory import drawing
 from subjectbooth.trainer.memory.drawing import draw_all, pictures_at_once
-from subjectbooth.trainer.preserve import class_images
-from subjectbooth.trainer.preserve.class_images import generate
+from subjectbooth.trainer.preserve import generate as making
+from subjectbooth.trainer.preserve.generate import generate
 from subjectbooth.trainer.preserve.priors import ClassPriors
 from subjectbooth.trainer.runs.run import Run
 
@@ -177,7 +177,7 @@ def test_class_images_drawn_together_are_those_drawn_alone(tmp_path: Path, monke
     alone = _class_images(tmp_path / "alone")
     # On a CPU a picture's bits are the same however many are made.
     assert _class_images(tmp_path / "fewer", 2).hashes == alone.hashes[:2]
-    monkeypatch.setattr(class_images, "pictures_at_once", lambda *_: 4)
+    monkeypatch.setattr(making, "pictures_at_once", lambda *_: 4)
     limit = Limit(99)
     together = _class_images(tmp_path / "together", hook=limit)
     assert limit.sizes == [8] * 3 + [2] * 3

@@ -32,7 +32,7 @@ from .errors import SubjectBoothError
 from .events import Adjusted, Finished, Started, StepDone, Validation
 from .files.storage import user_path
 from .machine.runtime import choose, default_device
-from .preserve.class_images import generate
+from .preserve.generate import generate
 from .preserve.priors import ClassPriors
 from .runs.publish import check_folder, checked_name, publish
 from .runs.run import Run

@@ -1,116 +1,105 @@
-"""Class images without ComfyUI: the trainer's own sampler on the untouched base, kept on disk like the node's."""
+"""Class images: pictures of the class by the base itself, learned beside the photos (arXiv 2208.12242, section 3.2).
+
+Costs a second picture in the forward and backward pass for every photo, and the making of the class images. Needs a
+dozen to some hundred of them.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping, Sequence
+from typing import ClassVar
 
 import torch
 
-from ..base.base_model import BaseModel
-from ..base.sd.sample import sample
-from ..machine.numerics import DTYPES, with_own_numerics
-from ..machine.out_of_memory import free_bytes, memory_errors
-from ..memory.drawing import draw_all, pictures_at_once
-from ..memory.plan import FreeMemory
-from .priors import ClassPriors, PriorRecipe, PriorStore, class_priors, make_missing, split_excluded
+from ..errors import SubjectBoothError
+from ..machine.draws import Draws
+from .preservation import AdapterLayer, BaseIdentity, Part
+from .priors import ClassPriors
+
+PRIOR_LOSS = "prior_loss"
 
 
-def generate(
-    base: BaseModel,
-    prompt: str,
-    count: int,
-    resolution: int,
-    root: Path,
-    device: torch.device,
-    check: Callable[[], None] = lambda: None,
-    *,
-    steps: int = 20,
-    guidance_scale: float = 7.0,
-    seed: int = 0,
-    precision: str = "fp32",
-    free: FreeMemory = free_bytes,
-) -> Iterator[int | ClassPriors]:
-    """Make the class images that are not on the disk yet.
-
-    On a GPU as many together as fit in its memory, and where they do not fit after all, fewer.
+class ClassImages:
+    """``prior_loss_weight`` times the loss on as many class images as there are photos.
 
     Args:
-        check: called before the first one is drawn, when not all are there: raises what training would be refused for.
-        free: bytes free on a device.
-
-    Yields:
-        how many of ``count`` are there, after each picture or batch; the finished :class:`ClassPriors` last.
+        priors: the class images.
 
     Raises:
-        SubjectBoothError: too little memory; the folder cannot be read or written.
+        SubjectBoothError: there is not one.
     """
-    yield from with_own_numerics(
-        _generate(base, prompt, count, resolution, root, device, check, steps, guidance_scale, seed, precision, free),
-        device,
-    )
 
+    name: ClassVar[str] = "class_images"
+    losses: ClassVar[Mapping[str, str]] = {PRIOR_LOSS: "class"}
 
-def _generate(
-    base: BaseModel,
-    prompt: str,
-    count: int,
-    resolution: int,
-    root: Path,
-    device: torch.device,
-    check: Callable[[], None],
-    steps: int,
-    guidance_scale: float,
-    seed: int,
-    precision: str,
-    free: FreeMemory,
-) -> Generator[int | ClassPriors, None, None]:
-    recipe = PriorRecipe(
-        base.digest,
-        prompt,
-        "",
-        resolution,
-        resolution,
-        "ddim",
-        f"trailing {precision}",
-        steps,
-        guidance_scale,
-        seed,
-        grouping=0,
-    )
-    store = PriorStore(root, recipe)
-    pictures, _ = store.load()
-    if any(number not in pictures for number in range(count)):
-        check()
-        with memory_errors(
-            f"too little memory on {device} for a class image of {resolution} pixels",
-            "a smaller picture",
-            "lower resolution or close other programs; the finished class images are kept",
-            "class images",
-        ):
-            conditioning, negative = base.prompts.encode([prompt, ""])  # before the UNet takes the memory
-            unet = base.build_unet(DTYPES[precision]).to(device)
-            shape = (4, resolution // 8, resolution // 8)
+    def __init__(self, priors: ClassPriors) -> None:
+        if len(priors.latents) == 0:
+            raise SubjectBoothError(
+                "class priors without a single picture",
+                "one or more",
+                "make more class images, or exclude fewer",
+                "CLASS_PRIORS",
+            )
+        self._priors = priors
 
-            missing = sum(number not in pictures for number in range(count))
-            at_once = pictures_at_once(unet, conditioning, shape, DTYPES[precision], missing, device, free(device))
+    @property
+    def key(self) -> str | None:
+        """The digest of the class images."""
+        return self._priors.digest
 
-            def draw(numbers: tuple[int, ...]) -> torch.Tensor:
-                def together(first: int, last: int) -> Generator[int, None, torch.Tensor]:
-                    seeds = [recipe.seed_of(number) for number in numbers[first:last]]
-                    return sample(
-                        unet, base.noise_scheduler, conditioning, negative, shape, steps, guidance_scale, seeds, device
-                    )
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """The class prompt."""
+        return (self._priors.prompt,)
 
-                drawing = draw_all(together, len(numbers), len(numbers), steps, device)
-                while True:
-                    try:
-                        next(drawing)
-                    except StopIteration as finished:
-                        return finished.value
+    @property
+    def record(self) -> Mapping[str, str]:
+        """The folder of the class images, so that they are not cleaned away while a LoRA needs them."""
+        return {"class_images": self._priors.store}
 
-            # A picture depends on its batch in its last bits only, as it does on the card: no part of the recipe.
-            for _ in make_missing(store, pictures, count, at_once, draw):
-                yield sum(number in pictures for number in range(count))
-    used, _ = split_excluded(pictures, count, ())
-    yield class_priors(pictures, used, store, base.family.name)
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """kohya's count of regularisation images."""
+        return {"ss_num_reg_images": str(len(self._priors.latents))}
+
+    def check(self, size: tuple[int, ...], base: BaseIdentity) -> tuple[str, ...]:
+        """Refuse class images of another family or size, and warn about those of another base of the family."""
+        priors = self._priors
+        if priors.family and priors.family != base.family:
+            raise SubjectBoothError(
+                f"class images made by a model of the family {priors.family} for training on {base.family}",
+                "class images made by the model that is trained on",
+                "wire the same MODEL and CLIP to Generate Class Priors and to the trainer",
+                "class_priors",
+            )
+        if tuple(priors.latents.shape[1:]) != size:
+            height, width = (8 * side for side in priors.latents.shape[2:])
+            wanted = 8 * size[1]
+            raise SubjectBoothError(
+                f"class images of {width}x{height} pixels",
+                f"the training resolution, {wanted}x{wanted}",
+                f"make the class images at {wanted} pixels, or set resolution to {width}",
+                "CLASS_PRIORS",
+            )
+        if priors.base_digest and priors.base_digest != base.digest:
+            return (
+                "The class images were made by another model (or with another CLIP, CLIP skip or LoRA) than the "
+                "one that is trained on, so they pull the class towards that model. Unless you want that, wire the "
+                "same MODEL and CLIP to both",
+            )
+        return ()
+
+    def pictures(self, photos: int) -> int:
+        """As many as photos."""
+        return photos
+
+    def parts(self, photos: Part, draws: Draws, weight: float) -> Sequence[Part]:
+        """The next class images of an endless sequence of shuffles."""
+        numbers = draws.order(len(self._priors.latents), "class images")
+        prompts = [self._priors.prompt] * len(numbers)
+        labels = [f"class image {number + 1}" for number in numbers]
+        return [Part(PRIOR_LOSS, weight, self._priors.latents[numbers], prompts, labels, "class timesteps")]
+
+    def penalty(self, layers: Iterator[AdapterLayer], weight: float) -> Mapping[str, torch.Tensor]:
+        """Nothing."""
+        return {}

@@ -45,34 +45,6 @@ class ClassPriors:
     family: str = ""
     base_digest: str = ""
 
-    def check_base(self, family: str, base_digest: str) -> str:
-        """Whether the base that is trained on made them.
-
-        Args:
-            family: of that base.
-            base_digest: of what it draws class images by.
-
-        Returns:
-            a warning for another base of the same family (which may be meant so); else an empty string.
-
-        Raises:
-            SubjectBoothError: a base of another family, whose latents mean other pictures.
-        """
-        if self.family and self.family != family:
-            raise SubjectBoothError(
-                f"class images made by a model of the family {self.family} for training on {family}",
-                "class images made by the model that is trained on",
-                "wire the same MODEL and CLIP to Generate Class Priors and to the trainer",
-                "class_priors",
-            )
-        if self.base_digest and self.base_digest != base_digest:
-            return (
-                "The class images were made by another model (or with another CLIP, CLIP skip or LoRA) than the "
-                "one that is trained on, so they pull the class towards that model. Unless you want that, wire the "
-                "same MODEL and CLIP to both"
-            )
-        return ""
-
 
 @dataclass(frozen=True)
 class PriorRecipe:

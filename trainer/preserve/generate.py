@@ -1,0 +1,116 @@
+"""Class images without ComfyUI: the trainer's own sampler on the untouched base, kept on disk like the node's."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator, Iterator
+from pathlib import Path
+
+import torch
+
+from ..base.base_model import BaseModel
+from ..base.sd.sample import sample
+from ..machine.numerics import DTYPES, with_own_numerics
+from ..machine.out_of_memory import free_bytes, memory_errors
+from ..memory.drawing import draw_all, pictures_at_once
+from ..memory.plan import FreeMemory
+from .priors import ClassPriors, PriorRecipe, PriorStore, class_priors, make_missing, split_excluded
+
+
+def generate(
+    base: BaseModel,
+    prompt: str,
+    count: int,
+    resolution: int,
+    root: Path,
+    device: torch.device,
+    check: Callable[[], None] = lambda: None,
+    *,
+    steps: int = 20,
+    guidance_scale: float = 7.0,
+    seed: int = 0,
+    precision: str = "fp32",
+    free: FreeMemory = free_bytes,
+) -> Iterator[int | ClassPriors]:
+    """Make the class images that are not on the disk yet.
+
+    On a GPU as many together as fit in its memory, and where they do not fit after all, fewer.
+
+    Args:
+        check: called before the first one is drawn, when not all are there: raises what training would be refused for.
+        free: bytes free on a device.
+
+    Yields:
+        how many of ``count`` are there, after each picture or batch; the finished :class:`ClassPriors` last.
+
+    Raises:
+        SubjectBoothError: too little memory; the folder cannot be read or written.
+    """
+    yield from with_own_numerics(
+        _generate(base, prompt, count, resolution, root, device, check, steps, guidance_scale, seed, precision, free),
+        device,
+    )
+
+
+def _generate(
+    base: BaseModel,
+    prompt: str,
+    count: int,
+    resolution: int,
+    root: Path,
+    device: torch.device,
+    check: Callable[[], None],
+    steps: int,
+    guidance_scale: float,
+    seed: int,
+    precision: str,
+    free: FreeMemory,
+) -> Generator[int | ClassPriors, None, None]:
+    recipe = PriorRecipe(
+        base.digest,
+        prompt,
+        "",
+        resolution,
+        resolution,
+        "ddim",
+        f"trailing {precision}",
+        steps,
+        guidance_scale,
+        seed,
+        grouping=0,
+    )
+    store = PriorStore(root, recipe)
+    pictures, _ = store.load()
+    if any(number not in pictures for number in range(count)):
+        check()
+        with memory_errors(
+            f"too little memory on {device} for a class image of {resolution} pixels",
+            "a smaller picture",
+            "lower resolution or close other programs; the finished class images are kept",
+            "class images",
+        ):
+            conditioning, negative = base.prompts.encode([prompt, ""])  # before the UNet takes the memory
+            unet = base.build_unet(DTYPES[precision]).to(device)
+            shape = (4, resolution // 8, resolution // 8)
+
+            missing = sum(number not in pictures for number in range(count))
+            at_once = pictures_at_once(unet, conditioning, shape, DTYPES[precision], missing, device, free(device))
+
+            def draw(numbers: tuple[int, ...]) -> torch.Tensor:
+                def together(first: int, last: int) -> Generator[int, None, torch.Tensor]:
+                    seeds = [recipe.seed_of(number) for number in numbers[first:last]]
+                    return sample(
+                        unet, base.noise_scheduler, conditioning, negative, shape, steps, guidance_scale, seeds, device
+                    )
+
+                drawing = draw_all(together, len(numbers), len(numbers), steps, device)
+                while True:
+                    try:
+                        next(drawing)
+                    except StopIteration as finished:
+                        return finished.value
+
+            # A picture depends on its batch in its last bits only, as it does on the card: no part of the recipe.
+            for _ in make_missing(store, pictures, count, at_once, draw):
+                yield sum(number in pictures for number in range(count))
+    used, _ = split_excluded(pictures, count, ())
+    yield class_priors(pictures, used, store, base.family.name)

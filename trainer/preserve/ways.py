@@ -1,0 +1,15 @@
+"""All ways to keep the class."""
+
+from __future__ import annotations
+
+from .class_images import ClassImages
+from .none import NoPreservation
+from .preservation import Preservation
+
+WAYS: dict[str, type[Preservation]] = {way.name: way for way in (NoPreservation, ClassImages)}
+"""By the name a user chooses it by."""
+
+
+def loss_labels() -> dict[str, str]:
+    """What the panel calls the curve of each term of the loss, by the term's name."""
+    return {"instance_loss": "subject"} | {name: label for way in WAYS.values() for name, label in way.losses.items()}
