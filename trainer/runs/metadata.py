@@ -31,7 +31,7 @@ def lora_metadata(
     step: int,
     run_key: str,
     started: float,
-    class_images: int,
+    preservation: Mapping[str, str],
     chosen: Mapping[str, str],
     buckets: Mapping[str, int],
 ) -> dict[str, str]:
@@ -42,20 +42,17 @@ def lora_metadata(
         step: the optimizer updates behind these weights.
         run_key: 64 hex digits.
         started: Unix time at which the run was first started (a resumed run keeps it).
-        class_images: how many class images the run had.
+        preservation: what the way to keep the class tells of itself.
         chosen: what every ``auto`` setting became.
         buckets: photos by size ("512x512"); one size without aspect-ratio buckets.
     """
     digest = body_hash(tensors)
     photos = len(subject.photos)
-    family = base.family
-    predicts_v = base.noise_scheduler.config["prediction_type"] == "v_prediction"
     resolution = f"({config.resolution}, {config.resolution})"
     date = datetime.datetime.fromtimestamp(int(started), datetime.timezone.utc)
     subset = {"class_tokens": subject.trigger, "image_count": photos, "is_reg": False, "num_repeats": 1}
     return {
-        "ss_base_model_version": family.kohya_base_model_version[predicts_v],
-        "ss_v2": str(family.kohya_v2),
+        **base.denoiser.metadata,
         "ss_network_module": "networks.lora",
         "ss_network_dim": str(config.rank),
         "ss_network_alpha": repr(file_alpha(config)),
@@ -84,9 +81,9 @@ def lora_metadata(
         "ss_caption_dropout_rate": f"{config.caption_dropout:g}",
         "ss_prior_loss_weight": f"{config.prior_loss_weight:g}",
         "ss_num_train_images": str(photos),
-        "ss_num_reg_images": str(class_images),
+        **preservation,
         "ss_resolution": resolution,
-        "ss_clip_skip": str(-base.clip_layer if base.clip_layer is not None else 1),
+        "ss_clip_skip": str(base.text.clip_skip if base.text is not None else 1),
         "ss_text_encoder_lr": f"{config.text_encoder_lr:g}" if config.train_text_encoder else "None",
         "ss_batch_size_per_device": str(config.train_batch_size),
         "ss_gradient_accumulation_steps": str(config.gradient_accumulation_steps),
@@ -95,13 +92,11 @@ def lora_metadata(
         "ss_datasets": json.dumps([{"subsets": [subset], "resolution": [config.resolution] * 2}], ensure_ascii=False),
         "sshs_model_hash": digest,
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": f"{family.modelspec_architecture[predicts_v]}/lora",
         "modelspec.implementation": IMPLEMENTATION,
         "modelspec.resolution": f"{config.resolution}x{config.resolution}",
         "modelspec.date": date.isoformat().replace("+00:00", "Z"),
         "modelspec.trigger_phrase": subject.trigger,
         "modelspec.usage_hint": f"Write {subject.trigger!r} where the subject is meant: {subject.instance_prompt}",
-        "modelspec.prediction_type": "v" if predicts_v else "epsilon",
         "modelspec.hash_sha256": f"0x{digest}",
         "subjectbooth.run_key": run_key,
         "subjectbooth.base_digest": base.digest,

@@ -8,7 +8,6 @@ import time
 from collections.abc import Generator, Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -24,13 +23,11 @@ from ..learn.loop import Training
 from ..learn.optimizers import with_usable_optimizer
 from ..machine.numerics import own_numerics
 from ..memory.plan import FreeMemory, Plan
+from ..preserve.preservation import BaseIdentity, Preservation
 from ..subject.subject import PreparedSubject, Subject
 from .folder import RunFolder
 from .lora_reader import is_untrained
 from .metadata import lora_metadata
-
-if TYPE_CHECKING:
-    from ..preserve.priors import ClassPriors
 
 logger = logging.getLogger("subjectbooth")
 
@@ -41,7 +38,7 @@ class Run:
     Args:
         base: what to train on.
         subject: photos and words.
-        priors: class images; None trains without keeping the class.
+        preservation: how the class is kept.
         config: the requested settings.
         root: the folder that holds all runs.
         device: where to train; None lets accelerate choose.
@@ -58,20 +55,21 @@ class Run:
         self,
         base: BaseModel,
         subject: Subject,
-        priors: ClassPriors | None,
+        preservation: Preservation,
         config: TrainConfig,
         root: Path,
         device: torch.device | None = None,
         free: FreeMemory | None = None,
     ) -> None:
         config, fall_back = with_usable_optimizer(config, device)
-        other_base = priors.check_base(base.family.name, base.sampling_digest or base.digest) if priors else ""
-        self._base, self._subject, self._priors, self._config = base, subject, priors, config
+        self._base, self._subject, self._preservation, self._config = base, subject, preservation, config
         self._device, self._free = device, free
         # One group of photos, or one for each aspect-ratio bucket.
         side, masks = config.resolution, config.masked_loss
+        latents = base.denoiser.latent_size(side, side)
+        kept = preservation.check(latents, BaseIdentity(base.family, base.sampling_digest or base.digest))
         masks_cut = subject.check_masks(side, buckets=config.enable_bucket) if masks else ""
-        self.warnings = tuple(filter(None, (fall_back, other_base, masks_cut, _small_resolution(side, base))))
+        self.warnings = tuple(filter(None, (fall_back, *kept, masks_cut, _small_resolution(side, base))))
         self._prepared = (
             subject.prepare_buckets(side, with_masks=masks)
             if config.enable_bucket
@@ -82,7 +80,7 @@ class Run:
         captions = [caption for group in self._prepared for caption in group.captions]
         if any(base.prompt_of(caption) != caption for caption in captions):
             digest = sha256_of(digest, "literal captions")  # such a caption used to be read as a prompt's syntax
-        key = run_key(config, digest, base.digest, priors.digest if priors else None, subject.trigger)
+        key = run_key(config, digest, base.digest, preservation.key, subject.trigger)
         self.folder = RunFolder(root, key, subject.trigger)
         self._stop = threading.Event()
 
@@ -105,13 +103,14 @@ class Run:
                 in. (Masks and class images are checked when the run is made.)
         """
         base, config = self._base, self._config
-        if base.outline_unet is not None:
-            adapter.check_layers(base.outline_unet(), config)
-        if config.train_text_encoder and base.tokenize is not None:
-            adapter.check_rank(config.rank, min(shape.width for shape in base.family.text_encoders))
+        network = base.denoiser.outline()
+        if network is not None:
+            adapter.check_layers(base.denoiser.adapter_layers(network, config.lora_targets), config.rank)
+        if config.train_text_encoder and base.text is not None:
+            adapter.check_rank(config.rank, base.text.narrowest)
             captions = [base.prompt_of(caption) for group in self._prepared for caption in group.captions]
             for prompt in dict.fromkeys([*captions, class_prompt, *self.shown]):
-                base.tokenize(prompt)
+                base.text.tokenize(prompt)
 
     def plan(self) -> Plan:
         """What a run from step 0 would keep in memory. Reads and encodes everything, writes and trains nothing."""
@@ -174,7 +173,7 @@ class Run:
             {
                 "config": self._config.to_json(),
                 "trigger": self._subject.trigger,
-                "class_images": self._priors.store if self._priors else "",
+                **self._preservation.record,
             }
         )
         resume = self.folder.load_checkpoint(steps)
@@ -253,7 +252,7 @@ class Run:
                 step=training.step,
                 run_key=self.folder.key,
                 started=started,
-                class_images=len(self._priors.latents) if self._priors else 0,
+                preservation=self._preservation.metadata,
                 chosen=training.chosen,
                 buckets={
                     f"{group.images.shape[3]}x{group.images.shape[2]}": len(group.images) for group in self._prepared
@@ -268,10 +267,9 @@ class Run:
             return self._encode_all()
 
     def _encode_all(self) -> TrainingData:
-        base, groups, priors = self._base, self._prepared, self._priors
-        class_prompt = priors.prompt if priors else ""
+        base, groups = self._base, self._prepared
         captions = tuple(base.prompt_of(caption) for group in groups for caption in group.captions)
-        prompts = list(dict.fromkeys([*captions, class_prompt, *self.shown, ""]))
+        prompts = list(dict.fromkeys([*captions, *self._preservation.prompts, *self.shown, ""]))
         names = [f"photo {index + 1} ({self._subject.photos[index].name})" for group in groups for index in group.order]
         encoded = dict(zip(prompts, base.prompts.encode(prompts), strict=True))
         check_prompts(encoded)
@@ -284,12 +282,13 @@ class Run:
             latents=latents,
             captions=captions,
             encoded=encoded,
-            prior_latents=priors.latents if priors else None,
-            class_prompt=class_prompt,
+            preservation=self._preservation,
             flipped_latents=flipped,
-            masks=_one([_latent_masks(group) for group in groups]) if self._config.masked_loss else None,
+            masks=_one([_latent_masks(group, base.denoiser.latent_factor) for group in groups])
+            if self._config.masked_loss
+            else None,
             names=tuple(names),
-            resolution=self._config.resolution,
+            square=base.denoiser.latent_size(self._config.resolution, self._config.resolution),
         )
 
 
@@ -304,12 +303,12 @@ def _learned_nothing(lora: Path, step: int) -> str:
 
 
 def _small_resolution(resolution: int, base: BaseModel) -> str:
-    native = base.native_resolution
+    native = base.denoiser.native_resolution
     # Below 256 it is meant so: a base for tiny pictures, such as the demo's, or a trial.
     if not 256 <= resolution < 0.6 * native:
         return ""
     return (
-        f"{resolution} px is far below the {native} px that {base.family.name} was trained at, so pictures of "
+        f"{resolution} px is far below the {native} px that {base.family} was trained at, so pictures of "
         f"{native} px will look worse. Set resolution to {native} if memory allows"
     )
 
@@ -319,6 +318,6 @@ def _one(groups: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
     return groups[0] if len(groups) == 1 else tuple(picture for group in groups for picture in group)
 
 
-def _latent_masks(group: PreparedSubject) -> torch.Tensor:
+def _latent_masks(group: PreparedSubject, factor: int) -> torch.Tensor:
     assert group.masks is not None  # Subject.check_masks refuses a subject without any
-    return torch.nn.functional.interpolate(group.masks, scale_factor=1 / 8, mode="area")
+    return torch.nn.functional.interpolate(group.masks, scale_factor=1 / factor, mode="area")
