@@ -110,7 +110,8 @@ def measure_diversity(nets: Narrow, judge: LoadedJudge, seeds: int = 16) -> Figu
 
 def measure_wide(nets: Narrow) -> Figures:
     """Largest difference between the narrow UNet and the wide one in diffusers, fp32, over noise levels."""
-    from trainer.base.base_model import build_unet, inspect_unet
+    from trainer.base.base_model import inspect_unet
+    from trainer.base.sd.unet import build_unet
 
     weights = wide_unet_weights(read_packed())
     shapes = {name: value.shape for name, value in weights.items()}

@@ -78,8 +78,8 @@ class _AsDiffusers(nn.Module):
 
 def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float) -> Narrow:
     """The nets after STEPS steps on the subject *name*, their LoRA's running average in the UNet."""
-    from trainer.base.base_model import make_noise_scheduler
     from trainer.base.conditioning import Conditioning
+    from trainer.base.sd.schedule import make_noise_scheduler
     from trainer.config import TrainConfig
     from trainer.learn.adapter import inject
     from trainer.learn.data import TrainingData, make_batches

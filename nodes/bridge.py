@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
-from ..trainer.base.base_model import (
-    BaseModel,
-    build_unet,
-    inspect_unet,
-    lora_layer_names,
-    make_noise_scheduler,
-    outline_unet,
-)
+from ..trainer.base.base_model import BaseModel
 from ..trainer.base.conditioning import Conditioning
+from ..trainer.base.sd.clip_text import ClipText
 from ..trainer.base.sd.codecs import refuse_other_latents
+from ..trainer.base.sd.denoiser import DiffusersUNet
 from ..trainer.base.sd.families import Family
+from ..trainer.base.sd.layout import LdmLayout
+from ..trainer.base.sd.schedule import make_noise_scheduler
 from ..trainer.base.sd.text_encoder import TokenChunks, build_text_encoder
 from ..trainer.errors import SubjectBoothError
 from ..trainer.files.storage import canonical_json, sha256_of
@@ -37,33 +34,33 @@ def base_from_graph(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
     Raises:
         SubjectBoothError: the model is of a kind that cannot be trained on, or carries patches that are not weights.
     """
-    family = check_wired(model, clip, vae)
-    shapes = shapes_of(model, UNET_PREFIX)
+    layout = check_wired(model, clip, vae)
+    family = layout.family
     alphas_cumprod, prediction_type = noise_schedule(model)
 
-    def build(dtype: torch.dtype) -> Any:
+    def unet_weights() -> Mapping[str, torch.Tensor]:
         release_models()
-        return build_unet(shapes, lambda: effective_weights(model, UNET_PREFIX), family, dtype, "MODEL")
+        return effective_weights(model, UNET_PREFIX)
 
     return BaseModel(
-        family=family,
-        noise_scheduler=make_noise_scheduler(alphas_cumprod, prediction_type),
+        family=family.name,
+        denoiser=DiffusersUNet(layout, make_noise_scheduler(alphas_cumprod, prediction_type), unet_weights),
         prompts=ComfyPromptEncoder(clip, pooled=family.adm_channels is not None),
         codec=ComfyLatentCodec(model, vae),
         digest=base_digest(model, clip, vae),
-        build_unet=build,
-        layer_names=lora_layer_names(shapes, family),
-        clip_layer=clip.layer_idx,
-        tokenize=lambda prompt: token_chunks(clip, prompt, family),
-        build_text_encoders=lambda dtype: text_encoders(clip, family, dtype),
+        text=ClipText(
+            family,
+            clip.layer_idx,
+            lambda prompt: token_chunks(clip, prompt, family),
+            lambda dtype: text_encoders(clip, family, dtype),
+        ),
         prompt_of=literal_prompt,
-        outline_unet=lambda: outline_unet(shapes, family, "MODEL"),
         sampling_digest=base_digest(model, clip),
     )
 
 
-def check_wired(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> Family:
-    """Refuse what cannot be trained on before anything expensive is done for it; the family of what can.
+def check_wired(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> LdmLayout:
+    """Refuse what cannot be trained on before anything expensive is done for it; the layout of what can.
 
     Nothing is loaded or read for it but names, shapes and kinds of numbers.
 
@@ -83,7 +80,8 @@ def check_wired(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> Fami
         refuse_unlearnable_patches(patcher, where)
     for patcher, where in ((model, "MODEL"), (clip.patcher, "CLIP"), (vae.patcher, "VAE")):
         refuse_comfy_quant(patcher, where)
-    family = inspect_unet(shapes_of(model, UNET_PREFIX), "MODEL", stored_as(model, UNET_PREFIX))
+    layout = LdmLayout.of(shapes_of(model, UNET_PREFIX), "MODEL", stored_as(model, UNET_PREFIX))
+    family = layout.family
     noise_schedule(model)
     wanted = {f"clip_{shape.name}" for shape in family.text_encoders}
     found = {name.split(".")[0] for name in clip.patcher.model_state_dict() if "." in name}
@@ -95,7 +93,7 @@ def check_wired(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> Fami
             "CLIP",
         )
     refuse_other_latents(getattr(vae, "latent_channels", 4), "VAE")
-    return family
+    return layout
 
 
 def token_chunks(clip: CLIP, prompt: str, family: Family) -> tuple[TokenChunks, ...]:

@@ -157,7 +157,7 @@ class GenerateClassPriors(io.ComfyNode):
         batch_size: int,
         exclude: str,
     ) -> io.NodeOutput:
-        family = check_wired(model, clip, vae)  # what the trainer would refuse is refused before a picture is made
+        layout = check_wired(model, clip, vae)  # what the trainer would refuse is refused before a picture is made
         _check_choices(sampler_name, scheduler, cfg)
         batch_size = batch_size or pictures_at_once(model, subject.resolution, sampler_name)
         template = check_template(class_prompt, needs_token=False, name="class_prompt")
@@ -183,7 +183,7 @@ class GenerateClassPriors(io.ComfyNode):
         place = place_of(cls.hidden)
         made = _make(store, pictures, count, batch_size, model, clip, album, place, notes)
         used, left_out = split_excluded(pictures, count, excluded)
-        priors = class_priors(pictures, used, store, family.name)
+        priors = class_priors(pictures, used, store, layout.family.name)
         unknown = [part for part in excluded if not any(value.startswith(part) for value in left_out.values())]
         if unknown:
             notes.append(f"{len(unknown)} of {len(excluded)} hashes in exclude are of none of these pictures.")

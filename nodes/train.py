@@ -15,6 +15,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 from ..trainer.errors import SubjectBoothError
 from ..trainer.events import Adjusted, Event, Finished, Started, StepDone, Validation, ValidationStep
 from ..trainer.preserve.priors import ClassPriors
+from ..trainer.preserve.ways import keeping_class, loss_labels
 from ..trainer.runs.cleanup import over_limit_note, remember_lora_folders
 from ..trainer.runs.publish import check_folder, checked_name, publish
 from ..trainer.runs.run import Run
@@ -200,7 +201,13 @@ class DreamBoothLoRATrain(io.ComfyNode):
             base = base_from_graph(model, clip, vae)
             device = comfy.model_management.get_torch_device()
             run = Run(
-                base, subject, class_priors, config, pack_output_dir(), device, comfy.model_management.get_free_memory
+                base,
+                subject,
+                keeping_class(class_priors),
+                config,
+                pack_output_dir(),
+                device,
+                comfy.model_management.get_free_memory,
             )
             go_on = after_stop == "continue"
             if (force_retrain or go_on) and run.folder.kept_step(config.steps) is not None:
@@ -270,6 +277,7 @@ def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed, output
     """
     finished: Finished | None = None
     steps, plan = 0, ""
+    labels = loss_labels()
     try:
         for event in events:
             feed.note(event)
@@ -281,14 +289,11 @@ def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed, output
                 progress.say(f"training on {event.chosen['device']} in {event.chosen['precision']}" + f"; {notes}")
                 progress.update(event.step)
             elif isinstance(event, StepDone):
-                prior = (
-                    f" (subject {event.instance_loss:.4f}, class {event.prior_loss:.4f})"
-                    if event.prior_loss is not None
-                    else ""
-                )
+                terms = ", ".join(f"{labels.get(name, name)} {loss:.4f}" for name, loss in event.losses.items())
+                terms = f" ({terms})" if len(event.losses) > 1 else ""
                 progress.update(
                     event.step,
-                    f"step {event.step}/{event.steps}  loss {event.loss:.4f}{prior}  "
+                    f"step {event.step}/{event.steps}  loss {event.loss:.4f}{terms}  "
                     f"{event.seconds:.2f} s/step  ETA {readable_seconds(event.eta_seconds)}",
                 )
             elif isinstance(event, Adjusted):

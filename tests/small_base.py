@@ -13,9 +13,10 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from subjectbooth.trainer.base.base_model import BaseModel, make_noise_scheduler
+from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.base.conditioning import Conditioning
 from subjectbooth.trainer.base.sd.families import SD1, TextEncoderShape
+from subjectbooth.trainer.base.sd.schedule import make_noise_scheduler
 from subjectbooth.trainer.base.sd.text_encoder import build_text_encoder
 from subjectbooth.trainer.base.stored.stored_base import token_chunks
 from subjectbooth.trainer.preserve.priors import ClassPriors

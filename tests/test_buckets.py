@@ -13,8 +13,9 @@ import torch
 from PIL import Image
 
 from subjectbooth.tests.small_base import alphas_cumprod, small_base, small_priors, small_subject, small_unet
-from subjectbooth.trainer.base.base_model import make_noise_scheduler, predict
 from subjectbooth.trainer.base.conditioning import Conditioning
+from subjectbooth.trainer.base.sd.schedule import make_noise_scheduler
+from subjectbooth.trainer.base.sd.unet import predict
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import Started, StepDone
 from subjectbooth.trainer.learn.data import TrainingData, make_batches, photos_of

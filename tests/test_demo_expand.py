@@ -14,7 +14,8 @@ from subjectbooth.demo.autoencoder import decoder_widths, encoder_widths, grow, 
 from subjectbooth.demo.expand import WIDE_TEXT, WIDE_UNET, WIDE_VAE, narrow_state, pack_state, wide_tensors
 from subjectbooth.demo.text import TextEncoder
 from subjectbooth.demo.unet import UNet
-from subjectbooth.trainer.base.base_model import build_unet, inspect_unet
+from subjectbooth.trainer.base.base_model import inspect_unet
+from subjectbooth.trainer.base.sd.unet import build_unet
 
 Tensors = dict[str, torch.Tensor]
 TOKENS = [0, 320, 1125, 539, 1929, 49406, 49407]

@@ -14,13 +14,14 @@ import torch
 
 from subjectbooth.tests.layout_pair import NARROW, write_pair
 from subjectbooth.tests.small_base import small_subject
-from subjectbooth.trainer.base.base_model import BaseModel, predict
+from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.base.sd import families
+from subjectbooth.trainer.base.sd.schedule import prediction_target
+from subjectbooth.trainer.base.sd.unet import predict
 from subjectbooth.trainer.base.stored.stored_base import load_base
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone
-from subjectbooth.trainer.learn.loss import prediction_target
 from subjectbooth.trainer.runs.run import Run
 
 pytestmark = pytest.mark.oldest

@@ -9,9 +9,10 @@ import pytest
 import torch
 
 from subjectbooth.tests.layout_pair import NARROW, write_pair
-from subjectbooth.trainer.base.base_model import BaseModel, predict
+from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.base.sd import families
 from subjectbooth.trainer.base.sd.text_encoder import lora_layer_name
+from subjectbooth.trainer.base.sd.unet import predict
 from subjectbooth.trainer.base.stored.stored_base import load_base
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.files.safefile import to_bytes

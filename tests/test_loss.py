@@ -9,7 +9,8 @@ from subjectbooth.tests.small_base import alphas_cumprod, small_base, small_unet
 from subjectbooth.trainer.base.conditioning import Conditioning, concatenate
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.learn import adapter
-from subjectbooth.trainer.learn.loss import Batch, batch_losses
+from subjectbooth.trainer.learn.batch import Batch
+from subjectbooth.trainer.learn.loss import batch_losses
 
 
 def _batch(instances: int, classes: int) -> Batch:

@@ -12,17 +12,19 @@ import safetensors.torch
 import torch
 
 from subjectbooth.tests.small_base import alphas_cumprod, small_base, small_priors, small_subject, small_unet
-from subjectbooth.trainer.base.base_model import make_noise_scheduler
 from subjectbooth.trainer.base.conditioning import Conditioning
+from subjectbooth.trainer.base.sd.schedule import make_noise_scheduler, min_snr_weights
 from subjectbooth.trainer.config import TrainConfig, run_key
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Finished, Started, StepDone
 from subjectbooth.trainer.learn import adapter, checkpoint, optimizers
+from subjectbooth.trainer.learn.batch import Batch
 from subjectbooth.trainer.learn.checkpoint import Checkpoint
-from subjectbooth.trainer.learn.data import TrainingData, make_batches, order, spread_timesteps
+from subjectbooth.trainer.learn.data import TrainingData, make_batches
 from subjectbooth.trainer.learn.ema import AdapterAverage
-from subjectbooth.trainer.learn.loss import Batch, dreambooth_loss, min_snr_weights
+from subjectbooth.trainer.learn.loss import dreambooth_loss
 from subjectbooth.trainer.learn.optimizers import make_optimizer
+from subjectbooth.trainer.machine.draws import order, spread_timesteps
 from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")

@@ -19,8 +19,8 @@ from subjectbooth.tests.small_base import (
     small_text_encoder,
     small_unet,
 )
-from subjectbooth.trainer.base.base_model import predict
 from subjectbooth.trainer.base.conditioning import Conditioning
+from subjectbooth.trainer.base.sd.unet import predict
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import Started, StepDone
 from subjectbooth.trainer.learn import adapter

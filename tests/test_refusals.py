@@ -14,10 +14,10 @@ from subjectbooth.tests.layout_pair import NARROW, write_pair
 from subjectbooth.trainer.base.base_model import inspect_unet
 from subjectbooth.trainer.base.sd import families
 from subjectbooth.trainer.base.sd.ldm_unet import diffusers_names
+from subjectbooth.trainer.base.sd.schedule import prediction_target
 from subjectbooth.trainer.base.sd.unsupported import refuse_quantised
 from subjectbooth.trainer.base.stored.stored_base import load_base
 from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.learn.loss import prediction_target
 
 StateDict = dict[str, torch.Tensor]
 UNET = "model.diffusion_model."

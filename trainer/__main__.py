@@ -23,17 +23,20 @@ from types import FrameType
 
 import torch
 
-from .base.base_model import PREDICTION_TYPES, BaseModel
+from .base.base_model import BaseModel
 from .base.sd.families import FAMILIES
+from .base.sd.schedule import PREDICTION_TYPES
 from .base.sd.tokenizer import tokenize
 from .base.stored.stored_base import load_base, stored_resolution
 from .config import TrainConfig
 from .errors import SubjectBoothError
 from .events import Adjusted, Finished, Started, StepDone, Validation
 from .files.storage import user_path
-from .machine.runtime import choose, default_device
+from .machine.runtime import choose_precision, default_device
 from .preserve.generate import generate
+from .preserve.none import NoPreservation
 from .preserve.priors import ClassPriors
+from .preserve.ways import keeping_class
 from .runs.publish import check_folder, checked_name, publish
 from .runs.run import Run
 from .shell.clean import main as clean
@@ -247,7 +250,7 @@ def _train(options: argparse.Namespace) -> None:
         print(_plan(options, config, subject, base, device))
         return
     priors = _class_priors(options, config, subject, base, device) if options.num_class_images else None
-    run = Run(base, subject, priors, config, options.output_dir / "runs", device)
+    run = Run(base, subject, keeping_class(priors), config, options.output_dir / "runs", device)
     finished: Finished | None = None
     if options.keep:
         run.stop_and_keep()
@@ -294,13 +297,9 @@ def _plan(
     device: torch.device | None,
 ) -> str:
     """The plan of the run that these options ask for; its class images need not be there yet."""
-    side = config.resolution // 8
-    priors = (
-        ClassPriors(torch.zeros(1, 4, side, side), subject.class_prompt, ("",), "")
-        if options.num_class_images
-        else None
-    )
-    run = Run(base, subject, priors, config, options.output_dir / "runs", device)
+    size = base.denoiser.latent_size(config.resolution, config.resolution)
+    priors = ClassPriors(torch.zeros(1, *size), subject.class_prompt, ("",), "") if options.num_class_images else None
+    run = Run(base, subject, keeping_class(priors), config, options.output_dir / "runs", device)
     plan = run.plan()
     return "\n".join(filter(None, [plan.sentence, plan.warning, *run.warnings]))
 
@@ -331,10 +330,10 @@ def _class_priors(
 
     def check() -> None:
         check_folder(options.output_dir, options.output_name)
-        Run(base, subject, None, config, options.output_dir / "runs", device).check(subject.class_prompt)
+        Run(base, subject, NoPreservation(), config, options.output_dir / "runs", device).check(subject.class_prompt)
 
     target = device or default_device()
-    chosen, _ = choose(config, target)
+    precision, _ = choose_precision(config, target)
     with tqdm(total=options.num_class_images, unit="class image") as bar:
         for made in generate(
             base,
@@ -344,7 +343,7 @@ def _class_priors(
             options.output_dir / "class_images",
             target,
             check,
-            precision=chosen["precision"],
+            precision=precision,
             guidance_scale=options.class_guidance_scale,
         ):
             if isinstance(made, ClassPriors):

@@ -284,7 +284,7 @@ def run_key(
     config: TrainConfig,
     subject_digest: str,
     base_digest: str,
-    priors_digest: str | None,
+    preservation: str | None,
     trigger: str = "",
 ) -> str:
     """Name of a run: 64 hex digits that change when, and only when, what it ends with would.
@@ -293,11 +293,12 @@ def run_key(
         config: the requested settings.
         subject_digest: over the prepared photos' pixels, masks and captions.
         base_digest: over the base's weights (patches included), noise schedule and prompt encoder.
-        priors_digest: over the class images' latents, None without them.
+        preservation: what of the way to keep the class changes the weights (of class images, the digest of their
+            latents); None where there is nothing.
         trigger: the trained words, which the file tells every loader. Captions of one's own need not hold them.
     """
     fields = config.key_fields()
-    if priors_digest is None:
+    if preservation is None:
         del fields["prior_loss_weight"]
     return sha256_of(
         canonical_json(
@@ -306,7 +307,7 @@ def run_key(
                 "config": fields,
                 "subject": subject_digest,
                 "base": base_digest,
-                "priors": priors_digest,
+                "priors": preservation,
                 "trigger": trigger,
             }
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -37,9 +38,9 @@ class StepDone:
     Attributes:
         step: steps done so far, this one included.
         steps: steps in all.
-        loss: ``instance_loss + prior_loss_weight * prior_loss``, the mean over the step's batches.
-        instance_loss: the mean squared error on the photos.
-        prior_loss: the mean squared error on the class images, None without class priors.
+        loss: the weighted sum of its terms, the mean over the step's batches.
+        losses: its terms by name, unweighted: "instance_loss", the mean squared error on the photos, and what the way
+            to keep the class adds, such as "prior_loss", that on the class images.
         learning_rate: the rate this update used.
         grad_norm: the gradient's norm before clipping.
         seconds: how long this step took.
@@ -49,8 +50,7 @@ class StepDone:
     step: int
     steps: int
     loss: float
-    instance_loss: float
-    prior_loss: float | None
+    losses: Mapping[str, float]
     learning_rate: float
     grad_norm: float
     seconds: float
@@ -138,6 +138,7 @@ def to_json(event: Event) -> dict[str, Any]:
         }
     else:
         values = asdict(event)
+        values |= values.pop("losses", {})
     if "path" in values:
         values["path"] = Path(values["path"]).name
     return {"event": type(event).__name__, **values}

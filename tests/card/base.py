@@ -9,9 +9,10 @@ from typing import Any
 import torch
 
 from subjectbooth.scripts import full_size
-from subjectbooth.trainer.base.base_model import BaseModel, make_noise_scheduler
+from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.base.sd.codecs import KLCodec
 from subjectbooth.trainer.base.sd.families import SD1, SDXL, Family
+from subjectbooth.trainer.base.sd.schedule import make_noise_scheduler
 from subjectbooth.trainer.base.sd.text_encoder import build_text_encoder
 from subjectbooth.trainer.base.stored.parts import stable_diffusion_schedule
 from subjectbooth.trainer.base.stored.stored_base import StoredPromptEncoder, token_chunks

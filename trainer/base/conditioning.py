@@ -25,7 +25,12 @@ class Conditioning:
     @property
     def first(self) -> Conditioning:
         """The first prompt alone, in the length that it has in the batch."""
-        return Conditioning(self.hidden_states[:1], None if self.pooled is None else self.pooled[:1])
+        return self.rows(0, 1)
+
+    def rows(self, first: int, last: int) -> Conditioning:
+        """Prompts ``first .. last`` (exclusive) of the batch."""
+        pooled = None if self.pooled is None else self.pooled[first:last]
+        return Conditioning(self.hidden_states[first:last], pooled)
 
     def to(self, device: torch.device) -> Conditioning:
         """The same prompts on ``device``."""

@@ -7,90 +7,36 @@ PEFT's names load in ComfyUI as nothing at all.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..base.sd.target_layers import encoder_layer
 from ..config import TrainConfig
 from ..errors import SubjectBoothError, require
 from ..machine.numerics import seeded
+from ..preserve.preservation import AdapterLayer
 from .checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from torch import nn
 
 ADAPTER_NAME = "subject"
-ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
-"""The projections of every attention block, as in the LoRA paper and diffusers' DreamBooth script."""
-MLP = ("ff.net.0.proj", "ff.net.2")
-"""The two layers of every transformer block's MLP."""
 
 
-TEXT_ATTENTION = ("q_proj", "k_proj", "v_proj", "out_proj")
-TEXT_MLP = ("fc1", "fc2")
-
-
-def text_target_layers(module: nn.Module, lora_targets: str, used: int | None = None) -> dict[str, nn.Module]:
-    """The same for a CLIP text encoder; "all" is attention and MLP there.
-
+def check_layers(layers: Mapping[str, nn.Module], rank: int) -> None:
+    """
     Args:
-        used: how many of the encoder's layers, from the first, the prompt comes from
-            (:func:`trainer.base.sd.text_encoder.used_layers`): the others would never get a gradient. None for all.
-    """
-    endings = TEXT_ATTENTION if lora_targets == "attention" else TEXT_ATTENTION + TEXT_MLP
-    return {
-        name: layer
-        for name, layer in module.named_modules()
-        if name.rsplit(".", 1)[-1] in endings and (used is None or _encoder_layer(name) < used)
-    }
-
-
-def _encoder_layer(name: str) -> int:
-    """``"text_model.encoder.layers.3.mlp.fc1"`` -> 3."""
-    return int(name.partition("encoder.layers.")[2].partition(".")[0])
-
-
-def target_layers(module: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
-    """The layers that get a LoRA by name, in the module's order; see ``lora_targets`` of :class:`TrainConfig`.
+        layers: those that get a LoRA.
+        rank: asked for.
 
     Raises:
-        SubjectBoothError: the model has none of them.
+        SubjectBoothError: the rank is larger than a layer allows.
     """
-    if lora_targets == "all":
-        layers = {name: layer for name, layer in module.named_modules() if _is_linear_or_1x1(layer)}
-    else:
-        endings = ATTENTION + (MLP if lora_targets == "attention+mlp" else ())
-        layers = {
-            name: layer
-            for name, layer in module.named_modules()
-            if name.endswith(tuple(f".{ending}" for ending in endings))
-        }
-    if not layers:
-        raise SubjectBoothError(
-            "a model without layers to train", "a UNet with attention", "wire a Stable Diffusion checkpoint", "MODEL"
-        )
-    return layers
-
-
-def _is_linear_or_1x1(layer: nn.Module) -> bool:
-    return isinstance(layer, torch.nn.Linear) or (isinstance(layer, torch.nn.Conv2d) and layer.kernel_size == (1, 1))
-
-
-def check_layers(
-    module: nn.Module,
-    config: TrainConfig,
-    targets: Callable[[nn.Module, str], dict[str, nn.Module]] = target_layers,
-) -> dict[str, nn.Module]:
-    """The layers that get a LoRA. See :func:`inject`; the module's weights are not looked at.
-
-    Raises:
-        SubjectBoothError: the rank is larger than a layer allows, or there is no such layer.
-    """
-    layers = targets(module, config.lora_targets)
-    check_rank(config.rank, min(min(layer.weight.shape[:2]) for layer in layers.values()))  # type: ignore[union-attr,index]
-    return layers
+    check_rank(rank, min(min(layer.weight.shape[:2]) for layer in layers.values()))  # type: ignore[union-attr,index]
 
 
 def check_rank(rank: int, narrowest: int) -> None:
@@ -111,35 +57,31 @@ def check_rank(rank: int, narrowest: int) -> None:
         )
 
 
-def inject(
-    module: nn.Module,
-    config: TrainConfig,
-    targets: Callable[[nn.Module, str], dict[str, nn.Module]] = target_layers,
-) -> list[nn.Parameter]:
-    """Put a LoRA beside every target layer, in place, and return what trains.
+def inject(module: nn.Module, config: TrainConfig, layers: Mapping[str, nn.Module]) -> list[nn.Parameter]:
+    """Add a LoRA to every one of the layers, in place, and return what trains.
 
     The first weights depend on ``config.seed`` alone; the global random state is left as it was. The adapter's weights
     are fp32 whatever the base is kept in: in half, steps of 1e-4 are rounded away.
 
     Args:
-        module: a UNet (or text encoder) whose weights are frozen.
-        config: rank, network_alpha, lora_targets, lora_dropout, use_rslora and seed count.
-        targets: finds the layers.
+        module: a network or text encoder whose weights are frozen.
+        config: rank, network_alpha, lora_dropout, use_rslora and seed count.
+        layers: of the module by name, those that get a LoRA.
 
     Returns:
         The trainable parameters, in a fixed order: up and down weights, float32.
 
     Raises:
-        SubjectBoothError: the rank is larger than a layer allows, or there is no such layer.
+        SubjectBoothError: the rank is larger than a layer allows.
     """
     require("peft")
     from peft import LoraConfig, inject_adapter_in_model
 
-    layers = check_layers(module, config, targets)
+    check_layers(layers, config.rank)
     lora = LoraConfig(
         r=config.rank,
-        lora_alpha=config.network_alpha,
-        target_modules=sorted(layers),  # type: ignore[arg-type]
+        lora_alpha=config.network_alpha,  # type: ignore[arg-type]
+        target_modules=sorted(layers),
         lora_dropout=config.lora_dropout,
         use_rslora=config.use_rslora,
         init_lora_weights=True,
@@ -151,6 +93,31 @@ def inject(
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
     return parameters
+
+
+def layers_of(module: nn.Module) -> Iterator[AdapterLayer]:
+    """Every layer's low-rank change, as it is now, with its gradient."""
+    for layer in _lora_layers(module):
+        yield AdapterLayer(
+            layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight, float(layer.scaling[ADAPTER_NAME])
+        )
+
+
+@contextmanager
+def switched_off(modules: Mapping[str, nn.Module]) -> Iterator[None]:
+    """Inside, the modules are the base without the adapter. Not for several threads at once."""
+    layers = [layer for module in modules.values() for layer in _lora_layers(module)]
+    try:
+        for layer in layers:
+            layer._disable_adapters = True  # enable_adapters() would take requires_grad away too
+        yield
+    finally:
+        for layer in layers:
+            layer._disable_adapters = False
+
+
+def _lora_layers(module: nn.Module) -> list[Any]:
+    return [layer for layer in module.modules() if ADAPTER_NAME in getattr(layer, "lora_A", ())]
 
 
 def file_alpha(config: TrainConfig) -> float:
@@ -201,7 +168,7 @@ def without_unused_layers(resume: Checkpoint, modules: Mapping[str, nn.Module]) 
             if name.startswith(f"{prefix}/")
             and name not in own
             and "encoder.layers." in name
-            and _encoder_layer(name) > max(_encoder_layer(layer) for layer in layers)
+            and encoder_layer(name) > max(encoder_layer(layer) for layer in layers)
         }
         names |= behind
         layout += [True] * len(own) + [False] * len(behind)  # those behind the last layer that is used come last
@@ -217,31 +184,26 @@ def without_unused_layers(resume: Checkpoint, modules: Mapping[str, nn.Module]) 
     )
 
 
-def to_kohya(
-    state: dict[str, torch.Tensor],
-    prefix: str,
-    network_alpha: float,
-    layer_names: Mapping[str, str] | None = None,
+def to_file(
+    state: dict[str, torch.Tensor], file_key: Callable[[str], str], network_alpha: float
 ) -> dict[str, torch.Tensor]:
     """Rename an adapter's weights to what every other LoRA loader reads.
 
     Args:
         state: from :func:`adapter_state`.
-        prefix: ``lora_unet``, or a family's text encoder prefix.
+        file_key: what the file calls each layer, by the module's name.
         network_alpha: written as ``.alpha`` for every layer; a missing alpha would mean a scale of 1 to ComfyUI.
-        layer_names: what the file calls each layer; None keeps the names they have.
 
     Returns:
-        ``{"<prefix>_<layer>.lora_down.weight": [rank, in], ".lora_up.weight": [out, rank], ".alpha": []}``, float32.
+        ``{"<key>.lora_down.weight": [rank, in], ".lora_up.weight": [out, rank], ".alpha": []}``, float32.
     """
-    kohya: dict[str, torch.Tensor] = {}
+    file: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         layer, kind, _ = name.rsplit(".", 2)
-        layer = layer_names[layer] if layer_names is not None else layer
-        key = f"{prefix}_{layer.replace('.', '_')}"
-        kohya[f"{key}.{'lora_down' if kind == 'lora_A' else 'lora_up'}.weight"] = tensor.float().contiguous()
-        kohya[f"{key}.alpha"] = torch.tensor(float(network_alpha))
-    return kohya
+        key = file_key(layer)
+        file[f"{key}.{'lora_down' if kind == 'lora_A' else 'lora_up'}.weight"] = tensor.float().contiguous()
+        file[f"{key}.alpha"] = torch.tensor(float(network_alpha))
+    return file
 
 
 def _adapter_parameters(module: nn.Module) -> dict[str, nn.Parameter]:

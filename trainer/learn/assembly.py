@@ -1,36 +1,40 @@
-"""What is trained, put together: UNet and text encoders with their LoRA, the optimizer, and accelerate around them."""
+"""What is trained, put together: network and text encoders with their LoRA, optimizer, and accelerate around them."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import torch
+from torch import nn
 
 from ..base.base_model import BaseModel
 from ..base.conditioning import Conditioning, concatenate
-from ..base.sd.text_encoder import TokenChunks, encode, lora_layer_name, used_layers
 from ..config import TrainConfig
-from ..machine.attention import choose_attention, use_attention
+from ..machine.attention import choose_attention
+from ..machine.chosen import Chosen
 from ..machine.numerics import DTYPES
 from ..machine.out_of_memory import free_bytes
-from ..machine.runtime import OwnAccelerate, accelerate_precision, choose
+from ..machine.runtime import OwnAccelerate, accelerate_precision, choose_precision
 from ..memory.plan import FreeMemory, Load, Plan, make_plan
 from . import adapter
 from .checkpoint import Checkpoint
 from .ema import AdapterAverage
 from .optimizers import make_optimizer, usable_optimizer
 
+NETWORK = "unet"
+"""What a checkpoint calls the network, of whatever kind, among the modules with a LoRA."""
+
 
 class Assembly:
     """The trained modules of one run.
 
     Args:
-        base: what is trained on; its UNet (and text encoders) are built here.
+        base: what is trained on; its network (and text encoders) are built here.
         config: the requested settings.
         device: where to train; None lets accelerate choose.
         resume: weights and optimizer state to go on with.
@@ -38,7 +42,8 @@ class Assembly:
         free_memory: bytes free on a device; None asks torch and the system.
 
     Attributes:
-        unet: the UNet as accelerate wraps it.
+        modules: network and text encoders by name, as they were built.
+        network: the network as accelerate wraps it.
         optimizer: likewise.
         parameters: everything that is trained.
         chosen: what every ``auto`` became; a resumed run keeps its first choice.
@@ -62,10 +67,11 @@ class Assembly:
         self._accelerate = OwnAccelerate(device)
         self.device = device or self._accelerate.device()
         # A resumed run keeps what was chosen at its start: another precision would give other weights.
-        kept = resume.chosen if resume else {}
-        found, self.notes = choose(config, self.device, kept.get("precision"))
-        self.chosen = {"optimizer": config.optimizer, **kept, **found}
-        precision = self.chosen["precision"]
+        kept = Chosen.from_settings(resume.chosen) if resume else None
+        precision, self.notes = choose_precision(config, self.device, kept.precision if kept else None)
+        asked = kept.optimizer if kept else config.optimizer
+        optimizer, missing = usable_optimizer(asked, self.device)
+        self.chosen = Chosen(optimizer, str(self.device), precision)
         # Only the outermost autocast empties the cache of weights in half. That one may be another pack's, and then the
         # cache would still have the weights of before the last step.
         without_cache = AutocastKwargs(cache_enabled=False)
@@ -76,37 +82,35 @@ class Assembly:
                 device_placement=False,
                 kwargs_handlers=[without_cache],
             )
-        self._modules: dict[str, Any] = {"unet": base.build_unet(DTYPES[precision])}
-        unet_parameters = adapter.inject(self._modules["unet"], config)
+        self.modules: dict[str, nn.Module] = {}
+        parameters = self._add_network(DTYPES[precision])
         text_parameters = self._add_text_encoders(DTYPES[precision]) if config.train_text_encoder else []
-        self.parameters = unet_parameters + text_parameters
-        for module in self._modules.values():
+        self.parameters = parameters + text_parameters
+        for module in self.modules.values():
             module.train()  # diffusers checkpoints activations in train mode only; the base has no dropout
-        self._groups = unet_parameters, text_parameters
-        asked = self.chosen["optimizer"]
-        self.chosen["optimizer"], missing = usable_optimizer(asked, self.device)
+        self._groups = parameters, text_parameters
         self.plan = self._make_plan(kept, load, free_memory or free_bytes)
-        self.chosen |= self.plan.chosen
-        for module in self._modules.values():
+        self.chosen = self.plan.chosen
+        for module in self.modules.values():
             module.to(self.device)
         if resume:
-            resume = adapter.without_unused_layers(resume, self._modules)
+            resume = adapter.without_unused_layers(resume, self.modules)
             self._load(resume.adapter)
-        self.apply_memory_settings()
+        self._use_checkpointing()
         self._use_attention()
         self._optimizer, notes = self._make_optimizer()
         self.notes += tuple(note for note in (missing, *notes, self.plan.warning) if note)
         self._average = AdapterAverage(self.parameters, config.ema_decay) if config.ema_decay else None
         if resume and self._average:
             self._average.average = [tensor.to(self.device) for tensor in resume.average]
-        if resume and self.chosen["optimizer"] == resume.chosen.get("optimizer", asked):
+        if resume and self.chosen.optimizer == asked:
             self._resume_optimizer(resume)
         with self._accelerate.installed():
-            prepared = self.accelerator.prepare(*self._modules.values(), self._optimizer)
-        self.unet, *self._text_encoders, self.optimizer = prepared
+            prepared = self.accelerator.prepare(*self.modules.values(), self._optimizer)
+        self.network, *self._text_encoders, self.optimizer = prepared
         if resume and resume.scaler and self.accelerator.scaler:
             self.accelerator.scaler.load_state_dict(resume.scaler)
-        self._tokens: dict[str, tuple[TokenChunks, ...]] = {}
+        self._tokens: dict[str, Any] = {}
         self._final: dict[str, Conditioning] | None = None
 
     @property
@@ -146,32 +150,28 @@ class Assembly:
 
     def _encode(self, prompts: Sequence[str], learn: bool) -> dict[str, Conditioning]:
         """Each of the prompts once. ``learn`` keeps what the backward pass needs."""
-        assert self._base.tokenize is not None
+        text = self._base.text
+        assert text is not None
         for prompt in prompts:
             if prompt not in self._tokens:
-                self._tokens[prompt] = self._base.tokenize(prompt)
+                self._tokens[prompt] = text.tokenize(prompt)
         unique = list(dict.fromkeys(prompts))
         with torch.set_grad_enabled(learn):
-            return dict(
-                zip(
-                    unique,
-                    encode(
-                        self._text_encoders,
-                        self._base.family.text_encoders,
-                        [self._tokens[prompt] for prompt in unique],
-                        self._base.clip_layer,
-                    ),
-                    strict=True,
-                )
-            )
+            encoded = text.encode(self._text_encoders, [self._tokens[prompt] for prompt in unique])
+        return dict(zip(unique, encoded, strict=True))
 
-    def apply_memory_settings(self) -> None:
-        """Bring the modules into line with :attr:`chosen`, which a step-down may have changed."""
-        if self.chosen["gradient_checkpointing"] == "on":
-            self._modules["unet"].enable_gradient_checkpointing()
+    def use(self, chosen: Chosen) -> None:
+        """Go on with settings that need less memory; another optimizer's own averages start from nothing."""
+        before, self.chosen = self.chosen, chosen
+        self._use_checkpointing()
+        if chosen.optimizer != before.optimizer:
+            self._use_chosen_optimizer()
 
-    def use_chosen_optimizer(self) -> None:
-        """Go on with another optimizer, from the adapter as it is; its own averages start anew."""
+    def _use_checkpointing(self) -> None:
+        if self.chosen.gradient_checkpointing:
+            self._base.denoiser.enable_gradient_checkpointing(self.modules[NETWORK])
+
+    def _use_chosen_optimizer(self) -> None:
         self._optimizer, _ = self._make_optimizer()
         # Gradients of fp16 are unscaled once for every optimizer that accelerate knows.
         self.accelerator._optimizers.clear()
@@ -181,7 +181,8 @@ class Assembly:
     def _use_attention(self) -> None:
         # Chosen anew on every machine: kernels differ by rounding only.
         attention, missing = choose_attention(self._config.attention, self.device)
-        self.chosen["attention"], unusable = use_attention(self._modules["unet"], attention)
+        attention, unusable = self._base.denoiser.use_attention(self.modules[NETWORK], attention)
+        self.chosen = replace(self.chosen, attention=attention)
         self.notes += tuple(note for note in (missing, unusable) if note)
 
     def averaged(self) -> AbstractContextManager[None]:
@@ -197,14 +198,14 @@ class Assembly:
         """The adapter as it is now, with kohya's names."""
         alpha = adapter.file_alpha(self._config)
         with self.averaged():
-            states = {name: adapter.adapter_state(module) for name, module in self._modules.items()}
-        file = adapter.to_kohya(states.pop("unet"), "lora_unet", alpha, self._base.layer_names)
-        for shape in self._base.family.text_encoders if self._text_encoders else ():
-            state = {lora_layer_name(name): tensor for name, tensor in states[shape.prefix].items()}
-            file |= adapter.to_kohya(state, shape.prefix, alpha)
+            states = {name: adapter.adapter_state(module) for name, module in self.modules.items()}
+        file = adapter.to_file(states.pop(NETWORK), self._base.denoiser.file_key, alpha)
+        for prefix, state in states.items():
+            assert self._base.text is not None
+            file |= adapter.to_file(state, partial(self._base.text.file_key, prefix), alpha)
         return file
 
-    def snapshot(self, step: int, losses: list[list[float | None]]) -> Checkpoint:
+    def snapshot(self, step: int, losses: Sequence[Mapping[str, float]]) -> Checkpoint:
         """The run as it is now, copied to the CPU."""
         optimizer: dict[int, dict[str, Any]] = {
             index: {
@@ -215,13 +216,20 @@ class Assembly:
         }
         weights = {
             f"{name}/{key}": tensor
-            for name, module in self._modules.items()
+            for name, module in self.modules.items()
             for key, tensor in adapter.adapter_state(module).items()
         }
         scaler = self.accelerator.scaler.state_dict() if self.accelerator.scaler else {}
         average = [tensor.cpu().clone() for tensor in self._average.average] if self._average else []
         return Checkpoint(
-            step, weights, optimizer, list(losses), self.chosen, _plain_groups(self._optimizer), average, scaler
+            step,
+            weights,
+            optimizer,
+            [dict(row) for row in losses],
+            self.chosen.as_settings(),
+            _plain_groups(self._optimizer),
+            average,
+            scaler,
         )
 
     def close(self) -> None:
@@ -229,36 +237,33 @@ class Assembly:
         self.accelerator.free_memory()
 
     def _make_optimizer(self) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
-        return make_optimizer(*self._groups, replace(self._config, optimizer=self.chosen["optimizer"]), self.device)
+        return make_optimizer(*self._groups, replace(self._config, optimizer=self.chosen.optimizer), self.device)
 
-    def _make_plan(self, kept: dict[str, str], load: Load, free_memory: FreeMemory) -> Plan:
-        unet, *text_encoders = self._modules.values()
+    def _make_plan(self, kept: Chosen | None, load: Load, free_memory: FreeMemory) -> Plan:
+        network, *text_encoders = self.modules.values()
         free = free_memory(self.device)
         if free is not None and self.device.type == "cpu":  # the weights lie there already
-            free += sum(tensor.nbytes for module in self._modules.values() for tensor in module.parameters())
-        return make_plan(
-            self._config,
-            {name: self.chosen[name] for name in ("precision", "optimizer")},
-            kept,
-            unet,
-            text_encoders,
-            self._base.family,
-            load,
-            free,
-        )
+            free += sum(tensor.nbytes for module in self.modules.values() for tensor in module.parameters())
+        base = self._base
+        return make_plan(self._config, self.chosen, kept, base.denoiser, network, base.text, text_encoders, load, free)
 
-    def _add_text_encoders(self, dtype: torch.dtype) -> list[torch.nn.Parameter]:
-        assert self._base.build_text_encoders is not None
+    def _add_network(self, dtype: torch.dtype) -> list[nn.Parameter]:
+        denoiser = self._base.denoiser
+        network = self.modules[NETWORK] = denoiser.build(dtype)
+        return adapter.inject(network, self._config, denoiser.adapter_layers(network, self._config.lora_targets))
+
+    def _add_text_encoders(self, dtype: torch.dtype) -> list[nn.Parameter]:
+        text = self._base.text
+        assert text is not None
         parameters = []
-        models = self._base.build_text_encoders(dtype)
-        for shape, model in zip(self._base.family.text_encoders, models, strict=True):
-            targets = partial(adapter.text_target_layers, used=used_layers(shape, self._base.clip_layer))
-            parameters += adapter.inject(model, self._config, targets)
-            self._modules[shape.prefix] = model
+        for prefix, model in text.build(dtype).items():
+            layers = text.adapter_layers(prefix, model, self._config.lora_targets)
+            parameters += adapter.inject(model, self._config, layers)
+            self.modules[prefix] = model
         return parameters
 
     def _load(self, weights: dict[str, torch.Tensor]) -> None:
-        for name, module in self._modules.items():
+        for name, module in self.modules.items():
             own = {
                 key.removeprefix(f"{name}/"): tensor for key, tensor in weights.items() if key.startswith(f"{name}/")
             }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ class Checkpoint:
         step: optimizer updates done.
         adapter: the adapter's weights by name.
         optimizer: per parameter number, the optimizer's tensors and numbers by name.
-        losses: ``[loss, instance_loss, prior_loss or None]`` of every step so far.
+        losses: of every step so far, the whole ("loss") and its terms by name.
         chosen: what ``auto`` settings became; a resumed run keeps the first choice.
         groups: the numbers an optimizer keeps for all parameters together (Prodigy's estimate is one).
         average: the running average of the adapter by number, empty without EMA.
@@ -32,7 +33,7 @@ class Checkpoint:
     step: int
     adapter: dict[str, torch.Tensor]
     optimizer: dict[int, dict[str, Any]]
-    losses: list[list[float | None]]
+    losses: list[dict[str, float]]
     chosen: dict[str, str]
     groups: list[dict[str, Any]] = field(default_factory=list)
     average: list[torch.Tensor] = field(default_factory=list)
@@ -44,6 +45,7 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
     tensors = {f"adapter/{name}": tensor for name, tensor in checkpoint.adapter.items()}
     tensors |= {f"average/{index}": tensor for index, tensor in enumerate(checkpoint.average)}
     numbers: dict[str, dict[str, Any]] = {}
+    names = list(dict.fromkeys(name for row in checkpoint.losses for name in row))
     for index, entries in checkpoint.optimizer.items():
         for name, value in entries.items():
             if isinstance(value, torch.Tensor):
@@ -57,7 +59,8 @@ def save(path: Path, checkpoint: Checkpoint) -> None:
             "format": CHECKPOINT_FORMAT,
             "step": checkpoint.step,
             "optimizer": numbers,
-            "losses": checkpoint.losses,
+            "loss_names": names,
+            "losses": [[row.get(name) for name in names] for row in checkpoint.losses],
             "chosen": checkpoint.chosen,
             "groups": checkpoint.groups,
             "scaler": checkpoint.scaler,
@@ -96,9 +99,13 @@ def load(path: Path) -> Checkpoint:
         state["step"],
         adapter,
         optimizer,
-        state["losses"],
+        _named(state["losses"], state.get("loss_names", ("loss", "instance_loss", "prior_loss"))),
         state["chosen"],
         state["groups"],
         [average[index] for index in sorted(average)],
         state["scaler"],
     )
+
+
+def _named(rows: list[list[float | None]], names: Sequence[str]) -> list[dict[str, float]]:
+    return [{name: loss for name, loss in zip(names, row, strict=True) if loss is not None} for row in rows]

@@ -1,26 +1,32 @@
-"""One step's gradients: its batches in the parts that memory allows, and those side by side where that is faster."""
+"""One step's gradients: its batches in micro-batches as memory allows, and those side by side where that is faster."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
 
 import torch
 
-from ..base.base_model import BaseModel
+from ..base.denoiser import Denoiser
 from ..config import TrainConfig
 from ..errors import SubjectBoothError
+from ..machine.draws import derived_seed
 from ..machine.numerics import seeded
+from . import adapter
 from .assembly import Assembly
-from .data import TrainingData, derived_seed, make_batches
-from .loss import Batch, batch_losses
+from .batch import Batch, Term
+from .data import TrainingData, make_micro_step
+from .loss import batch_losses
 from .side_by_side import SideBySide, threads_for
 
-Sums = tuple[float, float, float]
-"""Loss, instance loss and prior loss."""
-Forward = Callable[[], tuple[torch.Tensor, Sums]]
+TOTAL = "loss"
+
+Values = Mapping[str, float]
+"""The terms of the loss by name, and the whole of it under :data:`TOTAL`."""
+Forward = Callable[[], tuple[torch.Tensor, Values]]
 
 
 class Gradients:
@@ -31,18 +37,13 @@ class Gradients:
     """
 
     def __init__(
-        self,
-        base: BaseModel,
-        data: TrainingData,
-        config: TrainConfig,
-        made: Assembly,
-        pictures: int,
+        self, denoiser: Denoiser, data: TrainingData, config: TrainConfig, state: Assembly, pictures: int
     ) -> None:
-        self._base, self._data, self._config, self._made = base, data, config, made
+        self._denoiser, self._data, self._config, self._state = denoiser, data, config, state
         self.labels: list[str] = []
-        threads = threads_for(min(self._at_once, pictures), made.chosen, config.lora_dropout)
+        threads = threads_for(min(self._micro_batch, pictures), state.chosen, config.lora_dropout)
         # Between processes accelerate adds gradients up, and it scales losses: both inside its own backward().
-        plain = made.accelerator.num_processes == 1 and made.accelerator.scaler is None
+        plain = state.accelerator.num_processes == 1 and state.accelerator.scaler is None
         self._threads = SideBySide(threads) if threads > 1 and plain else None
 
     def close(self) -> None:
@@ -51,105 +52,119 @@ class Gradients:
             self._threads.close()
 
     @property
-    def _at_once(self) -> int:
-        return int(self._made.chosen["pictures_per_forward"])
+    def _micro_batch(self) -> int:
+        return self._state.chosen.micro_batch
 
-    def of(self, step: int) -> Sums:
-        """Leave the gradients of *step* in the parameters; returns loss, instance loss and prior loss.
+    def compute(self, step: int) -> Values:
+        """Leave the gradients of *step* in the parameters; returns its losses.
 
         Raises:
             SubjectBoothError: a loss is not finite.
         """
-        config, made = self._config, self._made
+        config, state = self._config, self._state
         accumulate = config.gradient_accumulation_steps
-        made.optimizer.zero_grad()
+        state.optimizer.zero_grad()
         if step >= config.steps_that_train_text:
-            made.freeze_text()
+            state.freeze_text()
         self.labels = []
-        sums = [0.0, 0.0, 0.0]
-        for micro_step in range(step * accumulate, (step + 1) * accumulate):
-            sizes = make_batches(
+        sums: Counter[str] = Counter()
+        for number in range(step * accumulate, (step + 1) * accumulate):
+            micro_step = make_micro_step(
                 self._data,
                 config,
-                len(self._base.noise_scheduler.alphas_cumprod),
-                micro_step,
-                made.device,
-                made.accelerator.process_index,
-                made.accelerator.num_processes,
+                self._denoiser,
+                number,
+                state.device,
+                state.accelerator.process_index,
+                state.accelerator.num_processes,
             )
-            photos = sum(batch.instances for batch in sizes)
-            totals = photos, sum(len(batch.latents) for batch in sizes) - photos
-            at_once = min(self._at_once, sum(totals))
-            threads = min(self._threads.threads, at_once) if self._threads else 1
-            parts = [part for same_size in sizes for part in same_size.split(-(-at_once // threads))]
+            micro_batch = min(self._micro_batch, micro_step.pictures)
+            threads = min(self._threads.threads, micro_batch) if self._threads else 1
+            parts = [part for batch in micro_step.batches for part in batch.split(-(-micro_batch // threads))]
             self.labels += [label for part in parts for label in part.labels]
             forwards = [
-                partial(self._forward, step, micro_step, number, part, totals) for number, part in enumerate(parts)
+                partial(self._forward, step, number, index, self._with_targets(part), micro_step.terms)
+                for index, part in enumerate(parts)
             ]
             for losses in self._one_by_one(forwards) if threads == 1 else self._side_by_side(forwards, threads):
-                sums = [total + loss for total, loss in zip(sums, losses, strict=True)]
-        return sums[0], sums[1], sums[2]
+                sums.update(losses)
+        sums.update(self._penalty())
+        return sums
 
-    def _one_by_one(self, forwards: Sequence[Forward]) -> Iterator[Sums]:
+    def _one_by_one(self, forwards: Sequence[Forward]) -> Iterator[Values]:
         for forward in forwards:
-            loss, sums = forward()
-            self._made.accelerator.backward(loss)
-            yield sums
+            loss, values = forward()
+            self._state.accelerator.backward(loss)
+            yield values
 
-    def _side_by_side(self, forwards: Sequence[Forward], threads: int) -> Iterator[Sums]:
+    def _side_by_side(self, forwards: Sequence[Forward], threads: int) -> Iterator[Values]:
         """As many parts at a time as there are threads. Gradients are added in the parts' order, not as they come."""
         assert self._threads is not None
-        parameters = self._made.parameters
+        parameters = self._state.parameters
 
-        def gradients_of(forward: Forward) -> tuple[Sums, tuple[torch.Tensor | None, ...]]:
-            loss, sums = forward()
-            return sums, torch.autograd.grad(loss, parameters, allow_unused=True)
+        def gradients_of(forward: Forward) -> tuple[Values, tuple[torch.Tensor | None, ...]]:
+            loss, values = forward()
+            return values, torch.autograd.grad(loss, parameters, allow_unused=True)
 
         for first in range(0, len(forwards), threads):
             now = [partial(gradients_of, forward) for forward in forwards[first : first + threads]]
-            for sums, gradients in self._threads.run(now):
+            for values, gradients in self._threads.run(now):
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     if gradient is not None:
                         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-                yield sums
+                yield values
 
     def _forward(
-        self,
-        step: int,
-        micro_step: int,
-        number: int,
-        batch: Batch,
-        totals: tuple[int, int],
-    ) -> tuple[torch.Tensor, Sums]:
+        self, step: int, number: int, index: int, batch: Batch, terms: Sequence[Term]
+    ) -> tuple[torch.Tensor, Values]:
         """A part's loss to go backward from, and what it adds to the step's losses."""
-        config, made = self._config, self._made
-        accumulate = config.gradient_accumulation_steps
-        with torch.enable_grad(), self._dropout_seed(micro_step, number):
-            if made.trains_text:
-                batch = replace(batch, conditioning=made.encode(batch.prompts))
-            losses = batch_losses(
-                made.unet, self._base.noise_scheduler, batch, config.prior_loss_weight, config.snr_gamma, totals
-            )
-            _stop_if_not_finite(batch, losses.each, step)
-            prior = float(losses.prior) / accumulate if losses.prior is not None else 0.0
-            sums = float(losses.total.detach()) / accumulate, float(losses.instance) / accumulate, prior
-            return losses.total / accumulate, sums
+        state, accumulate = self._state, self._config.gradient_accumulation_steps
+        with torch.enable_grad(), self._dropout_seed(number, index):
+            if state.trains_text:
+                batch = batch.with_prompts(state.encode(batch.prompts))
+            losses = batch_losses(self._denoiser, state.network, batch, terms, self._config.snr_gamma)
+            names = [TOTAL, *losses.terms]
+            scalars = torch.stack([losses.total.detach(), *losses.terms.values()])
+            values = torch.cat([scalars, losses.each]).tolist()  # at once: the host waits for a GPU here
+            _stop_if_not_finite(batch, values[len(names) :], step)
+            found = {name: value / accumulate for name, value in zip(names, values, strict=False)}
+            return losses.total / accumulate, found
+
+    def _with_targets(self, batch: Batch) -> Batch:
+        """The batch with the base's own predictions where those are the targets."""
+        if not any(batch.from_base):
+            return batch
+        state, denoiser = self._state, self._denoiser
+        with torch.no_grad(), adapter.switched_off(state.modules):
+            noisy_latents = denoiser.noisy_latents(batch.latents, batch.noise, batch.times)
+            targets = denoiser.predict(state.network, noisy_latents, batch.times, batch.conditioning)
+        return replace(batch, targets=targets)
+
+    def _penalty(self) -> Values:
+        """Terms that depend on the adapter alone, their gradients added to the others."""
+        layers = (layer for module in self._state.modules.values() for layer in adapter.layers_of(module))
+        with torch.enable_grad():
+            terms = self._data.preservation.penalty(layers, self._config.prior_loss_weight)
+            if not terms:
+                return {}
+            total = torch.stack(list(terms.values())).sum()
+        self._state.accelerator.backward(total)
+        return {TOTAL: float(total.detach())} | {name: float(term.detach()) for name, term in terms.items()}
 
     def _dropout_seed(self, micro_step: int, part: int) -> AbstractContextManager[None]:
         """The LoRA's dropout draws from the process's random state: seed it, and put it back as it was."""
         if not self._config.lora_dropout:
             return nullcontext()
-        return seeded(derived_seed(self._config.seed, f"dropout {part}", micro_step), self._made.device)
+        return seeded(derived_seed(self._config.seed, f"dropout {part}", micro_step), self._state.device)
 
 
-def _stop_if_not_finite(batch: Batch, each: torch.Tensor, step: int) -> None:
-    finite = torch.isfinite(each)
-    if bool(finite.all()):
+def _stop_if_not_finite(batch: Batch, each: Sequence[float], step: int) -> None:
+    wrong = [index for index, loss in enumerate(each) if not abs(loss) < float("inf")]
+    if not wrong:
         return
-    wrong = (~finite).nonzero().flatten().tolist()
     whose = " and ".join(batch.labels[index] for index in wrong)
     raise SubjectBoothError(
-        f"a loss of {float(each[wrong[0]]):g} at step {step + 1}, on {whose}",
+        f"a loss of {each[wrong[0]]:g} at step {step + 1}, on {whose}",
         "finite numbers",
         f"lower the learning rate, or set precision to bf16 or fp32; the adapter of step {step} is kept",
         "training",

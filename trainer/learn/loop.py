@@ -16,19 +16,19 @@ import torch
 
 from ..base.base_model import BaseModel
 from ..base.conditioning import concatenate
-from ..base.sd.sample import sample
 from ..config import TrainConfig
 from ..errors import SubjectBoothError, require
 from ..events import Adjusted, Event, Started, StepDone, Validation, ValidationStep
+from ..machine.chosen import Chosen
 from ..machine.numerics import DTYPES, own_numerics, with_own_numerics
 from ..machine.out_of_memory import free_bytes, free_memory, is_out_of_memory, memory_errors
-from ..memory.drawing import draw_all, pictures_at_once
+from ..memory.drawing import Drawing, draw_all, pictures_at_once
 from ..memory.plan import FreeMemory, Plan
 from ..memory.step_down import step_down
 from .assembly import Assembly
 from .checkpoint import Checkpoint
 from .data import TrainingData, largest_load
-from .gradients import Gradients
+from .gradients import TOTAL, Gradients
 from .optimizers import usable_optimizer
 
 VALIDATION_SEED = 1234
@@ -66,7 +66,7 @@ class Training:
         self._shown, self._resume, self._device, self._free = shown, resume, device, free
         self._assembly: Assembly | None = None
         self.step = resume.step if resume else 0
-        self.losses: list[list[float | None]] = list(resume.losses) if resume else []
+        self.losses: list[dict[str, float]] = list(resume.losses) if resume else []
         self._learning = False  # between two states, neither of which is to be kept
 
     def __enter__(self) -> Training:
@@ -88,10 +88,10 @@ class Training:
         return self._assembly is not None and not self._learning
 
     @property
-    def chosen(self) -> dict[str, str]:
+    def chosen(self) -> Chosen:
         """What every ``auto`` setting is by now."""
         assert self._assembly is not None
-        return dict(self._assembly.chosen)
+        return self._assembly.chosen
 
     def plan(self) -> Plan:
         """Build, count, and train nothing."""
@@ -121,68 +121,70 @@ class Training:
             SubjectBoothError: the loss or the gradient is not finite; the adapter still is the last good one.
         """
         with own_numerics():
-            made = self._build()
-        yield from with_own_numerics(self._steps(made), made.device)
+            state = self._build()
+        yield from with_own_numerics(self._steps(state), state.device)
 
-    def _steps(self, made: Assembly) -> Generator[Event, None, None]:
+    def _steps(self, state: Assembly) -> Generator[Event, None, None]:
         config = self._config
-        trainable = sum(parameter.numel() for parameter in made.parameters)
-        yield Started(self.step, config.steps, dict(made.chosen), trainable, made.notes, made.plan.sentence)
+        trainable = sum(parameter.numel() for parameter in state.parameters)
+        yield Started(self.step, config.steps, state.chosen.as_settings(), trainable, state.notes, state.plan.sentence)
 
         clock = _Clock()
         while self.step < config.steps:
             began = time.perf_counter()
             learning_rate = config.lr_at(self.step)
-            for group in made.optimizer.param_groups:
+            for group in state.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * learning_rate / config.learning_rate
-            sums, note = self._try_gradients(made)
-            if sums is None:
-                yield Adjusted(self.step, note, dict(made.chosen))
+            losses, note = self._try_gradients(state)
+            if losses is None:
+                yield Adjusted(self.step, note, state.chosen.as_settings())
                 continue
-            grad_norm = self._clip(made)
-            self._stop_if_gradient_is_not_finite(made, grad_norm)
-            self._learn(made)
+            grad_norm = self._clip(state)
+            self._stop_if_gradient_is_not_finite(state, grad_norm)
+            self._learn(state)
             self.step += 1
-            prior = sums[2] if self._data.prior_latents is not None else None
-            self.losses.append([sums[0], sums[1], prior])
+            self.losses.append(losses)
             seconds = clock.step(time.perf_counter() - began)
             eta = clock.eta(config.steps - self.step, config.validations_after(self.step))
-            yield StepDone(self.step, config.steps, sums[0], sums[1], prior, learning_rate, grad_norm, seconds, eta)
+            terms = {name: loss for name, loss in losses.items() if name != TOTAL}
+            yield StepDone(self.step, config.steps, losses[TOTAL], terms, learning_rate, grad_norm, seconds, eta)
             if config.validation_is_due(self.step):
                 began = time.perf_counter()
                 try:
-                    with made.averaged():
-                        yield from self._validate(made)
+                    with state.averaged():
+                        yield from self._validate(state)
                 except Exception as error:
                     if not is_out_of_memory(error):
                         raise
-                    yield Adjusted(self.step, "not enough memory for validation pictures: left out", dict(made.chosen))
+                    yield Adjusted(
+                        self.step, "not enough memory for validation pictures: left out", state.chosen.as_settings()
+                    )
                 clock.validation = time.perf_counter() - began
 
     def _build(self) -> Assembly:
         data = self._data
-        load = largest_load(data, self._config.train_batch_size)
-        made = self._assembly = Assembly(self._base, self._config, self._device, self._resume, load, self._free)
-        self._leaving.callback(made.close)
-        self._gradients = Gradients(self._base, data, self._config, made, load.pictures)
+        load = self._load = largest_load(data, self._config.train_batch_size)
+        state = self._assembly = Assembly(self._base, self._config, self._device, self._resume, load, self._free)
+        self._leaving.callback(state.close)
+        self._gradients = Gradients(self._base.denoiser, data, self._config, state, load.pictures)
         self._leaving.callback(self._gradients.close)
         self._resume = None  # its tensors are not needed any more
-        return made
+        return state
 
-    def _learn(self, made: Assembly) -> None:
+    def _learn(self, state: Assembly) -> None:
         """The optimizer's step. What fails in the middle of it leaves weights of two steps, which are not kept."""
         self._learning = True
         with memory_errors(
-            f"too little memory on {made.device} for the {made.chosen['optimizer']} optimizer",
+            f"too little memory on {state.device} for the {state.chosen.optimizer} optimizer",
             "a smaller adapter",
             "close other programs, lower rank or choose adamw8bit; the same run goes on from its last checkpoint",
             "training",
         ):
-            made.optimizer.step()
-            made.update_average(self.step)
+            state.optimizer.step()
+            state.update_average(self.step)
         self._learning = False
 
-    def _try_gradients(self, made: Assembly) -> tuple[tuple[float, float, float] | None, str]:
+    def _try_gradients(self, state: Assembly) -> tuple[dict[str, float] | None, str]:
         """The losses of this step, its gradients being in place; or, out of memory, None and what was changed.
 
         Nothing has been learned from a failed attempt: its gradients are dropped, and the same step is tried again.
@@ -191,39 +193,36 @@ class Training:
             SubjectBoothError: there is nothing left that would need less memory.
         """
         try:
-            return self._gradients.of(self.step), ""
+            return dict(self._gradients.compute(self.step)), ""
         except Exception as error:
-            if not is_out_of_memory(error) or made.accelerator.num_processes > 1:
+            if not is_out_of_memory(error) or state.accelerator.num_processes > 1:
                 raise
         # Outside the handler: while it runs, the error keeps the failed attempt's tensors alive.
-        made.optimizer.zero_grad()
-        free_memory(made.device)
-        parts = 1 if self._data.prior_latents is None else 2
-        optimizer = made.chosen["optimizer"]
-        eight_bit = usable_optimizer("adamw8bit", made.device)[0] == "adamw8bit"
-        note = step_down(made.chosen, parts * self._config.train_batch_size, eight_bit)
-        if note is None:
+        state.optimizer.zero_grad()
+        free_memory(state.device)
+        eight_bit = usable_optimizer("adamw8bit", state.device)[0] == "adamw8bit"
+        less = step_down(state.chosen, self._load.pictures, eight_bit)
+        if less is None:
             raise SubjectBoothError(
-                f"too little memory on {made.device} for one picture of {self._config.resolution} pixels",
+                f"too little memory on {state.device} for one picture of {self._config.resolution} pixels",
                 "a smaller picture or a smaller model",
                 f"lower resolution or rank, or close other programs; the adapter of step {self.step} is kept",
                 "training",
             )
-        made.apply_memory_settings()
-        if made.chosen["optimizer"] != optimizer:
-            made.use_chosen_optimizer()
+        chosen, note = less
+        state.use(chosen)
         return None, note
 
-    def _clip(self, made: Assembly) -> float:
+    def _clip(self, state: Assembly) -> float:
         limit = self._config.max_grad_norm or float("inf")
-        norm = made.accelerator.clip_grad_norm_(made.parameters, limit)
+        norm = state.accelerator.clip_grad_norm_(state.parameters, limit)
         return float(norm) if norm is not None else float("nan")
 
-    def _stop_if_gradient_is_not_finite(self, made: Assembly, norm: float) -> None:
+    def _stop_if_gradient_is_not_finite(self, state: Assembly, norm: float) -> None:
         if abs(norm) < float("inf"):
             return
         # fp16's loss scaling skips single overflowing steps by itself and lowers its scale, which cannot help for ever.
-        if made.accelerator.scaler is not None and made.accelerator.scaler.get_scale() >= 1.0:
+        if state.accelerator.scaler is not None and state.accelerator.scaler.get_scale() >= 1.0:
             return
         whose = ", ".join(dict.fromkeys(self._gradients.labels))
         raise SubjectBoothError(
@@ -233,44 +232,33 @@ class Training:
             "training",
         )
 
-    def _validate(self, made: Assembly) -> Iterator[Event]:
+    def _validate(self, state: Assembly) -> Iterator[Event]:
         config, prompts = self._config, self._shown
-        encode = made.encode_to_draw if made.trains_text else self._data.encode
+        encode = state.encode_to_draw if state.trains_text else self._data.encode
         encoded, negative = [encode([prompt]) for prompt in prompts], encode([""])
         longest = concatenate([*encoded, negative]).first
-        at_once = pictures_at_once(
-            made.unet,
-            longest,
-            self._data.square,
-            DTYPES[made.chosen["precision"]],
-            len(prompts),
-            made.device,
-            (self._free or free_bytes)(made.device),
-        )
+        denoiser, size = self._base.denoiser, self._data.square
+        free = (self._free or free_bytes)(state.device)
+        dtype = DTYPES[state.chosen.precision]
+        at_once = pictures_at_once(denoiser, state.network, longest, size, dtype, len(prompts), state.device, free)
 
         def draw(first: int, last: int) -> Generator[int, None, torch.Tensor]:
             seeds = [VALIDATION_SEED + number for number in range(first, last)]
-            return sample(
-                made.unet,
-                self._base.noise_scheduler,
+            return denoiser.sample(
+                state.network,
                 concatenate(encoded[first:last]),
                 negative,
-                self._data.square,
+                size,
                 config.validation_steps,
                 config.validation_guidance_scale,
                 seeds,
-                made.device,
+                state.device,
             )
 
-        drawing = draw_all(draw, len(prompts), at_once, config.validation_steps, made.device)
-        while True:
-            try:
-                done = next(drawing)
-            except StopIteration as finished:
-                latents = finished.value
-                break
+        drawing = Drawing(draw_all(draw, len(prompts), at_once, config.validation_steps, state.device))
+        for done in drawing:
             yield ValidationStep(self.step, done, config.validation_steps * len(prompts))
-        images = self._base.codec.decode(latents)
+        images = self._base.codec.decode(drawing.latents)
         yield Validation(
             self.step,
             prompts,

@@ -13,10 +13,12 @@ from typing import TypeVar
 
 import torch
 
+from ..machine.chosen import Chosen
+
 T = TypeVar("T")
 
 
-def threads_for(pictures: int, chosen: dict[str, str], lora_dropout: float) -> int:
+def threads_for(pictures: int, chosen: Chosen, lora_dropout: float) -> int:
     """How many threads to share *pictures* out to; 1 where they have to stay together.
 
     On another device the pictures share its one queue. Dropout draws from the random state that all threads have in
@@ -26,7 +28,7 @@ def threads_for(pictures: int, chosen: dict[str, str], lora_dropout: float) -> i
         pictures: of one forward pass.
         chosen: device and precision of the run.
     """
-    if chosen["device"] != "cpu" or chosen["precision"] != "fp32" or lora_dropout:
+    if chosen.device != "cpu" or chosen.precision != "fp32" or lora_dropout:
         return 1
     return max(1, min(pictures, torch.get_num_threads()))
 

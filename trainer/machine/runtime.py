@@ -16,14 +16,8 @@ from ..errors import require
 _ACCELERATE = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 
 
-def choose(
-    config: TrainConfig,
-    device: torch.device,
-    kept: str | None = None,
-) -> tuple[dict[str, str], tuple[str, ...]]:
-    """Device and precision, and sentences about what had to be changed.
-
-    :mod:`trainer.memory.plan` chooses what else is auto.
+def choose_precision(config: TrainConfig, device: torch.device, kept: str | None = None) -> tuple[str, tuple[str, ...]]:
+    """The precision, and sentences about what had to be changed. :mod:`trainer.memory.plan` chooses what else is auto.
 
     Half precision is not used on a CPU: it is right there but hundreds of times slower.
 
@@ -32,16 +26,14 @@ def choose(
         device: where to train.
         kept: the precision that a resumed run had, perhaps on another machine.
     """
-    notes: list[str] = []
     precision = kept or config.precision
     if precision == AUTO:
-        precision = "fp32"
-        if device.type == "cuda":
-            precision = "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16"
-    elif precision == "fp16" and device.type == "cpu":
-        precision = "fp32"
-        notes.append("precision fp16 needs a GPU; this run uses fp32")
-    return {"device": str(device), "precision": precision}, tuple(notes)
+        if device.type != "cuda":
+            return "fp32", ()
+        return "bf16" if torch.cuda.is_bf16_supported(including_emulation=False) else "fp16", ()
+    if precision == "fp16" and device.type == "cpu":
+        return "fp32", ("precision fp16 needs a GPU; this run uses fp32",)
+    return precision, ()
 
 
 class OwnAccelerate:

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Iterator
 from typing import Any
 
 import torch
 
 from ..base.conditioning import Conditioning
+from ..base.denoiser import Denoiser
 from ..machine.out_of_memory import free_memory, is_out_of_memory
 from .footprint import drawing_bytes
 from .plan import pictures_that_fit
@@ -16,7 +17,23 @@ from .plan import pictures_that_fit
 logger = logging.getLogger("subjectbooth")
 
 Draw = Callable[[int, int], Generator[int, None, torch.Tensor]]
-"""Draws the pictures ``first .. last`` (exclusive) together; see :func:`sample`."""
+"""Draws the pictures ``first .. last`` (exclusive) together; see :meth:`trainer.base.denoiser.Denoiser.sample`."""
+
+
+class Drawing:
+    """Reads a generator, and keeps what it returns.
+
+    Attributes:
+        latents: what was drawn, once the iteration is over.
+    """
+
+    latents: torch.Tensor
+
+    def __init__(self, generator: Generator[int, None, torch.Tensor]) -> None:
+        self._generator = generator
+
+    def __iter__(self) -> Iterator[int]:
+        self.latents = yield from self._generator
 
 
 def draw_all(
@@ -36,7 +53,7 @@ def draw_all(
         denoising steps done, of ``count * steps``. They go back where a batch is drawn again in smaller ones.
 
     Returns:
-        latents, float32 [count, 4, h/8, w/8], on the CPU.
+        latents, float32 [count, c, h, w], on the CPU.
 
     Raises:
         Exception: what torch raised where the memory is too small for a single picture.
@@ -46,14 +63,10 @@ def draw_all(
     while first < count:
         last = min(first + at_once, count)
         try:
-            drawing = draw(first, last)
-            while True:
-                try:
-                    done = next(drawing)
-                except StopIteration as finished:
-                    drawn.append(finished.value)
-                    break
+            drawing = Drawing(draw(first, last))
+            for done in drawing:
                 yield first * steps + done * (last - first)
+            drawn.append(drawing.latents)
             first = last
             continue
         except Exception as error:
@@ -70,7 +83,8 @@ MOST_AT_ONCE = 4
 
 
 def pictures_at_once(
-    unet: Any,
+    denoiser: Denoiser,
+    network: Any,
     conditioning: Conditioning,
     shape: tuple[int, ...],
     dtype: torch.dtype,
@@ -85,13 +99,15 @@ def pictures_at_once(
 
     Args:
         conditioning: the longest prompt, batch size 1.
-        dtype: what the UNet computes in.
-        free: bytes free on the device, the UNet being there; None when nobody can say.
+        dtype: what the network computes in.
+        free: bytes free on the device, the network being there; None when nobody can say.
     """
     if device.type == "cpu" or free is None or count < 2:
         return 1
     try:
-        each = 2 * drawing_bytes(unet, conditioning, shape[1:], dtype)  # with the prompt, and with the negative one
+        each = 2 * drawing_bytes(
+            denoiser, network, conditioning, shape[1:], dtype
+        )  # with the prompt, and with the negative one
     except Exception:  # a batch is a help: what cannot be counted (another diffusers, another torch) ends no run
         logger.warning("the memory of a picture could not be counted", exc_info=True)
         return 1

@@ -1,6 +1,6 @@
 """How much memory a training step's activations take, counted without doing the step.
 
-The trainer's own UNet runs one forward pass on torch's meta device, where tensors have a shape but no content, and the
+The network itself runs one forward pass on torch's meta device, where tensors have a shape but no content, and the
 bytes that autograd keeps for the backward pass are counted. So the figure is right for every family, set of LoRA
 layers, resolution and prompt length without a table of coefficients. Equal blocks are counted once, which takes SDXL's
 70 transformer blocks from a minute to seconds.
@@ -18,12 +18,10 @@ import torch
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from ..base.base_model import predict
 from ..base.conditioning import Conditioning
+from ..base.denoiser import Denoiser
 
 META = torch.device("meta")
-_UNITS = ("ResnetBlock2D", "BasicTransformerBlock")
-"""What diffusers recomputes one at a time under gradient checkpointing."""
 
 
 @dataclass(frozen=True)
@@ -39,29 +37,31 @@ class Footprint:
     checkpointed: int
 
 
-def unet_footprint(unet: nn.Module, conditioning: Conditioning, size: tuple[int, int], dtype: torch.dtype) -> Footprint:
+def training_footprint(
+    denoiser: Denoiser, network: nn.Module, conditioning: Conditioning, size: tuple[int, int], dtype: torch.dtype
+) -> Footprint:
     """Count one picture's activations; those of a batch are that many times as much.
 
     Args:
-        unet: a diffusers UNet with its LoRA in place. Nothing of it is read but shapes, and it is left as it was.
+        denoiser: whose network it is.
+        network: with its LoRA in place. Nothing of it is read but shapes, and it is left as it was.
         conditioning: a prompt as it is trained on, batch size 1.
         size: height and width of the latents.
         dtype: what the forward pass computes in: with a half type its matrix products do, and its norms in float32,
             as under CUDA's autocast.
     """
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as undo:
-        undo.enter_context(_without_checkpointing(unet))
-        undo.enter_context(_without_attention_kernels(unet))
+        undo.enter_context(denoiser.countable(network))
         if dtype != torch.float32:
-            undo.enter_context(_like_autocast(unet, dtype))
-        weights = {f"unet.{name}": _meta(name, tensor, dtype) for name, tensor in _tensors(unet)}
+            undo.enter_context(_like_autocast(network, dtype))
+        weights = {f"network.{name}": _meta(name, tensor, dtype) for name, tensor in _tensors(network)}
         memory = _Memory(weights)
-        units = undo.enter_context(_counted_once(unet, memory))
-        latents, prompt = _inputs(conditioning, size)
-        stand_in = _OnMeta(unet, weights, dtype)
+        units = undo.enter_context(_counted_once(denoiser.blocks(network), memory))
+        latents, prompt = _inputs(denoiser, conditioning, size)
+        stand_in = _OnMeta(network, weights, dtype)
         undo.enter_context(memory)
-        timestep = torch.zeros(1, dtype=torch.int64, device=META)
-        loss = (predict(stand_in, latents, timestep, prompt) - latents).square().mean()
+        times = _times(denoiser)
+        loss = (denoiser.predict(stand_in, latents, times, prompt) - latents).square().mean()
         whole = memory.live
         del loss
     most = max((unit.peak for unit, _ in units), default=0)
@@ -88,28 +88,34 @@ def _checkpointed(units: list[tuple[_Unit, int]], whole: int) -> int:
     return max(peak, whole - saved)
 
 
-def drawing_bytes(unet: nn.Module, conditioning: Conditioning, size: tuple[int, ...], dtype: torch.dtype) -> int:
+def drawing_bytes(
+    denoiser: Denoiser, network: nn.Module, conditioning: Conditioning, size: tuple[int, ...], dtype: torch.dtype
+) -> int:
     """The most bytes that are alive in one picture's forward pass without a backward pass; otherwise like
-    :func:`unet_footprint`."""
+    :func:`training_footprint`."""
     with torch.inference_mode(False), torch.no_grad(), ExitStack() as undo:
-        undo.enter_context(_without_attention_kernels(unet))
+        undo.enter_context(denoiser.countable(network))
         if dtype != torch.float32:
-            undo.enter_context(_like_autocast(unet, dtype))
-        weights = {f"unet.{name}": _meta(name, tensor, dtype) for name, tensor in _tensors(unet)}
+            undo.enter_context(_like_autocast(network, dtype))
+        weights = {f"network.{name}": _meta(name, tensor, dtype) for name, tensor in _tensors(network)}
         memory = _Memory(weights)
-        latents, prompt = _inputs(conditioning, size)
+        latents, prompt = _inputs(denoiser, conditioning, size)
         undo.enter_context(memory)
-        predict(_OnMeta(unet, weights, dtype), latents, torch.zeros(1, dtype=torch.int64, device=META), prompt)
+        denoiser.predict(_OnMeta(network, weights, dtype), latents, _times(denoiser), prompt)
         return memory.peak
 
 
-def _inputs(conditioning: Conditioning, size: tuple[int, ...]) -> tuple[torch.Tensor, Conditioning]:
+def _inputs(denoiser: Denoiser, conditioning: Conditioning, size: tuple[int, ...]) -> tuple[torch.Tensor, Conditioning]:
     """One picture's latents and its prompt, on the meta device."""
     pooled = conditioning.pooled
-    return torch.empty(1, 4, *size, device=META), Conditioning(
+    return torch.empty(1, denoiser.latent_channels, *size, device=META), Conditioning(
         torch.empty(conditioning.hidden_states.shape, device=META),
         None if pooled is None else torch.empty(pooled.shape, device=META),
     )
+
+
+def _times(denoiser: Denoiser) -> torch.Tensor:
+    return denoiser.times(torch.zeros(1, dtype=torch.float64)).to(META)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -125,21 +131,21 @@ def _meta(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
 
 
 class _Bare(nn.Module):
-    """Calls the UNet without the hooks that others may have put on it."""
+    """Calls the network without the hooks that others may have put on it."""
 
-    def __init__(self, unet: nn.Module) -> None:
+    def __init__(self, network: nn.Module) -> None:
         super().__init__()
-        self.unet = unet
+        self.network = network
 
     def forward(self, *arguments: Any, **keywords: Any) -> Any:
-        return self.unet.forward(*arguments, **keywords)
+        return self.network.forward(*arguments, **keywords)
 
 
 class _OnMeta:
-    """The UNet as :func:`trainer.base.base_model.predict` takes it, with weights on the meta device."""
+    """The network as :meth:`trainer.base.denoiser.Denoiser.predict` takes it, with weights on the meta device."""
 
-    def __init__(self, unet: nn.Module, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
-        self._bare, self._weights, self._dtype = _Bare(unet), weights, dtype
+    def __init__(self, network: nn.Module, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
+        self._bare, self._weights, self._dtype = _Bare(network), weights, dtype
 
     def parameters(self) -> Iterator[torch.Tensor]:
         yield torch.empty(0, device=META, dtype=self._dtype)
@@ -214,12 +220,11 @@ class _Kept(torch.autograd.Function):
 
 
 @contextmanager
-def _counted_once(unet: nn.Module, memory: _Memory) -> Iterator[list[tuple[_Unit, int]]]:
+def _counted_once(blocks: list[nn.Module], memory: _Memory) -> Iterator[list[tuple[_Unit, int]]]:
     """Inside, each block's memory is counted, beside what is alive before it; a block that equals an earlier one is
     not run again."""
     units: list[tuple[_Unit, int]] = []
     known: dict[Any, tuple[_Unit, torch.Size, torch.dtype, bool]] = {}
-    blocks = [module for module in unet.modules() if type(module).__name__ in _UNITS]
 
     def counted(block: nn.Module) -> Any:
         forward = block.forward
@@ -274,68 +279,11 @@ def _peak(forward: Any, memory: _Memory, hidden_states: torch.Tensor, *arguments
     return memory.peak - before
 
 
-class _Attention(torch.autograd.Function):
-    """What every memory-saving attention keeps: its input, its output and one float32 number a query."""
-
-    @staticmethod
-    def forward(context: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-        output = torch.empty_like(query)
-        context.save_for_backward(query, key, value, output, query.new_empty(query.shape[:-1], dtype=torch.float32))
-        return output
-
-    @staticmethod
-    def backward(context: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        query, key, value, *_ = context.saved_tensors
-        return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
-
-
-class _Processor:
-    """diffusers' attention, without the kernel: the meta device would take the one that keeps whole score matrices."""
-
-    def __call__(
-        self,
-        attn: Any,
-        hidden_states: torch.Tensor,
-        encoder_hidden_states: torch.Tensor | None = None,
-        *arguments: Any,
-        **keywords: Any,
-    ) -> torch.Tensor:
-        context = hidden_states if encoder_hidden_states is None else encoder_hidden_states
-        heads = (
-            projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
-            for projected in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
-        )
-        output = _Attention.apply(*heads).transpose(1, 2).flatten(2)
-        return attn.to_out[1](attn.to_out[0](output))
-
-
 @contextmanager
-def _without_checkpointing(unet: nn.Module) -> Iterator[None]:
-    on = [module for module in unet.modules() if getattr(module, "gradient_checkpointing", False)]
-    for module in on:
-        module.gradient_checkpointing = False  # type: ignore[assignment]
-    try:
-        yield
-    finally:
-        for module in on:
-            module.gradient_checkpointing = True  # type: ignore[assignment]
-
-
-@contextmanager
-def _without_attention_kernels(unet: Any) -> Iterator[None]:
-    before = dict(unet.attn_processors)
-    unet.set_attn_processor(_Processor())
-    try:
-        yield
-    finally:
-        unet.set_attn_processor(before)
-
-
-@contextmanager
-def _like_autocast(unet: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+def _like_autocast(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Matrix products and convolutions take their input in half, norms in float32; each cast is a tensor of its own."""
     handles = []
-    for name, module in unet.named_modules():
+    for name, module in network.named_modules():
         if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
             handles.append(module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:])))
         elif isinstance(module, (nn.Linear, nn.Conv2d)):

@@ -1,26 +1,28 @@
 """What a run will keep in memory, before its first step, and the settings that make it fit.
 
-Weights, gradients and optimizer states are counted exactly, the UNet's activations by :mod:`trainer.memory.footprint`.
+Weights, gradients and optimizer states are counted exactly, the network's activations by
+:mod:`trainer.memory.footprint`.
 """
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..base.conditioning import Conditioning
+from ..base.denoiser import Denoiser
+from ..base.trainable_text import TrainableText
 from ..config import AUTO, TrainConfig
+from ..machine.chosen import Chosen
 from ..machine.numerics import DTYPES
-from .footprint import Footprint, unet_footprint
+from .footprint import Footprint, training_footprint
 
 if TYPE_CHECKING:
     from torch import nn
-
-    from ..base.sd.families import Family
 
 logger = logging.getLogger("subjectbooth")
 
@@ -59,7 +61,7 @@ class Plan:
         activations: of one forward and backward pass; None when they could not be counted.
         free: what the device has for all of it; None when that is not known.
         pictures: of one whole batch.
-        chosen: precision, gradient_checkpointing, pictures_per_forward and optimizer.
+        chosen: what makes it fit, or comes closest.
     """
 
     base: int
@@ -68,7 +70,7 @@ class Plan:
     activations: int | None
     free: int | None
     pictures: int
-    chosen: dict[str, str]
+    chosen: Chosen
 
     @property
     def needed(self) -> int:
@@ -87,9 +89,9 @@ class Plan:
         parts += " + activations " + ("(unknown)" if self.activations is None else _gb(self.activations))
         free = f" of {_gb(self.free)} GB free" if self.free is not None else " GB (free memory unknown)"
         return (
-            f"plan: {parts} = {_gb(self.needed)}{free}; {self.chosen['precision']}, {self.chosen['optimizer']}, "
-            f"checkpointing {self.chosen['gradient_checkpointing']}, "
-            f"{self.chosen['pictures_per_forward']} of {self.pictures} pictures at once"
+            f"plan: {parts} = {_gb(self.needed)}{free}; {self.chosen.precision}, {self.chosen.optimizer}, "
+            f"checkpointing {'on' if self.chosen.gradient_checkpointing else 'off'}, "
+            f"{self.chosen.micro_batch} of {self.pictures} pictures at once"
         )
 
     @property
@@ -98,8 +100,8 @@ class Plan:
         if self.fits:
             return ""
         helps = ["a lower resolution", "a lower rank"]
-        helps += ["the optimizer adamw8bit"] if self.chosen["optimizer"] in ("adamw", "prodigy") else []
-        helps += ["precision auto"] if self.chosen["precision"] == "fp32" else []
+        helps += ["the optimizer adamw8bit"] if self.chosen.optimizer in ("adamw", "prodigy") else []
+        helps += ["precision auto"] if self.chosen.precision == "fp32" else []
         return (
             f"this will probably not fit: {_gb(self.needed)} GB needed, {_gb(self.free or 0)} GB free; "
             f"what would help: {', '.join(helps)}"
@@ -108,11 +110,12 @@ class Plan:
 
 def make_plan(
     config: TrainConfig,
-    chosen: dict[str, str],
-    kept: dict[str, str],
-    unet: nn.Module,
+    chosen: Chosen,
+    kept: Chosen | None,
+    denoiser: Denoiser,
+    network: nn.Module,
+    text: TrainableText | None,
     text_encoders: Sequence[nn.Module],
-    family: Family,
     load: Load,
     free: int | None,
 ) -> Plan:
@@ -120,14 +123,15 @@ def make_plan(
 
     Args:
         config: the requested settings.
-        chosen: precision and optimizer, which do not depend on the memory.
+        chosen: with precision and optimizer, which do not depend on the memory.
         kept: what a resumed run chose at its start, which is kept.
-        unet, text_encoders: with their LoRA in place.
-        family: whose text encoders these are.
+        denoiser: whose network it is.
+        network, text_encoders: what is trained, with the LoRA in place.
+        text: whose text encoders these are.
         load: what one step takes in.
         free: bytes, with none of the modules on the device; None when nobody can say.
     """
-    modules = [unet, *text_encoders]
+    modules = [network, *text_encoders]
     trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     ours = {id(parameter) for parameter in trained}
     base = sum(
@@ -138,25 +142,18 @@ def make_plan(
     )
     weights = sum(parameter.nbytes for parameter in trained)
     adapter = weights * (3 if config.ema_decay else 2)
-    optimizer = optimizer_bytes(chosen["optimizer"], trained)
-    dtype = DTYPES[chosen["precision"]]
-    footprint = _footprint(unet, load, dtype)
-    text = (
-        sum(
-            _text_bytes(shape.width, shape.layers, shape.heads, load.text_tokens, dtype)
-            for shape in family.text_encoders
-        )
-        if text_encoders
-        else 0
-    )
+    optimizer = optimizer_bytes(chosen.optimizer, trained)
+    dtype = DTYPES[chosen.precision]
+    footprint = _footprint(denoiser, network, load, dtype)
+    text_bytes = text.activation_bytes(load.text_tokens, dtype) if text is not None and text_encoders else 0
 
     plans = []
     for checkpointing, pictures in _candidates(config, kept, load.pictures):
         activations = None
         if footprint is not None:
-            each = footprint.checkpointed if checkpointing == "on" else footprint.whole
-            activations = text + each * pictures
-        settings = {**chosen, "gradient_checkpointing": checkpointing, "pictures_per_forward": str(pictures)}
+            each = footprint.checkpointed if checkpointing else footprint.whole
+            activations = text_bytes + each * pictures
+        settings = replace(chosen, gradient_checkpointing=checkpointing, micro_batch=pictures)
         plans.append(Plan(base, adapter, optimizer, activations, free, load.pictures, settings))
         if plans[-1].fits:
             break
@@ -191,23 +188,23 @@ def optimizer_bytes(name: str, parameters: Sequence[torch.Tensor]) -> int:
     return sum(each * tensor.numel() for tensor in parameters)
 
 
-def _candidates(config: TrainConfig, kept: dict[str, str], pictures: int) -> list[tuple[str, int]]:
+def _candidates(config: TrainConfig, kept: Chosen | None, pictures: int) -> list[tuple[bool, int]]:
     """Gradient checkpointing and pictures at once, the fastest first.
 
     Halving the pictures once costs less than computing everything twice; halving them again does not.
     """
     checkpointing, asked = config.gradient_checkpointing, config.pictures_per_forward
     # What a run stepped down to stays; who asks for less memory since then gets it.
-    if checkpointing != "on":
-        checkpointing = kept.get("gradient_checkpointing", checkpointing)
-    before = int(kept.get("pictures_per_forward", asked))
-    asked = min(asked or before, before or asked)
+    if kept is not None:
+        if checkpointing != "on":
+            checkpointing = "on" if kept.gradient_checkpointing else "off"
+        asked = min(asked or kept.micro_batch, kept.micro_batch)
     counts = [min(asked, pictures)] if asked else _halves(pictures)
     found = []
     if checkpointing != "on":
-        found += [("off", count) for count in (counts[:2] if checkpointing == AUTO else counts)]
+        found += [(False, count) for count in (counts[:2] if checkpointing == AUTO else counts)]
     if checkpointing != "off":
-        found += [("on", count) for count in counts]
+        found += [(True, count) for count in counts]
     return found
 
 
@@ -221,10 +218,10 @@ def _halves(count: int) -> list[int]:
 _counted: dict[Any, Footprint] = {}
 
 
-def _footprint(unet: nn.Module, load: Load, dtype: torch.dtype) -> Footprint | None:
+def _footprint(denoiser: Denoiser, network: nn.Module, load: Load, dtype: torch.dtype) -> Footprint | None:
     """Counting takes seconds for SDXL: once a process for every layout, size and precision."""
     pooled = load.conditioning.pooled
-    layout = tuple((name, tensor.shape, tensor.requires_grad) for name, tensor in unet.named_parameters())
+    layout = tuple((name, tensor.shape, tensor.requires_grad) for name, tensor in network.named_parameters())
     key = (
         hash(layout),
         load.size,
@@ -234,18 +231,11 @@ def _footprint(unet: nn.Module, load: Load, dtype: torch.dtype) -> Footprint | N
     )
     if key not in _counted:
         try:
-            _counted[key] = unet_footprint(unet, load.conditioning, load.size, dtype)
+            _counted[key] = training_footprint(denoiser, network, load.conditioning, load.size, dtype)
         except Exception:  # a plan is a help: what it cannot count (another diffusers, another torch) ends no run
             logger.warning("the memory of a training step could not be counted", exc_info=True)
             return None
     return _counted[key]
-
-
-def _text_bytes(width: int, layers: int, heads: int, tokens: int, dtype: torch.dtype) -> int:
-    """What a text encoder keeps for its backward pass: ``s h (34 + 5 a s / h)`` bytes a layer in half precision
-    (arXiv 2205.05198, section 4.1), for prompts of so many tokens in chunks of 77."""
-    chunk = 77
-    return round(layers * tokens * width * (34 + 5 * heads * chunk / width) * dtype.itemsize / 2)
 
 
 def _gb(count: int) -> str:

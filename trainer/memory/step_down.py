@@ -1,14 +1,19 @@
-"""Running out of memory is not the end of a run: it steps down, and reports it, and goes on from the last good step."""
+"""Running out of memory is not the end of a run: it lowers its settings, reports it, and continues from the last good
+step."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 
-def step_down(chosen: dict[str, str], pictures: int, eight_bit: bool = False) -> str | None:
-    """Choose the next setting that needs less memory, in place.
+from ..machine.chosen import Chosen
 
-    First gradient checkpointing, which changes no result, then fewer pictures a forward pass with their gradients
-    summed up, which changes rounding only (and what the LoRA's dropout leaves out), and last the 8-bit optimizer. A
-    batch is never smaller than one picture.
+
+def step_down(chosen: Chosen, pictures: int, eight_bit: bool = False) -> tuple[Chosen, str] | None:
+    """The next settings that need less memory.
+
+    First gradient checkpointing, which changes no result, then smaller micro-batches with their gradients summed up,
+    which changes rounding only (and what the LoRA's dropout leaves out), and last the 8-bit optimizer. A micro-batch is
+    never smaller than one picture.
 
     Args:
         chosen: what the run uses now.
@@ -16,16 +21,15 @@ def step_down(chosen: dict[str, str], pictures: int, eight_bit: bool = False) ->
         eight_bit: the 8-bit optimizer can be used here.
 
     Returns:
-        A sentence for the user, or None when there is nothing left to try.
+        The settings and a sentence for the user, or None when there is nothing left to try.
     """
-    if chosen["gradient_checkpointing"] == "off":
-        chosen["gradient_checkpointing"] = "on"
-        return "out of memory: gradient checkpointing is now on"
-    now = min(int(chosen["pictures_per_forward"]), pictures)
+    if not chosen.gradient_checkpointing:
+        return replace(chosen, gradient_checkpointing=True), "out of memory: gradient checkpointing is now on"
+    now = min(chosen.micro_batch, pictures)
     if now > 1:
-        chosen["pictures_per_forward"] = str((now + 1) // 2)
-        return f"out of memory: {chosen['pictures_per_forward']} pictures at once instead of {now}"
-    if eight_bit and chosen["optimizer"] == "adamw":
-        chosen["optimizer"] = "adamw8bit"
-        return "out of memory: the optimizer is adamw8bit from here on, and its averages start anew"
+        half = (now + 1) // 2
+        return replace(chosen, micro_batch=half), f"out of memory: {half} pictures at once instead of {now}"
+    if eight_bit and chosen.optimizer == "adamw":
+        note = "out of memory: the optimizer is adamw8bit from here on, and its averages start anew"
+        return replace(chosen, optimizer="adamw8bit"), note
     return None

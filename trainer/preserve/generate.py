@@ -8,10 +8,9 @@ from pathlib import Path
 import torch
 
 from ..base.base_model import BaseModel
-from ..base.sd.sample import sample
 from ..machine.numerics import DTYPES, with_own_numerics
 from ..machine.out_of_memory import free_bytes, memory_errors
-from ..memory.drawing import draw_all, pictures_at_once
+from ..memory.drawing import Drawing, draw_all, pictures_at_once
 from ..memory.plan import FreeMemory
 from .priors import ClassPriors, PriorRecipe, PriorStore, class_priors, make_missing, split_excluded
 
@@ -88,29 +87,26 @@ def _generate(
             "lower resolution or close other programs; the finished class images are kept",
             "class images",
         ):
-            conditioning, negative = base.prompts.encode([prompt, ""])  # before the UNet takes the memory
-            unet = base.build_unet(DTYPES[precision]).to(device)
-            shape = (4, resolution // 8, resolution // 8)
+            conditioning, negative = base.prompts.encode([prompt, ""])  # before the network takes the memory
+            denoiser, dtype = base.denoiser, DTYPES[precision]
+            network = denoiser.build(dtype).to(device)
+            size = denoiser.latent_size(resolution, resolution)
 
             missing = sum(number not in pictures for number in range(count))
-            at_once = pictures_at_once(unet, conditioning, shape, DTYPES[precision], missing, device, free(device))
+            at_once = pictures_at_once(denoiser, network, conditioning, size, dtype, missing, device, free(device))
 
             def draw(numbers: tuple[int, ...]) -> torch.Tensor:
                 def together(first: int, last: int) -> Generator[int, None, torch.Tensor]:
                     seeds = [recipe.seed_of(number) for number in numbers[first:last]]
-                    return sample(
-                        unet, base.noise_scheduler, conditioning, negative, shape, steps, guidance_scale, seeds, device
-                    )
+                    return denoiser.sample(network, conditioning, negative, size, steps, guidance_scale, seeds, device)
 
-                drawing = draw_all(together, len(numbers), len(numbers), steps, device)
-                while True:
-                    try:
-                        next(drawing)
-                    except StopIteration as finished:
-                        return finished.value
+                drawing = Drawing(draw_all(together, len(numbers), len(numbers), steps, device))
+                for _ in drawing:
+                    pass
+                return drawing.latents
 
             # A picture depends on its batch in its last bits only, as it does on the card: no part of the recipe.
             for _ in make_missing(store, pictures, count, at_once, draw):
                 yield sum(number in pictures for number in range(count))
     used, _ = split_excluded(pictures, count, ())
-    yield class_priors(pictures, used, store, base.family.name)
+    yield class_priors(pictures, used, store, base.family)

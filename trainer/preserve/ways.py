@@ -5,9 +5,15 @@ from __future__ import annotations
 from .class_images import ClassImages
 from .none import NoPreservation
 from .preservation import Preservation
+from .priors import ClassPriors
 
 WAYS: dict[str, type[Preservation]] = {way.name: way for way in (NoPreservation, ClassImages)}
 """By the name a user chooses it by."""
+
+
+def keeping_class(priors: ClassPriors | None) -> Preservation:
+    """The way that a graph or a command asks for: with class images where there are some, else none."""
+    return NoPreservation() if priors is None else ClassImages(priors)
 
 
 def loss_labels() -> dict[str, str]:

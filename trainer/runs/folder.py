@@ -10,7 +10,7 @@ import json
 import logging
 import re
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -163,7 +163,7 @@ class RunFolder:
         with disk_errors("the run's result cannot be noted", self.path):
             write_atomic(self.path / "result.json", json.dumps(values, indent=1, ensure_ascii=False))
 
-    def truncate_events(self, step: int, losses: Sequence[Sequence[float | None]] = ()) -> None:
+    def truncate_events(self, step: int, losses: Sequence[Mapping[str, float]] = ()) -> None:
         """Drop the lines of steps after the checkpoint that the run goes on from, and write those that are missing.
 
         Args:
@@ -173,17 +173,9 @@ class RunFolder:
         """
         kept = [entry for entry in self._logged() if entry["step"] <= step and step > 0]
         there = {entry["step"] for entry in kept if entry["event"] == StepDone.__name__}
-        for number, (loss, instance, prior) in enumerate(losses[:step], start=1):
+        for number, values in enumerate(losses[:step], start=1):
             if number not in there:
-                kept.append(
-                    {
-                        "event": StepDone.__name__,
-                        "step": number,
-                        "loss": loss,
-                        "instance_loss": instance,
-                        "prior_loss": prior,
-                    }
-                )
+                kept.append({"event": StepDone.__name__, "step": number, **values})
         if len(there) < step:
             kept.sort(key=lambda entry: entry["step"])
         with disk_errors("the run's log cannot be written", self.path):

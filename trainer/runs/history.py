@@ -9,9 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from ..events import Adjusted, Started, Validation
+from ..preserve.ways import loss_labels
 
-SERIES = {"loss": "loss", "subject": "instance_loss", "class": "prior_loss"}
-"""Curves by name, and the field of a step that each shows. A chart draws whatever curves it is given."""
+LABELS = {"loss": "loss", **loss_labels()}
+"""What a curve is called, by the field of a step that it shows. A chart draws whatever curves it is given."""
 
 LIMIT = 2000
 """Points of a curve at most: more than a chart has pixels."""
@@ -25,7 +26,7 @@ _LORA = re.compile(r"lora_(\d{6,})\.safetensors")
 
 def points_of(values: dict[str, Any]) -> dict[str, float]:
     """The points that one step adds to the curves, out of its JSON form."""
-    return {name: values[field] for name, field in SERIES.items() if isinstance(values.get(field), (int, float))}
+    return {label: values[field] for field, label in LABELS.items() if isinstance(values.get(field), (int, float))}
 
 
 def read_history(folder: Path, since: int = 0, limit: int = LIMIT) -> dict[str, Any]:

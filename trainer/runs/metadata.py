@@ -17,6 +17,7 @@ from ..base.base_model import BaseModel
 from ..config import TrainConfig
 from ..files.safefile import body_hash
 from ..learn.adapter import file_alpha
+from ..machine.chosen import Chosen
 from ..subject.subject import Subject
 
 IMPLEMENTATION = "SubjectBooth"
@@ -32,7 +33,7 @@ def lora_metadata(
     run_key: str,
     started: float,
     preservation: Mapping[str, str],
-    chosen: Mapping[str, str],
+    chosen: Chosen,
     buckets: Mapping[str, int],
 ) -> dict[str, str]:
     """All metadata but the file's name, which :func:`named` adds.
@@ -64,9 +65,9 @@ def lora_metadata(
         "ss_lr_scheduler": config.lr_scheduler,
         "ss_lr_warmup_steps": str(config.lr_warmup_steps),
         "ss_seed": str(config.seed),
-        "ss_optimizer": chosen["optimizer"],
-        "ss_mixed_precision": {"fp32": "no"}.get(chosen["precision"], chosen["precision"]),
-        "ss_gradient_checkpointing": str(chosen["gradient_checkpointing"] == "on"),
+        "ss_optimizer": chosen.optimizer,
+        "ss_mixed_precision": {"fp32": "no"}.get(chosen.precision, chosen.precision),
+        "ss_gradient_checkpointing": str(chosen.gradient_checkpointing),
         "ss_enable_bucket": str(config.enable_bucket),
         "ss_bucket_info": json.dumps(
             {
@@ -106,9 +107,11 @@ def lora_metadata(
         "subjectbooth.instance_prompt": subject.instance_prompt,
         "subjectbooth.class_prompt": subject.class_prompt,
         "subjectbooth.step": str(step),
-        "subjectbooth.precision": chosen["precision"],
-        "subjectbooth.gradient_checkpointing": chosen["gradient_checkpointing"],
-        "subjectbooth.pictures_per_forward": chosen["pictures_per_forward"],
+        **{
+            f"subjectbooth.{name}": value
+            for name, value in chosen.as_settings().items()
+            if name in ("precision", "gradient_checkpointing", "pictures_per_forward")
+        },
     }
 
 

@@ -189,7 +189,7 @@ class Run:
         path = self.folder.lora_path(step)
         warning = _learned_nothing(path, step)
         if warning:
-            told = Adjusted(step, warning, chosen)
+            told = Adjusted(step, warning, chosen.as_settings())
             self.folder.log(told)
             yield told
         yield Finished(step, path, trained=True, warning=warning)

@@ -15,8 +15,8 @@ from ..config import TrainConfig
 from ..events import Event, Started, StepDone, Validation
 from ..runs.folder import RunFolder
 
-CURVES = ("loss", "instance_loss", "prior_loss", "learning_rate", "grad_norm", "seconds")
-"""What of a step is shown, see StepDone."""
+CURVES = ("loss", "learning_rate", "grad_norm", "seconds")
+"""What of a step is shown besides the terms of its loss, see StepDone."""
 
 Scalars = dict[str, float]
 
@@ -164,7 +164,7 @@ class Tracker:
             self._backend = BACKENDS[self._name](self._folder, settings, event.step)
         elif isinstance(event, StepDone) and self._backend:
             values = {name: getattr(event, name) for name in CURVES}
-            self._backend.scalars({name: value for name, value in values.items() if value is not None}, event.step)
+            self._backend.scalars({**values, **event.losses}, event.step)
         elif isinstance(event, Validation) and self._backend:
             self._backend.pictures(event)
 

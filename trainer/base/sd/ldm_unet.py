@@ -134,11 +134,6 @@ def diffusers_names(shapes: Shapes) -> dict[str, str]:
     return {name: _rename(name, modules) for name in shapes}
 
 
-def ldm_layer_names(shapes: Shapes) -> dict[str, str]:
-    """``{diffusers layer: LDM layer}``, for LoRA files that name layers as single-file checkpoints do."""
-    return {ours.rsplit(".", 1)[0]: ldm.rsplit(".", 1)[0] for ldm, ours in diffusers_names(shapes).items()}
-
-
 def ldm_names(names: Iterable[str]) -> dict[str, str]:
     """``{diffusers weight name: LDM weight name}`` for a UNet in a diffusers folder: :func:`diffusers_names` backwards.
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..base_model import predict
 from ..conditioning import Conditioning, concatenate
+from .unet import predict
 
 if TYPE_CHECKING:
     from diffusers import DDIMScheduler, DDPMScheduler

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -15,24 +15,18 @@ from ...errors import require
 from ...files.storage import sha256_of
 from ...machine.numerics import CPU
 from ...machine.out_of_memory import free_memory, is_out_of_memory
-from ..base_model import (
-    BaseModel,
-    build_unet,
-    inspect_unet,
-    lora_layer_names,
-    make_noise_scheduler,
-    outline_unet,
-)
+from ..base_model import BaseModel
 from ..conditioning import Conditioning
+from ..sd.clip_text import ClipText
+from ..sd.denoiser import DiffusersUNet
 from ..sd.families import Family, native_resolution
+from ..sd.layout import LdmLayout
+from ..sd.schedule import make_noise_scheduler
 from ..sd.text_encoder import TokenChunks, build_text_encoder, encode
 from ..sd.tokenizer import chunks
 from .diffusers_folder import read_folder
 from .parts import StoredParts
 from .single_file import read_file
-
-if TYPE_CHECKING:
-    from diffusers import UNet2DConditionModel
 
 
 def load_base(
@@ -54,9 +48,8 @@ def load_base(
     Raises:
         SubjectBoothError: it is of another format or family, or parts are missing.
     """
-    parts, family = _read(path)
-    where = str(path)
-    shapes = parts.unet.shapes
+    parts, layout = _read(path)
+    family, where = layout.family, layout.where
     require("diffusers", "transformers")  # not before: they take seconds to import, and a mistyped path none to refuse
     prediction_type = parts.prediction_type or prediction_type or "epsilon"
     noise_scheduler = make_noise_scheduler(parts.alphas_cumprod, prediction_type)
@@ -65,9 +58,6 @@ def load_base(
     codec = parts.codec(family)
     codec.device = device
 
-    def build(dtype: torch.dtype) -> UNet2DConditionModel:
-        return build_unet(shapes, lambda: parts.unet, family, dtype, where)
-
     def build_text(dtype: torch.dtype) -> list[Any]:
         return [
             build_text_encoder(weights(), shape, dtype, where)
@@ -75,29 +65,24 @@ def load_base(
         ]
 
     return BaseModel(
-        family=family,
-        noise_scheduler=noise_scheduler,
+        family=family.name,
+        denoiser=DiffusersUNet(layout, noise_scheduler, lambda: parts.unet),
         prompts=StoredPromptEncoder(lambda: build_text(torch.float32), family, clip_layer, device),
         codec=codec,
         digest=_digest(parts, family, clip_layer, prediction_type),
-        build_unet=build,
-        layer_names=lora_layer_names(shapes, family),
-        clip_layer=clip_layer,
-        tokenize=lambda prompt: token_chunks(prompt, family),
-        build_text_encoders=build_text,
-        outline_unet=lambda: outline_unet(shapes, family, where),
+        text=ClipText(family, clip_layer, lambda prompt: token_chunks(prompt, family), build_text),
     )
 
 
 def stored_resolution(path: Path, prediction_type: str | None = None) -> int:
     """Pixels a side that the model was trained at, from the files' headers alone. See :func:`load_base`."""
-    parts, family = _read(path)
-    return native_resolution(family, parts.prediction_type or prediction_type or "epsilon")
+    parts, layout = _read(path)
+    return native_resolution(layout.family, parts.prediction_type or prediction_type or "epsilon")
 
 
-def _read(path: Path) -> tuple[StoredParts, Family]:
+def _read(path: Path) -> tuple[StoredParts, LdmLayout]:
     parts = read_folder(path) if path.is_dir() else read_file(path)
-    return parts, inspect_unet(parts.unet.shapes, str(path), parts.unet.dtypes)
+    return parts, LdmLayout.of(parts.unet.shapes, str(path), parts.unet.dtypes)
 
 
 class StoredPromptEncoder:
