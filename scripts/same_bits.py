@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+
 from comfy_server import FP32_FLAGS, ComfyClient, ComfyServer, copy_file, exit_on_sigterm
 from setup_env import CACHE, ROOT, ensure_environment
 
@@ -134,7 +136,7 @@ def checkpoint(environment: Any, family: str) -> Path:
         part = path.with_suffix(".part")
         if family == "sdxl":
             command = [
-                str(ROOT / "tests" / "comfy" / "write_layout.py"),
+                str(ROOT / "tests" / "nodes" / "write_layout.py"),
                 str(environment.comfyui),
                 "SDXL",
                 str(part),

@@ -1,5 +1,5 @@
-"""What only a GPU can show, as functions: scripts/check_gpu.py runs them all and prints a table, tests/test_gpu.py has
-each as a test. On a CPU, which is for seeing that they themselves run, the model is small.
+"""What only a GPU can show, as functions: scripts/check_gpu.py runs them all and prints a table, test_gpu.py has each
+as a test. On a CPU, which is for seeing that they themselves run, the model is small.
 
 Each takes a :class:`Bench` and returns its figure as a sentence. It raises AssertionError where the figure is wrong and
 :class:`NotHere` where something is missing that it needs.

@@ -30,7 +30,7 @@ def rehearsed() -> Callable[[str], Found]:
     """What a rehearsal has found. All are made in one process of their own: a registered device stays."""
     names = [HARNESS, *FAST, *(SLOW if os.environ.get("SUBJECTBOOTH_SLOW") else ())]
     done = subprocess.run(
-        [sys.executable, str(Path(__file__).parent / "card" / "rehearsal.py"), *names],
+        [sys.executable, str(Path(__file__).with_name("rehearsal.py")), *names],
         capture_output=True,
         text=True,
         encoding="utf-8",

@@ -15,9 +15,9 @@ from subjectbooth.demo.classes import CLASS_WORDS, RARE_TOKENS, article, caption
 from subjectbooth.demo.narrow import load_narrow
 from subjectbooth.demo.schedule import sample
 from subjectbooth.demo.words import token_ids, vocabulary
-from subjectbooth.scripts.comfy_server import find_comfyui
+from subjectbooth.tests.comfy_server import find_comfyui
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def test_the_word_table_is_the_real_tokenizer() -> None:

@@ -27,7 +27,7 @@ from subjectbooth.demo.perceptual import Eye
 from subjectbooth.demo.pictures import SIDE
 from subjectbooth.demo.train_autoencoder import load_autoencoder
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 
 
 def write_drawings(path: Path, words: tuple[str, ...]) -> None:

@@ -16,7 +16,7 @@ from subjectbooth.demo.gain import photos
 from subjectbooth.demo.judge import ALL_STYLES, LoadedJudge, train_judge
 from subjectbooth.demo.recolour import varied
 from subjectbooth.demo.subjects import SUBJECTS
-from subjectbooth.tests.test_demo_build import write_drawings
+from subjectbooth.tests.demo.test_build import write_drawings
 
 
 def test_it_knows_the_subjects_photos() -> None:

@@ -13,8 +13,8 @@ from typing import Any
 import skimage.data
 from PIL import Image, ImageFilter
 
-from subjectbooth.scripts.comfy_server import ComfyClient
-from subjectbooth.tests.ui.browser import OUT_OF_THE_WAY, READY, Page
+from subjectbooth.tests.comfy_server import ComfyClient
+from subjectbooth.tests.js.browser import OUT_OF_THE_WAY, READY, Page
 
 USUAL = {**OUT_OF_THE_WAY, "Comfy.Locale": "en", "Comfy.VueNodes.Enabled": False}
 

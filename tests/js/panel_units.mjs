@@ -1,5 +1,5 @@
 // Unit tests of the training panel's pure functions. test_panel_units.py runs them in Chromium, `node` by hand:
-//   node -e 'import("./tests/ui/panel_units.mjs").then(({ run }) => console.log(run()))'
+//   node -e 'import("./tests/js/panel_units.mjs").then(({ run }) => console.log(run()))'
 import { keyOf, nodeAt, nodeOf, noteLoaded, pathOf } from "../../js/lib/node_path.mjs";
 import { colourOf, shownSeries, stepAt } from "../../js/lib/loss_chart.mjs";
 import {

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 
-from subjectbooth.tests.ui.browser import Browser, Page, find_chromium
+from subjectbooth.tests.js.browser import Browser, Page, find_chromium
 
 pytestmark = pytest.mark.skipif(not find_chromium(), reason="no Chromium on this machine (CHROMIUM_PATH names one)")
 BUTTON = "document.querySelector('button')"

@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 
-from subjectbooth.scripts.comfy_server import ComfyClient
-from subjectbooth.tests.ui.browser import Browser, Page, find_chromium
-from subjectbooth.tests.ui.panel_steps import (
+from subjectbooth.tests.comfy_server import ComfyClient
+from subjectbooth.tests.js.browser import Browser, Page, find_chromium
+from subjectbooth.tests.js.panel_steps import (
     USUAL,
     add,
     files,

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from subjectbooth.scripts.comfy_server import ComfyClient
 from subjectbooth.scripts.workflow import to_api
-from subjectbooth.tests.ui.browser import Page, find_chromium, open_editor
+from subjectbooth.tests.comfy_server import ComfyClient
+from subjectbooth.tests.js.browser import Page, find_chromium, open_editor
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -62,7 +62,7 @@ def test_run_button_trains_and_shows_pictures(page: Page, comfy: ComfyClient) ->
     load(page, workflow)
     few = {
         "GenerateClassPriors": {"count": 2, "steps": 2},
-        # A seed of its own: comfy/test_examples.py does the same training on the same server, and what was trained
+        # A seed of its own: nodes/test_examples.py does the same training on the same server, and what was trained
         # before is found again without a step of progress.
         "DreamBoothLoRATrain": {"steps": 4, "validation_interval": 2, "output_name": "ui_test", "seed": 20_261_126},
         "KSampler": {"steps": 2},

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from subjectbooth.tests.ui.browser import Browser, find_chromium
+from subjectbooth.tests.js.browser import Browser, find_chromium
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not find_chromium(), reason="no Chromium on this machine (CHROMIUM_PATH names one)")
@@ -36,10 +36,10 @@ def address() -> Iterator[str]:
 
 def test_pure_functions(address: str) -> None:
     with Browser() as browser:
-        page = browser.open(f"{address}/tests/ui/")
+        page = browser.open(f"{address}/tests/js/")
         page.wait_for(f"location.href.startsWith('{address}') && document.readyState === 'complete'")
         # Held by the window: a promise that nothing refers to may be collected while it is waited for.
-        found = page.evaluate("window.found = import('/tests/ui/panel_units.mjs').then(({ run }) => run())", 120)
+        found = page.evaluate("window.found = import('/tests/js/panel_units.mjs').then(({ run }) => run())", 120)
     assert len(found) >= 15
     failed = [f"{name}: {error}" for name, error in found if error]
     assert not failed, "\n".join(failed)

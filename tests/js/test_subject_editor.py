@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from subjectbooth.scripts.comfy_server import ComfyClient
-from subjectbooth.tests.ui.browser import Page, find_chromium, open_editor
+from subjectbooth.tests.comfy_server import ComfyClient
+from subjectbooth.tests.js.browser import Page, find_chromium, open_editor
 
 pytestmark = [
     pytest.mark.comfy,

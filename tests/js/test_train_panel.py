@@ -13,10 +13,10 @@ from typing import Any
 
 import pytest
 
-from subjectbooth.scripts.comfy_server import ComfyClient
-from subjectbooth.tests.comfy.graphs import node
-from subjectbooth.tests.comfy.training_graphs import SIZE, train_node
-from subjectbooth.tests.ui.browser import READY, Page, find_chromium, open_editor
+from subjectbooth.tests.comfy_server import ComfyClient
+from subjectbooth.tests.js.browser import READY, Page, find_chromium, open_editor
+from subjectbooth.tests.nodes.graphs import node
+from subjectbooth.tests.nodes.training_graphs import SIZE, train_node
 
 pytestmark = [
     pytest.mark.comfy,

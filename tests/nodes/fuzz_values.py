@@ -6,7 +6,7 @@ import random
 import re
 from typing import Any
 
-from subjectbooth.scripts.comfy_server import ComfyError, NodeFailed, PromptRejected
+from subjectbooth.tests.comfy_server import ComfyError, NodeFailed, PromptRejected
 
 TEXTS = [
     "", " ", "dog", "{class}", "{token}", "{subject} {", "}{", "a (dog:1.5)", "embedding:x", "\\", "\0", "\ud800",

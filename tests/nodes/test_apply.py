@@ -9,13 +9,13 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.scripts.comfy_server import ComfyClient, NodeFailed, PromptRejected
 from subjectbooth.tests import tiny
-from subjectbooth.tests.comfy.fuzz_values import refusals_of
-from subjectbooth.tests.comfy.graphs import Graph, node, text_to_image
-from subjectbooth.tests.comfy.test_harness import pixels
-from subjectbooth.tests.comfy.training_graphs import apply_node, train_and_sample, upload_cat
+from subjectbooth.tests.comfy_server import ComfyClient, NodeFailed, PromptRejected
 from subjectbooth.tests.fuzzing import is_clean
+from subjectbooth.tests.nodes.fuzz_values import refusals_of
+from subjectbooth.tests.nodes.graphs import Graph, node, text_to_image
+from subjectbooth.tests.nodes.test_harness import pixels
+from subjectbooth.tests.nodes.training_graphs import apply_node, train_and_sample, upload_cat
 
 STYLE = "tiny_style.safetensors"
 BOTH = f"both subject_lora and the file '{STYLE}'; needed: one of the two."

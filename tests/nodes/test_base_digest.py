@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from subjectbooth.scripts.comfy_server import ComfyClient
-from subjectbooth.tests.comfy.graphs import node
+from subjectbooth.tests.comfy_server import ComfyClient
+from subjectbooth.tests.nodes.graphs import node
 
 
 def digest(comfy: ComfyClient, fill: float, **clip_layer: int) -> str:

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from subjectbooth.scripts.comfy_server import ComfyClient, Event, Interrupted
-from subjectbooth.tests.comfy.graphs import Graph, node
-from subjectbooth.tests.comfy.training_graphs import subject_node, train_node, upload_cat
+from subjectbooth.tests.comfy_server import ComfyClient, Event, Interrupted
+from subjectbooth.tests.nodes.graphs import Graph, node
+from subjectbooth.tests.nodes.training_graphs import subject_node, train_node, upload_cat
 from subjectbooth.trainer.learn import checkpoint
 
 SHOWN_AT = 3

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from subjectbooth.scripts.comfy_server import ComfyClient
+from subjectbooth.tests.comfy_server import ComfyClient
 
 MODULE = "custom_nodes.SubjectBooth"
 IDS = {"LoadSubjectImages", "GenerateClassPriors", "DreamBoothLoRATrain", "ApplySubjectLoRA", "LoadDemoBase"}

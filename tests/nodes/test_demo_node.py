@@ -13,8 +13,8 @@ from subjectbooth.demo import base
 from subjectbooth.demo.classes import caption
 from subjectbooth.demo.narrow import load_narrow
 from subjectbooth.demo.schedule import sample
-from subjectbooth.scripts.comfy_server import ComfyClient, NodeFailed
-from subjectbooth.tests.comfy.graphs import node, text_to_image
+from subjectbooth.tests.comfy_server import ComfyClient, NodeFailed
+from subjectbooth.tests.nodes.graphs import node, text_to_image
 
 
 def _pixels(client: ComfyClient, image: dict[str, str]) -> torch.Tensor:

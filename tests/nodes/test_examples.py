@@ -11,8 +11,8 @@ import pytest
 
 from subjectbooth.demo.gain import CFG
 from subjectbooth.demo.measure_dreambooth import CLASS_CFG, OPTIONS, SETTINGS, STEPS, dreambooth_graph
-from subjectbooth.scripts.comfy_server import ComfyClient
 from subjectbooth.scripts.workflow import to_api
+from subjectbooth.tests.comfy_server import ComfyClient
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))

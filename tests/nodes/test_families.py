@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from subjectbooth.scripts.comfy_server import ComfyClient, find_comfyui
-from subjectbooth.tests.comfy.graphs import node
-from subjectbooth.tests.comfy.test_shell import losses_of, run_here, write_photos
-from subjectbooth.tests.comfy.training_graphs import SIZE, apply_node, subject_node, train_node, upload_cat
+from subjectbooth.tests.comfy_server import ComfyClient, find_comfyui
+from subjectbooth.tests.nodes.graphs import node
+from subjectbooth.tests.nodes.test_shell import losses_of, run_here, write_photos
+from subjectbooth.tests.nodes.training_graphs import SIZE, apply_node, subject_node, train_node, upload_cat
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -37,7 +37,7 @@ def test_a_whole_graph_on_another_family(
     name = f"small_{family.replace(' ', '')}.safetensors"
     checkpoint = comfy.server.models_dir / "checkpoints" / name
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "comfy" / "write_layout.py"), str(comfyui), family, str(checkpoint)],
+        [sys.executable, str(ROOT / "tests" / "nodes" / "write_layout.py"), str(comfyui), family, str(checkpoint)],
         capture_output=True,
         text=True,
         timeout=300,

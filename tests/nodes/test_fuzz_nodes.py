@@ -16,14 +16,14 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.scripts.comfy_server import ComfyClient, ComfyError, NodeFailed, PromptRejected
-from subjectbooth.tests.comfy.fuzz_values import is_refused_as, not_in_list, refusals_of, strange_value
-from subjectbooth.tests.comfy.graphs import Graph, node
-from subjectbooth.tests.comfy.test_priors_node import priors_graph
-from subjectbooth.tests.comfy.test_subject_node import refused_files, subject_graph
-from subjectbooth.tests.comfy.training_graphs import apply_node, subject_node, train_node, upload_cat
+from subjectbooth.tests.comfy_server import ComfyClient, ComfyError, NodeFailed, PromptRejected
 from subjectbooth.tests.conftest import ROOT
 from subjectbooth.tests.fuzzing import announced, cases, files_below, is_clean, report, spoiled
+from subjectbooth.tests.nodes.fuzz_values import is_refused_as, not_in_list, refusals_of, strange_value
+from subjectbooth.tests.nodes.graphs import Graph, node
+from subjectbooth.tests.nodes.test_priors_node import priors_graph
+from subjectbooth.tests.nodes.test_subject_node import refused_files, subject_graph
+from subjectbooth.tests.nodes.training_graphs import apply_node, subject_node, train_node, upload_cat
 
 
 @pytest.fixture

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from subjectbooth.scripts.comfy_server import (
+from subjectbooth.tests.comfy_server import (
     ComfyClient,
     ComfyServer,
     Interrupted,
     NodeFailed,
     PromptRejected,
 )
-from subjectbooth.tests.comfy.graphs import node, text_to_image
+from subjectbooth.tests.nodes.graphs import node, text_to_image
 
 
 def pixels(comfy: ComfyClient, record: dict[str, str]) -> np.ndarray:

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
-from subjectbooth.scripts.comfy_server import ComfyClient, ComfyServer, NodeFailed, find_comfyui
-from subjectbooth.tests.comfy.training_graphs import train_and_sample, upload_cat
+from subjectbooth.tests.comfy_server import ComfyClient, ComfyServer, NodeFailed, find_comfyui
+from subjectbooth.tests.nodes.training_graphs import train_and_sample, upload_cat
 from subjectbooth.trainer.errors import MINIMUM_VERSIONS
 
 ROOT = Path(__file__).resolve().parent.parent.parent

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from subjectbooth.scripts.comfy_server import find_comfyui
+from subjectbooth.tests.comfy_server import find_comfyui
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -21,7 +21,7 @@ def layouts() -> dict[str, Any]:
     if comfyui is None:
         pytest.fail("No ComfyUI here: run scripts/get_comfyui.py or set COMFYUI_PATH.")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "comfy" / "layouts.py"), str(comfyui)],
+        [sys.executable, str(ROOT / "tests" / "nodes" / "layouts.py"), str(comfyui)],
         capture_output=True,
         text=True,
         timeout=300,

@@ -12,10 +12,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.scripts.comfy_server import ComfyClient, Event, NodeFailed, PromptRejected, RunResult
-from subjectbooth.tests.comfy.fuzz_values import is_refused_as
-from subjectbooth.tests.comfy.graphs import node
-from subjectbooth.tests.comfy.training_graphs import train_and_sample, upload_cat
+from subjectbooth.tests.comfy_server import ComfyClient, Event, NodeFailed, PromptRejected, RunResult
+from subjectbooth.tests.nodes.fuzz_values import is_refused_as
+from subjectbooth.tests.nodes.graphs import node
+from subjectbooth.tests.nodes.training_graphs import train_and_sample, upload_cat
 
 STEPS = 40
 

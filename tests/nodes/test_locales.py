@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from subjectbooth.scripts.comfy_server import ComfyClient
+from subjectbooth.tests.comfy_server import ComfyClient
 
 ROOT = Path(__file__).resolve().parents[2]
 # Lists of files or of ComfyUI's own names.

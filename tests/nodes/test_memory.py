@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 
-from subjectbooth.scripts.comfy_server import ComfyClient, Interrupted, NodeFailed
-from subjectbooth.tests.comfy.graphs import node
-from subjectbooth.tests.comfy.training_graphs import subject_node, train_and_sample, train_node, upload_cat
+from subjectbooth.tests.comfy_server import ComfyClient, Interrupted, NodeFailed
 from subjectbooth.tests.fuzzing import report
+from subjectbooth.tests.nodes.graphs import node
+from subjectbooth.tests.nodes.training_graphs import subject_node, train_and_sample, train_node, upload_cat
 
 RUNS = int(os.environ.get("SUBJECTBOOTH_RUNS", "6"))
 
@@ -87,7 +87,8 @@ def test_nothing_is_loaded_while_training_and_nothing_is_left_after_many_runs(co
             f"parameters {before['parameters']:,} -> {after['parameters']:,}, "
             f"tensors {before['tensors']} -> {after['tensors']}, "
             f"memory {before['rss_mb']:.0f} -> {after['rss_mb']:.0f} MB, "
-            f"threads {len(before['threads'])} -> {len(after['threads'])}, file handles {before['handles']} -> {after['handles']}; settings unchanged"
+            f"threads {len(before['threads'])} -> {len(after['threads'])}, file handles "
+            f"{before['handles']} -> {after['handles']}; settings unchanged"
         ),
     )
     assert after["parameters"] == before["parameters"]

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from subjectbooth.scripts.comfy_server import ComfyClient, NodeFailed, PromptRejected
-from subjectbooth.tests.comfy.fuzz_values import is_refused_as
-from subjectbooth.tests.comfy.graphs import node
-from subjectbooth.tests.comfy.training_graphs import subject_node, train_node, upload_cat
+from subjectbooth.tests.comfy_server import ComfyClient, NodeFailed, PromptRejected
+from subjectbooth.tests.nodes.fuzz_values import is_refused_as
+from subjectbooth.tests.nodes.graphs import node
+from subjectbooth.tests.nodes.training_graphs import subject_node, train_node, upload_cat
 
 
 def _graph(client: ComfyClient, train: dict[str, Any], **options: Any) -> dict[str, Any]:

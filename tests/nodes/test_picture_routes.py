@@ -19,9 +19,9 @@ import pytest
 import skimage.data
 from PIL import Image, ImageFilter
 
-from subjectbooth.scripts.comfy_server import ComfyClient, ComfyServer
-from subjectbooth.tests.comfy.graphs import text_to_image
-from subjectbooth.tests.comfy.training_graphs import apply_node, train_and_sample, upload_cat
+from subjectbooth.tests.comfy_server import ComfyClient, ComfyServer
+from subjectbooth.tests.nodes.graphs import text_to_image
+from subjectbooth.tests.nodes.training_graphs import apply_node, train_and_sample, upload_cat
 from subjectbooth.trainer.files.safefile import to_bytes
 from subjectbooth.trainer.subject.crops import training_square
 from subjectbooth.trainer.subject.photo import Photo

@@ -14,9 +14,9 @@ from typing import Any
 import pytest
 import safetensors
 
-from subjectbooth.scripts.comfy_server import ComfyClient
-from subjectbooth.tests.comfy.graphs import node
-from subjectbooth.tests.comfy.training_graphs import subject_node, train_node, upload_cat
+from subjectbooth.tests.comfy_server import ComfyClient
+from subjectbooth.tests.nodes.graphs import node
+from subjectbooth.tests.nodes.training_graphs import subject_node, train_node, upload_cat
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.learn import checkpoint
 

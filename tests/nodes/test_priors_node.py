@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 from skimage import data
 
-from subjectbooth.scripts.comfy_server import (
+from subjectbooth.tests.comfy_server import (
     ComfyClient,
     ComfyServer,
     Interrupted,
@@ -23,8 +23,8 @@ from subjectbooth.scripts.comfy_server import (
     PromptRejected,
     RunResult,
 )
-from subjectbooth.tests.comfy.fuzz_values import is_refused_as
-from subjectbooth.tests.comfy.graphs import Graph, node
+from subjectbooth.tests.nodes.fuzz_values import is_refused_as
+from subjectbooth.tests.nodes.graphs import Graph, node
 from subjectbooth.trainer.files.safefile import read_checked
 
 SIZE = 64

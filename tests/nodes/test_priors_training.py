@@ -9,10 +9,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.scripts.comfy_server import ComfyClient, NodeFailed, RunResult
-from subjectbooth.tests.comfy.graphs import Graph, node
-from subjectbooth.tests.comfy.test_priors_node import priors_graph, sampler_steps
-from subjectbooth.tests.comfy.training_graphs import train_node
+from subjectbooth.tests.comfy_server import ComfyClient, NodeFailed, RunResult
+from subjectbooth.tests.nodes.graphs import Graph, node
+from subjectbooth.tests.nodes.test_priors_node import priors_graph, sampler_steps
+from subjectbooth.tests.nodes.training_graphs import train_node
 
 
 def trained(comfy: ComfyClient, *, train: dict[str, Any] | None = None, **priors: Any) -> RunResult:

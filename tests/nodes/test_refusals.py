@@ -9,10 +9,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.scripts.comfy_server import ComfyClient, NodeFailed
 from subjectbooth.tests import tiny
-from subjectbooth.tests.comfy.graphs import Graph, node
-from subjectbooth.tests.comfy.training_graphs import subject_node, train_node, upload_cat
+from subjectbooth.tests.comfy_server import ComfyClient, NodeFailed
+from subjectbooth.tests.nodes.graphs import Graph, node
+from subjectbooth.tests.nodes.training_graphs import subject_node, train_node, upload_cat
 
 
 def _save(path: Path, tensors: dict[str, torch.Tensor]) -> None:

@@ -14,8 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from subjectbooth.scripts.comfy_server import ComfyClient, ComfyServer
-from subjectbooth.tests.comfy.test_fuzz_nodes import _routes
+from subjectbooth.tests.comfy_server import ComfyClient, ComfyServer
+from subjectbooth.tests.nodes.test_fuzz_nodes import _routes
 from subjectbooth.trainer.files.safefile import to_bytes
 
 SECRET = "SECRETWORD"

@@ -14,9 +14,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.scripts.comfy_server import ComfyClient
-from subjectbooth.tests.comfy.graphs import node
-from subjectbooth.tests.comfy.training_graphs import SIZE, cat_photos, subject_node, train_node, upload_cat
+from subjectbooth.tests.comfy_server import ComfyClient
+from subjectbooth.tests.nodes.graphs import node
+from subjectbooth.tests.nodes.training_graphs import SIZE, cat_photos, subject_node, train_node, upload_cat
 from subjectbooth.trainer.__main__ import main, parser, read_subject
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.files.safefile import read_metadata

@@ -16,10 +16,10 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from subjectbooth.scripts.comfy_server import ComfyClient, NodeFailed, PromptRejected
-from subjectbooth.tests.comfy.fuzz_values import is_refused_as, refusals_of
-from subjectbooth.tests.comfy.graphs import Graph, node
+from subjectbooth.tests.comfy_server import ComfyClient, NodeFailed, PromptRejected
 from subjectbooth.tests.conftest import ROOT
+from subjectbooth.tests.nodes.fuzz_values import is_refused_as, refusals_of
+from subjectbooth.tests.nodes.graphs import Graph, node
 from subjectbooth.trainer.subject.photo import Photo
 from subjectbooth.trainer.subject.photos import list_photos, read_photo
 from subjectbooth.trainer.subject.subject import make_subject

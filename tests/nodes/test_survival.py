@@ -11,10 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.scripts.comfy_server import ComfyClient, ComfyServer, Interrupted, NodeFailed
-from subjectbooth.tests.comfy.graphs import Graph, node
-from subjectbooth.tests.comfy.training_graphs import apply_node, subject_node, train_node, upload_cat
+from subjectbooth.tests.comfy_server import ComfyClient, ComfyServer, Interrupted, NodeFailed
 from subjectbooth.tests.fuzzing import is_clean
+from subjectbooth.tests.nodes.graphs import Graph, node
+from subjectbooth.tests.nodes.training_graphs import apply_node, subject_node, train_node, upload_cat
 from subjectbooth.trainer.files.safefile import read_metadata
 from subjectbooth.trainer.learn import checkpoint
 

@@ -6,9 +6,9 @@ import json
 
 import pytest
 
-from subjectbooth.scripts.comfy_server import ComfyClient, NodeFailed
-from subjectbooth.tests.comfy.graphs import node
-from subjectbooth.tests.comfy.training_graphs import apply_node, subject_node, train_node, upload_cat
+from subjectbooth.tests.comfy_server import ComfyClient, NodeFailed
+from subjectbooth.tests.nodes.graphs import node
+from subjectbooth.tests.nodes.training_graphs import apply_node, subject_node, train_node, upload_cat
 
 LONG = ", ".join(["a photo of an (ohwx:1.3) cat on a blue blanket beside a window"] * 9)
 

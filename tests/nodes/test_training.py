@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from subjectbooth.scripts.comfy_server import ComfyClient, NodeFailed
-from subjectbooth.tests.comfy.graphs import Graph, node, text_to_image
-from subjectbooth.tests.comfy.training_graphs import (
+from subjectbooth.tests.comfy_server import ComfyClient, NodeFailed
+from subjectbooth.tests.nodes.graphs import Graph, node, text_to_image
+from subjectbooth.tests.nodes.training_graphs import (
     apply_node,
     subject_node,
     train_and_sample,

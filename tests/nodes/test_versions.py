@@ -16,9 +16,9 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.scripts.comfy_server import ComfyClient, ComfyServer, RunResult
-from subjectbooth.tests.comfy.graphs import Graph, node
-from subjectbooth.tests.comfy.training_graphs import train_and_sample, upload_cat
+from subjectbooth.tests.comfy_server import ComfyClient, ComfyServer, RunResult
+from subjectbooth.tests.nodes.graphs import Graph, node
+from subjectbooth.tests.nodes.training_graphs import train_and_sample, upload_cat
 from subjectbooth.trainer.files.storage import sha256_of
 
 OTHER = os.environ.get("SUBJECTBOOTH_OTHER_COMFYUI")

@@ -11,10 +11,10 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.scripts.comfy_server import ComfyClient
-from subjectbooth.tests.comfy.graphs import node
-from subjectbooth.tests.comfy.test_shell import losses_of, run_here, write_photos
-from subjectbooth.tests.comfy.training_graphs import SIZE, cat_photos, subject_node, train_node, upload_cat
+from subjectbooth.tests.comfy_server import ComfyClient
+from subjectbooth.tests.nodes.graphs import node
+from subjectbooth.tests.nodes.test_shell import losses_of, run_here, write_photos
+from subjectbooth.tests.nodes.training_graphs import SIZE, cat_photos, subject_node, train_node, upload_cat
 from subjectbooth.trainer.base.stored.stored_base import BaseModel, load_base
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone

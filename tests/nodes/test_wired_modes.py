@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.scripts.comfy_server import find_comfyui
+from subjectbooth.tests.comfy_server import find_comfyui
 from subjectbooth.trainer.files.storage import sha256_of
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -35,7 +35,7 @@ def read(request: pytest.FixtureRequest, tiny_checkpoint: Path, tiny_style_lora:
     done = subprocess.run(
         [
             sys.executable,
-            str(ROOT / "tests" / "comfy" / "wired_modes.py"),
+            str(ROOT / "tests" / "nodes" / "wired_modes.py"),
             str(comfyui),
             request.param,
             str(tiny_checkpoint),

@@ -6,7 +6,7 @@ import io
 from functools import cache
 from typing import Any
 
-from subjectbooth.tests.comfy.graphs import Graph, node, text_to_image
+from subjectbooth.tests.nodes.graphs import Graph, node, text_to_image
 
 SIZE = 64
 

@@ -10,7 +10,7 @@ from types import ModuleType
 
 import pytest
 
-SCRIPTS = Path(__file__).resolve().parent.parent / "scripts"
+SCRIPTS = Path(__file__).resolve().parents[2] / "scripts"
 NEWER = """# as a newer ComfyUI lists them
 comfyui-frontend-package==1.49.6
 comfyui-workflow-templates==0.11.44

@@ -1,4 +1,4 @@
-"""The converter from the editor's workflow files to the API format. (Against the real editor: tests/ui.)"""
+"""The converter from the editor's workflow files to the API format. (Against the real editor: tests/js.)"""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Kill trainings again and again, compare what they end with, and write down what was seen: docs/reliability.md.
 
-python scripts/soak.py [--kills 42] [--comfyui-kills 10] [--fork-kills 50] [--inputs 10000] [--runs 50] [--seed 1]
-                       [--only KIND] [--steps 24] [--no-write]
+python tests/soak [--kills 42] [--comfyui-kills 10] [--fork-kills 50] [--inputs 10000] [--runs 50] [--seed 1]
+                  [--only KIND] [--steps 24] [--no-write]
 """
 
 from __future__ import annotations
@@ -18,13 +18,16 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from comfy_server import FP32_FLAGS
-from reliability_page import write_page
-from setup_env import ROOT, Environment, ensure_environment
-from soak_comfyui import PLANS as COMFYUI_PLANS
-from soak_comfyui import kill_comfyui
-from soak_shell import PLANS, kill_plan
+sys.path.extend(str(Path(__file__).resolve().parents[2] / name) for name in ("tests", "scripts"))
 
+from comfy_server import FP32_FLAGS
+from setup_env import ROOT, Environment, ensure_environment
+from soak.comfyui import PLANS as COMFYUI_PLANS
+from soak.comfyui import kill_comfyui
+from soak.page import write_page
+from soak.shell import PLANS, kill_plan
+
+TESTS = ROOT / "tests"
 MATERIAL = """
 import sys, types
 from pathlib import Path
@@ -41,8 +44,8 @@ for path, size in zip(cats, ((160, 160), (160, 110), (110, 160))):
         photo.convert("RGB").crop((0, 0, *size)).save(photos / path.name)
 print(tiny_checkpoint(root / ".cache" / "tiny"))
 """
-TRACE = "comfy/test_memory.py"
-FUZZ = {"files": ("test_fuzz_files.py",), "inputs": ("comfy/test_fuzz_nodes.py",)}
+TRACE = "nodes/test_memory.py"
+FUZZ = {"files": ("trainer/files/test_fuzz_files.py",), "inputs": ("nodes/test_fuzz_nodes.py",)}
 
 
 def make_material(environment: Environment, photos: Path) -> Path:
@@ -58,8 +61,8 @@ def run_tests(environment: Environment, files: tuple[str, ...], settings: dict[s
     with tempfile.TemporaryDirectory() as folder:
         report = Path(folder) / "report.jsonl"
         env = {**os.environ, **settings, "SUBJECTBOOTH_REPORT": str(report), "COMFYUI_PATH": str(environment.comfyui)}
-        command = [str(environment.python), "-m", "pytest", "-c", str(ROOT / "tests" / "pytest.ini"), "-s", *files]
-        if subprocess.run(command, cwd=ROOT / "tests", env=env, stdin=subprocess.DEVNULL).returncode:
+        command = [str(environment.python), "-m", "pytest", "-c", str(TESTS / "pytest.ini"), "-s", *files]
+        if subprocess.run(command, cwd=TESTS, env=env, stdin=subprocess.DEVNULL).returncode:
             raise SystemExit("A test failed: nothing is written.")
         return [json.loads(line) for line in report.read_text("utf-8").splitlines()] if report.exists() else []
 
@@ -70,7 +73,7 @@ def _shares(total: int, parts: int) -> list[int]:
 
 
 def main(arguments: list[str]) -> int:
-    parser = argparse.ArgumentParser(prog="python scripts/soak.py", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(prog="python tests/soak", description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=42, help="Kills of trainings from a shell.")
     parser.add_argument("--comfyui-kills", type=int, default=10, help="Kills of ComfyUI while it trains.")
     parser.add_argument("--fork-kills", type=int, default=50, help="Kills of each kind of run in forks. 0: none.")
@@ -126,7 +129,7 @@ def main(arguments: list[str]) -> int:
             "forks",
             run_tests(
                 environment,
-                ("test_kill.py",),
+                ("trainer/runs/test_kill.py",),
                 {"SUBJECTBOOTH_KILLS": str(options.fork_kills), "SUBJECTBOOTH_FUZZ_SEED": str(options.seed)},
             ),
         )

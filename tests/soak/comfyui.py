@@ -10,7 +10,7 @@ from typing import Any
 
 from comfy_server import ComfyClient, ComfyServer, copy_file
 from setup_env import ROOT, Environment
-from soak_shell import CHECKPOINT_SECONDS, Place, Tally
+from soak.shell import CHECKPOINT_SECONDS, Place, Tally
 
 PLANS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "in ComfyUI, class images": ({}, {}),

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from soak.shell import CHECKPOINT_SECONDS
+
 PAGE = """# Reliability: what was tried, and what was seen
 
 Written by the parts of `make soak`: what each measured, on what and when. The raw figures are in `reliability.json`
@@ -18,8 +20,8 @@ Each training below was ended with `kill -9` at random moments and started again
 class images and the loss of every step were compared with those of the same training that was never killed. A kill
 costs the steps since the last checkpoint and the step it falls into, and of the class images the batch it falls into.
 
-The trainer's run on a model of a few thousand weights, in forks of one process (`tests/kill_driver.py`), with a
-checkpoint after every step:
+The trainer's run on a model of a few thousand weights, in forks of one process
+(`tests/trainer/runs/kill_driver.py`), with a checkpoint after every step:
 
 {forks}
 
@@ -60,8 +62,6 @@ NONE = "Not measured yet."
 
 def write_page(path: Path, found: dict[str, dict[str, Any]]) -> Path:
     """Write the page; a part that was not measured now keeps the figures of its last time."""
-    from soak_shell import CHECKPOINT_SECONDS
-
     raw = path.with_suffix(".json")
     known: dict[str, dict[str, Any]] = json.loads(raw.read_text("utf-8")) if raw.is_file() else {}
     known.update(found)

@@ -12,16 +12,16 @@ from pathlib import Path
 
 import pytest
 
-from subjectbooth.scripts.comfy_server import find_comfyui
+from subjectbooth.tests.comfy_server import find_comfyui
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.mark.skipif(not os.environ.get("SUBJECTBOOTH_SLOW"), reason="starts the program four times: some minutes")
 def test_killed_trainings_end_bit_identical() -> None:
     command = [
         sys.executable,
-        str(ROOT / "scripts" / "soak.py"),
+        str(ROOT / "tests" / "soak"),
         "--only",
         "all of it",
         "--kills",

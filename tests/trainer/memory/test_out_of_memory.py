@@ -24,7 +24,7 @@ CONFIG = TrainConfig(steps=4, learning_rate=1e-3, rank=4, network_alpha=4.0, res
 
 @pytest.fixture(autouse=True)
 def _one_queue(torch_threads: Callable[[int], None]) -> None:
-    """A GPU takes a batch whole; a CPU would share it out to its threads (tests/test_side_by_side.py)."""
+    """A GPU takes a batch whole; a CPU would share it out to its threads (tests/trainer/learn/test_side_by_side.py)."""
     torch_threads(1)
 
 

@@ -263,7 +263,7 @@ package.__path__ = [sys.argv[1]]
 sys.modules["subjectbooth"] = package
 import torch
 from pathlib import Path
-from subjectbooth.tests.test_priors import RECIPE, Sampler
+from subjectbooth.tests.trainer.preserve.test_priors import RECIPE, Sampler
 from subjectbooth.trainer.preserve.priors import PriorStore, make_missing
 store = PriorStore(Path(sys.argv[2]), RECIPE)
 pictures, notes = store.load()

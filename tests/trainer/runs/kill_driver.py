@@ -1,7 +1,7 @@
 """Runs that are killed with SIGKILL at random moments, many in a minute: one process loads everything and forks them.
 
-python tests/kill_driver.py FOLDER KILLS SEED, where KILLS is for each kind of run; prints a JSON line a kind. The model
-is that of tests/small_base.py; the same is done to the whole program, a process each, by scripts/soak.py. Torch cannot
+python kill_driver.py FOLDER KILLS SEED, where KILLS is for each kind of run; prints a JSON line a kind. The model
+is that of tests/small_base.py; the same is done to the whole program, a process each, by tests/soak. Torch cannot
 go backward in a fork of a process that has done so, so the runs that are never killed are forked too.
 """
 
@@ -19,7 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 package = types.ModuleType("subjectbooth")
 package.__path__ = [str(ROOT)]
 sys.modules.setdefault("subjectbooth", package)

@@ -10,7 +10,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.tests.test_run import CONFIG, _lora, _read, _run
+from subjectbooth.tests.trainer.runs.test_run import CONFIG, _lora, _read, _run
 from subjectbooth.trainer.events import Event, Finished, Started, StepDone, Validation, ValidationStep
 from subjectbooth.trainer.runs.run import Run
 

@@ -20,7 +20,7 @@ from subjectbooth.trainer.events import Finished, StepDone
 from subjectbooth.trainer.files.lock import owned
 from subjectbooth.trainer.runs.run import Run
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 HOLDER = """
 import sys, time, types
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The shell trainer as somebody who may not write: python tests/read_only_child.py FOLDER, with FOLDER/cases.json.
+"""The shell trainer as somebody who may not write: python read_only_child.py FOLDER, with FOLDER/cases.json.
 
 It is a process of its own because it gives its rights away for good. As root it becomes nobody, after one training has
 loaded all that is loaded late: afterwards Python's own files may be out of reach. Prints a JSON line for each case.
@@ -17,7 +17,7 @@ import traceback
 import types
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[3]
 package = types.ModuleType("subjectbooth")
 package.__path__ = [str(ROOT)]
 sys.modules.setdefault("subjectbooth", package)

@@ -19,8 +19,8 @@ import pytest
 
 from subjectbooth.tests.fuzzing import is_clean
 from subjectbooth.tests.layout_pair import write_pair
-from subjectbooth.tests.read_only_child import NO_RIGHT, ROOT, digests
 from subjectbooth.tests.small_base import write_cat_photos
+from subjectbooth.tests.trainer.shell.read_only_child import NO_RIGHT, digests
 
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has other rights, and no other user to become")
 
@@ -110,7 +110,7 @@ def tried(folder: Path) -> dict[str, Any]:
     plan["cases"]["found again"] = arguments("done", [])
     (folder / "cases.json").write_text(json.dumps(plan), "utf-8")
     done = subprocess.run(
-        [sys.executable, str(ROOT / "tests" / "read_only_child.py"), str(folder)],
+        [sys.executable, str(Path(__file__).with_name("read_only_child.py")), str(folder)],
         capture_output=True,
         text=True,
         encoding="utf-8",

@@ -14,9 +14,9 @@ from PIL import Image, ImageCms, ImageFile
 from skimage import data
 
 from subjectbooth.trainer.errors import SubjectBoothError
+from subjectbooth.trainer.subject import notes as photo_notes
+from subjectbooth.trainer.subject import photos
 from subjectbooth.trainer.subject.photos import list_photos, read_photo
-from subjectbooth.trainer.subject.subject import notes as photo_notes
-from subjectbooth.trainer.subject.subject import photos
 
 CAT = data.chelsea()[:, :, :3]  # 300 x 451, a photograph of a cat
 

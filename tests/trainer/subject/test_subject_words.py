@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from subjectbooth.scripts.comfy_server import find_comfyui
+from subjectbooth.tests.comfy_server import find_comfyui
 from subjectbooth.tests.conftest import ROOT
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.subject.captions import article, caption_file_of, check_template, fill, read_caption
