@@ -143,7 +143,6 @@ def checkpoint(environment: Any, family: str) -> Path:
             ]
             subprocess.run([str(environment.python), *command], cwd=environment.comfyui, check=True)
         else:
-            sys.path.insert(0, str(ROOT / "tests"))
             import tiny
 
             copy_file(tiny.tiny_checkpoint(CACHE / "tiny"), part)
