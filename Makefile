@@ -38,7 +38,7 @@ test-newest:
 	@$(PYTHON) scripts/run_tests.py --comfyui
 
 soak:
-	@$(PYTHON) scripts/soak.py
+	@$(PYTHON) tests/soak
 
 lint:
 	@$(PYTHON) scripts/lint.py

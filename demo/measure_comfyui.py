@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -29,7 +30,8 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 @contextmanager
 def comfyui() -> Iterator[Any]:
     """A client of a new real ComfyUI with this pack, on folders of its own."""
-    from scripts.comfy_server import FP32_FLAGS, ComfyClient, ComfyServer, exit_on_sigterm, find_comfyui
+    sys.path.append(str(ROOT / "tests"))
+    from comfy_server import FP32_FLAGS, ComfyClient, ComfyServer, exit_on_sigterm, find_comfyui
 
     found = find_comfyui(ROOT)
     if found is None:

@@ -7,7 +7,7 @@ where they are installed, ComfyUI (0.33 or newer) where COMFYUI_PATH names it. E
 when something did, and with 2 without a GPU. `--cpu` runs the same checks with a small model on the CPU, which shows
 that they themselves run.
 
-The project's machines have no GPU: no card has run this yet. The same checks are the tests of tests/test_gpu.py.
+The project's machines have no GPU: no card has run this yet. The same checks are the tests of tests/card/test_gpu.py.
 """
 
 from __future__ import annotations

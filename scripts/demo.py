@@ -21,6 +21,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+
 from comfy_server import (
     ENDS,
     FP32_FLAGS,

@@ -71,6 +71,7 @@ def main() -> int:
 
 def in_comfyui(comfyui: Path, scratch: Path) -> None:
     """One graph: train, apply, sample. Prints the most memory that ComfyUI's process had."""
+    sys.path.append(str(ROOT / "tests"))
     from comfy_server import FP32_FLAGS, ComfyClient, ComfyServer
 
     server = ComfyServer(comfyui, scratch, packs={"SubjectBooth": ROOT}, args=[*FP32_FLAGS, "--disable-api-nodes"])

@@ -10,13 +10,15 @@ import subprocess
 import sys
 from pathlib import Path
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+
 from comfy_server import link_directory
 from setup_env import CACHE, ROOT, ensure_environment
 
 # The repo root is a package under a name that only ComfyUI gives it. mypy needs one: a link of that name.
 ALIAS = CACHE / "mypy"
 PACKAGES = ("trainer", "nodes", "demo", "benchmarks")
-SCRIPTS = sorted(path.name for path in (ROOT / "scripts").glob("*.py"))
+SCRIPTS = sorted((ROOT / "scripts").glob("*.py")) + sorted((ROOT / "tests" / "soak").glob("[!t]*.py"))
 
 
 def main() -> int:
@@ -29,12 +31,12 @@ def main() -> int:
     checks: list[tuple[str, list[str], Path]] = [
         ("ruff", [python, "-m", "ruff", "check", "."], ROOT),
         ("mypy, the packages", [*mypy, *packages], ALIAS),
-        ("mypy, the scripts", [*mypy, *SCRIPTS], ROOT / "scripts"),
+        ("mypy, the scripts", [*mypy, *map(str, SCRIPTS)], ROOT / "scripts"),
     ]
     failed = []
     for name, command, folder in checks:
         print(f"--- {name}", flush=True)
-        env = {**os.environ, "MYPYPATH": str(folder)}
+        env = {**os.environ, "MYPYPATH": os.pathsep.join((str(folder), str(ROOT / "tests")))}
         if subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL).returncode:
             failed.append(name)
     if failed:

@@ -21,11 +21,11 @@ import uuid
 from pathlib import Path
 from typing import Any
 
-from comfy_server import FP32_FLAGS, ComfyClient, ComfyServer
-from setup_env import CACHE, ROOT, ensure_environment
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
-sys.path.append(str(ROOT / "tests" / "ui"))
-from browser import OUT_OF_THE_WAY, READY, Browser, Page  # type: ignore[import-not-found]
+from comfy_server import FP32_FLAGS, ComfyClient, ComfyServer
+from js.browser import OUT_OF_THE_WAY, READY, Browser, Page
+from setup_env import CACHE, ROOT, ensure_environment
 
 EXAMPLES = ROOT / "example_workflows"
 FIRST = "train_and_sample"

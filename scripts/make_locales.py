@@ -7,7 +7,10 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 from typing import Any
+
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 
 from comfy_server import FP32_FLAGS, ComfyClient, ComfyServer
 from setup_env import CACHE, ROOT, ensure_environment

@@ -55,10 +55,10 @@ def editor(environment: Environment, arguments: list[str]) -> int:
 
 
 def comfyui(environment: Environment, arguments: list[str]) -> int:
-    # Both must train the same (tests/comfy/test_versions.py).
+    # Both must train the same (tests/nodes/test_versions.py).
     usual = str(get_comfyui(CACHE / "comfyui", str(environment.python)))
     print(f"\n=== Nodes and panels in {environment.comfyui}", flush=True)
-    return run(environment, ["comfy", "ui", *arguments], **{OTHER_COMFYUI: os.environ.get(OTHER_COMFYUI, usual)})
+    return run(environment, ["nodes", "js", *arguments], **{OTHER_COMFYUI: os.environ.get(OTHER_COMFYUI, usual)})
 
 
 def main(arguments: list[str]) -> int:

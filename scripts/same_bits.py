@@ -18,6 +18,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
+
 from comfy_server import FP32_FLAGS, ComfyClient, ComfyServer, copy_file, exit_on_sigterm
 from setup_env import CACHE, ROOT, ensure_environment
 
@@ -134,14 +136,13 @@ def checkpoint(environment: Any, family: str) -> Path:
         part = path.with_suffix(".part")
         if family == "sdxl":
             command = [
-                str(ROOT / "tests" / "comfy" / "write_layout.py"),
+                str(ROOT / "tests" / "nodes" / "write_layout.py"),
                 str(environment.comfyui),
                 "SDXL",
                 str(part),
             ]
             subprocess.run([str(environment.python), *command], cwd=environment.comfyui, check=True)
         else:
-            sys.path.insert(0, str(ROOT / "tests"))
             import tiny
 
             copy_file(tiny.tiny_checkpoint(CACHE / "tiny"), part)

@@ -28,7 +28,8 @@ if "subjectbooth" not in sys.modules:
     _package.__path__ = [str(ROOT)]
     sys.modules["subjectbooth"] = _package
 
-from subjectbooth.scripts.comfy_server import (  # noqa: E402
+from subjectbooth.tests import tiny  # noqa: E402
+from subjectbooth.tests.comfy_server import (  # noqa: E402
     FP32_FLAGS,
     ComfyClient,
     ComfyServer,
@@ -36,13 +37,12 @@ from subjectbooth.scripts.comfy_server import (  # noqa: E402
     exit_on_sigterm,
     find_comfyui,
 )
-from subjectbooth.tests import tiny  # noqa: E402
 
 # Files whose tests also run with the oldest libraries that requirements.txt allows. In other files single tests have
 # the mark `oldest`: together, the ways into diffusers, peft, accelerate and transformers, in a shell and in ComfyUI.
-OLDEST = ("test_loss.py", "test_packaging.py")
+OLDEST = ("trainer/learn/test_loss.py", "test_packaging.py")
 
-PACKS = {"SubjectBooth": ROOT, "probe_nodes": ROOT / "tests" / "comfy" / "probe_nodes"}
+PACKS = {"SubjectBooth": ROOT, "probe_nodes": ROOT / "tests" / "nodes" / "probe_nodes"}
 
 
 def pytest_configure() -> None:
@@ -55,7 +55,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(ROOT / "tests").as_posix() in OLDEST:
             item.add_marker(pytest.mark.oldest)
-        if item.path.parent.name == "ui":
+        if item.path.parent.name == "js":
             item.add_marker(pytest.mark.editor)
         if {"comfy", "comfy_factory"} & set(getattr(item, "fixturenames", ())):
             item.add_marker(pytest.mark.comfy)

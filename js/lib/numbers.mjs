@@ -1,4 +1,4 @@
-// Pure functions of the training panel: no page, no ComfyUI. tests/ui/test_panel_units.py runs them.
+// Pure functions of the training panel: no page, no ComfyUI. tests/js/test_panel_units.py runs them.
 
 /** Mean over a window of `radius` points to both sides; near the ends the window shrinks evenly. */
 export function smooth(points, radius) {

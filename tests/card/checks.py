@@ -1,5 +1,5 @@
-"""What only a GPU can show, as functions: scripts/check_gpu.py runs them all and prints a table, tests/test_gpu.py has
-each as a test. On a CPU, which is for seeing that they themselves run, the model is small.
+"""What only a GPU can show, as functions: scripts/check_gpu.py runs them all and prints a table, test_gpu.py has each
+as a test. On a CPU, which is for seeing that they themselves run, the model is small.
 
 Each takes a :class:`Bench` and returns its figure as a sentence. It raises AssertionError where the figure is wrong and
 :class:`NotHere` where something is missing that it needs.
@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 
-from subjectbooth.trainer.machine import attention
+from subjectbooth.trainer.machine import attention, numerics
 from subjectbooth.trainer.machine.numerics import has_tf32
 
 from .bench import Bench, NotHere, Trained, empty, train
@@ -29,7 +29,7 @@ PLAN_MARGIN = 0.15
 @cache
 def reference(bench: Bench) -> Trained:
     """The training that others are held against: fp32 without TF32."""
-    with mock.patch.object(attention, "has_tf32", lambda device: False):
+    with mock.patch.object(numerics, "has_tf32", lambda device: False):
         return train(bench)
 
 
@@ -56,7 +56,7 @@ def _close(found: Trained, wanted: Trained, losses: float, norms: float) -> str:
 
 def fp32(bench: Bench) -> str:
     """Without TF32 two runs of the same settings agree."""
-    with mock.patch.object(attention, "has_tf32", lambda device: False):
+    with mock.patch.object(numerics, "has_tf32", lambda device: False):
         again = train(bench)
     same = all(torch.equal(again.lora[name], tensor) for name, tensor in reference(bench).lora.items())
     figure = _close(again, reference(bench), 1e-4, 1e-2)

@@ -12,8 +12,8 @@ import safetensors
 import torch
 
 from subjectbooth.scripts import full_size
-from subjectbooth.scripts.comfy_server import ComfyClient, ComfyServer, copy_file
 from subjectbooth.tests import tiny
+from subjectbooth.tests.comfy_server import ComfyClient, ComfyServer, copy_file
 
 from .bench import Bench, NotHere
 from .checks import CHECKS

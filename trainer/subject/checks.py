@@ -14,7 +14,7 @@ from .photo import Photo
 ENOUGH_PHOTOS = 3
 _HASH_SIDE = 16
 # Measured on six photographs: recompressed, rescaled and brightened copies differ in at most 7 of 256 bits,
-# crops that keep 95 % of the picture in 25 and more (tests/test_subject.py).
+# crops that keep 95 % of the picture in 25 and more (tests/trainer/subject/test_subject.py).
 _SAME_BITS = 16
 _SAME_COLOUR = 16.0
 _BLUR_SIDE = 512

@@ -1,0 +1,301 @@
+// Unit tests of the training panel's pure functions. test_panel_units.py runs them in Chromium, `node` by hand:
+//   node -e 'import("./tests/js/panel_units.mjs").then(({ run }) => console.log(run()))'
+import { keyOf, nodeAt, nodeOf, noteLoaded, pathOf } from "../../js/lib/node_path.mjs";
+import { colourOf, shownSeries, stepAt } from "../../js/lib/loss_chart.mjs";
+import {
+  Series, halved, nearest, readableBytes, readableSeconds, readableTime, scale, smooth, smoothingRadius, ticks, valueRange,
+} from "../../js/lib/numbers.mjs";
+import { merged, moved } from "../../js/lib/photos.mjs";
+import { TrainState } from "../../js/lib/train_state.mjs";
+import { TrainView } from "../../js/lib/train_view.mjs";
+import { wordsOf } from "../../js/lib/train_words.mjs";
+
+function same(found, expected, what = "") {
+  const [one, two] = [JSON.stringify(found), JSON.stringify(expected)];
+  if (one !== two) throw new Error(`${what} found ${one}, expected ${two}`);
+}
+
+function near(found, expected, what = "") {
+  if (!(Math.abs(found - expected) < 1e-9)) throw new Error(`${what} found ${found}, expected ${expected}`);
+}
+
+const message = (step, more = {}) => ({
+  node: "11", run: "r", state: "training", step, steps: 10_000, seconds: 0.5, eta: 9, ...more,
+});
+
+const tests = {
+  "smoothing keeps steps, a constant and a line"() {
+    const flat = [...Array(50)].map((_, step) => [step, 3]);
+    same(smooth(flat, 5), flat);
+    const rising = smooth([...Array(50)].map((_, step) => [step, step]), 4);
+    near(rising[25][1], 25);
+    same(rising.length, 50);
+    same(smooth([], 3), []);
+    same(smooth([[7, 2]], 3), [[7, 2]]);
+  },
+  "smoothing takes the noise out and no point from outside its window"() {
+    const noisy = [...Array(200)].map((_, step) => [step, step % 2]);
+    for (const [step, value] of smooth(noisy, 10).slice(10, -10)) {
+      if (Math.abs(value - 0.5) > 0.05) throw new Error(`${value} at ${step}`);
+    }
+    const jump = smooth([...Array(100)].map((_, step) => [step, step < 50 ? 0 : 1]), 5);
+    same([jump[40][1], jump[60][1]], [0, 1]);
+    const end = smooth([...Array(20), 9].map((value, step) => [step, value ?? 0]), 8).at(-1)[1];
+    if (end > 9 / 4) throw new Error(`a single last jump of 9 shows as ${end}`);
+  },
+  "a radius is a twentieth and at least two"() {
+    same([0, 10, 100, 2000].map(smoothingRadius), [2, 2, 5, 100]);
+  },
+  "halving keeps the mean of the steps and of the values"() {
+    same(halved([[1, 1], [2, 3], [3, 5], [4, 7]]), [[1.5, 2], [3.5, 6]]);
+    same(halved([[1, 1], [2, 3], [3, 5]]), [[1.5, 2], [3, 5]]);
+  },
+  "a series is bounded, whole in its range and true in its mean"() {
+    const series = new Series(100);
+    for (let step = 1; step <= 10_000; step += 1) series.add([[step, step]]);
+    if (series.points.length > 100 || series.points.length < 40) throw new Error(`${series.points.length} points`);
+    for (const [step, value] of series.points) near(value, step);
+    same(series.points.at(-1)[0] > 9_800, true, "the end");
+    same(series.points.every(([step], at) => !at || step > series.points[at - 1][0]), true, "the order");
+  },
+  "a series takes no point twice and no nonsense"() {
+    const series = new Series();
+    series.add([[1, 0.5], [2, 0.4], [2, 9], [1, 9], [3, NaN], [4, null], [5, 0.3]]);
+    same(series.points, [[1, 0.5], [2, 0.4], [5, 0.3]]);
+    series.cut(2);
+    same([series.points, series.last], [[[1, 0.5], [2, 0.4]], 0.4]);
+  },
+  "ticks are round and inside"() {
+    same(ticks(0, 100, 5), [0, 20, 40, 60, 80, 100]);
+    same(ticks(0.013, 0.047, 4), [0.02, 0.03, 0.04]);
+    same(ticks(-1, 1, 4), [-1, -0.5, 0, 0.5, 1]);
+    same(ticks(3, 3, 4), [3]);
+    same(ticks(0, 1, 5).at(-1), 1);
+  },
+  "the range shows every smoothed point and leaves single peaks out"() {
+    const raw = [...Array(200)].map((_, step) => [step, 0.1 + 0.001 * (step % 10)]);
+    raw[77] = [77, 50];
+    const [low, high] = valueRange([raw], [[[0, 0.4]]]);
+    same([low <= 0.1, low >= 0, high >= 0.4, high < 1], [true, true, true, true], `${low} ${high}`);
+    same(valueRange([], []), [0, 1]);
+    const [below, above] = valueRange([[[1, 2], [2, 2]]], []);
+    same(below < 2 && above > 2, true);
+  },
+  "scales go both ways and survive an empty range"() {
+    near(scale(0, 10, 100, 200)(5), 150);
+    near(scale(0, 10, 200, 100)(10), 100);
+    near(scale(3, 3, 7, 9)(3), 7);
+  },
+  "the nearest point"() {
+    const points = [[1, 0], [5, 1], [9, 2]];
+    same([0, 2.9, 3.1, 7.1, 99].map((step) => nearest(points, step)[0]), [1, 1, 5, 9, 9]);
+    same(nearest([], 3), null);
+  },
+  "times, seconds and bytes as people read them"() {
+    same([0, 5, 65, 3661, 59.6, null, undefined, NaN].map(readableTime),
+      ["0:00", "0:05", "1:05", "1:01:01", "1:00", "–", "–", "–"]);
+    same([0.0421, 1.25, 12.34, 123.4, NaN].map(readableSeconds), ["0.042", "1.25", "12.3", "123", "–"]);
+    same([0, 812, 1536, 3.3 * 2 ** 20, 12 * 2 ** 30, NaN].map(readableBytes),
+      ["0 B", "812 B", "1.5 KB", "3.3 MB", "12.0 GB", "–"]);
+  },
+  "paths lead into subgraphs and back"() {
+    const graph = (nodes) => {
+      const made = { nodes, getNodeById: (id) => nodes.find((node) => node.id === id) ?? null };
+      for (const node of nodes) node.graph = made;
+      return made;
+    };
+    const [deep, beside] = [{ id: 3 }, { id: 3 }];
+    const root = graph([beside, { id: 12, subgraph: graph([{ id: 5, subgraph: graph([deep]) }]) }]);
+    same([nodeAt(root, "12:5:3") === deep, nodeAt(root, "3") === beside], [true, true]);
+    same([nodeAt(root, "12:9:3"), nodeAt(root, "3:3"), nodeAt(root, ""), nodeAt(null, "3")], [null, null, null, null]);
+    same([pathOf(root, deep), pathOf(root, beside), pathOf(root, { id: 3 })], ["12:5:3", "3", null]);
+  },
+  "a workflow without an id of its own has no key to remember a run by"() {
+    const root = { nodes: [] };
+    const node = { id: 11, graph: root };
+    const keyIn = (id) => keyOf(Object.assign(root, { id }), node);
+    same([undefined, "00000000-0000-0000-0000-000000000000", "a-b"].map(keyIn), [null, null, "a-b/11"]);
+    same(keyOf(root, { id: 11 }), null);
+  },
+  "a message of another workflow is not for the node of the same number"() {
+    const node = { id: 5 };
+    const root = { id: "a-b", getNodeById: (id) => (id === 5 ? node : undefined) };
+    const found = (id, workflow) => nodeOf({ ...root, id }, { node: "5", workflow }) === node;
+    same([found("a-b", "a-b"), found("a-b", "c-d"), found("a-b", ""), found("a-b", undefined)], [true, false, true, true]);
+    same([found(undefined, "c-d"), found("00000000-0000-0000-0000-000000000000", "c-d")], [true, true]);
+  },
+  "a workflow that was given its id by the editor still hears of what it queued without one"() {
+    const kept = new Map();
+    const storage = { getItem: (key) => kept.get(key) ?? null, setItem: (key, value) => kept.set(key, value) };
+    const node = { id: 5 };
+    const [noId, getNodeById] = ["00000000-0000-0000-0000-000000000000", () => node];
+    const found = (id, workflow) => nodeOf({ id, getNodeById }, { node: "5", workflow }, storage) === node;
+    noteLoaded("own", { id: "own" }, storage);
+    noteLoaded(undefined, { id: noId }, storage);
+    same([found("own", noId), found("new", noId)], [false, false]);
+    noteLoaded(noId, { id: "new" }, storage);
+    noteLoaded(undefined, { id: "newer" }, storage);
+    same([found("new", noId), found("newer", noId), found("new", "newer"), found("own", noId)], [true, true, false, false]);
+    for (let count = 0; count < 60; count += 1) noteLoaded(undefined, { id: `other ${count}` }, storage);
+    same([found("new", noId), found("other 59", noId), [...kept.values()][0].length < 1000], [false, true, true]);
+    kept.set([...kept.keys()][0], "{");
+    same(found("other 59", noId), false);
+  },
+  "a run is filled by messages, within bounds over 10,000 of them"() {
+    const state = new TrainState("r");
+    state.take(message(0, { chosen: { precision: "fp32" }, notes: ["one"], seconds: undefined }));
+    for (let step = 1; step <= 10_000; step += 1) {
+      state.take(message(step, {
+        series: { loss: [[step, 0.3]], subject: [[step, 0.2]], class: [[step, 0.1]], drift: [[step, 0.5]] }, note: "n",
+        validations: [{ step, prompts: ["p"], images: [{ filename: `${step}.png` }] }], saved: [step],
+      }));
+    }
+    same([...state.series.keys()], ["loss", "subject", "class", "drift"]);
+    same([...state.series.values()].every(({ points }) => points.length <= 2000), true);
+    same([state.validations.length <= 400, state.validations.at(-1).step], [true, 10_000]);
+    same([state.saved.length <= 1000, state.saved.at(-1)], [true, 10_000]);
+    same([state.notes.length, state.step, state.steps, state.atWork, state.kept], [20, 10_000, 10_000, true, false]);
+    near(state.seconds, 0.5);
+    same(JSON.stringify(state).length < 600_000, true);
+  },
+  "the page holds as much after 10,000 messages as after the first"() {
+    if (typeof document === "undefined") return; // run by node
+    const state = new TrainState("r");
+    const view = new TrainView(wordsOf("en"), { viewAddress: ({ filename }) => `data:,${filename}`, sharpness: () => 1 });
+    const counts = [];
+    for (let step = 1; step <= 10_000; step += 1) {
+      state.take(message(step, {
+        series: { loss: [[step, 0.3]], subject: [[step, 0.2]], class: [[step, 0.1]] }, note: "n", saved: [step],
+        validations: [{ step, prompts: ["p", "q"], images: [{ filename: `${step}a` }, { filename: `${step}b` }] }],
+      }));
+      view.show(state);
+      if (step === 10 || step === 10_000) counts.push(view.element.querySelectorAll("*").length);
+    }
+    same(counts[0], counts[1], "elements");
+    same([...view.element.querySelectorAll("img")].map(({ src }) => src), ["data:,10000a", "data:,10000b"]);
+    view.remove();
+  },
+  "pictures drawn anew under their names are shown, and the same ones stay"() {
+    if (typeof document === "undefined") return; // run by node
+    const view = new TrainView(wordsOf("en"), {
+      viewAddress: (image) => `data:,${new URLSearchParams(image)}`, sharpness: () => 1,
+    });
+    const state = new TrainState("r");
+    const drawn = (step, v, prompt) => ({ step, prompts: [prompt], images: [{ filename: `${step}.png`, v }] });
+    const shown = () => [...view.element.querySelectorAll("img")];
+    const told = (...validations) => {
+      state.take(message(9, { validations }));
+      view.show(state);
+      return shown().map(({ src, title }) => [src, title]);
+    };
+    same(told(drawn(5, "1", "a dog")), [["data:,filename=5.png&v=1", "a dog"]]);
+    const [first] = shown();
+    told(drawn(5, "1", "a dog"));
+    same(shown()[0] === first, true, "the same picture");
+    same(told(drawn(5, "2", "a cat")), [["data:,filename=5.png&v=2", "a cat"]]);
+    told(drawn(7, "3", "a cat"));
+    [...view.element.querySelectorAll("button")].find(({ textContent }) => textContent === "Compare").click();
+    told(drawn(8, "4", "a cat"));
+    same(told(drawn(7, "5", "a cow")), [["data:,filename=7.png&v=5", "a cow"], ["data:,filename=8.png&v=4", "a cat"]]);
+    state.take(message(0, { chosen: { precision: "fp32" } }));
+    view.show(state);
+    same(shown().length, 0, "a run that starts again");
+    view.remove();
+  },
+  "a photo is moved to where it was dropped and no other is lost"() {
+    const names = ["a", "b", "c", "d"];
+    for (const from of names.keys()) {
+      for (const to of names.keys()) {
+        const order = moved(names, from, to);
+        same(order[to], names[from], `${from} to ${to}`);
+        same(order.filter((name) => name !== names[from]), names.filter((name) => name !== names[from]));
+      }
+    }
+    for (const [from, to] of [[4, 0], [0, 4], [-1, 0], [0, -1], [NaN, 0], [0, NaN], [0.5, 1]]) {
+      same(moved(names, from, to), names, `${from} to ${to}`);
+    }
+    same(names, ["a", "b", "c", "d"], "the list that was given");
+  },
+  "class images of 10,000 messages are bounded"() {
+    let pictures = [];
+    for (let n = 1; n <= 10_000; n += 1) pictures = merged(pictures, [{ hash: `h${n}`, filename: `${n}.png` }], 500);
+    same([pictures.length, pictures.at(-1).hash], [500, "h10000"]);
+  },
+  "a run that starts again forgets what it makes anew"() {
+    const state = new TrainState("r");
+    for (const step of [1, 2, 3, 4]) state.take(message(step, { series: { subject: [[step, step]] } }));
+    state.take(message(2, { chosen: { precision: "fp32" }, notes: [] }));
+    same(state.series.get("subject").points, [[1, 1], [2, 2]]);
+    state.take(message(3, { series: { subject: [[3, 9]] } }));
+    same(state.series.get("subject").last, 9);
+    state.take(message(3, { chosen: { precision: "fp32", pictures: "1" }, note: "less memory" }));
+    same([state.series.get("subject").last, state.notes], [9, ["less memory"]], "a change in the middle cuts nothing");
+  },
+  "the log fills what came before the messages"() {
+    const state = new TrainState("r");
+    state.take(message(5, { series: { subject: [[5, 5]] }, saved: [5] }));
+    state.fill({
+      run: "r", step: 4, steps: 10, seconds: 0.25, series: { subject: [[1, 1], [2, 2], [3, 3], [4, 4]] }, saved: [2],
+      validations: [{ step: 2, prompts: [], images: [] }], notes: [], chosen: {}, kept: null, result: null,
+      active: { state: "training", step: 5, steps: 10, eta: 3 },
+    });
+    same(state.series.get("subject").points.map(([step]) => step), [1, 2, 3, 4, 5]);
+    same([state.saved, state.validations.length, state.step, state.atWork], [[2, 5], 1, 5, true]);
+  },
+  "what is not at work is finished, kept or to be gone on with"() {
+    const log = { step: 4, steps: 10, series: {}, validations: [], saved: [], notes: [], chosen: {}, active: null };
+    const filled = (more) => {
+      const state = new TrainState("r");
+      state.fill({ ...log, kept: null, result: null, ...more });
+      return state.state;
+    };
+    same(filled({}), "cancelled");
+    same(filled({ kept: 4, result: { step: 4 } }), "kept");
+    same(filled({ step: 10, result: { step: 10 } }), "finished");
+    same(filled({ step: 0 }), "");
+    const state = new TrainState("r");
+    state.take(message(4));
+    state.fill({ ...log, kept: null, result: null });
+    same(state.state, "cancelled", "a run that nobody trains any more is not at work, whatever was heard last");
+    state.done({ run: "r", step: 4, steps: 10, lora: "x" });
+    same([state.kept, state.result.lora], [true, "x"]);
+  },
+  "a result found again shows its own steps, not those that its folder got later"() {
+    const state = new TrainState("r");
+    const points = [[100, 0.3], [300, 0.2], [400, 0.1]];
+    const validations = [100, 300, 400].map((step) => ({ step, images: [] }));
+    state.fill({ run: "r", step: 400, steps: 400, series: { loss: points }, saved: [150, 300, 400], validations });
+    state.done({ run: "r", step: 300, steps: 300, lora: "x" });
+    same(state.series.get("loss").points, points.slice(0, 2));
+    same(state.validations.map(({ step }) => step), [100, 300]);
+    same([state.saved, state.step, state.steps, state.state], [[150, 300], 300, 300, "finished"]);
+    same(state.result.lora, "x");
+  },
+  "curves are drawn by what they are called, new ones in colours of their own"() {
+    const series = new Map([["loss", { points: [[1, 1]] }], ["subject", { points: [[1, 1]] }], ["class", { points: [] }],
+      ["drift", { points: [[1, 1]] }], ["score", { points: [[1, 1]] }]]);
+    const names = shownSeries(series).map(([name]) => name);
+    same(names, ["subject", "drift", "score"]);
+    same(new Set(names.map((name) => colourOf(name, names))).size, 3);
+    same(shownSeries(new Map([["loss", { points: [[1, 1]] }]])).length, 1);
+    same(stepAt(0, 300, { series, steps: 100 }), 0);
+    same(stepAt(300, 300, { series, steps: 100 }), 100);
+  },
+  "both languages say the same things"() {
+    same(Object.keys(wordsOf("ru")), Object.keys(wordsOf("en")));
+    same(wordsOf("ru-RU").stop !== wordsOf("fr").stop, true);
+    same(wordsOf(undefined), wordsOf("en"));
+  },
+};
+
+/** Name of each test, and what it found wrong (null: nothing). */
+export function run() {
+  return Object.entries(tests).map(([name, test]) => {
+    try {
+      test();
+      return [name, null];
+    } catch (error) {
+      return [name, String(error.stack ?? error)];
+    }
+  });
+}

@@ -1,0 +1,71 @@
+"""LoadDemoBase in the real ComfyUI: what it gives is the narrow model, from the noise to the picture."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from subjectbooth.demo import base
+from subjectbooth.demo.classes import caption
+from subjectbooth.demo.narrow import load_narrow
+from subjectbooth.demo.schedule import sample
+from subjectbooth.tests.comfy_server import ComfyClient, NodeFailed
+from subjectbooth.tests.nodes.graphs import node, text_to_image
+
+
+def _pixels(client: ComfyClient, image: dict[str, str]) -> torch.Tensor:
+    picture = Image.open(io.BytesIO(client.view(**image))).convert("RGB")
+    return torch.from_numpy(np.array(picture)).permute(2, 0, 1).float()
+
+
+def test_comfyui_draws_what_the_narrow_model_draws(comfy: ComfyClient) -> None:
+    prompt = caption("dog", "blue")
+    graph = text_to_image(prompt=prompt, seed=7, steps=12, cfg=4.0)
+    graph["1"] = node("LoadDemoBase")
+    result = comfy.run(graph)
+    drawn = _pixels(comfy, result.images("7")[0])
+    nets = load_narrow()
+    latents = sample(nets.unet, nets.text, [prompt], [7], steps=12, cfg=4.0)
+    expected = nets.decoder(latents)[0].clamp(0, 1) * 255
+    assert drawn.shape == expected.shape
+    assert expected.std() > 20
+    # ComfyUI saves 8 bits, rounded down.
+    assert (drawn - expected).abs().max() < 2.5
+
+
+def test_ordinary_loaders_list_the_same_file(comfy: ComfyClient) -> None:
+    comfy.run({"1": node("LoadDemoBase"), **_save(["1", 0], ["1", 1], ["1", 2])})
+    assert comfy.server is not None
+    path = comfy.server.models_dir / "checkpoints" / "subjectbooth" / base.NAME
+    assert base.sha256_of(path) == base.manifest()["checkpoint"]
+    options = comfy.object_info("CheckpointLoaderSimple")["input"]["required"]["ckpt_name"][0]
+    assert any(base.NAME in name for name in options)
+
+
+def _save(model: list[object], clip: list[object], vae: list[object]) -> dict[str, dict[str, object]]:
+    graph = text_to_image(steps=1, model=model, clip=clip)
+    graph.pop("1")
+    graph["6"]["inputs"]["vae"] = vae
+    return graph
+
+
+def test_a_folder_that_cannot_be_written_is_told_in_a_sentence(comfy: ComfyClient) -> None:
+    assert comfy.server is not None
+    folder = comfy.server.models_dir / "checkpoints" / "subjectbooth"
+    aside = folder.with_name("aside")
+    if folder.exists():
+        folder.rename(aside)
+    folder.write_text("a file where the folder should be")
+    comfy.free()  # or ComfyUI gives what the node gave in another test
+    try:
+        with pytest.raises(NodeFailed, match="demo base cannot be written .*; needed: 460 MB on the disk") as failed:
+            comfy.run({"1": node("LoadDemoBase"), **_save(["1", 0], ["1", 1], ["1", 2])})
+    finally:
+        folder.unlink()
+        if aside.exists():
+            aside.rename(folder)
+    assert failed.value.exception_type.endswith("SubjectBoothError")

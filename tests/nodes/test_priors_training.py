@@ -1,0 +1,129 @@
+"""Class images on their way into training: made, trained with, left out, all in one real graph."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+import safetensors.torch
+import torch
+
+from subjectbooth.tests.comfy_server import ComfyClient, NodeFailed, RunResult
+from subjectbooth.tests.nodes.graphs import Graph, node
+from subjectbooth.tests.nodes.test_priors_node import priors_graph, sampler_steps
+from subjectbooth.tests.nodes.training_graphs import train_node
+
+
+def trained(comfy: ComfyClient, *, train: dict[str, Any] | None = None, **priors: Any) -> RunResult:
+    graph: Graph = priors_graph(comfy, **{"seed": 2100, "count": 3, **priors})
+    graph["11"] = train_node(class_priors=["20", 0], output_name="with_priors", **(train or {}))
+    return comfy.run(graph)
+
+
+def run_of(result: RunResult) -> str:
+    """The folder of the run that the trainer's node did or found again."""
+    return str(result.outputs["11"]["subjectbooth"][0]["run"])
+
+
+def says(result: RunResult) -> str:
+    """``trained`` or ``found again (trained before)``."""
+    return str(result.outputs["11"]["text"][0]).split(":")[0]
+
+
+def steps_of(comfy: ComfyClient, run: str) -> list[dict[str, Any]]:
+    """The steps in one run's log. Other tests leave other runs in the output folder, damaged ones too."""
+    log = comfy.server.output_dir / "subjectbooth" / run / "events.jsonl"
+    lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
+    return [line for line in lines if line["event"] == "StepDone"]
+
+
+def test_class_images_train_and_changed_ones_train_anew(comfy: ComfyClient) -> None:
+    first = trained(comfy)
+    assert says(first) == "trained"
+    steps = steps_of(comfy, run_of(first))
+    assert len(steps) == 3
+    for step in steps:
+        assert step["prior_loss"] > 0
+        assert abs(step["loss"] - (step["instance_loss"] + step["prior_loss"])) < 1e-4 * step["loss"]
+    # ComfyUI forgets; neither the class images nor the training are done again.
+    comfy.free()
+    again = trained(comfy)
+    assert sampler_steps(again) == 0
+    assert says(again).startswith("found again") and run_of(again) == run_of(first)
+    assert len(steps_of(comfy, run_of(first))) == 3
+    hashes = again.outputs["20"]["hashes"]
+    # The same pictures, one left out: nothing is sampled, and the LoRA is another one.
+    without = trained(comfy, exclude=hashes[1])
+    assert sampler_steps(without) == 0
+    assert says(without) == "trained" and run_of(without) != run_of(first)
+    assert len(steps_of(comfy, run_of(without))) == 3
+
+
+def test_a_picture_made_under_other_settings_trains_anew(comfy: ComfyClient) -> None:
+    first = trained(comfy, seed=2200)
+    other = trained(comfy, seed=2201)
+    assert says(first) == says(other) == "trained" and run_of(first) != run_of(other)
+
+
+def test_the_latents_are_not_touched_by_training(comfy: ComfyClient) -> None:
+    first = trained(comfy, seed=2300)
+    graph = priors_graph(comfy, seed=2300, count=3, exclude="0" * 64)
+    graph["30"] = node("ProbeState", after=["20", 0])
+    assert comfy.run(graph).outputs["21"]["report"][0] == first.outputs["21"]["report"][0]
+
+
+@pytest.mark.parametrize(
+    ("train", "options", "sentence"),
+    [
+        ({}, {"masked_loss": True}, "masked_loss without a mask"),
+        ({"rank": 400}, {}, "rank 400; needed: 320 or less"),
+        (
+            {"validation_prompts": "embedding:nothing {subject}"},
+            {"train_text_encoder": True},
+            "with an embedding: in it",
+        ),
+        ({"output_name": "blocked/cat"}, {}, "the LoRA cannot be written"),
+    ],
+)
+def test_what_the_trainer_refuses_is_refused_before_class_images_are_made(
+    comfy: ComfyClient, train: dict[str, Any], options: dict[str, Any], sentence: str
+) -> None:
+    (comfy.server.models_dir / "loras" / "blocked").write_bytes(b"")
+    embedding = comfy.server.models_dir / "embeddings" / "nothing.safetensors"
+    embedding.parent.mkdir(exist_ok=True)
+    safetensors.torch.save_file({"emb_params": torch.zeros(1, 768)}, embedding)
+    graph = priors_graph(comfy, seed=2400, count=1)
+    graph["9"] = node("DreamBoothOptions", **{**comfy.defaults("DreamBoothOptions"), **options})
+    graph["11"] = train_node(class_priors=["20", 0], **{"options": ["9", 0], **train})
+    before = set(comfy.server.output_dir.rglob("*"))
+    with pytest.raises(NodeFailed) as failure:
+        comfy.run(graph)
+    assert failure.value.node_id == "20" and sentence in failure.value.node_message
+    assert set(comfy.server.output_dir.rglob("*")) == before
+
+
+def test_a_trainer_whose_settings_are_not_known_yet_is_left_to_itself(comfy: ComfyClient) -> None:
+    graph = priors_graph(comfy, seed=2400, count=1, steps=1)
+    graph["12"] = node("PrimitiveInt", value=400)
+    graph["11"] = train_node(class_priors=["20", 0], rank=["12", 0])
+    with pytest.raises(NodeFailed) as failure:
+        comfy.run(graph)
+    assert failure.value.node_id == "11"
+
+
+def test_class_images_of_another_model_are_reported_by_the_trainer(comfy: ComfyClient) -> None:
+    graph = priors_graph(comfy, seed=2500, count=1)
+    graph["9"] = node(
+        "LoraLoader",
+        model=["1", 0],
+        clip=["1", 1],
+        lora_name="tiny_style.safetensors",
+        strength_model=0.8,
+        strength_clip=0.8,
+    )
+    graph["20"]["inputs"]["model"] = ["9", 0]
+    graph["11"] = train_node(class_priors=["20", 0], output_name="other_priors", steps=1)
+    assert "The class images were made by another model" in "\n".join(comfy.run(graph).outputs["11"]["text"])
+    graph["20"]["inputs"]["model"] = ["1", 0]
+    assert "another model" not in "\n".join(comfy.run(graph).outputs["11"]["text"])
