@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from ..trainer.preserve.none import NoPreservation
 from ..trainer.runs.publish import check_folder
 from ..trainer.runs.run import Run
 from ..trainer.subject.subject import Subject
@@ -50,7 +49,7 @@ def check_trainers(
         if settings is None:
             continue
         config = config_from(settings, settings.get("resolution") or subject.resolution)
-        Run(base_from_graph(model, clip, vae), subject, NoPreservation(), config, pack_output_dir()).check(class_prompt)
+        Run(base_from_graph(model, clip, vae), subject, None, config, pack_output_dir()).check(class_prompt)
 
 
 def _trainers(prompt: Prompt, node_id: str) -> Iterator[Mapping[str, Any]]:

@@ -7,7 +7,7 @@ VAE, which such a test has no use for. The real ones are tested inside ComfyUI.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +15,17 @@ import torch
 
 from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.base.conditioning import Conditioning
+from subjectbooth.trainer.base.sd.clip_text import ClipText
+from subjectbooth.trainer.base.sd.denoiser import DiffusersUNet
 from subjectbooth.trainer.base.sd.families import SD1, TextEncoderShape
+from subjectbooth.trainer.base.sd.layout import LdmLayout
 from subjectbooth.trainer.base.sd.schedule import make_noise_scheduler
+from subjectbooth.trainer.base.sd.target_layers import target_layers
 from subjectbooth.trainer.base.sd.text_encoder import build_text_encoder
 from subjectbooth.trainer.base.stored.stored_base import token_chunks
+from subjectbooth.trainer.config import TrainConfig
+from subjectbooth.trainer.learn import adapter
+from subjectbooth.trainer.preserve.class_images import ClassImages
 from subjectbooth.trainer.preserve.priors import ClassPriors
 from subjectbooth.trainer.subject.photo import Photo
 from subjectbooth.trainer.subject.subject import Subject
@@ -109,15 +116,50 @@ class PoolingCodec:
 
 def small_base(prediction_type: str = "epsilon", seed: int = 0) -> BaseModel:
     return BaseModel(
-        family=FAMILY,
-        noise_scheduler=make_noise_scheduler(alphas_cumprod(), prediction_type),
+        family=FAMILY.name,
+        denoiser=small_denoiser(prediction_type, seed),
         prompts=HashedPrompts(),
         codec=PoolingCodec(),
         digest=f"small {prediction_type} {seed}",
-        build_unet=lambda dtype: torch.nn.Module.to(small_unet(seed), dtype),
-        tokenize=lambda prompt: token_chunks(prompt, FAMILY),
-        build_text_encoders=lambda dtype: [small_text_encoder(dtype)],
+        text=ClipText(
+            FAMILY, None, lambda prompt: token_chunks(prompt, FAMILY), lambda dtype: [small_text_encoder(dtype)]
+        ),
     )
+
+
+def small_denoiser(prediction_type: str = "epsilon", seed: int = 0) -> MadeUNet:
+    return MadeUNet(
+        LdmLayout(FAMILY, {}, {}, {}, "test"),
+        make_noise_scheduler(alphas_cumprod(), prediction_type),
+        dict,
+        lambda dtype: torch.nn.Module.to(small_unet(seed), dtype),
+    )
+
+
+def with_lora(unet: torch.nn.Module, config: TrainConfig) -> list[torch.nn.Parameter]:
+    """Puts the LoRA of these settings on a diffusers UNet; what trains."""
+    return adapter.inject(unet, config, target_layers(unet, config.lora_targets))
+
+
+@dataclasses.dataclass(frozen=True)
+class MadeUNet(DiffusersUNet):
+    """The trainer's own denoiser, its network made by a function."""
+
+    make: Callable[[torch.dtype], torch.nn.Module]
+
+    def build(self, dtype: torch.dtype) -> torch.nn.Module:
+        return self.make(dtype)
+
+    def outline(self) -> None:
+        return None
+
+
+def with_network(base: BaseModel, make: Callable[[torch.dtype], torch.nn.Module]) -> BaseModel:
+    """The same base, its network made by that function."""
+    found = base.denoiser
+    assert isinstance(found, DiffusersUNet)
+    denoiser = MadeUNet(found.layout, found.noise_scheduler, found.weights, make)
+    return dataclasses.replace(base, denoiser=denoiser)
 
 
 def small_subject(count: int = 3, resolution: int = 64) -> Subject:
@@ -132,6 +174,10 @@ def small_subject(count: int = 3, resolution: int = 64) -> Subject:
 def small_priors(count: int = 4) -> ClassPriors:
     latents = torch.randn(count, 4, 8, 8, generator=torch.Generator().manual_seed(5))
     return ClassPriors(latents, "a photo of a dog", tuple(f"{number:064d}" for number in range(count)), "priors")
+
+
+def small_class_images(count: int = 4) -> ClassImages:
+    return ClassImages(small_priors(count))
 
 
 def folder_bytes(path: Path) -> dict[str, bytes]:

@@ -34,7 +34,6 @@ from .events import Adjusted, Finished, Started, StepDone, Validation
 from .files.storage import user_path
 from .machine.runtime import choose_precision, default_device
 from .preserve.generate import generate
-from .preserve.none import NoPreservation
 from .preserve.priors import ClassPriors
 from .preserve.ways import keeping_class
 from .runs.publish import check_folder, checked_name, publish
@@ -330,7 +329,7 @@ def _class_priors(
 
     def check() -> None:
         check_folder(options.output_dir, options.output_name)
-        Run(base, subject, NoPreservation(), config, options.output_dir / "runs", device).check(subject.class_prompt)
+        Run(base, subject, None, config, options.output_dir / "runs", device).check(subject.class_prompt)
 
     target = device or default_device()
     precision, _ = choose_precision(config, target)

@@ -16,7 +16,7 @@ from unittest import mock
 
 import torch
 
-from subjectbooth.trainer.machine import attention, numerics
+from subjectbooth.trainer.machine import numerics
 from subjectbooth.trainer.machine.numerics import has_tf32
 
 from .bench import Bench, NotHere, Trained, empty, train

@@ -23,6 +23,7 @@ from ..learn.loop import Training
 from ..learn.optimizers import with_usable_optimizer
 from ..machine.numerics import own_numerics
 from ..memory.plan import FreeMemory, Plan
+from ..preserve.none import NoPreservation
 from ..preserve.preservation import BaseIdentity, Preservation
 from ..subject.subject import PreparedSubject, Subject
 from .folder import RunFolder
@@ -38,7 +39,7 @@ class Run:
     Args:
         base: what to train on.
         subject: photos and words.
-        preservation: how the class is kept.
+        preservation: how the class is kept; None does not keep it.
         config: the requested settings.
         root: the folder that holds all runs.
         device: where to train; None lets accelerate choose.
@@ -55,13 +56,14 @@ class Run:
         self,
         base: BaseModel,
         subject: Subject,
-        preservation: Preservation,
+        preservation: Preservation | None,
         config: TrainConfig,
         root: Path,
         device: torch.device | None = None,
         free: FreeMemory | None = None,
     ) -> None:
         config, fall_back = with_usable_optimizer(config, device)
+        preservation = preservation or NoPreservation()
         self._base, self._subject, self._preservation, self._config = base, subject, preservation, config
         self._device, self._free = device, free
         # One group of photos, or one for each aspect-ratio bucket.

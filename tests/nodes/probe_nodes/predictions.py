@@ -62,7 +62,7 @@ def trainer_outputs(
         rank, alpha = int(lora.metadata["ss_network_dim"]), float(lora.metadata["ss_network_alpha"])
         targets = "attention+mlp" if any("_ff_net_" in key for key in lora.tensors) else "attention"
         settings = config.TrainConfig(rank=rank, network_alpha=abs(alpha * strength), lora_targets=targets)
-        adapter.inject(unet, settings)
+        with_lora(unet, settings)
         state = {}
         for name in adapter.adapter_state(unet):
             layer, kind, _ = name.rsplit(".", 2)

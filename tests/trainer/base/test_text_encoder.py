@@ -12,7 +12,7 @@ import safetensors.torch
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from subjectbooth.tests.small_base import FAMILY, small_base, small_priors, small_subject, small_text_encoder
+from subjectbooth.tests.small_base import FAMILY, small_base, small_class_images, small_subject, small_text_encoder
 from subjectbooth.trainer.base.sd.families import TextEncoderShape
 from subjectbooth.trainer.base.sd.text_encoder import (
     TokenChunks,
@@ -114,7 +114,7 @@ def test_open_clip_names() -> None:
 def _train(root: Path, stops: tuple[int, ...] = (), **changes: Any) -> dict[str, torch.Tensor]:
     config = TrainConfig(**{**SETTINGS, **changes})
     for stop in (*stops, None):
-        run = Run(small_base(), small_subject(), small_priors(), config, root, torch.device("cpu"))
+        run = Run(small_base(), small_subject(), small_class_images(), config, root, torch.device("cpu"))
         reading = run.events()
         for event in reading:
             if isinstance(event, StepDone) and event.step == stop:
@@ -151,7 +151,7 @@ def test_after_its_share_of_the_steps_it_stays_as_it_is(tmp_path: Path) -> None:
     run = Run(
         small_base(),
         small_subject(),
-        small_priors(),
+        small_class_images(),
         TrainConfig(**{**SETTINGS, "weight_decay": 0.0}),
         tmp_path / "two",
         torch.device("cpu"),
@@ -178,7 +178,7 @@ def test_after_its_share_each_prompt_is_encoded_once_with_nothing_left_out(
     config = TrainConfig(
         **{**SETTINGS, "text_encoder_share": 0.5, "lora_dropout": 0.5, "steps": 6, "gradient_accumulation_steps": 2}
     )
-    run, steps = Run(base, small_subject(), small_priors(), config, tmp_path, torch.device("cpu")), [0]
+    run, steps = Run(base, small_subject(), small_class_images(), config, tmp_path, torch.device("cpu")), [0]
     for event in run.events():
         if isinstance(event, StepDone):
             steps[0] = event.step
@@ -337,7 +337,7 @@ def test_the_key_knows_of_the_text_encoder_only_when_it_is_trained() -> None:
 def test_in_half_precision_too_it_is_trained_and_normed(tmp_path: Path) -> None:
     """accelerate hands on float32 states, and the final norm's weights are bf16: on a card with bf16 that is auto."""
     config = TrainConfig(**{**SETTINGS, "precision": "bf16", "steps": 2})
-    run = Run(small_base(), small_subject(), small_priors(), config, tmp_path, torch.device("cpu"))
+    run = Run(small_base(), small_subject(), small_class_images(), config, tmp_path, torch.device("cpu"))
     losses = [event.loss for event in run.events() if isinstance(event, StepDone)]
     assert len(losses) == 2
     path = run.folder.finished_lora(2)

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from subjectbooth.tests.layout_pair import NARROW, write_pair
+from subjectbooth.tests.small_base import with_lora
 from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.base.sd import families
 from subjectbooth.trainer.base.sd.text_encoder import lora_layer_name
@@ -22,7 +23,7 @@ from subjectbooth.trainer.learn import adapter
 def _with_adapter(base: BaseModel, config: TrainConfig, path: Path) -> tuple[Any, list[Any]]:
     """UNet and text encoders as they are trained, with an adapter that does something; the file is written as usual."""
     unet, encoders = base.build_unet(torch.float32), base.build_text_encoders(torch.float32)
-    trained = adapter.inject(unet, config)
+    trained = with_lora(unet, config)
     for encoder in encoders:
         trained += adapter.inject(encoder, config, adapter.text_target_layers)
     choose, alpha = torch.Generator().manual_seed(7), adapter.file_alpha(config)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from subjectbooth.tests.small_base import small_base, small_priors, small_subject
+from subjectbooth.tests.small_base import small_base, small_class_images, small_subject
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone
 from subjectbooth.trainer.machine.runtime import accelerate_precision, choose
@@ -62,7 +62,7 @@ def scaled(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 
 def _run(root: Path, stop: int = 0) -> tuple[list[float], dict[str, torch.Tensor]]:
-    run = Run(small_base(), small_subject(), small_priors(), TrainConfig(**SETTINGS), root, CPU)
+    run = Run(small_base(), small_subject(), small_class_images(), TrainConfig(**SETTINGS), root, CPU)
     losses, events = [], run.events()
     for event in events:
         if isinstance(event, StepDone):

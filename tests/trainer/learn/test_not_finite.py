@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from subjectbooth.tests.small_base import small_base, small_priors, small_subject
+from subjectbooth.tests.small_base import small_base, small_class_images, small_subject
 from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
@@ -25,7 +25,7 @@ CONFIG = TrainConfig(steps=9, learning_rate=1e-3, rank=4, network_alpha=4.0, res
 
 def _stopped(root: Path, base: BaseModel, subject: Subject, config: TrainConfig = CONFIG) -> tuple[int, str]:
     """Steps done before the error, and its sentence; what is kept is of that step and whole."""
-    run, done = Run(base, subject, small_priors(), config, root, CPU), 0
+    run, done = Run(base, subject, small_class_images(), config, root, CPU), 0
 
     def read() -> None:
         nonlocal done
@@ -59,7 +59,7 @@ def test_a_photo_whose_latents_are_not_finite_is_named(tmp_path: Path, value: fl
         def decode(self, latents: torch.Tensor) -> torch.Tensor:
             return plain.codec.decode(latents)
 
-    run = Run(dataclasses.replace(plain, codec=Overflows()), subject, small_priors(), CONFIG, tmp_path, CPU)
+    run = Run(dataclasses.replace(plain, codec=Overflows()), subject, small_class_images(), CONFIG, tmp_path, CPU)
     with pytest.raises(SubjectBoothError) as failure:
         assert not any(isinstance(event, StepDone) for event in run.events())
     said = str(failure.value)
@@ -145,7 +145,7 @@ def test_a_step_that_fails_half_way_is_not_kept(tmp_path: Path, monkeypatch: pyt
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     often = dataclasses.replace(CONFIG, checkpoint_seconds=0.0)
-    run = Run(small_base(), small_subject(), small_priors(), often, tmp_path, CPU)
+    run = Run(small_base(), small_subject(), small_class_images(), often, tmp_path, CPU)
     with pytest.raises(SubjectBoothError, match="goes on from its last checkpoint"):
         list(run.events())
     kept = run.folder.load_checkpoint(9)

@@ -11,20 +11,30 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.tests.small_base import alphas_cumprod, small_base, small_priors, small_subject, small_unet
+from subjectbooth.tests.small_base import (
+    alphas_cumprod,
+    small_base,
+    small_class_images,
+    small_denoiser,
+    small_subject,
+    small_unet,
+    with_lora,
+)
 from subjectbooth.trainer.base.conditioning import Conditioning
 from subjectbooth.trainer.base.sd.schedule import make_noise_scheduler, min_snr_weights
 from subjectbooth.trainer.config import TrainConfig, run_key
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Finished, Started, StepDone
 from subjectbooth.trainer.learn import adapter, checkpoint, optimizers
-from subjectbooth.trainer.learn.batch import Batch
+from subjectbooth.trainer.learn.batch import Batch, Term
 from subjectbooth.trainer.learn.checkpoint import Checkpoint
-from subjectbooth.trainer.learn.data import TrainingData, make_batches
+from subjectbooth.trainer.learn.data import TrainingData, make_micro_step
 from subjectbooth.trainer.learn.ema import AdapterAverage
-from subjectbooth.trainer.learn.loss import dreambooth_loss
+from subjectbooth.trainer.learn.loss import weighted_losses
 from subjectbooth.trainer.learn.optimizers import make_optimizer
-from subjectbooth.trainer.machine.draws import order, spread_timesteps
+from subjectbooth.trainer.machine.draws import order, spread_evenly
+from subjectbooth.trainer.preserve.class_images import ClassImages
+from subjectbooth.trainer.preserve.priors import ClassPriors
 from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
@@ -60,8 +70,15 @@ def _data(photos: int = 3) -> TrainingData:
     )
 
 
+DENOISER = small_denoiser()
+
+
+def spread_timesteps(first: int, count: int, seed: int) -> torch.Tensor:
+    return DENOISER.times(spread_evenly(first, count, seed, "timesteps"))
+
+
 def make_batch(*arguments: Any) -> Batch:
-    (batch,) = make_batches(*arguments)
+    (batch,) = make_micro_step(*arguments).batches
     return batch
 
 
@@ -90,31 +107,38 @@ def test_weights_and_masks_in_the_loss() -> None:
     masks = torch.zeros(2, 1, 8, 8)
     masks[0, :, :4] = 1.0
     masks[1] = 0.25
-    found = dreambooth_loss(prediction, target, 2, 0.7, weights, masks)
+    found = weighted_losses(
+        prediction,
+        target,
+        ("instance_loss",) * 2 + ("prior_loss",) * 2,
+        (Term("instance_loss", 1.0, 2), Term("prior_loss", 0.7, 2)),
+        weights,
+        masks,
+    )
     errors = (prediction - target) ** 2
     first = float(errors[0, :, :4].mean())  # the mean over the masked half
     second = float(errors[1].mean())  # an even mask is no mask
     instance = (0.5 * first + 2.0 * second) / 2
     prior = (1.0 * float(errors[2].mean()) + 3.0 * float(errors[3].mean())) / 2
-    assert float(found.instance) == pytest.approx(instance, rel=1e-5)
+    assert float(found.terms["instance_loss"]) == pytest.approx(instance, rel=1e-5)
     assert float(found.total) == pytest.approx(instance + 0.7 * prior, rel=1e-5)
 
 
 def test_noise_offset_adds_one_number_to_each_channel_and_leaves_the_rest() -> None:
-    plain = make_batch(_data(), _config(), 1000, 3, CPU)
-    offset = make_batch(_data(), _config(noise_offset=0.1), 1000, 3, CPU)
+    plain = make_batch(_data(), _config(), DENOISER, 3, CPU)
+    offset = make_batch(_data(), _config(noise_offset=0.1), DENOISER, 3, CPU)
     difference = offset.noise - plain.noise
     torch.testing.assert_close(
         difference, difference.mean(dim=(2, 3), keepdim=True).expand_as(difference), atol=1e-6, rtol=0
     )
     assert len(difference[:, :, 0, 0].unique()) == 2 * 4  # another one for every picture and channel
     assert float(difference.abs().max()) > 0.01
-    assert torch.equal(plain.timesteps, offset.timesteps)
+    assert torch.equal(plain.times, offset.times)
     many = torch.cat(
         [
             (
-                make_batch(_data(), _config(noise_offset=0.1), 1000, step, CPU).noise
-                - make_batch(_data(), _config(), 1000, step, CPU).noise
+                make_batch(_data(), _config(noise_offset=0.1), DENOISER, step, CPU).noise
+                - make_batch(_data(), _config(), DENOISER, step, CPU).noise
             )[:, :, 0, 0]
             for step in range(300)
         ]
@@ -127,7 +151,7 @@ def test_caption_dropout_flip_and_order() -> None:
     dropped = flipped = 0
     seen = []
     for step in range(300):
-        batch = make_batch(data, config, 1000, step, CPU)
+        batch = make_batch(data, config, DENOISER, step, CPU)
         photos = order(step * 2, 2, 3, 0, "photos")
         seen += photos
         for place, photo in enumerate(photos):
@@ -146,8 +170,7 @@ def test_caption_dropout_flip_and_order() -> None:
 def _with_classes(data: TrainingData, classes: torch.Tensor) -> TrainingData:
     return dataclasses.replace(
         data,
-        prior_latents=classes,
-        class_prompt="a class",
+        preservation=ClassImages(ClassPriors(classes, "a class", (), "")),
         encoded={**data.encoded, "a class": Conditioning(torch.full((1, 77, 16), 9.0))},
     )
 
@@ -157,11 +180,11 @@ def test_everything_random_follows_the_seed() -> None:
 
     def drawn(seed: int) -> dict[str, list[Any]]:
         config = _config(seed=seed, flip=True, caption_dropout=0.5, noise_offset=0.1)
-        batches = [make_batch(data, config, 1000, step, CPU) for step in range(20)]
+        batches = [make_batch(data, config, DENOISER, step, CPU) for step in range(20)]
         return {
-            "first weights": [tensor.tolist() for tensor in adapter.inject(small_unet(), config)],
+            "first weights": [tensor.tolist() for tensor in with_lora(small_unet(), config)],
             "noise": [batch.noise.tolist() for batch in batches],
-            "timesteps": [batch.timesteps.tolist() for batch in batches],
+            "timesteps": [batch.times.tolist() for batch in batches],
             "photos": [batch.labels[:2] for batch in batches],
             "class images": [batch.labels[2:] for batch in batches],
             "captions": [prompt == "" for batch in batches for prompt in batch.prompts],
@@ -177,7 +200,7 @@ def test_class_images_keep_their_caption_and_are_not_mirrored() -> None:
     classes = torch.randn(4, 4, 8, 8, generator=torch.Generator().manual_seed(2))
     data = _with_classes(_data(), classes)
     for step in range(20):
-        batch = make_batch(data, _config(caption_dropout=1.0, flip=True), 1000, step, CPU)
+        batch = make_batch(data, _config(caption_dropout=1.0, flip=True), DENOISER, step, CPU)
         assert batch.prompts == ("", "", "a class", "a class")
         assert batch.conditioning.hidden_states[:, 0, 0].tolist() == [0.0, 0.0, 9.0, 9.0]
         assert torch.equal(batch.latents[2:], classes[order(step * 2, 2, 4, 0, "class images")])
@@ -186,23 +209,23 @@ def test_class_images_keep_their_caption_and_are_not_mirrored() -> None:
 def test_timesteps_are_spread_evenly_over_any_stretch_and_each_is_as_likely() -> None:
     for seed in range(20):
         for first in (0, 7, 100_000, 10**9):
-            drawn = spread_timesteps(first, 8, 1000, seed, "timesteps").sort().values
+            drawn = spread_timesteps(first, 8, seed).sort().values
             gaps = [*drawn.diff().tolist(), 1000 + int(drawn[0]) - int(drawn[-1])]
             assert max(gaps) <= 237  # nine of ten sets of independent draws have a larger one
-    many = torch.bincount(spread_timesteps(0, 10_000, 1000, 3, "timesteps"), minlength=1000)
+    many = torch.bincount(spread_timesteps(0, 10_000, 3), minlength=1000)
     assert 8 <= int(many.min()) and int(many.max()) <= 12  # independent draws: 1 to 24 or so
     # One draw of each of many runs: uniform over the seeds too.
-    firsts = torch.cat([spread_timesteps(5, 1, 1000, seed, "timesteps") for seed in range(4000)])
+    firsts = torch.cat([spread_timesteps(5, 1, seed) for seed in range(4000)])
     assert float(firsts.float().mean()) == pytest.approx(499.5, abs=15)
     assert float(firsts.float().std()) == pytest.approx(1000 / 12**0.5, rel=0.03)
 
 
 def test_processes_share_one_draw() -> None:
-    whole = make_batch(_data(), _config(train_batch_size=4), 1000, 5, CPU)
-    parts = [make_batch(_data(), _config(train_batch_size=2), 1000, 5, CPU, process, 2) for process in range(2)]
+    whole = make_batch(_data(), _config(train_batch_size=4), DENOISER, 5, CPU)
+    parts = [make_batch(_data(), _config(train_batch_size=2), DENOISER, 5, CPU, process, 2) for process in range(2)]
     assert torch.equal(whole.noise, torch.cat([part.noise for part in parts]))
     assert torch.equal(whole.latents, torch.cat([part.latents for part in parts]))
-    assert torch.equal(whole.timesteps, torch.cat([part.timesteps for part in parts]))
+    assert torch.equal(whole.times, torch.cat([part.times for part in parts]))
 
 
 def test_ema_is_the_average_and_gives_the_weights_back() -> None:
@@ -254,14 +277,14 @@ def test_lora_targets(targets: str, layers: int | None) -> None:
     blocks = sum(name.endswith("attn1.to_q") for name, _ in unet.named_modules())
     if layers is not None:
         expected = blocks * (8 if targets == "attention" else 10)
-    parameters = adapter.inject(unet, _config(lora_targets=targets))
+    parameters = with_lora(unet, _config(lora_targets=targets))
     assert len(parameters) == 2 * expected
 
 
 def test_rank_stabilised_scale_is_what_the_file_says() -> None:
     plain, tuned = small_unet(), small_unet()
     config = _config(use_rslora=True, rank=4, network_alpha=3.0, lora_targets="all")
-    adapter.inject(tuned, config)
+    with_lora(tuned, config)
     state = {
         name: 0.1 * torch.randn(tensor.shape, generator=torch.Generator().manual_seed(1))
         for name, tensor in adapter.adapter_state(tuned).items()
@@ -330,7 +353,7 @@ def test_the_average_goes_on_where_the_optimizer_cannot(tmp_path: Path) -> None:
     config = _config(ema_decay=0.9, learning_rate=1e-2)
 
     def until(step: int) -> Checkpoint:
-        run = Run(small_base(), small_subject(), small_priors(), config, tmp_path, CPU)
+        run = Run(small_base(), small_subject(), small_class_images(), config, tmp_path, CPU)
         reading = run.events()
         for event in reading:
             if isinstance(event, StepDone) and event.step == step:
@@ -356,7 +379,7 @@ def _train(root: Path, stops: tuple[int, ...] = (), **changes: Any) -> tuple[byt
     config = _config(**changes)
     events: list[Any] = []
     for stop in (*stops, None):
-        run = Run(small_base(), small_subject(), small_priors(), config, root, CPU)
+        run = Run(small_base(), small_subject(), small_class_images(), config, root, CPU)
         reading = run.events()
         for event in reading:
             events.append(event)

@@ -12,7 +12,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.tests.small_base import small_base, small_priors, small_subject
+from subjectbooth.tests.small_base import small_base, small_class_images, small_subject
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone
 from subjectbooth.trainer.learn.side_by_side import SideBySide, threads_for
@@ -60,7 +60,7 @@ def _run(
     run = Run(
         dataclasses.replace(base, build_unet=watched),
         small_subject(),
-        small_priors(),
+        small_class_images(),
         config,
         root,
         torch.device("cpu"),

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from subjectbooth.tests.small_base import small_base, small_priors, small_subject
+from subjectbooth.tests.small_base import small_base, small_class_images, small_subject
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone
 from subjectbooth.trainer.runs.run import Run
@@ -44,7 +44,7 @@ def steps(monkeypatch: pytest.MonkeyPatch) -> Steps:
 
 
 def _run(root: Path, **changes: Any) -> list[StepDone]:
-    run = Run(small_base(), small_subject(), small_priors(), dataclasses.replace(CONFIG, **changes), root, CPU)
+    run = Run(small_base(), small_subject(), small_class_images(), dataclasses.replace(CONFIG, **changes), root, CPU)
     return [event for event in run.events() if isinstance(event, StepDone)]
 
 

@@ -15,7 +15,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from subjectbooth.tests.small_base import small_base, small_priors, small_subject
+from subjectbooth.tests.small_base import small_base, small_class_images, small_subject
 from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone, Validation
@@ -50,7 +50,7 @@ def _train(
 ) -> Outcome:
     """Key, file and picture of a run, from preparing the photos on."""
     config = TrainConfig(**SETTINGS, precision=precision)
-    given = base or small_base(), small_subject(), small_priors()
+    given = base or small_base(), small_subject(), small_class_images()
     with left_on():
         return _outcome(Run(*given, config, root, CPU), on_step)
 

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.tests.small_base import small_base, small_priors, small_subject
+from subjectbooth.tests.small_base import small_base, small_class_images, small_subject
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Adjusted, StepDone
@@ -57,7 +57,7 @@ def _run(root: Path, limit: Limit | None = None, config: TrainConfig = CONFIG) -
             return unet
 
         base = dataclasses.replace(base, build_unet=limited)
-    return Run(base, small_subject(), small_priors(), config, root, torch.device("cpu"))
+    return Run(base, small_subject(), small_class_images(), config, root, torch.device("cpu"))
 
 
 def _tensors(run: Run) -> dict[str, torch.Tensor]:
@@ -208,7 +208,7 @@ def test_no_memory_for_pictures_does_not_end_the_run(tmp_path: Path) -> None:
     run = Run(
         dataclasses.replace(base, codec=NoDecoder()),
         small_subject(),
-        small_priors(),
+        small_class_images(),
         config,
         tmp_path,
         torch.device("cpu"),

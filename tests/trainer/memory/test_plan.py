@@ -14,23 +14,28 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from subjectbooth.tests.small_base import (
     FAMILY,
     small_base,
-    small_priors,
+    small_class_images,
+    small_denoiser,
     small_subject,
     small_text_encoder,
     small_unet,
+    with_lora,
 )
 from subjectbooth.trainer.base.conditioning import Conditioning
 from subjectbooth.trainer.base.sd.unet import predict
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import Started, StepDone
 from subjectbooth.trainer.learn import adapter
-from subjectbooth.trainer.learn.data import TrainingData, largest_load, make_batches
+from subjectbooth.trainer.learn.data import TrainingData, largest_load, make_micro_step
 from subjectbooth.trainer.learn.optimizers import make_optimizer
+from subjectbooth.trainer.machine.chosen import Chosen
 from subjectbooth.trainer.machine.out_of_memory import free_bytes
-from subjectbooth.trainer.machine.runtime import choose
+from subjectbooth.trainer.machine.runtime import choose_precision
 from subjectbooth.trainer.memory import plan
-from subjectbooth.trainer.memory.footprint import Footprint, drawing_bytes, unet_footprint
+from subjectbooth.trainer.memory.footprint import Footprint, drawing_bytes, training_footprint
 from subjectbooth.trainer.memory.plan import Load, make_plan, optimizer_bytes, pictures_that_fit
+from subjectbooth.trainer.preserve.priors import ClassPriors
+from subjectbooth.trainer.preserve.ways import keeping_class
 from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
@@ -77,12 +82,12 @@ def _real_peak(unet: torch.nn.Module, pictures: int, size: int) -> int:
 @pytest.mark.parametrize("targets", ["attention", "all"])
 def test_activations_are_what_real_tensors_take(targets: str) -> None:
     unet = small_unet()
-    adapter.inject(unet, dataclasses.replace(CONFIG, lora_targets=targets))
+    with_lora(unet, dataclasses.replace(CONFIG, lora_targets=targets))
     unet.train()
     before = {name: tensor.clone() for name, tensor in unet.state_dict().items()}
     processors = [type(processor) for processor in unet.attn_processors.values()]
     state = torch.get_rng_state()
-    counted = unet_footprint(unet, PROMPT, (32, 32), torch.float32)
+    counted = training_footprint(small_denoiser(), unet, PROMPT, (32, 32), torch.float32)
     assert torch.equal(torch.get_rng_state(), state)
     assert [type(processor) for processor in unet.attn_processors.values()] == processors
     assert all(torch.equal(tensor, before[name]) for name, tensor in unet.state_dict().items())
@@ -92,13 +97,16 @@ def test_activations_are_what_real_tensors_take(targets: str) -> None:
     for pictures in (1, 3):
         assert pictures * counted.checkpointed == pytest.approx(_real_peak(unet, pictures, 32), rel=0.1)
     # A UNet that checkpoints already is counted no differently.
-    assert unet_footprint(unet, PROMPT, (32, 32), torch.float32) == counted
+    assert training_footprint(small_denoiser(), unet, PROMPT, (32, 32), torch.float32) == counted
 
 
 def test_half_precision_takes_less_but_not_half() -> None:
     unet = small_unet()
-    adapter.inject(unet, CONFIG)
-    full, half = (unet_footprint(unet.train(), PROMPT, (32, 32), dtype) for dtype in (torch.float32, torch.float16))
+    with_lora(unet, CONFIG)
+    full, half = (
+        training_footprint(small_denoiser(), unet.train(), PROMPT, (32, 32), dtype)
+        for dtype in (torch.float32, torch.float16)
+    )
     assert 0.5 < half.whole / full.whole < 0.85  # norms stay in float32
     assert not any(module._forward_pre_hooks for module in unet.modules())
     assert not any("forward" in module.__dict__ for module in unet.modules())
@@ -107,7 +115,7 @@ def test_half_precision_takes_less_but_not_half() -> None:
 @pytest.mark.parametrize("name", ["adamw", "adafactor"])
 def test_optimizer_states_are_counted_exactly(name: str) -> None:
     unet = small_unet()
-    parameters = adapter.inject(unet, dataclasses.replace(CONFIG, lora_targets="all"))
+    parameters = with_lora(unet, dataclasses.replace(CONFIG, lora_targets="all"))
     optimizer, _ = make_optimizer(parameters, [], dataclasses.replace(CONFIG, optimizer=name), CPU)
     for parameter in parameters:
         parameter.grad = torch.ones_like(parameter)
@@ -130,16 +138,16 @@ def _choose(
     monkeypatch: pytest.MonkeyPatch,
     free: int | None,
     pictures: int = 4,
-    kept: dict[str, str] | None = None,
+    kept: Chosen | None = None,
     config: TrainConfig = CONFIG,
 ) -> plan.Plan:
     """With activations of 2 GB a picture, 0.4 GB with checkpointing."""
-    monkeypatch.setattr(plan, "unet_footprint", lambda *_: Footprint(2 * GB, 4 * GB // 10))
+    monkeypatch.setattr(plan, "training_footprint", lambda *_: Footprint(2 * GB, 4 * GB // 10))
     monkeypatch.setattr(plan, "_counted", {})
     unet = small_unet()
-    adapter.inject(unet, config)
-    chosen = {"precision": "fp32", "optimizer": "adamw"}
-    return make_plan(config, chosen, kept or {}, unet, [], FAMILY, Load(PROMPT, (8, 8), pictures), free)
+    with_lora(unet, config)
+    load = Load(PROMPT, (8, 8), pictures)
+    return make_plan(config, Chosen("adamw"), kept, small_denoiser(), unet, None, [], load, free)
 
 
 @pytest.mark.parametrize(
@@ -158,8 +166,8 @@ def test_what_fits_is_chosen_the_fastest_first(
     monkeypatch: pytest.MonkeyPatch, free: int | None, checkpointing: str, pictures: int
 ) -> None:
     made = _choose(monkeypatch, free)
-    assert made.chosen["gradient_checkpointing"] == checkpointing
-    assert made.chosen["pictures_per_forward"] == str(pictures)
+    assert made.chosen.gradient_checkpointing == (checkpointing == "on")
+    assert made.chosen.micro_batch == pictures
     assert made.fits == (free != GB // 10)
     if not made.fits:  # the smallest is tried all the same
         assert "will probably not fit" in made.warning
@@ -171,19 +179,19 @@ def test_what_fits_is_chosen_the_fastest_first(
 
 def test_what_was_asked_for_or_kept_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = dataclasses.replace(CONFIG, gradient_checkpointing="off", pictures_per_forward=3)
-    assert _choose(monkeypatch, GB, config=asked).chosen["gradient_checkpointing"] == "off"
-    assert _choose(monkeypatch, GB, config=asked).chosen["pictures_per_forward"] == "3"
+    assert not _choose(monkeypatch, GB, config=asked).chosen.gradient_checkpointing
+    assert _choose(monkeypatch, GB, config=asked).chosen.micro_batch == 3
     on = dataclasses.replace(CONFIG, gradient_checkpointing="on")
-    assert _choose(monkeypatch, 100 * GB, config=on).chosen["gradient_checkpointing"] == "on"
-    kept = {"gradient_checkpointing": "on", "pictures_per_forward": "1"}
+    assert _choose(monkeypatch, 100 * GB, config=on).chosen.gradient_checkpointing
+    kept = Chosen("adamw", gradient_checkpointing=True, micro_batch=1)
     made = _choose(monkeypatch, 100 * GB, kept=kept, config=asked)
-    assert made.chosen == {"precision": "fp32", "optimizer": "adamw", **kept}
+    assert made.chosen == kept
     # Who has asked for less memory since then gets it.
-    kept = {"gradient_checkpointing": "off", "pictures_per_forward": "4"}
+    kept = Chosen("adamw", gradient_checkpointing=False, micro_batch=4)
     less = dataclasses.replace(CONFIG, gradient_checkpointing="on", pictures_per_forward=2)
     made = _choose(monkeypatch, 100 * GB, kept=kept, config=less)
-    assert made.chosen["gradient_checkpointing"] == "on"
-    assert made.chosen["pictures_per_forward"] == "2"
+    assert made.chosen.gradient_checkpointing
+    assert made.chosen.micro_batch == 2
 
 
 def test_the_sentence_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -194,7 +202,7 @@ def test_the_sentence_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     unet = small_unet()
     assert made.base == sum(parameter.nbytes for parameter in unet.parameters())
-    trained = sum(parameter.nbytes for parameter in adapter.inject(unet, CONFIG))
+    trained = sum(parameter.nbytes for parameter in with_lora(unet, CONFIG))
     assert made.adapter == 2 * trained
     average = _choose(monkeypatch, GB, config=dataclasses.replace(CONFIG, ema_decay=0.9))
     assert average.adapter == 3 * trained
@@ -203,7 +211,7 @@ def test_the_sentence_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_trained_text_encoder_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = _choose(monkeypatch, None)
     unet, text = small_unet(), small_text_encoder()
-    adapter.inject(unet, CONFIG)
+    with_lora(unet, CONFIG)
     adapter.inject(text, CONFIG, adapter.text_target_layers)
     both = make_plan(
         CONFIG, {"precision": "fp32", "optimizer": "adamw"}, {}, unet, [text], FAMILY, Load(PROMPT, (8, 8), 4), None
@@ -240,8 +248,8 @@ def test_the_longest_prompts_that_can_meet_in_a_batch_count(
     encoded = dict(zip(captions, map(_conditioning, (1, 2, 3, 1)), strict=True)) | {"": _conditioning(1)}
     if class_chunks:
         encoded["class"] = _conditioning(class_chunks)
-    priors = torch.zeros(2, 4, 8, 8) if class_chunks else None
-    data = TrainingData(torch.zeros(4, 4, 8, 8), captions, encoded, priors, "class" if class_chunks else "")
+    priors = ClassPriors(torch.zeros(2, 4, 8, 8), "class", (), "") if class_chunks else None
+    data = TrainingData(torch.zeros(4, 4, 8, 8), captions, encoded, keeping_class(priors))
     load = largest_load(data, batch)
     assert load.conditioning.hidden_states.shape == (1, 77 * chunks, 16)
     assert load.pictures == (2 if class_chunks else 1) * batch
@@ -252,7 +260,7 @@ def test_the_longest_prompts_that_can_meet_in_a_batch_count(
     lengths = [
         made.conditioning.hidden_states.shape[1]
         for step in range(8)
-        for made in make_batches(data, config, 1000, step, CPU)
+        for made in make_micro_step(data, config, small_denoiser(), step, CPU).batches
     ]
     assert max(lengths) <= 77 * chunks
 
@@ -264,7 +272,7 @@ def test_drawing_takes_what_real_tensors_take(dtype: torch.dtype) -> None:
     memory = RealMemory([*unet.parameters(), *unet.buffers(), latents, context])
     with torch.no_grad(), memory:
         predict(unet, latents, torch.zeros(1, dtype=torch.int64), Conditioning(context))
-    counted = drawing_bytes(unet, Conditioning(context), (16, 16), dtype)
+    counted = drawing_bytes(small_denoiser(), unet, Conditioning(context), (16, 16), dtype)
     # In half the count is that of autocast, whose norms are in float32.
     assert memory.peak <= counted * 1.02
     assert counted <= memory.peak * (1.1 if dtype == torch.float32 else 2.2)
@@ -274,7 +282,7 @@ def test_what_cannot_be_counted_ends_no_run(monkeypatch: pytest.MonkeyPatch, tmp
     def fails(*_: Any) -> Footprint:
         raise NotImplementedError("another diffusers")
 
-    monkeypatch.setattr(plan, "unet_footprint", fails)
+    monkeypatch.setattr(plan, "training_footprint", fails)
     monkeypatch.setattr(plan, "_counted", {})
     run = Run(small_base(), small_subject(), None, CONFIG, tmp_path, CPU)
     started = next(event for event in run.events() if isinstance(event, Started))
@@ -282,7 +290,7 @@ def test_what_cannot_be_counted_ends_no_run(monkeypatch: pytest.MonkeyPatch, tmp
 
 
 def _run(root: Path, free: int, config: TrainConfig = CONFIG) -> Run:
-    return Run(small_base(), small_subject(), small_priors(), config, root, CPU, lambda device: free)
+    return Run(small_base(), small_subject(), small_class_images(), config, root, CPU, lambda device: free)
 
 
 def test_a_resumed_run_keeps_its_first_choice_and_the_file_says_it(tmp_path: Path) -> None:
@@ -319,10 +327,10 @@ def test_a_resumed_run_keeps_its_first_choice_and_the_file_says_it(tmp_path: Pat
 
 
 def test_a_run_of_fp16_that_goes_on_on_a_cpu_says_that_it_cannot() -> None:
-    chosen, notes = choose(CONFIG, CPU, kept="fp16")
-    assert chosen["precision"] == "fp32"
+    precision, notes = choose_precision(CONFIG, CPU, kept="fp16")
+    assert precision == "fp32"
     assert notes == ("precision fp16 needs a GPU; this run uses fp32",)
-    assert choose(CONFIG, CPU, kept="bf16")[0]["precision"] == "bf16"
+    assert choose_precision(CONFIG, CPU, kept="bf16")[0] == "bf16"
 
 
 def test_with_memory_enough_nothing_is_cut(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from subjectbooth.tests.small_base import small_base, small_priors, small_subject
+from subjectbooth.tests.small_base import small_base, small_class_images, small_subject
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Finished, StepDone
@@ -60,7 +60,7 @@ def test_a_run_that_is_being_trained_elsewhere_is_refused_and_a_finished_one_is_
     config = TrainConfig(steps=2, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64)
 
     def run() -> Run:
-        return Run(small_base(), small_subject(), small_priors(), config, tmp_path, torch.device("cpu"))
+        return Run(small_base(), small_subject(), small_class_images(), config, tmp_path, torch.device("cpu"))
 
     first = run().events()
     assert isinstance(first, types.GeneratorType)

@@ -11,7 +11,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.tests.small_base import small_base, small_priors, small_subject, small_unet
+from subjectbooth.tests.small_base import small_base, small_class_images, small_subject, small_unet
 from subjectbooth.trainer.base.sd.families import SD1, SD2, SDXL, Family
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
@@ -33,7 +33,7 @@ CONFIG = TrainConfig(steps=6, learning_rate=1e-3, rank=4, network_alpha=4.0, res
 
 
 def _run(root: Path, config: TrainConfig = CONFIG, *, priors: bool = True, seed: int = 0) -> Run:
-    return Run(small_base(seed=seed), small_subject(), small_priors() if priors else None, config, root, CPU)
+    return Run(small_base(seed=seed), small_subject(), small_class_images() if priors else None, config, root, CPU)
 
 
 def _read(events: Iterator[Event], until_step: int | None = None) -> list[Event]:
@@ -202,7 +202,7 @@ def test_more_steps_go_on_with_a_constant_schedule_only(tmp_path: Path) -> None:
 def test_whatever_changes_the_weights_changes_the_key(tmp_path: Path, change: str) -> None:
     import dataclasses
 
-    base, subject, priors, config = small_base(), small_subject(), small_priors(), CONFIG
+    base, subject, priors, config = small_base(), small_subject(), small_class_images(), CONFIG
     before = Run(base, subject, priors, config, tmp_path, CPU).folder.key
     photo = subject.photos[1]
     if change == "photo":
@@ -247,7 +247,7 @@ def test_what_does_not_change_the_weights_does_not_change_the_key(tmp_path: Path
     renamed = dataclasses.replace(
         subject, photos=tuple(dataclasses.replace(photo, name=f"x{photo.name}") for photo in subject.photos[::-1])
     )
-    assert Run(small_base(), renamed, small_priors(), CONFIG, tmp_path, CPU).folder.key == before
+    assert Run(small_base(), renamed, small_class_images(), CONFIG, tmp_path, CPU).folder.key == before
 
 
 def test_a_damaged_checkpoint_is_noticed_and_the_run_starts_anew(

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 
 from subjectbooth.tests.layout_pair import NARROW, write_pair
-from subjectbooth.tests.small_base import small_base, small_priors, small_subject, write_cat_photos
+from subjectbooth.tests.small_base import small_base, small_class_images, small_subject, write_cat_photos
 from subjectbooth.trainer.__main__ import main
 from subjectbooth.trainer.base.sd import families
 from subjectbooth.trainer.config import TrainConfig
@@ -42,7 +42,7 @@ def follow(
     root: Path, name: str, until: int | None = None, config: TrainConfig = CONFIG
 ) -> tuple[Run, list[Event], list[str]]:
     """Train with a tracker; with ``until``, cancel at that step. Returns the run, its events and what was said."""
-    run = Run(small_base(), small_subject(), small_priors(), config, root, torch.device("cpu"))
+    run = Run(small_base(), small_subject(), small_class_images(), config, root, torch.device("cpu"))
     said: list[str] = []
     seen: list[Event] = []
     tracker = Tracker(name, run.folder, config, said.append)

@@ -12,13 +12,20 @@ import safetensors.torch
 import torch
 from PIL import Image
 
-from subjectbooth.tests.small_base import alphas_cumprod, small_base, small_priors, small_subject, small_unet
+from subjectbooth.tests.small_base import (
+    alphas_cumprod,
+    small_base,
+    small_class_images,
+    small_priors,
+    small_subject,
+    small_unet,
+)
 from subjectbooth.trainer.base.conditioning import Conditioning
 from subjectbooth.trainer.base.sd.schedule import make_noise_scheduler
 from subjectbooth.trainer.base.sd.unet import predict
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import Started, StepDone
-from subjectbooth.trainer.learn.data import TrainingData, make_batches, photos_of
+from subjectbooth.trainer.learn.data import TrainingData, photos_of
 from subjectbooth.trainer.learn.loss import batch_losses
 from subjectbooth.trainer.runs.run import Run
 from subjectbooth.trainer.subject.buckets import bucket_sizes, nearest_bucket
@@ -128,7 +135,7 @@ def test_pad_and_subject_crops_in_buckets() -> None:
 def test_a_photo_that_moves_to_another_bucket_changes_the_key(tmp_path: Path) -> None:
     def key(subject: Subject, **changes: Any) -> str:
         config = dataclasses.replace(CONFIG, masked_loss=False, **changes)
-        return Run(small_base(), subject, small_priors(), config, tmp_path, CPU).folder.key
+        return Run(small_base(), subject, small_class_images(), config, tmp_path, CPU).folder.key
 
     subject = _subject()
     turned = dataclasses.replace(
@@ -237,7 +244,7 @@ def test_the_size_ids_are_the_buckets() -> None:
 def _train(root: Path, stops: tuple[int, ...] = (), **changes: Any) -> tuple[dict[str, torch.Tensor], Run]:
     config = dataclasses.replace(CONFIG, **changes)
     for stop in (*stops, None):
-        run = Run(small_base(), _subject(), small_priors(), config, root, CPU)
+        run = Run(small_base(), _subject(), small_class_images(), config, root, CPU)
         reading = run.events()
         for event in reading:
             if isinstance(event, StepDone) and event.step == stop:
@@ -266,7 +273,7 @@ def test_a_cancelled_run_with_buckets_ends_bit_identical(tmp_path: Path) -> None
 def test_one_picture_at_once_learns_the_same_from_buckets(tmp_path: Path) -> None:
     def losses(root: Path, **changes: Any) -> list[float]:
         config = dataclasses.replace(CONFIG, **changes)
-        events = list(Run(small_base(), _subject(), small_priors(), config, root, CPU).events())
+        events = list(Run(small_base(), _subject(), small_class_images(), config, root, CPU).events())
         started = next(event for event in events if isinstance(event, Started))
         assert started.chosen["pictures_per_forward"] == str(changes.get("pictures_per_forward", 4))
         return [event.loss for event in events if isinstance(event, StepDone)]
