@@ -17,6 +17,8 @@ from subjectbooth.tests.card.counting import Dispatched
 from subjectbooth.tests.small_base import small_base, small_priors, small_subject, small_unet
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone
+from subjectbooth.trainer.preserve.class_images import ClassImages
+from subjectbooth.trainer.preserve.none import NoPreservation
 from subjectbooth.trainer.runs.run import Run
 
 CONFIG = TrainConfig(steps=4, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, precision="fp32")
@@ -52,9 +54,9 @@ def test_the_running_average_is_one_kernel_for_all_layers(tmp_path: Path) -> Non
 
 def _step(root: Path, class_images: bool, **changes: Any) -> Dispatched:
     """The third of four steps: neither the first, which sets things up, nor the last, which writes the LoRA."""
-    priors = small_priors() if class_images else None
+    preservation = ClassImages(small_priors()) if class_images else NoPreservation()
     config = dataclasses.replace(CONFIG, **changes)
-    events = Run(small_base(), small_subject(), priors, config, root, torch.device("cpu")).events()
+    events = Run(small_base(), small_subject(), preservation, config, root, torch.device("cpu")).events()
     for event in events:
         if isinstance(event, StepDone) and event.step == 2:
             break
