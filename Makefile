@@ -12,7 +12,7 @@ help:
 	@echo "make test-editor  the tests in the graph editor, with a newer front end than ComfyUI's own"
 	@echo "make test-newest  the tests of nodes and panels in the ComfyUI that COMFYUI_PATH names, such as a checkout of its master"
 	@echo "make soak         kill trainings again and again, try 10,000 strange inputs, run 50 trainings in one ComfyUI: hours"
-	@echo "make lint         style and types"
+	@echo "make lint         style, types and which package may import which"
 	@echo "make setup        only set up what the others need (.venv, .cache)"
 	@echo "make clean        remove .venv, .cache and demo_output"
 

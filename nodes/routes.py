@@ -9,13 +9,14 @@ import json
 import logging
 import os
 from collections.abc import Awaitable, Callable
-from pathlib import Path, PurePosixPath, PureWindowsPath
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from aiohttp import web
 from server import PromptServer
 
 from ..trainer.errors import SubjectBoothError
+from .safe_paths import inside
 
 PREFIX = "/subjectbooth"
 LONGEST_NAME = 250
@@ -81,8 +82,8 @@ def _in_json(handler: Answer) -> Callable[[web.Request], Awaitable[web.StreamRes
     return answer
 
 
-def inside(root: Path, name: object, *, folders: bool = False) -> Path:
-    """The path of something in one of the pack's own folders.
+def named_path(root: Path, name: object, *, folders: bool = False) -> Path:
+    """The path of something in one of the pack's own folders, by the one spelling of its name.
 
     Args:
         root: the folder.
@@ -96,18 +97,16 @@ def inside(root: Path, name: object, *, folders: bool = False) -> Path:
         raise RouteError(400, "that is not a name")
     parts = PurePosixPath(name).parts
     # PurePosixPath drops "." and "//": a name that is not its own normal form is refused as a whole.
-    plain = "/".join(parts) == name and ".." not in parts and "\\" not in name and not PureWindowsPath(name).anchor
-    if not plain or name.startswith("/") or (len(parts) > 1 and not folders) or (os.name == "nt" and ":" in name):
+    plain = "/".join(parts) == name and "\\" not in name and not (os.name == "nt" and ":" in name)
+    if not plain or (len(parts) > 1 and not folders):
         raise RouteError(400, "that is not a name inside the folder")
-    # By its real place, since a link may lead anywhere; the folder itself may well be one (an output on another disk).
-    real_root = root.resolve()
     try:
-        real = (real_root / name).resolve()
-    except (OSError, RuntimeError):  # a loop of links
+        path = inside(root, name, "name")
+    except SubjectBoothError:  # which tells the user of a node what to do
         raise RouteError(400, "that is not a name inside the folder") from None
-    if real == real_root or not real.is_relative_to(real_root):
+    if path == root.resolve():  # through a link
         raise RouteError(400, "that is not a name inside the folder")
-    return real
+    return path
 
 
 async def json_body(request: web.Request) -> dict[str, Any]:

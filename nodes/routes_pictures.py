@@ -18,7 +18,7 @@ from ..trainer.files.safefile import read_metadata
 from .apply import lora_path
 from .host import pack_output_dir
 from .photo_looks import data_address, describe_photos
-from .routes import RouteError, inside, json_body, serve
+from .routes import RouteError, json_body, named_path, serve
 
 MOST_PICTURES = 500
 """Class images that a panel shows."""
@@ -51,7 +51,7 @@ async def lora(request: web.Request) -> Any:
 
 async def class_images(request: web.Request) -> Any:
     """The class images in one of the pack's folders, in the order in which they were made."""
-    folder = inside(pack_output_dir() / "class_images", request.query.get("folder", ""))
+    folder = named_path(pack_output_dir() / "class_images", request.query.get("folder", ""))
     return await _aside(lambda: list_class_images(folder))
 
 
@@ -95,7 +95,7 @@ def _validation_picture(metadata: dict[str, str]) -> Path | None:
     root = pack_output_dir()
     for path in reversed(up_to):
         try:
-            return inside(root, path.relative_to(root).as_posix(), folders=True)
+            return named_path(root, path.relative_to(root).as_posix(), folders=True)
         except RouteError:  # a link to somewhere else is no picture of ours
             continue
     return None
@@ -130,6 +130,6 @@ def list_class_images(folder: Path) -> dict[str, Any]:
 
 def _prompt(folder: Path) -> str:
     try:
-        return str(json.loads(inside(folder, "recipe.json").read_text("utf-8"))["prompt"])
+        return str(json.loads(named_path(folder, "recipe.json").read_text("utf-8"))["prompt"])
     except (RouteError, OSError, ValueError, KeyError, TypeError):
         return ""

@@ -11,7 +11,7 @@ from aiohttp import web
 from ..trainer.runs.history import read_history
 from .host import pack_output_dir, versioned_entry
 from .live import active, all_active
-from .routes import RouteError, inside, query_int, serve
+from .routes import RouteError, named_path, query_int, serve
 
 
 def register() -> None:
@@ -63,15 +63,15 @@ def _run_folder(request: web.Request) -> Path:
     """
     name = request.match_info["name"]
     root = pack_output_dir()
-    folder = inside(root, name)
+    folder = named_path(root, name)
     # A link to another run is refused too: a run is known by the name of its own folder.
     is_run = folder.parent == root.resolve() and folder.name == name and _is_file(folder, "run.json")
     if not is_run and active(name) is None:
         raise RouteError(404, "there is no such run")
     for file in ("events.jsonl", "kept.json", "result.json", "validation"):
-        inside(folder, file)
+        named_path(folder, file)
     return root / name
 
 
 def _is_file(folder: Path, name: str) -> bool:
-    return folder.is_dir() and inside(folder, name).is_file()
+    return folder.is_dir() and named_path(folder, name).is_file()

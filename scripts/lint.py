@@ -1,10 +1,11 @@
-"""Style and types: ruff over everything, mypy over the packages.
+"""Style, types and the ways of imports: ruff over everything, mypy and import-linter over the packages.
 
 python scripts/lint.py
 """
 
 from __future__ import annotations
 
+import hashlib
 import os
 import subprocess
 import sys
@@ -15,33 +16,50 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from comfy_server import link_directory
 from setup_env import CACHE, ROOT, ensure_environment
 
+# Checkouts may share .cache, but not what is made here: it has the checkout's path in its name.
+MADE = CACHE / "lint" / f"{ROOT.name}-{hashlib.sha256(str(ROOT).encode('utf-8')).hexdigest()[:8]}"
 # The repo root is a package under a name that only ComfyUI gives it. mypy needs one: a link of that name.
-ALIAS = CACHE / "mypy"
+ALIAS = MADE / "whole"
+# import-linter would read every file below the root, .venv and .cache too: links to the packages alone.
+PARTS = MADE / "parts"
 PACKAGES = ("trainer", "nodes", "demo", "benchmarks")
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py")) + sorted((ROOT / "tests" / "soak").glob("[!t]*.py"))
+IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"
 
 
 def main() -> int:
     python = str(ensure_environment().python)
-    link_directory(ROOT, ALIAS / "subjectbooth")
     present = [name for name in PACKAGES if any((ROOT / name).glob("*.py"))]
+    link_directory(ROOT, ALIAS / "subjectbooth")
+    for name in present:
+        link_directory(ROOT / name, PARTS / "subjectbooth" / name)
     packages = [argument for name in present for argument in ("-p", f"subjectbooth.{name}")]
     config = str(ROOT / "pyproject.toml")
-    mypy = [python, "-m", "mypy", "--config-file", config, "--cache-dir", str(CACHE / "mypy_cache")]
-    checks: list[tuple[str, list[str], Path]] = [
-        ("ruff", [python, "-m", "ruff", "check", "."], ROOT),
-        ("mypy, the packages", [*mypy, *packages], ALIAS),
-        ("mypy, the scripts", [*mypy, *map(str, SCRIPTS)], ROOT / "scripts"),
+    mypy = [python, "-m", "mypy", "--config-file", config, "--cache-dir", str(MADE / "mypy_cache")]
+    scripts = [*mypy, *map(str, SCRIPTS)]
+    above = _path(PARTS, os.environ.get("PYTHONPATH"))
+    imports = [python, "-c", IMPORTS, "--no-logo", "--cache-dir", str(MADE / "imports_cache")]
+    checks: list[tuple[str, list[str], Path, dict[str, str]]] = [
+        ("ruff", [python, "-m", "ruff", "check", "."], ROOT, {}),
+        ("ruff, the format", [python, "-m", "ruff", "format", "--check", "."], ROOT, {}),
+        ("mypy, the packages", [*mypy, *packages], ALIAS, {"MYPYPATH": _path(ALIAS, ROOT / "tests")}),
+        ("mypy, the scripts", scripts, ROOT / "scripts", {"MYPYPATH": _path(ROOT / "scripts", ROOT / "tests")}),
+        ("import-linter", imports, ROOT, {"PYTHONPATH": above, "PYTHONIOENCODING": "utf-8"}),
     ]
     failed = []
-    for name, command, folder in checks:
+    for name, command, folder, settings in checks:
         print(f"--- {name}", flush=True)
-        env = {**os.environ, "MYPYPATH": os.pathsep.join((str(folder), str(ROOT / "tests")))}
+        env = {**os.environ, **settings}
         if subprocess.run(command, cwd=folder, env=env, stdin=subprocess.DEVNULL).returncode:
             failed.append(name)
     if failed:
         print(f"Failed: {', '.join(failed)}.")
     return 1 if failed else 0
+
+
+def _path(*folders: Path | str | None) -> str:
+    """Folders as an environment variable names them; those that are not set are left out."""
+    return os.pathsep.join(str(folder) for folder in folders if folder)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
 from .device import ATEN, NAME, Card, on_card, tensors_in
@@ -28,6 +29,9 @@ _FREE = {
     ATEN._unsafe_view.default,
     ATEN.lift_fresh.default,
 }
+# The host waits for the card to learn how large the result is, or what it is.
+_WAITS = {ATEN.nonzero.default, ATEN.equal.default, ATEN.masked_select.default, ATEN._unique2.default}
+_BY_MASK = {ATEN.index.Tensor, ATEN.index_put.default, ATEN.index_put_.default}
 
 
 @dataclass
@@ -94,9 +98,9 @@ class Counting(Card):
             elif there and source.dtype != target.dtype:
                 self.now.casts += target.nbytes
                 self.now.cast_kernels += 1
-        elif here and function in (ATEN.nonzero.default, ATEN.equal.default, ATEN.masked_select.default):
+        elif here and _waits(function, args):
             self.now.syncs[_place()] += 1
-        if there and function not in _FREE and not function.is_view:
+        if there and _starts_a_kernel(function):
             self.now.kernels += 1
         return made
 
@@ -117,6 +121,41 @@ class Counting(Card):
 
     def _freed(self, key: int) -> None:
         self.live -= self._sizes.pop(key, 0)
+
+
+class Dispatched(TorchDispatchMode):
+    """Counts operations on real tensors, on whatever device, of the thread that has entered it.
+
+    What is drawn on the host before it goes to the device counts as well. Copies from a device to the host cannot be
+    told on a CPU: :class:`Counting` sees those.
+
+    Attributes:
+        kernels: torch's own operations but for views, allocations and reads of a number; a foreach operation is one.
+        syncs: places in the trainer where the host reads a number of a tensor, or needs a result to know its size.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.kernels = 0
+        self.syncs: Counter[str] = Counter()
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function is ATEN._local_scalar_dense.default:
+            self.syncs[_place()] += 1
+        elif function.namespace == "aten":  # others are the profiler's marks
+            self.kernels += _starts_a_kernel(function)
+            if _waits(function, args):
+                self.syncs[_place()] += 1
+        return function(*args, **(kwargs or {}))
+
+
+def _starts_a_kernel(function: Any) -> bool:
+    return function not in _FREE and not function.is_view
+
+
+def _waits(function: Any, args: Any) -> bool:
+    masks = function in _BY_MASK and any(index is not None and index.dtype == torch.bool for index in args[1])
+    return masks or function in _WAITS
 
 
 def _place() -> str:

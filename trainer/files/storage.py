@@ -9,7 +9,7 @@ import json
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -193,9 +193,3 @@ def sha256_of(*parts: bytes | str | torch.Tensor | Path) -> str:
             digest.update(f"bytes {len(data)};".encode())
             digest.update(data)
     return digest.hexdigest()
-
-
-def sha256_of_tensors(tensors: Iterable[tuple[str, torch.Tensor]]) -> str:
-    """Hex SHA-256 over named tensors, independent of their order."""
-    lines = sorted(f"{name} {sha256_of(tensor)}" for name, tensor in tensors)
-    return sha256_of("\n".join(lines))

@@ -18,6 +18,9 @@ class AdapterAverage:
     ``d`` warms up: it is ``min(decay, (1 + n) / (10 + n))`` after ``n`` earlier steps. A short run would otherwise save
     mostly the untrained adapter that the average starts from: after 60 steps at 0.999, 94 % of it.
 
+    An adapter is hundreds of small tensors: torch's foreach functions, which its optimizers use too, do the same
+    arithmetic for all of them in a kernel or a few.
+
     Args:
         parameters: what is averaged; there is one average for each, on the same device.
         decay: 0..1.
@@ -32,8 +35,7 @@ class AdapterAverage:
     def update(self, step: int) -> None:
         """Take in the weights after optimizer update number ``step``, counted from 0."""
         decay = min(self._decay, (1 + step) / (10 + step))
-        for average, parameter in zip(self.average, self._parameters, strict=True):
-            average.lerp_(parameter, 1.0 - decay)
+        torch._foreach_lerp_(self.average, self._parameters, 1.0 - decay)
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -47,5 +49,4 @@ class AdapterAverage:
 
     @torch.no_grad()
     def _set(self, values: list[torch.Tensor]) -> None:
-        for parameter, value in zip(self._parameters, values, strict=True):
-            parameter.copy_(value)
+        torch._foreach_copy_(self._parameters, values)

@@ -135,20 +135,6 @@ def _twice(names: Sequence[str]) -> str:
     )
 
 
-def equal_pairs(images: Sequence[np.ndarray]) -> list[tuple[int, int]]:
-    """Index pairs of pictures uint8 [h, w, 3] that are copies of one another, however compressed or scaled.
-
-    A difference hash (Krawetz, 2013) of 256 bits says whether the structure is the same, and a small colour
-    thumbnail whether the colours are, so that one drawing before two backgrounds is two pictures.
-    """
-    looks = [look_at(image) for image in images]
-    return [
-        (first, first + 1 + int(second))
-        for first in range(len(looks))
-        for second in np.flatnonzero(_are_copies(looks[first], looks[first + 1 :]))
-    ]
-
-
 def equal_groups(looks: Sequence[Look]) -> list[list[int]]:
     """Groups of two or more photos of which each is a copy of another one of its group, by number.
 
@@ -171,7 +157,11 @@ def equal_groups(looks: Sequence[Look]) -> list[list[int]]:
 
 
 def _are_copies(look: Look, others: Sequence[Look]) -> np.ndarray:
-    """bool [n]: which of the others are copies of it?"""
+    """bool [n]: which of the others are copies of it, however compressed or scaled?
+
+    A difference hash (Krawetz, 2013) of 256 bits says whether the structure is the same, and a small colour
+    thumbnail whether the colours are, so that one drawing before two backgrounds is two pictures.
+    """
     if not others:
         return np.zeros(0, dtype=bool)
     bits = np.count_nonzero(np.stack([other.hash for other in others]) != look.hash, axis=(1, 2))

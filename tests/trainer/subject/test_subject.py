@@ -16,8 +16,8 @@ from subjectbooth.trainer.subject.checks import (
     Look,
     check_photos,
     equal_groups,
-    equal_pairs,
     is_blurred,
+    look_at,
     sharpness,
 )
 from subjectbooth.trainer.subject.photo import Photo
@@ -298,6 +298,10 @@ def recompressed(pixels: np.ndarray, quality: int) -> np.ndarray:
     buffer = io.BytesIO()
     Image.fromarray(pixels).save(buffer, "JPEG", quality=quality)
     return np.array(Image.open(buffer))
+
+
+def equal_pairs(images: list[np.ndarray]) -> list[tuple[int, ...]]:
+    return [tuple(group) for group in equal_groups([look_at(image) for image in images])]
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)
