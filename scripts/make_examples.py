@@ -5,8 +5,9 @@
     python scripts/make_examples.py --no-run            as they open, without running them
 
 Each workflow is opened in the graph editor, saved as the editor saves it (so that new inputs are in it), run, and
-photographed: example_workflows/<name>.json and .jpg, docs/graph.jpg of the first, and each node as it looks then for
-its help page (js/docs/<node>/node.jpg). What cannot be run here for want of its checkpoint is photographed as it opens.
+photographed: example_workflows/<name>.json and .jpg (the first is the README's picture too), and each node as it looks
+then for its help page (js/docs/<node>/node.jpg). What cannot be run here for want of its checkpoint is photographed as
+it opens.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ TIME_LIMIT = 3 * 3600.0
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("names", nargs="*", help="examples, without .json; all when none is named")
-    parser.add_argument("--quick", action="store_true", help="few steps; JSON files and docs/ are left alone")
+    parser.add_argument("--quick", action="store_true", help="few steps; JSON files and js/docs/ are left alone")
     parser.add_argument("--no-run", action="store_true", help="do not run them")
     parser.add_argument("--output", type=Path, default=EXAMPLES, help="where the pictures go")
     options = parser.parse_args()
@@ -75,8 +76,6 @@ def main() -> int:
         for name in names:
             picture = _make(page, name, options.quick, options.no_run or name in NOT_RUN)
             (options.output / f"{name}.jpg").write_bytes(picture)
-            if name == FIRST and not options.quick and not options.no_run:
-                (ROOT / "docs" / "graph.jpg").write_bytes(picture)
             print(f"{name}.jpg: {len(picture) / 1000:.0f} kB", flush=True)
             for kind in [kind for kind, shown in SHOWN_IN.items() if shown == name]:
                 target = options.output / f"{kind}.jpg" if options.quick else ROOT / "js" / "docs" / kind / "node.jpg"
@@ -163,7 +162,7 @@ def _clip(page: Page, nodes: str, margin: int, most: int) -> bytes:
     file = CACHE / "examples" / "picture.png"
     page.screenshot(file, clip=box)
     picture = Image.open(file).convert("RGB")
-    for quality in (88, 80, 70, 60, 50, 40):
+    for quality in (70, 60, 50, 40):  # all of them ship with the pack
         content = io.BytesIO()
         picture.save(content, "JPEG", quality=quality, optimize=True, progressive=True)
         if content.tell() <= most:

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from subjectbooth.demo import base
-from subjectbooth.demo.classes import CLASS_WORDS, RARE_TOKENS, article, caption
-from subjectbooth.demo.narrow import load_narrow
-from subjectbooth.demo.schedule import sample
-from subjectbooth.demo.words import token_ids, vocabulary
+from subjectbooth.demo.making.classes import CLASS_WORDS, RARE_TOKENS, article, caption
+from subjectbooth.demo.making.narrow import load_narrow
+from subjectbooth.demo.making.schedule import sample
+from subjectbooth.demo.making.words import token_ids, vocabulary
 from subjectbooth.tests.comfy_server import find_comfyui
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 import torch
 
-from subjectbooth.demo.autoencoder import decoder_widths, encoder_widths
-from subjectbooth.demo.build import AUTOENCODER, DIFFUSION, WIDE, finished
-from subjectbooth.demo.classes import CLASS_WORDS, STYLES
-from subjectbooth.demo.narrow import load_narrow
-from subjectbooth.demo.pack import unpack
-from subjectbooth.demo.perceptual import Eye
-from subjectbooth.demo.pictures import SIDE
-from subjectbooth.demo.train_autoencoder import load_autoencoder
+from subjectbooth.demo.making.autoencoder import decoder_widths, encoder_widths
+from subjectbooth.demo.making.build import AUTOENCODER, DIFFUSION, WIDE, finished
+from subjectbooth.demo.making.classes import CLASS_WORDS, STYLES
+from subjectbooth.demo.making.narrow import load_narrow
+from subjectbooth.demo.making.pack import unpack
+from subjectbooth.demo.making.perceptual import Eye
+from subjectbooth.demo.making.pictures import SIDE
+from subjectbooth.demo.making.train_autoencoder import load_autoencoder
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -50,7 +50,7 @@ def work(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def build(work: Path, stage: str, minutes: float) -> dict[str, Any]:
     """What a stage saves."""
-    command = [sys.executable, "-m", "demo.build", stage, "--minutes", str(minutes), "--work", str(work)]
+    command = [sys.executable, "-m", "demo.making.build", stage, "--minutes", str(minutes), "--work", str(work)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=300)
     assert done.returncode == 0, done.stderr[-2000:]
     assert re.search(rf"{stage} finished: held out [\d.]+ dB", done.stderr), done.stderr[-2000:]

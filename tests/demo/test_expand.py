@@ -10,10 +10,10 @@ import torch
 from torch import nn
 
 from subjectbooth.demo import base
-from subjectbooth.demo.autoencoder import decoder_widths, encoder_widths, grow, make_decoder, make_encoder
 from subjectbooth.demo.expand import WIDE_TEXT, WIDE_UNET, WIDE_VAE, narrow_state, pack_state, wide_tensors
-from subjectbooth.demo.text import TextEncoder
-from subjectbooth.demo.unet import UNet
+from subjectbooth.demo.making.autoencoder import decoder_widths, encoder_widths, grow, make_decoder, make_encoder
+from subjectbooth.demo.making.text import TextEncoder
+from subjectbooth.demo.making.unet import UNet
 from subjectbooth.trainer.base.base_model import inspect_unet
 from subjectbooth.trainer.base.sd.unet import build_unet
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import torch
 
-from subjectbooth.demo.gain import NOISED_TO, noised_and_denoised
-from subjectbooth.demo.narrow import load_narrow
-from subjectbooth.demo.schedule import alphas_cumprod
+from subjectbooth.demo.making.gain import NOISED_TO, noised_and_denoised
+from subjectbooth.demo.making.narrow import load_narrow
+from subjectbooth.demo.making.schedule import alphas_cumprod
 
 LEVELS = ((1 - alphas_cumprod()) / alphas_cumprod()).sqrt()
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from subjectbooth.demo import judge
-from subjectbooth.demo.classes import CLASS_WORDS
-from subjectbooth.demo.gain import photos
-from subjectbooth.demo.judge import ALL_STYLES, LoadedJudge, train_judge
-from subjectbooth.demo.recolour import varied
-from subjectbooth.demo.subjects import SUBJECTS
+from subjectbooth.demo.making import judge
+from subjectbooth.demo.making.classes import CLASS_WORDS
+from subjectbooth.demo.making.gain import photos
+from subjectbooth.demo.making.judge import ALL_STYLES, LoadedJudge, train_judge
+from subjectbooth.demo.making.recolour import varied
+from subjectbooth.demo.making.subjects import SUBJECTS
 from subjectbooth.tests.demo.test_build import write_drawings
 
 

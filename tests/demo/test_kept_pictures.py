@@ -9,11 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from subjectbooth.demo import measure_dreambooth as module
-from subjectbooth.demo.gain import photos
-from subjectbooth.demo.judge import LoadedJudge
-from subjectbooth.demo.kept_pictures import keep_pictures, kept_pictures
-from subjectbooth.demo.measure_dreambooth import NEW_SCENES, PICTURES_OF_A_SCENE, STEPS, measure_dreambooth
+from subjectbooth.demo.making import measure_dreambooth as module
+from subjectbooth.demo.making.gain import photos
+from subjectbooth.demo.making.judge import LoadedJudge
+from subjectbooth.demo.making.kept_pictures import keep_pictures, kept_pictures
+from subjectbooth.demo.making.measure_dreambooth import NEW_SCENES, PICTURES_OF_A_SCENE, STEPS, measure_dreambooth
 
 
 def test_kept_as_they_are_and_only_for_what_made_them(tmp_path: Path) -> None:

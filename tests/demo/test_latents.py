@@ -13,12 +13,12 @@ import pytest
 import torch
 from torch import nn
 
-from subjectbooth.demo import train_diffusion
-from subjectbooth.demo.classes import CLASS_WORDS, COLORS, place
-from subjectbooth.demo.compose import Composer
-from subjectbooth.demo.pictures import SIDE, Library
-from subjectbooth.demo.schedule import alphas_cumprod
-from subjectbooth.demo.train_diffusion import LatentPool, loss_weights
+from subjectbooth.demo.making import train_diffusion
+from subjectbooth.demo.making.classes import CLASS_WORDS, COLORS, place
+from subjectbooth.demo.making.compose import Composer
+from subjectbooth.demo.making.pictures import SIDE, Library
+from subjectbooth.demo.making.schedule import alphas_cumprod
+from subjectbooth.demo.making.train_diffusion import LatentPool, loss_weights
 
 
 class Averages(nn.Module):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from subjectbooth.demo.muon import Muon, orthogonalised
+from subjectbooth.demo.making.muon import Muon, orthogonalised
 
 
 @pytest.mark.parametrize("shape", [(3, 16, 40), (2, 40, 16)])

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import nn
 
-from subjectbooth.demo import unet as demo_unet
 from subjectbooth.demo.base import read_packed
 from subjectbooth.demo.expand import TEXT_REPEAT, UNET_REPEAT, wide_unet_weights
-from subjectbooth.demo.narrow import load_narrow
-from subjectbooth.demo.narrow_dreambooth import parameter_groups
-from subjectbooth.demo.words import token_ids
+from subjectbooth.demo.making import unet as demo_unet
+from subjectbooth.demo.making.narrow import load_narrow
+from subjectbooth.demo.making.narrow_dreambooth import parameter_groups
+from subjectbooth.demo.making.words import token_ids
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.learn.adapter import inject
 

@@ -9,9 +9,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from subjectbooth.demo.compose import Composer
-from subjectbooth.demo.perceptual import Eye
-from subjectbooth.demo.pictures import SIDE, Library
+from subjectbooth.demo.making.compose import Composer
+from subjectbooth.demo.making.perceptual import Eye
+from subjectbooth.demo.making.pictures import SIDE, Library
 
 
 def library(count: int = 3) -> Library:

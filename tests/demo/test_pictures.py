@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from subjectbooth.demo import pictures
-from subjectbooth.demo.pictures import PACKAGES, package, svg_drawings
+from subjectbooth.demo.making import pictures
+from subjectbooth.demo.making.pictures import PACKAGES, package, svg_drawings
 
 SLOW_NPM = f"""#!{sys.executable}
 import sys, time

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from subjectbooth.demo.rates import warm_cosine
+from subjectbooth.demo.making.rates import warm_cosine
 
 
 @pytest.mark.parametrize(

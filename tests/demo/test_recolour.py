@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from subjectbooth.demo.recolour import BEND, bent, colour_matrix, light, recoloured, varied
+from subjectbooth.demo.making.recolour import BEND, bent, colour_matrix, light, recoloured, varied
 
 SIDE = 16
 

@@ -10,9 +10,9 @@ import torch
 from PIL import Image
 
 from subjectbooth.demo import base
-from subjectbooth.demo.classes import caption
-from subjectbooth.demo.narrow import load_narrow
-from subjectbooth.demo.schedule import sample
+from subjectbooth.demo.making.classes import caption
+from subjectbooth.demo.making.narrow import load_narrow
+from subjectbooth.demo.making.schedule import sample
 from subjectbooth.tests.comfy_server import ComfyClient, NodeFailed
 from subjectbooth.tests.nodes.graphs import node, text_to_image
 

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from subjectbooth.demo.gain import CFG
-from subjectbooth.demo.measure_dreambooth import CLASS_CFG, OPTIONS, SETTINGS, STEPS, dreambooth_graph
+from subjectbooth.demo.making.gain import CFG
+from subjectbooth.demo.making.measure_dreambooth import CLASS_CFG, OPTIONS, SETTINGS, STEPS, dreambooth_graph
 from subjectbooth.scripts.workflow import to_api
 from subjectbooth.tests.comfy_server import ComfyClient
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import urllib.parse
 from collections.abc import Callable
 from pathlib import Path
@@ -12,29 +11,20 @@ import pytest
 from PIL import Image
 
 from subjectbooth.tests.comfy_server import FP32_FLAGS, ComfyClient, ComfyServer
-from subjectbooth.tests.conftest import PACKS, ROOT
+from subjectbooth.tests.conftest import PACKS
 from subjectbooth.tests.fuzzing import files_below
 from subjectbooth.tests.nodes.graphs import node
 from subjectbooth.tests.nodes.training_graphs import SIZE, cat_photos, train_and_sample
+from subjectbooth.tests.shipped import copy_shipped
 from subjectbooth.trainer.files.safefile import read_metadata
 from subjectbooth.trainer.runs.cleanup import remembered_lora_folders
-
-SHIPPED = ("__init__.py", "pyproject.toml", "demo", "example_workflows", "js", "locales", "nodes", "subgraphs",
-           "trainer")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
 def packs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A copy of the pack: through a link to where the tests are it would still see its usual place."""
+    """The pack as the Registry serves it: through a link to where the tests are it would still see its usual place."""
     copy = tmp_path_factory.mktemp("мои паки 🐱") / "Subject Booth"
-    copy.mkdir()
-    for name in SHIPPED:
-        source = ROOT / name
-        if source.is_dir():
-            shutil.copytree(source, copy / name, ignore=shutil.ignore_patterns("__pycache__"))
-        else:
-            shutil.copyfile(source, copy / name)
-    return {**PACKS, "SubjectBooth": copy}
+    return {**PACKS, "SubjectBooth": copy_shipped(copy)}
 
 
 @pytest.mark.slow

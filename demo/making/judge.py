@@ -1,8 +1,9 @@
 """The judge: small classifiers trained on real compositions of every set, the kept-out one too. Shell only.
 
 It tells which drawing a picture shows (so its class and its drawing style) and over which background. It is used by
-`demo.evaluate` alone and has never seen a generated picture. How a net was trained moves its figures, for one subject
-up and for another down (docs/demo-base.md), so the judge is several, each trained in a way of its own, and averaged.
+`demo.making.evaluate` alone and has never seen a generated picture. How a net was trained moves its figures, for one
+subject up and for another down (docs/demo-base-log.md), so the judge is several, each trained in a way of its own, and
+averaged.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """The subjects: pictures of drawings from the set that the base never saw, as a user's photos would be. Shell only.
 
-`demo/subjects/<name>/{train,heldout}/NN.png` and `subject.json`. Four pictures to train on and four held out, which
-have other sizes, turns and backgrounds.
+`demo/subjects/<name>/` gets four pictures to train on, in `train`, and `subject.json`; both ship with the pack.
+`demo/making/heldout/<name>/` gets four others, with other sizes, turns and backgrounds; they only measure.
 """
 
 from __future__ import annotations
@@ -21,7 +21,8 @@ from PIL import Image
 from .compose import Pose, paint, place_drawings, premultiplied
 from .pictures import PACKAGES, centred, package
 
-FOLDER = Path(__file__).parent / "subjects"
+SHIPPED = Path(__file__).resolve().parent.parent / "subjects"
+HELDOUT = Path(__file__).resolve().parent / "heldout"
 SIDE = 160
 
 TRAIN_BACKGROUNDS = ("white", "gray", "yellow", "green")
@@ -78,6 +79,11 @@ SUBJECTS: dict[str, SubjectSet] = {
 }
 
 
+def photos_folder(name: str, group: str) -> Path:
+    """Where a subject's pictures of *group*, 'train' or 'heldout', are."""
+    return {"train": SHIPPED / name / "train", "heldout": HELDOUT / name}[group]
+
+
 def fluent_drawing(code: str, folder: Path) -> np.ndarray:
     """One drawing of the kept-out set, uint8 [128, 128, 4]."""
     with tarfile.open(package("fluent", folder)) as archive:
@@ -95,7 +101,7 @@ def picture(drawing: np.ndarray, pose: Pose, background: str, side: int, rng: ra
 
 
 def write_subjects(work: Path) -> None:
-    """Write every subject's folder."""
+    """Write every subject's pictures and description."""
     for name, subject in SUBJECTS.items():
         rng = random.Random(name)
         groups = {
@@ -103,7 +109,7 @@ def write_subjects(work: Path) -> None:
             "heldout": (subject.heldout, HELDOUT_POSES, HELDOUT_BACKGROUNDS),
         }
         for group, (codes, poses, backgrounds) in groups.items():
-            folder = FOLDER / name / group
+            folder = photos_folder(name, group)
             folder.mkdir(parents=True, exist_ok=True)
             for i, (code, pose, background) in enumerate(zip(codes, poses, backgrounds, strict=True), 1):
                 pixels = picture(fluent_drawing(code, work / "npm"), pose, background, SIDE, rng)
@@ -117,5 +123,5 @@ def write_subjects(work: Path) -> None:
             "train_backgrounds": TRAIN_BACKGROUNDS,
             "heldout_backgrounds": HELDOUT_BACKGROUNDS,
         }
-        path = FOLDER / name / "subject.json"
+        path = SHIPPED / name / "subject.json"
         path.write_text(json.dumps(description, indent=1) + "\n", encoding="utf-8")

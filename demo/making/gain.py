@@ -18,7 +18,7 @@ from .measure import Figures, draw
 from .measure_comfyui import pixels
 from .narrow import Narrow
 from .schedule import noise_levels
-from .subjects import FOLDER, SUBJECTS
+from .subjects import SUBJECTS, photos_folder
 from .words import token_ids
 
 PICTURES = 16
@@ -54,7 +54,7 @@ def _similarity(judge: LoadedJudge, pictures: torch.Tensor, centre: torch.Tensor
 
 def photos(name: str, group: str) -> torch.Tensor:
     """A subject's pictures, float32 [n, 3, 64, 64]; *group* is 'train' or 'heldout'."""
-    return torch.stack([pixels(path.read_bytes()) for path in sorted((FOLDER / name / group).glob("*.png"))])
+    return torch.stack([pixels(path.read_bytes()) for path in sorted(photos_folder(name, group).glob("*.png"))])
 
 
 def measure_ceilings(nets: Narrow, judge: LoadedJudge) -> Figures:

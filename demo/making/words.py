@@ -1,6 +1,6 @@
 """Captions to CLIP token ids without a tokenizer: the demo's words are few and their ids are kept in a table.
 
-The table is made from the real CLIP tokenizer by `demo.build`; a test compares the two on captions.
+The table is made from the real CLIP tokenizer by `demo.making.build`; a test compares the two on captions.
 """
 
 from __future__ import annotations

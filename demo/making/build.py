@@ -1,4 +1,4 @@
-"""From the raw packages to the weights: `python -m demo.build all`. Every stage goes on where it was stopped.
+"""From the raw packages to the weights: `python -m demo.making.build all`. Every stage goes on where it was stopped.
 
 `all` is every other stage but unpack, in order, about ten hours on two cores; those that are finished are left out.
 To train packed weights further: unpack, last, pack (and encoder, for the autoencoder).
@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from .base import WEIGHTS
+from ..base import WEIGHTS
 from .classes import MORE_STYLES, all_words
 from .judge import train_judge
 from .pack import pack, unpack
@@ -24,7 +24,7 @@ from .train_autoencoder import AutoencoderRun, train_autoencoder
 from .train_diffusion import DiffusionRun, train_diffusion
 from .words import TABLE, write_table
 
-WORK = Path(__file__).parent / ".work"
+WORK = Path(__file__).resolve().parent.parent / ".work"
 logger = logging.getLogger("subjectbooth")
 
 AUTOENCODER = AutoencoderRun()
@@ -79,7 +79,7 @@ STAGES = ("all", *ALL, "unpack")
 
 def main() -> None:
     """Run the stages that are asked for."""
-    parser = argparse.ArgumentParser(prog="python -m demo.build", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m demo.making.build", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
     parser.add_argument("--minutes", type=float, help="end the schedule after this time instead of by steps")
     parser.add_argument("--lr", type=float, help="highest learning rate, if not the stage's own")

@@ -1,7 +1,7 @@
 """Files that a kill leaves whole: the old one or the new one, never half of it.
 
-trainer/files/storage.py does the same and more, but this package goes by two names (`demo` in a shell,
-`subjectbooth.demo` in ComfyUI and the tests), and no one import finds it from both.
+trainer/files/storage.py does the same and more, but this package goes by two names (`demo.making` in a shell,
+`subjectbooth.demo.making` in the tests), and no one import finds it from both.
 """
 
 from __future__ import annotations

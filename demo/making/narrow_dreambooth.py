@@ -20,9 +20,9 @@ from typing import Any
 import torch
 from torch import nn
 
-from .base import WEIGHTS
+from ..base import WEIGHTS
+from ..expand import UNET_REPEAT, divisor
 from .classes import caption, place
-from .expand import UNET_REPEAT, divisor
 from .gain import CFG, PICTURES, SAMPLE_STEPS, photos, scale_of
 from .judge import LoadedJudge
 from .measure import Figures, draw

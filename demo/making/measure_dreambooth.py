@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from .base import manifest, sha256_of
+from ..base import manifest, sha256_of
 from .classes import caption, place
 from .gain import CFG, PICTURES, SAMPLE_STEPS, Scale, photos, scale_of
 from .judge import WEIGHTS as JUDGE
@@ -36,7 +36,7 @@ PICTURES_OF_A_SCENE = 4
 SCENES_OF_PICTURES = tuple(scene for scene in NEW_SCENES for _ in range(PICTURES_OF_A_SCENE))
 """The scene of each picture that is drawn in new scenes, in order."""
 CLASS_CFG = 1.0
-"""Class images from what the base draws without guidance: see docs/demo-base.md."""
+"""Class images from what the base draws without guidance: see docs/demo-base-log.md."""
 SERIES = ("dog", "clock")
 """Subjects whose rows are measured at several steps, to see overfitting and drift come."""
 STEPS = 290

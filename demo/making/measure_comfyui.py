@@ -19,7 +19,7 @@ from .classes import caption
 from .judge import LoadedJudge
 from .measure import Figures, all_prompts, score
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 Graph = dict[str, dict[str, Any]]
 
 

@@ -1,4 +1,4 @@
-"""The gallery for the page: `python -m demo.gallery`. Every class once, over backgrounds in turn, not picked."""
+"""The gallery for the page: `python -m demo.making.gallery`. Every class once, over backgrounds in turn, not picked."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .classes import BACKGROUNDS, CLASS_WORDS, caption
 from .measure import draw
 from .narrow import load_narrow
 
-TARGET = Path(__file__).resolve().parent.parent / "docs" / "demo-base-gallery.png"
+TARGET = Path(__file__).resolve().parents[2] / "docs" / "demo-base-gallery.png"
 COLUMNS = 13
 SCALE, LABEL = 2, 14
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from ..base import WEIGHTS, read_packed
+from ..expand import narrow_state
 from .autoencoder import decoder_widths, encoder_widths, make_decoder, make_encoder
-from .base import WEIGHTS, read_packed
-from .expand import narrow_state
 from .text import TextEncoder
 from .unet import UNet
 

@@ -11,9 +11,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from ..base import MANIFEST, WEIGHTS, read_packed, sha256_of, write_checkpoint
+from ..expand import narrow_state, pack_state
 from . import files
-from .base import MANIFEST, WEIGHTS, read_packed, sha256_of, write_checkpoint
-from .expand import narrow_state, pack_state
 
 logger = logging.getLogger("subjectbooth")
 
@@ -45,7 +45,7 @@ def pack(work: Path, diffusion: str, autoencoder: str) -> None:
 
 
 def unpack(work: Path, diffusion: str, autoencoder: str, later: Sequence[str] = (), weights: Path = WEIGHTS) -> None:
-    """Training states from packed weights, to train on from them anywhere (`python -m demo.build unpack`).
+    """Training states from packed weights, to train on from them anywhere (`python -m demo.making.build unpack`).
 
     A run ends with its learning rate near zero, so nothing but the averaged weights is worth keeping: a further run
     warms up from them with an optimizer of its own.

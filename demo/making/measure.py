@@ -9,10 +9,10 @@ from typing import Any
 
 import torch
 
-from .base import read_packed
+from ..base import read_packed
+from ..expand import wide_unet_weights
 from .classes import BACKGROUNDS, CLASS_WORDS, caption
 from .compose import Composer
-from .expand import wide_unet_weights
 from .judge import LoadedJudge, Verdict
 from .narrow import Narrow
 from .pictures import library

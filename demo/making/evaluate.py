@@ -1,9 +1,9 @@
-"""Print and keep the demo base's figures: `python -m demo.evaluate [part ...]`.
+"""Print and keep the demo base's figures: `python -m demo.making.evaluate [part ...]`.
 
 Parts: judge, autoencoder, ceilings, details, seeds, text_to_image, diversity, wide, comfyui, dreambooth (the last two
 start the real ComfyUI).
-What was measured is kept in demo/figures.json, part by part, and goes from there into docs/demo-base.md; pictures of
-the DreamBooth runs go to docs/demo-base-dreambooth.jpg and docs/demo-base-steps.jpg.
+What was measured is kept in demo/making/figures.json, part by part, and goes from there into docs/demo-base.md and
+docs/demo-base-log.md; pictures of the DreamBooth runs go to docs/demo-base-dreambooth.jpg and docs/demo-base-steps.jpg.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ from .narrow_dreambooth import measure_seeds
 from .strips import below_each_other
 
 FIGURES = Path(__file__).parent / "figures.json"
-DOCS = Path(__file__).resolve().parent.parent / "docs"
+DOCS = Path(__file__).resolve().parents[2] / "docs"
 
 GOALS: dict[tuple[str, str], tuple[str, float]] = {
     ("judge", "class"): (">=", 0.97),
@@ -96,7 +96,7 @@ def main() -> None:
         "comfyui": lambda: measure_comfyui(judge),
         "dreambooth": dreambooth,
     }
-    parser = argparse.ArgumentParser(prog="python -m demo.evaluate", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m demo.making.evaluate", description=__doc__)
     parser.add_argument("parts", nargs="*", metavar="part", help="what to measure; everything if not given")
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
