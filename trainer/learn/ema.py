@@ -27,7 +27,7 @@ class AdapterAverage:
     """
 
     def __init__(self, parameters: list[nn.Parameter], decay: float) -> None:
-        self._parameters = parameters
+        self._parameters: list[torch.Tensor] = list(parameters)
         self._decay = decay
         self.average = [parameter.detach().clone() for parameter in parameters]
 

@@ -32,7 +32,8 @@ def clip_tokenizer() -> Tokenizer:
     require("tokenizers")
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    merges = [tuple(line.split()) for line in lzma.decompress(MERGES.read_bytes()).decode("utf-8").splitlines()]
+    lines = lzma.decompress(MERGES.read_bytes()).decode("utf-8").splitlines()
+    merges = [(first, second) for first, second in map(str.split, lines)]
     letters = _byte_letters()
     words = [*letters, *(f"{letter}</w>" for letter in letters), *("".join(pair) for pair in merges)]
     vocabulary = {word: number for number, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
