@@ -18,8 +18,8 @@ from subjectbooth.tests.comfy.training_graphs import apply_node, train_and_sampl
 from subjectbooth.tests.fuzzing import is_clean
 
 STYLE = "tiny_style.safetensors"
-BOTH = f"both subject_lora and the file '{STYLE}'; needed: one of the two."
-NEITHER = "no LoRA; needed: a link to subject_lora or a file in lora_name."
+BOTH = f"Both subject_lora and the file '{STYLE}'. Required: one of the two."
+NEITHER = "no LoRA. Required: a link to subject_lora or a file in lora_name."
 
 
 def _of_train_lora_node() -> dict[str, torch.Tensor]:
@@ -157,7 +157,7 @@ def test_a_layer_of_another_width_is_refused_whatever_its_kind(comfy: ComfyClien
     with pytest.raises(NodeFailed) as failure:
         _applied(comfy, other)
     said = failure.value.node_message
-    assert re.search(r"has the shapes \[.+ where this model's has \[320(, 320)?\]; needed: a LoRA for", said), said
+    assert re.search(r"has the shapes \[.+ where this model's has \[320(, 320)?\]\. Required: a LoRA for", said), said
     assert "transformer_blocks.0.attn1.to_" in said
     assert is_clean(said)
 
@@ -199,7 +199,7 @@ def test_a_lora_of_another_kind_of_model_is_refused(comfy: ComfyClient) -> None:
     }
     with pytest.raises(NodeFailed) as failure:
         _applied(comfy, _save(comfy, "of Flux", tensors))
-    assert "a LoRA of which this model takes 0 of 3 layers; needed: a LoRA for" in failure.value.node_message
+    assert "A LoRA of which this model takes 0 of 3 layers. Required: a LoRA for" in failure.value.node_message
     assert is_clean(failure.value.node_message)
 
 

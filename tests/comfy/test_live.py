@@ -110,7 +110,7 @@ def test_a_continued_run_can_be_stopped_and_then_continued_again(comfy: ComfyCli
 def test_an_unknown_after_stop_is_one_sentence(comfy: ComfyClient) -> None:
     with pytest.raises((NodeFailed, PromptRejected)) as failure:
         comfy.run(train_and_sample(upload_cat(comfy), after_stop="perhaps", output_name="never"), targets=["11"])
-    assert is_refused_as(failure.value, "after_stop 'perhaps'; needed: keep or continue"), failure.value
+    assert is_refused_as(failure.value, "after_stop 'perhaps'. Required: keep or continue"), failure.value
 
 
 def test_messages_are_few_and_the_log_has_every_step(comfy: ComfyClient) -> None:

@@ -336,9 +336,9 @@ def test_nothing_of_the_process_is_changed(comfy: ComfyClient) -> None:
         ({"class_prompt": ""}, "class_prompt is empty"),
         ({"class_prompt": "a photo of {subject}"}, "class_prompt 'a photo of {subject}' names the token"),
         ({"class_prompt": "a {clas}"}, "class_prompt has the placeholder {clas}"),
-        ({"sampler_name": "best"}, "sampler_name 'best'; needed: one of ComfyUI's"),
-        ({"scheduler": "best"}, "scheduler 'best'; needed: one of ComfyUI's"),
-        ({"cfg": float("nan")}, "cfg nan; needed: a number from 0 to 100"),
+        ({"sampler_name": "best"}, "sampler_name 'best'. Required: one of ComfyUI's"),
+        ({"scheduler": "best"}, "scheduler 'best'. Required: one of ComfyUI's"),
+        ({"cfg": float("nan")}, "cfg nan. Required: a number from 0 to 100"),
         ({"exclude": "abc"}, "exclude has 'abc' in it"),
         ({"model": ["40", 0]}, "a MODEL with patches that are not weights"),
     ],
@@ -357,7 +357,7 @@ def test_what_cannot_be_used_says_why(comfy: ComfyClient, inputs: dict[str, Any]
 
 def test_all_excluded(comfy: ComfyClient) -> None:
     hashes = comfy.run(priors_graph(comfy, seed=1991, count=1)).outputs["20"]["hashes"]
-    with pytest.raises(NodeFailed, match="every class image is excluded"):
+    with pytest.raises(NodeFailed, match="Every class image is excluded"):
         comfy.run(priors_graph(comfy, seed=1991, count=1, exclude=hashes[0]))
 
 

@@ -77,13 +77,13 @@ def test_the_latents_are_not_touched_by_training(comfy: ComfyClient) -> None:
     ("train", "options", "sentence"),
     [
         ({}, {"masked_loss": True}, "masked_loss without a mask"),
-        ({"rank": 400}, {}, "rank 400; needed: 320 or less"),
+        ({"rank": 400}, {}, "rank 400. Required: 320 or less"),
         (
             {"validation_prompts": "embedding:nothing {subject}"},
             {"train_text_encoder": True},
             "with an embedding: in it",
         ),
-        ({"output_name": "blocked/cat"}, {}, "the LoRA cannot be written"),
+        ({"output_name": "blocked/cat"}, {}, "The LoRA cannot be written"),
     ],
 )
 def test_what_the_trainer_refuses_is_refused_before_class_images_are_made(

@@ -108,9 +108,9 @@ def test_what_is_used_in_fp8_is_refused_and_what_is_only_stored_in_it_is_not(rea
     [
         ("weight wrapper", "a MODEL with functions on its weights (diffusion_model.out.2.weight and others)"),
         ("bypass on MODEL", "a MODEL with a LoRA in bypass mode"),
-        ("bypass on CLIP", "a CLIP with a LoRA in bypass mode"),
-        ("quantised CLIP", "a quantised CLIP (its weights are in ComfyUI's comfy_quant format)"),
-        ("quantised MODEL", "a quantised MODEL (its weights are in ComfyUI's comfy_quant format)"),
+        ("bypass on CLIP", "A CLIP with a LoRA in bypass mode"),
+        ("quantised CLIP", "A quantised CLIP (its weights are in ComfyUI's comfy_quant format)"),
+        ("quantised MODEL", "A quantised MODEL (its weights are in ComfyUI's comfy_quant format)"),
     ],
 )
 def test_each_is_refused_in_words_of_its_own(read: dict[str, Any], case: str, sentence: str) -> None:
