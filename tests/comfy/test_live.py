@@ -74,7 +74,7 @@ def test_stop_and_keep_then_continue_is_an_uninterrupted_run(comfy: ComfyClient)
     assert "11" in comfy.run(graph(2)).cached
     comfy.server.restart()
     again = comfy.run(graph(3))
-    assert again.outputs["11"]["text"][0].startswith("found again")
+    assert again.outputs["11"]["text"][0].startswith("reused")
     assert again.outputs["11"]["subjectbooth"][0]["step"] == step
     assert _trained_steps(again) == []
 

@@ -27,7 +27,7 @@ def run_of(result: RunResult) -> str:
 
 
 def says(result: RunResult) -> str:
-    """``trained`` or ``found again (trained before)``."""
+    """``trained`` or ``reused (trained before)``."""
     return str(result.outputs["11"]["text"][0]).split(":")[0]
 
 
@@ -50,7 +50,7 @@ def test_class_images_train_and_changed_ones_train_anew(comfy: ComfyClient) -> N
     comfy.free()
     again = trained(comfy)
     assert sampler_steps(again) == 0
-    assert says(again).startswith("found again") and run_of(again) == run_of(first)
+    assert says(again).startswith("reused") and run_of(again) == run_of(first)
     assert len(steps_of(comfy, run_of(first))) == 3
     hashes = again.outputs["20"]["hashes"]
     # The same pictures, one left out: nothing is sampled, and the LoRA is another one.
@@ -81,7 +81,7 @@ def test_the_latents_are_not_touched_by_training(comfy: ComfyClient) -> None:
         (
             {"validation_prompts": "embedding:nothing {subject}"},
             {"train_text_encoder": True},
-            "with an embedding: in it",
+            "contains an embedding:",
         ),
         ({"output_name": "blocked/cat"}, {}, "The LoRA cannot be written"),
     ],

@@ -74,14 +74,14 @@ CASES: dict[str, tuple[dict[str, Any], str, list[Any], str]] = {
         node("ModelSamplingContinuousEDM", model=["1", 0], sampling="v_prediction", sigma_max=120.0, sigma_min=0.002),
         "model",
         ["8", 0],
-        "A model that samples by",
+        "The model samples with",
     ),
-    "flow": (node("ModelSamplingSD3", model=["1", 0], shift=3.0), "model", ["8", 0], "A model that samples by"),
+    "flow": (node("ModelSamplingSD3", model=["1", 0], shift=3.0), "model", ["8", 0], "The model samples with"),
     "CLIP of SD 2.x": (
         node("CLIPLoader", clip_name="clip_h.safetensors", type="stable_diffusion", device="default"),
         "clip",
         ["8", 0],
-        "A CLIP with clip_h for a model of the family SD 1.x. Required: one with clip_l",
+        "The CLIP has clip_h, but the model is SD 1.x. Required: a CLIP with clip_l",
     ),
     "VAE of Flux": (
         node("VAELoader", vae_name="sixteen.safetensors"),
@@ -93,7 +93,7 @@ CASES: dict[str, tuple[dict[str, Any], str, list[Any], str]] = {
         node("CheckpointLoaderSimple", ckpt_name="no_clip.safetensors"),
         "clip",
         ["8", 1],
-        "A checkpoint without a CLIP",
+        "The checkpoint has no CLIP",
     ),
 }
 

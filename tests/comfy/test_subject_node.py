@@ -283,9 +283,9 @@ def test_warnings_are_shown(comfy: ComfyClient) -> None:
     ("inputs", "says"),
     [
         ({}, "No photos were given. Required: exactly one of images, folder, sample and image"),
-        ({"images": {"__value__": ["ok.png"]}, "folder": "refused"}, "Photos from 2 sources: images and folder"),
-        ({"images": "ok.png", "image": ["10", 0]}, "Photos from 2 sources: images and image"),
-        ({"images": "gone.png"}, "'gone.png' is not in ComfyUI's input folder"),
+        ({"images": {"__value__": ["ok.png"]}, "folder": "refused"}, "Photos come from 2 sources: images and folder"),
+        ({"images": "ok.png", "image": ["10", 0]}, "Photos come from 2 sources: images and image"),
+        ({"images": "gone.png"}, "'gone.png' was not found in ComfyUI's input folder"),
         ({"images": {"__value__": [1, 2]}}, "images [1, 2]. Required: a list of file names"),
         ({"images": {"__value__": {"a": 1}}}, "images {'a': 1}. Required: a list of file names"),
         ({"images": "../outside.png"}, "images '../outside.png' leads out of ComfyUI's input folder"),
@@ -312,9 +312,9 @@ def test_warnings_are_shown(comfy: ComfyClient) -> None:
         ({"images": "ok.png", "captions": "x"}, "captions 'x'. Required: \"template\" or"),
         ({"images": "ok.png", "crop": "x"}, "crop 'x'. Required: one of center, pad, subject"),
         ({"images": "ok.png", "resolution": 500}, "resolution 500. Required: a multiple of 8"),
-        ({"images": "ok.png", "mask": ["10", 1]}, "A MASK without an IMAGE"),
-        ({"image": ["10", 0], "captions": "caption files"}, "Caption files for a wired IMAGE"),
-        ({"image": ["10", 0], "mask": ["11", 0]}, "The mask of image 1 is 64x64 and the photo 451x300"),
+        ({"images": "ok.png", "mask": ["10", 1]}, "A MASK is connected without an IMAGE"),
+        ({"image": ["10", 0], "captions": "caption files"}, "captions are set to caption files, but a connected IMAGE has no file names"),
+        ({"image": ["10", 0], "mask": ["11", 0]}, "The mask of image 1 is 64x64, but the photo is 451x300"),
     ],
 )
 def test_what_cannot_be_used_says_why(comfy: ComfyClient, inputs: dict[str, Any], says: str) -> None:
