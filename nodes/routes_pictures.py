@@ -17,7 +17,7 @@ from ..trainer.errors import SubjectBoothError
 from ..trainer.files.safefile import read_metadata
 from .apply import lora_path
 from .host import pack_output_dir
-from .photo_looks import data_address, describe_photos
+from .photo_preview import data_address, describe_photos
 from .routes import RouteError, inside, json_body, serve
 
 MOST_PICTURES = 500
