@@ -1,4 +1,4 @@
-// The pack's settings, all under one heading, its badge on the About page, and the words of its panels.
+// The pack's settings, its badge on the About page, and the language of its panels.
 import { app } from "../../scripts/app.js";
 import { speak } from "./lib/words.mjs";
 
@@ -14,9 +14,9 @@ app.registerExtension({
   name: "SubjectBooth.About",
   aboutPageBadges: [{ label: `SubjectBooth ${VERSION}`, url: REPOSITORY, icon: "pi pi-github" }],
   settings: [
-    panel("Photos", "Photos on Load Subject Images", "Thumbnails as training sees them, warnings and sentences. For new nodes."),
-    panel("ClassImages", "Pictures on Generate Class Priors", "Class images as they come; a click leaves one out. For new nodes."),
-    panel("Loras", "Words and picture on Apply Subject LoRA", "What the chosen LoRA says about itself. For new nodes."),
+    panel("Photos", "Photos on Load Subject Images", "Shows the cropped photos, warnings and captions. Applies to new nodes."),
+    panel("ClassImages", "Images on Generate Class Priors", "Shows class images as they are generated; click one to exclude it. Applies to new nodes."),
+    panel("Loras", "LoRA details on Apply Subject LoRA", "Shows the trained words and a preview of the selected LoRA. Applies to new nodes."),
   ],
   init() {
     speak(app.extensionManager?.setting?.get("Comfy.Locale"));

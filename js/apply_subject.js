@@ -1,4 +1,4 @@
-// ApplySubjectLoRA: the list of LoRAs as it is now, and what the chosen one says about itself.
+// ApplySubjectLoRA: keeps the list of LoRAs up to date and shows the metadata of the selected one.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { Panel, ask, copyButton, make, onWidgets, valuesOf } from "./lib/panel.mjs";
@@ -13,14 +13,14 @@ class LoraPanel {
     this.node = node;
     this.asked = 0;
     this.panel = new Panel(node, "lora", 44);
-    this.refresh = onWidgets(node, ["lora_name"], () => this.look());
+    this.refresh = onWidgets(node, ["lora_name"], () => this.load());
   }
 
-  async look() {
+  async load() {
     const number = (this.asked += 1);
     const name = valuesOf(this.node, ["lora_name"]).lora_name;
     if (!name || name === NO_FILE) {
-      const text = t("The LoRA and its words come from the wired training.");
+      const text = t("The LoRA and its trained words come from the connected trainer.");
       this.panel.show(make("div", { className: "sb-quiet" }, text));
       return;
     }
@@ -43,7 +43,7 @@ function describe(lora) {
   ];
   const words = lora.trigger
     ? make("div", {}, make("span", { className: "sb-words" }, lora.trigger), " ", copyButton(lora.trigger, t("copy")))
-    : make("div", { className: "sb-quiet" }, t("This file does not say its trigger words: write them into the prompt."));
+    : make("div", { className: "sb-quiet" }, t("This file does not contain its trigger words. Write them into the prompt yourself."));
   return make(
     "div",
     { className: "sb-row" },
@@ -52,7 +52,7 @@ function describe(lora) {
   );
 }
 
-// The list that the front end got at its start does not know what was trained since.
+// The front end loads the list at start-up, so it lacks LoRAs trained since then.
 async function freshList() {
   if (!living.size) return;
   let options;
@@ -61,7 +61,7 @@ async function freshList() {
     const [kind, details] = definitions[KIND].input.required.lora_name;
     options = Array.isArray(kind) ? kind : details.options;
   } catch {
-    return; // the next run, node or press of R asks again
+    return; // retried at the next run, new node or press of R
   }
   for (const node of living) {
     const widget = node.widgets?.find((candidate) => candidate.name === "lora_name");

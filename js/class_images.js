@@ -1,4 +1,4 @@
-// GenerateClassPriors: the class images as they come; a click leaves one out, which the "exclude" widget remembers.
+// GenerateClassPriors: shows class images as they are generated; a click adds one to the "exclude" widget.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { nodeOf } from "./lib/node_path.mjs";
@@ -7,7 +7,7 @@ import { isExcluded, merged, toggled } from "./lib/photos.mjs";
 import { t } from "./lib/words.mjs";
 
 const KIND = "GenerateClassPriors";
-const FOLDER = "class_images"; // a property of the node: which folder was shown last, for after a reload
+const FOLDER = "class_images"; // property of the node: the folder shown last, to survive a reload
 const MOST = 500;
 
 class ClassImagesPanel {
@@ -15,9 +15,9 @@ class ClassImagesPanel {
     this.node = node;
     this.clear();
     this.panel = new Panel(node, "class_images", 60);
-    node.onDrawBackground = () => {}; // the pictures are in the panel
+    node.onDrawBackground = () => {}; // the images are in the panel
     node.hideOutputImages = true;
-    // A list of hashes needs no room: the pictures do.
+    // Leave the space to the images, not to the list of hashes.
     const exclude = node.widgets.find((widget) => widget.name === "exclude");
     if (exclude?.options) exclude.options.getMaxHeight = () => 44;
     this.refresh = onWidgets(node, ["exclude"], () => this.show());
@@ -31,12 +31,12 @@ class ClassImagesPanel {
     this.status = "";
   }
 
-  // A run says which folder it fills and which pictures are there by now.
-  note({ folder, pictures, done, count, made }) {
+  // A message of a run: its folder and the images so far.
+  update({ folder, pictures, done, count, made }) {
     if (folder !== this.node.properties[FOLDER]) this.clear();
     this.node.properties[FOLDER] = folder;
     this.pictures = merged(this.pictures, pictures, MOST);
-    this.status = t("{done} of {count} there, {made} made now", { done, count, made });
+    this.status = t("{done} of {count} class images ready ({made} new)", { done, count, made });
     this.show();
   }
 
@@ -47,13 +47,13 @@ class ClassImagesPanel {
     this.node.properties[FOLDER] = folder;
     const used = output.hashes.map((hash, index) => ({ hash, ...output.images[index] }));
     const left = (output.excluded_hashes ?? []).map((hash, index) => ({ hash, ...output.excluded_images[index] }));
-    // Those of the run exactly: with a lower count fewer are used than lie in the folder.
+    // Exactly those of the run: with a lower count, the folder has more.
     const known = new Map(this.pictures.map((picture, index) => [picture.hash.slice(0, 32), index]));
     this.pictures = [...used, ...left].map((picture) => ({ ...picture, hash: picture.hash.slice(0, 32) }));
     this.pictures.sort((a, b) => (known.get(a.hash) ?? MOST) - (known.get(b.hash) ?? MOST));
     this.pictures = this.pictures.slice(0, MOST);
     const count = used.length + left.length;
-    this.status = t("{done} of {count} there, {made} made now", { done: count, count, made });
+    this.status = t("{done} of {count} class images ready ({made} new)", { done: count, count, made });
     this.show();
   }
 
@@ -62,12 +62,12 @@ class ClassImagesPanel {
     if (!folder || this.pictures.length) return;
     try {
       const said = await ask(api, `/class_images?folder=${encodeURIComponent(folder)}`);
-      if (this.pictures.length) return; // a run was quicker
+      if (this.pictures.length) return; // a run was faster
       this.pictures = said.pictures;
-      this.status = t("{n} kept from before", { n: said.count });
+      this.status = t("{n} class images from an earlier run", { n: said.count });
       this.show();
     } catch {
-      // Another machine's workflow, or the folder was deleted: the next run fills the panel.
+      // The workflow is from another machine, or the folder was deleted: the next run fills the panel.
     }
   }
 
@@ -76,8 +76,8 @@ class ClassImagesPanel {
     const out = this.pictures.filter((picture) => isExcluded(exclude, picture.hash)).length;
     const grid = make("div", { className: "sb-grid" }, ...this.pictures.map((picture) => this.tile(picture, exclude)));
     const text = !this.pictures.length
-      ? t("The class images appear here while they are made. A click on one leaves it out.")
-      : [this.status, out ? t("{n} left out", { n: out }) : ""].filter(Boolean).join(", ");
+      ? t("Class images appear here as they are generated. Click one to exclude it.")
+      : [this.status, out ? t("{n} excluded", { n: out }) : ""].filter(Boolean).join(", ");
     this.panel.show(grid, make("div", { className: "sb-line sb-quiet" }, text));
   }
 
@@ -87,7 +87,7 @@ class ClassImagesPanel {
     const tile = make("button", {
       type: "button",
       className: out ? "sb-tile sb-out" : "sb-tile",
-      title: out ? t("Left out. Click to use it again.") : t("Click to leave this picture out of the next run."),
+      title: out ? t("Excluded. Click to use it again.") : t("Click to exclude this image from the next run."),
     });
     tile.dataset.hash = picture.hash;
     tile.setAttribute("aria-pressed", String(out));
@@ -102,11 +102,11 @@ class ClassImagesPanel {
   }
 }
 
-// Known from the start: a page that is reloaded gets messages before set-up, and the editor complains of unknown ones.
+// Registered early: after a reload, messages arrive before setup(), and the editor warns about unknown ones.
 let ready = false;
 api.addEventListener("subjectbooth.class_images", ({ detail }) => {
   const node = ready && nodeOf(app.rootGraph ?? app.graph, detail);
-  if (node) node.subjectBoothClassImages?.note(detail);
+  if (node) node.subjectBoothClassImages?.update(detail);
 });
 
 app.registerExtension({

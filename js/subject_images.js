@@ -1,11 +1,11 @@
-// LoadSubjectImages: the photos as training will see them, with what may spoil a run on each, and the words they get.
+// LoadSubjectImages: shows the photos as training will see them, with warnings and captions.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { Panel, ask, chain, make, onWidgets, setWidget, valuesOf, widen } from "./lib/panel.mjs";
 import { labelOf, moved, namesOf, valueOf, withAdded, without } from "./lib/photos.mjs";
 import { t } from "./lib/words.mjs";
 
-/** Captions that are listed; the others are in the photos' tooltips. */
+/** Maximum number of captions listed; the others are in the tooltips of the photos. */
 const MOST_CAPTIONS = 8;
 const WATCHED = ["images", "folder", "sample", "class_word", "token", "prompt_template", "captions", "resolution", "crop"];
 const ACCEPTED = "image/png,image/jpeg,image/webp,image/avif,image/gif,image/bmp,image/tiff";
@@ -19,7 +19,7 @@ class PhotoPanel {
     this.failure = "";
     this.panel = new Panel(node, "photos", 110);
     widen(node, 400);
-    // The photos are in the panel, so the front end's own preview of the uploads would show them a second time.
+    // The panel shows the photos; hide the front end's own preview of the uploads.
     node.onDrawBackground = () => {};
     node.hideOutputImages = true;
     this.picker = make("input", { type: "file", multiple: true, accept: ACCEPTED });
@@ -39,7 +39,7 @@ class PhotoPanel {
       event.stopPropagation();
       if (files.length) this.add(files);
     });
-    this.refresh = onWidgets(node, WATCHED, () => this.look());
+    this.refresh = onWidgets(node, WATCHED, () => this.load());
     chain(node, "onExecuted", () => this.refresh());
   }
 
@@ -52,7 +52,7 @@ class PhotoPanel {
     this.refresh();
   }
 
-  // Uploads the files and puts them behind the photos that are there. True when there was one, as dropping asks.
+  // Uploads the files and appends them to the photos. Returns whether there were any, as onDragDrop expects.
   add(files) {
     if (!files.length) return false;
     void this.upload(files);
@@ -73,25 +73,25 @@ class PhotoPanel {
       this.uploading -= 1;
     }
     if (failed.length) {
-      app.extensionManager.toast.add({ severity: "error", summary: t("Not uploaded"), detail: failed.join("\n") });
+      app.extensionManager.toast.add({ severity: "error", summary: t("Upload failed"), detail: failed.join("\n") });
     }
     const combo = this.node.widgets.find((widget) => widget.name === "images");
     if (Array.isArray(combo.options.values)) combo.options.values = withAdded(combo.options.values, added);
     this.names = withAdded(this.names, added);
   }
 
-  // ComfyUI gives a file another name when the name is taken by other content.
+  // ComfyUI renames an upload if another file has its name.
   async send(file) {
     const body = new FormData();
     body.append("image", file, file.name);
-    if (file.name === "image.png") body.append("subfolder", "pasted"); // as the front end does with the clipboard
+    if (file.name === "image.png") body.append("subfolder", "pasted"); // as the front end does for the clipboard
     const answer = await api.fetchApi("/upload/image", { method: "POST", body });
     if (answer.status !== 200) throw new Error(`${answer.status} ${answer.statusText}`);
     const saved = await answer.json();
     return saved.subfolder ? `${saved.subfolder}/${saved.name}` : saved.name;
   }
 
-  async look() {
+  async load() {
     const number = (this.asked += 1);
     const values = valuesOf(this.node, WATCHED);
     const linked = this.node.inputs?.some((input, slot) => WATCHED.includes(input.name) && this.node.isInputConnected(slot));
@@ -102,7 +102,7 @@ class PhotoPanel {
     } catch (error) {
       failure = error.message;
     }
-    if (number !== this.asked) return; // something was changed meanwhile, and asked for again
+    if (number !== this.asked) return; // superseded by a newer request
     this.answer = answer;
     this.failure = failure;
     this.show();
@@ -126,8 +126,8 @@ class PhotoPanel {
       line("sb-line sb-quiet", t("and {n} more", { n: captioned.length - MOST_CAPTIONS }));
     }
     if (sentence) {
-      if (!captioned.length) line("sb-line", `${t("Each photo is")} `, make("span", { className: "sb-words" }, sentence));
-      line("sb-line sb-quiet", `${t("the class is")} `, make("span", { className: "sb-words" }, classSentence));
+      if (!captioned.length) line("sb-line", `${t("Caption of each photo:")} `, make("span", { className: "sb-words" }, sentence));
+      line("sb-line sb-quiet", `${t("Class prompt:")} `, make("span", { className: "sb-words" }, classSentence));
     } else if (problem) {
       line("sb-note", problem);
     }
@@ -155,9 +155,9 @@ class PhotoPanel {
       return button;
     };
     const tools = make("div", { className: "sb-tools" });
-    if (index > 0) tools.append(tool("earlier", "‹", t("Move to the front"), () => this.move(index, index - 1)));
+    if (index > 0) tools.append(tool("earlier", "‹", t("Move forward"), () => this.move(index, index - 1)));
     if (index < this.names.length - 1) {
-      tools.append(tool("later", "›", t("Move to the back"), () => this.move(index, index + 1)));
+      tools.append(tool("later", "›", t("Move back"), () => this.move(index, index + 1)));
     }
     tools.append(tool("remove", "✕", t("Remove this photo"), () => (this.names = without(this.names, index))));
     tile.append(tools);
@@ -189,11 +189,11 @@ class PhotoPanel {
   }
 }
 
-// One word on the picture; the sentences are its tooltip.
+// One word on the image; the tooltip has the full warnings.
 function signOf(photo, photos) {
   const manyGroups = photos.some(({ group }) => group > 1);
   const signs = {
-    small: t("small"), twice: manyGroups ? `${t("twice")} ${photo.group}` : t("twice"), blurred: t("blurred"),
+    small: t("small"), twice: manyGroups ? `${t("similar")} ${photo.group}` : t("similar"), blurred: t("blurred"),
     white: t("on white"), cut: t("cut off"), torn: t("damaged"),
   };
   return photo.kinds.map((kind) => signs[kind]).filter(Boolean).join(", ") || "!";
@@ -203,8 +203,8 @@ app.registerExtension({
   name: "SubjectBooth.SubjectImages",
   nodeCreated(node) {
     if (node.comfyClass !== "LoadSubjectImages") return;
-    // Several uploads are one value: a list. Without a label of its own the canvas tries to shorten that list as if it
-    // were a text, throws at every frame, and the node's body is not drawn (front ends 1.32.9 and 1.58.1).
+    // Several uploads are one value, a list. Without a label, the canvas tries to shorten the list like a string, throws
+    // on every frame and does not draw the node's body (front ends 1.32.9 and 1.58.1).
     const images = node.widgets?.find((widget) => widget.name === "images");
     if (!images) return;
     images.options.getOptionLabel = (asked) => labelOf(images.value, asked);

@@ -1,5 +1,5 @@
-// The live panel on DreamBoothLoRATrain. Nothing that a run needs is here: it shows what the server tells, asks it to
-// stop at the next step, and sets the node's own inputs.
+// The live panel on DreamBoothLoRATrain. No run depends on it: it shows the server's messages, requests a stop, and sets
+// the node's own inputs.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { keyOf, nodeOf, noteLoaded } from "./lib/node_path.mjs";
@@ -12,7 +12,7 @@ const PROPERTY = "subjectbooth_run";
 const REMEMBERED = "SubjectBooth.runs";
 const MOST_REMEMBERED = 50;
 const SILENCE = 3000;
-/** Pixels that the classic editor leaves free around an element. */
+/** Pixels of margin that the classic editor leaves around an element. */
 const MARGIN = 8;
 
 /** Panel by node. */
@@ -24,7 +24,7 @@ class TrainPanel {
   constructor(node) {
     this.node = node;
     this.run = null;
-    this.heard = 0;
+    this.lastMessage = 0;
     const words = wordsOf(app.extensionManager?.setting?.get("Comfy.Locale"));
     this.view = new TrainView(words, {
       stop: () => this.stop(),
@@ -35,21 +35,21 @@ class TrainPanel {
     this.words = words;
     this.height = this.view.height;
     this.widget = node.addDOMWidget("training", "SUBJECTBOOTH_TRAINING", this.view.element, {
-      // Out of the prompt; the widget's own flag keeps it out of the saved workflow.
+      // Excluded from the prompt; the widget's own flag excludes it from the saved workflow.
       serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight: () => this.height + 2 * MARGIN,
       getValue: () => "", setValue: () => {},
     });
     this.widget.serialize = false;
     this.view.element.addEventListener("wheel", (event) => {
-      // In the classic editor the page's elements lie above the canvas, which does the zooming.
+      // In the classic editor, DOM elements cover the canvas, which handles zooming.
       if (!window.LiteGraph?.vueNodesMode) app.canvas?.processMouseWheel?.(event);
     }, { passive: false });
     this.show();
   }
 
-  /** A message of the run, or null when this run's history is to be read first. */
-  async hear(message) {
-    this.heard = Date.now();
+  /** Handle a message of a run; a run that is new to the panel has its history read first. */
+  async receive(message) {
+    this.lastMessage = Date.now();
     if (this.run?.run !== message.run) {
       this.run = new TrainState(message.run);
       this.remember(message.run);
@@ -63,7 +63,7 @@ class TrainPanel {
     this.watch();
   }
 
-  /** What the node itself says at its end, or ComfyUI for it out of its cache. */
+  /** Handle the node's final result, which may come from ComfyUI's cache. */
   async finish(result) {
     if (this.run?.run !== result.run) {
       this.run = new TrainState(result.run);
@@ -79,7 +79,7 @@ class TrainPanel {
   async read(run) {
     const answer = await api.fetchApi(`/subjectbooth/runs/${encodeURIComponent(run)}/events`);
     if (!answer.ok) {
-      // Before its first step a run has no log yet; a run whose folder was removed is nobody's any more.
+      // A run has no log before its first step; a deleted run is forgotten.
       if (this.run?.run === run && !this.run.atWork) {
         this.run = null;
         this.show();
@@ -93,7 +93,7 @@ class TrainPanel {
     this.watch();
   }
 
-  /** After a reload, or when a workflow is opened: the run that is at work on this node, else its last. */
+  /** After a reload, or when a workflow is opened: show the active run of this node, or its last one. */
   async restore(active) {
     const root = rootGraph();
     const mine = active.find((one) => nodeOf(root, one) === this.node);
@@ -120,7 +120,7 @@ class TrainPanel {
 
   async resume() {
     this.set("after_stop", "continue");
-    this.set("force_retrain", false); // or it would begin anew
+    this.set("force_retrain", false); // or it would start over
     await app.queuePrompt(0, 1);
   }
 
@@ -132,13 +132,13 @@ class TrainPanel {
     this.node.graph?.setDirtyCanvas(true, true);
   }
 
-  /** While a run is at work and no message comes (another browser has started it), ask. */
+  /** Poll while a run is active but sends no messages here (another browser has started it). */
   watch() {
     clearTimeout(this.timer);
     if (!this.run?.atWork) return;
     this.timer = setTimeout(() => {
       if (!panels.has(this.node) || !this.run?.atWork) return;
-      if (Date.now() - this.heard < SILENCE) this.watch();
+      if (Date.now() - this.lastMessage < SILENCE) this.watch();
       else this.read(this.run.run).catch(() => this.watch());
     }, SILENCE);
   }
@@ -150,7 +150,7 @@ class TrainPanel {
     this.height = height;
     const [width, now] = this.node.size;
     const needed = this.node.computeSize()[1];
-    // Only ever taller: what a user has made room for stays.
+    // Only grow: keep the size that the user has chosen.
     if (needed > now) this.node.setSize([width, needed]);
     this.node.graph?.setDirtyCanvas(true, true);
   }
@@ -159,7 +159,7 @@ class TrainPanel {
     return keyOf(rootGraph(), this.node);
   }
 
-  /** The run's name goes with the workflow when it is saved, and is kept by the browser for one that is not. */
+  /** Remember the run in the node's properties, and in the browser for workflows that are not saved. */
   remember(run) {
     this.node.properties ??= {};
     this.node.properties[PROPERTY] = run;
@@ -169,7 +169,7 @@ class TrainPanel {
     try {
       localStorage.setItem(REMEMBERED, JSON.stringify([...entries, [key, run]].slice(-MOST_REMEMBERED)));
     } catch {
-      // A full or forbidden storage costs only the panel after a reload.
+      // If storage is full or forbidden, only the panel after a reload is lost.
     }
   }
 
@@ -195,7 +195,7 @@ function recall(key) {
 
 let asked = null;
 
-/** The runs at work now; one question for all nodes of a workflow. */
+/** The active runs; one request for all nodes of a workflow. */
 function activeRuns() {
   asked ??= api.fetchApi("/subjectbooth/active")
     .then((answer) => (answer.ok ? answer.json() : { runs: [] }))
@@ -210,11 +210,11 @@ function panelOf(message) {
   return node ? panels.get(node) : undefined;
 }
 
-// Known from the start: a page that is reloaded gets messages before set-up, and the editor complains of unknown ones.
+// Registered early: after a reload, messages arrive before setup(), and the editor warns about unknown ones.
 let ready = false;
-/** The id in the workflow that is being loaded; the graph's own may be another. */
+/** The id in the workflow being loaded; the graph may get another one. */
 let loaded = null;
-api.addEventListener("subjectbooth.train", ({ detail }) => ready && panelOf(detail)?.hear(detail));
+api.addEventListener("subjectbooth.train", ({ detail }) => ready && panelOf(detail)?.receive(detail));
 
 app.registerExtension({
   name: "SubjectBooth.TrainPanel",
@@ -243,12 +243,12 @@ app.registerExtension({
     if (node.comfyClass !== NODE) return;
     const panel = new TrainPanel(node);
     panels.set(node, panel);
-    // The panel has the validation pictures: the same ones below it, as ComfyUI shows any node's, would only take room.
+    // The panel shows the validation images; hide ComfyUI's own preview below it.
     Object.defineProperty(node, "imgs", { configurable: true, get: () => undefined, set() {} });
     const { onConfigure, onRemoved } = node;
     node.onConfigure = function (...args) {
       onConfigure?.apply(this, args);
-      // The graph is being built: a moment later the node is in it, and subgraphs are known.
+      // Wait until the graph is complete, with the node and its subgraphs in it.
       setTimeout(() => activeRuns().then((active) => panel.restore(active)), 0);
     };
     node.onRemoved = function (...args) {

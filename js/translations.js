@@ -1,5 +1,5 @@
-// Front end 1.32 merges the packs' translations and then loads its own words of the language over them, which loses
-// ours (1.58 keeps them). So they are put into the definitions too, where every front end looks when it has none.
+// Front end 1.32 merges the packs' translations and then overwrites them with its own (1.58 does not). So put ours into
+// the node definitions too, which every front end falls back to.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 
@@ -20,7 +20,7 @@ function translate(definition, words) {
   }
 }
 
-/** Put the translated names of its inputs and outputs on a node that has just been made. */
+/** Apply the translated names of inputs and outputs to a new node. */
 function label(node, words) {
   const named = (part) => words.inputs?.[part.name]?.name;
   for (const input of node.inputs ?? []) input.localized_name = named(input) ?? input.localized_name;
@@ -43,7 +43,7 @@ app.registerExtension({
         table[kind] = said;
       }
     } catch (error) {
-      console.info(`SubjectBooth: the node names stay English (${error.message}).`);
+      console.info(`SubjectBooth: could not load translations; node names stay English (${error.message}).`);
     }
   },
   nodeCreated(node) {

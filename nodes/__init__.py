@@ -1,4 +1,4 @@
-"""The nodes, and the extension that hands them to ComfyUI."""
+"""The nodes, and the extension that registers them with ComfyUI."""
 
 from __future__ import annotations
 
@@ -31,5 +31,5 @@ class SubjectBoothExtension(ComfyExtension):
 
 
 async def comfy_entrypoint() -> SubjectBoothExtension:
-    """What ComfyUI's loader looks for in a V3 pack."""
+    """The entry point that ComfyUI's loader looks for in a V3 pack."""
     return SubjectBoothExtension()

@@ -1,4 +1,4 @@
-"""Class images as files that people can look at."""
+"""Class images as PNG files for viewing."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from .weights import digest_of
 
 
 class Album:
-    """The pictures as PNG files beside the latents they were decoded from, where ``/view`` shows them after a restart.
+    """PNG files of class images, next to the latents they were decoded from; ``/view`` can serve them after a restart.
 
     Args:
-        folder: of the recipe.
-        model, vae: decode; another VAE decodes to other files.
+        folder: the recipe's folder.
+        model, vae: used for decoding; each VAE gets files of its own.
     """
 
     def __init__(self, folder: Path, model: ModelPatcher, vae: VAE) -> None:
@@ -33,7 +33,7 @@ class Album:
         self._vae = digest_of(vae.patcher)[:8]
 
     def paths(self, pictures: Mapping[int, torch.Tensor], indices: Iterable[int], batch_size: int) -> dict[int, Path]:
-        """The files of these pictures, decoded now where they are missing or damaged."""
+        """The files of these images. Missing and damaged ones are decoded first."""
         paths = {i: self._folder / f"{picture_hash(pictures[i])[:32]}_{self._vae}.png" for i in indices}
         missing = [index for index, path in paths.items() if not _is_whole(path)]
         for start in range(0, len(missing), batch_size):
@@ -50,7 +50,7 @@ class Album:
         for number, path in enumerate(paths):
             with Image.open(path) as image:
                 pixels = torch.from_numpy(np.array(image.convert("RGB")))
-            if number == 0:  # filled in place: 200 pictures of 1024 px are 2.5 GB, and a second copy as much again
+            if number == 0:  # filled in place: 200 images of 1024 px take 2.5 GB, and a second copy as much again
                 images = torch.empty(len(paths), *pixels.shape)
             images[number] = pixels / 255.0
         return images
@@ -72,6 +72,6 @@ def _write_png(path: Path, image: torch.Tensor) -> None:
     except OSError as error:
         raise SubjectBoothError(
             f"a class image cannot be written ({error.strerror or type(error).__name__})",
-            "room and the right to write in ComfyUI's output folder",
+            "disk space and write permission in ComfyUI's output folder",
             "free some space, or start ComfyUI with another --output-directory",
         ) from error

@@ -1,4 +1,4 @@
-"""ApplySubjectLoRA: a trained subject onto MODEL and CLIP, and its words into a prompt."""
+"""ApplySubjectLoRA: applies a trained subject to MODEL and CLIP and fills its words into a prompt."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _ABSENT = object()
 
 
 class ApplySubjectLoRA(io.ComfyNode):
-    """Takes the LoRA from the trainer's edge or from a file, and reads its words from the file itself."""
+    """Takes the LoRA from the trainer's output or from a file, and reads the trained words from its metadata."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -35,7 +35,7 @@ class ApplySubjectLoRA(io.ComfyNode):
             node_id="ApplySubjectLoRA",
             display_name="Apply Subject LoRA",
             category=CATEGORY,
-            description="Applies a trained subject to MODEL and CLIP and writes its words into your prompt.",
+            description="Applies a trained subject to MODEL and CLIP and fills its words into your prompt.",
             inputs=[
                 io.Model.Input("model", tooltip="The model to apply the subject to."),
                 io.Clip.Input("clip", tooltip="The text encoder to apply the subject to."),
@@ -43,7 +43,7 @@ class ApplySubjectLoRA(io.ComfyNode):
                     "lora_name",
                     options=[NO_FILE, *folder_paths.get_filename_list("loras")],
                     default=NO_FILE,
-                    tooltip="A file from models/loras, when subject_lora is not wired.",
+                    tooltip="A file from models/loras, used if subject_lora is not connected.",
                 ),
                 io.Float.Input(
                     "strength_model",
@@ -52,7 +52,7 @@ class ApplySubjectLoRA(io.ComfyNode):
                     max=10.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="How strongly the subject changes the model. 0: not at all.",
+                    tooltip="How strongly to apply the LoRA to the model. 0: not at all.",
                 ),
                 io.Float.Input(
                     "strength_clip",
@@ -61,29 +61,29 @@ class ApplySubjectLoRA(io.ComfyNode):
                     max=10.0,
                     step=0.05,
                     round=0.001,
-                    tooltip="How strongly the subject changes the text encoder, if it was trained.",
+                    tooltip="How strongly to apply the LoRA to the text encoder, if that was trained.",
                 ),
                 io.String.Input(
                     "prompt",
                     multiline=True,
                     default="a photo of {subject}",
-                    tooltip="Your prompt. {subject} becomes the trained words, such as ohwx dog.",
+                    tooltip="Your prompt. {subject} is replaced by the trained words, such as ohwx dog.",
                 ),
-                SubjectLoraType.Input("subject_lora", optional=True, tooltip="From DreamBoothLoRATrain."),
+                SubjectLoraType.Input("subject_lora", optional=True, tooltip="From DreamBooth LoRA Train."),
             ],
             outputs=[
-                io.Model.Output(display_name="model", tooltip="The model that knows the subject."),
-                io.Clip.Output(display_name="clip", tooltip="The text encoder that goes with it."),
-                io.String.Output(display_name="prompt", tooltip="The prompt with the trained words in it."),
+                io.Model.Output(display_name="model", tooltip="The model with the subject applied."),
+                io.Clip.Output(display_name="clip", tooltip="The text encoder with the subject applied."),
+                io.String.Output(display_name="prompt", tooltip="The prompt with the trained words filled in."),
             ],
             hidden=[io.Hidden.unique_id],
         )
 
     @classmethod
     def validate_inputs(cls, lora_name: str | None = None, subject_lora: Any = _ABSENT) -> bool | str:
-        """Named here, so that ComfyUI does not check the file against a list from before the training.
+        """Check the file here: ComfyUI would check it against a list from before the training.
 
-        A link arrives as None, and an input without one not at all.
+        A linked input arrives as None, an unlinked subject_lora not at all.
         """
         if lora_name is None:
             return True
@@ -97,7 +97,7 @@ class ApplySubjectLoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, lora_name: str | None = None, **_: Any) -> str:
-        """The file's content, so that a retrained file of the same name is never served from the cache."""
+        """A hash of the file, so that a retrained file of the same name is not served from ComfyUI's cache."""
         if lora_name in (None, NO_FILE):
             return ""
         try:
@@ -117,11 +117,11 @@ class ApplySubjectLoRA(io.ComfyNode):
         prompt: str,
         subject_lora: SubjectLora | None = None,
     ) -> io.NodeOutput:
-        """Apply, and fill the prompt."""
-        _require_one(lora_name, wired=subject_lora is not None)  # lora_name may be linked
+        """Apply the LoRA and fill in the prompt."""
+        _require_one(lora_name, wired=subject_lora is not None)  # again, as lora_name may be linked
         lora = subject_lora or load_lora_file(lora_path(lora_name))
         for name, strength in (("strength_model", strength_model), ("strength_clip", strength_clip)):
-            if not math.isfinite(strength):  # ComfyUI lets it through its bounds
+            if not math.isfinite(strength):  # ComfyUI's range check lets NaN pass
                 raise SubjectBoothError(f"{name} {strength}", "a number from -10 to 10", f"set {name} to 1", name)
         filled = _fill(prompt, lora)
         if strength_model == 0 and strength_clip == 0:
@@ -129,9 +129,9 @@ class ApplySubjectLoRA(io.ComfyNode):
         match = match_keys(lora.tensors, model, clip)
         if not match.patches:
             raise SubjectBoothError(
-                f"a LoRA of which this model takes 0 of {len(match.left)} layers",
-                "a LoRA for the wired model's family",
-                "choose another file, or wire the kind of checkpoint it was trained on",
+                f"none of the LoRA's {len(match.left)} layers fit this model",
+                "a LoRA for the family of the connected model",
+                "choose another file, or connect the kind of checkpoint it was trained on",
                 lora.path.name,
             )
         notes = _notes(lora, match)
@@ -143,43 +143,43 @@ class ApplySubjectLoRA(io.ComfyNode):
 
     @classmethod
     def _output(cls, model: Any, clip: Any, prompt: str, text: list[str]) -> io.NodeOutput:
-        """Always with a line of text: the editor keeps the one of the run before where a run shows none."""
+        """Always with a line of text: without one, the editor keeps showing that of the previous run."""
         Progress(cls.hidden.unique_id, 1).say("\n".join(text))
         return io.NodeOutput(model, clip, prompt, ui={"text": text})
 
 
 def _notes(lora: SubjectLora, match: Match) -> list[str]:
-    """Sentences about what of the file is not used, or does nothing."""
+    """Notes on what in the file is not used or has no effect."""
     notes = []
     if match.left:
         layers = len(match.taken) + len(match.left)
         notes.append(
-            f"{len(match.taken)} of {layers} layers fit this model; the others, such as "
-            f"{match.left[0][:80]!r}, are not used. Is it for another kind of checkpoint?"
+            f"Only {len(match.taken)} of {layers} layers fit this model; the others, such as "
+            f"{match.left[0][:80]!r}, are not used. Was the LoRA trained on another kind of checkpoint?"
         )
     if embeddings := embeddings_of(lora.tensors):
         notes.append(
-            f"{len(embeddings)} embedding{'s' * (len(embeddings) > 1)} in the file ({embeddings[0][:40]!r}"
-            f"{', ...' * (len(embeddings) > 1)}): not used; save each as a file in models/embeddings."
+            f"The file contains {len(embeddings)} embedding{'s' * (len(embeddings) > 1)} ({embeddings[0][:40]!r}"
+            f"{', ...' * (len(embeddings) > 1)}), not used here; save each as a file in models/embeddings."
         )
     if changes_nothing(match.patches, match.shapes):
-        notes.append("The file has no effect: it leaves every weight of this model as it is.")
+        notes.append("The LoRA has no effect: it does not change any weight of this model.")
     return notes
 
 
 def _require_one(lora_name: str, *, wired: bool) -> None:
     if wired and lora_name != NO_FILE:
         raise SubjectBoothError(
-            f"both subject_lora and the file {lora_name!r}",
+            f"both subject_lora and the file {lora_name!r} are given",
             "one of the two",
-            f"set lora_name to {NO_FILE!r}, or remove the link",
+            f"set lora_name to {NO_FILE!r}, or disconnect subject_lora",
             "ApplySubjectLoRA",
         )
     if not wired and lora_name == NO_FILE:
         raise SubjectBoothError(
-            "no LoRA",
-            "a link to subject_lora or a file in lora_name",
-            "wire DreamBoothLoRATrain, or choose a file",
+            "no LoRA is given",
+            "a connection to subject_lora or a file in lora_name",
+            "connect DreamBooth LoRA Train, or choose a file",
             "ApplySubjectLoRA",
         )
 
@@ -189,27 +189,27 @@ def _fill(prompt: str, lora: SubjectLora) -> str:
         return prompt
     if not lora.trigger:
         raise SubjectBoothError(
-            "a LoRA file that does not say its trigger words",
+            "the LoRA file does not contain its trigger words",
             "the words it was trained with",
-            "write them into the prompt in place of {subject}",
+            "write them into the prompt instead of {subject}",
             lora.path.name,
         )
     return prompt.replace("{subject}", lora.trigger)
 
 
 def lora_path(lora_name: str) -> Path:
-    """The file that a name out of the node's list stands for.
+    """The path of a file from the node's list.
 
     Raises:
-        SubjectBoothError: there is no such file in ComfyUI's LoRA folders.
+        SubjectBoothError: ComfyUI's LoRA folders do not contain it.
     """
-    # get_full_path cleans the name, but a link or a name with ".." deserves an answer rather than a silent repair.
+    # get_full_path cleans names up; a link or a name with ".." is rejected instead.
     known = folder_paths.get_filename_list("loras")
     if lora_name not in known:
         raise SubjectBoothError(
-            f"lora_name {lora_name!r}",
+            f"lora_name {lora_name!r} was not found",
             "a file in models/loras",
-            "refresh the node list (R) and choose again",
+            "refresh the node definitions (R) and choose again",
             "ApplySubjectLoRA",
         )
     return Path(folder_paths.get_full_path_or_raise("loras", lora_name))

@@ -1,4 +1,4 @@
-"""A trainer's base model out of a wired MODEL, CLIP and VAE."""
+"""Builds the trainer's base model from a connected MODEL, CLIP and VAE."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ from .wired_checks import UNET_PREFIX, refuse_unlearnable_patches
 
 
 def base_from_graph(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
-    """The base that the graph would sample with: patches, noise schedule, prediction type and CLIP skip included.
+    """The base that this graph would sample with, including patches, noise schedule, prediction type and CLIP skip.
 
-    Nothing is loaded or copied yet; the first call of ``build_unet`` takes ComfyUI's models off the device.
+    Nothing is loaded or copied yet; the first call of ``build_unet`` unloads ComfyUI's models from the device.
 
     Raises:
-        SubjectBoothError: the model is of a kind that cannot be trained on, or carries patches that are not weights.
+        SubjectBoothError: the model cannot be trained on, or has patches that are not weights.
     """
     layout = check_wired(model, clip, vae)
     family = layout.family
@@ -60,20 +60,20 @@ def base_from_graph(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
 
 
 def check_wired(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> LdmLayout:
-    """Refuse what cannot be trained on before anything expensive is done for it; the layout of what can.
+    """Reject what cannot be trained on before anything expensive happens; return the layout otherwise.
 
-    Nothing is loaded or read for it but names, shapes and kinds of numbers.
+    Reads only names, shapes and dtypes; loads nothing.
 
     Raises:
-        SubjectBoothError: something is missing, of another family or architecture, quantised, or carries patches that
+        SubjectBoothError: something is missing, of another family or architecture, quantised, or has patches that
             are not weights.
     """
     if clip is None or vae is None:
         missing = "CLIP" if clip is None else "VAE"
         raise SubjectBoothError(
-            f"a checkpoint without a {missing}",
+            f"the checkpoint has no {missing}",
             f"a {missing}",
-            f"wire a {missing} loader, or use a checkpoint that has one",
+            f"connect a {missing} loader, or use a checkpoint that has one",
             missing,
         )
     for patcher, where in ((model, "MODEL"), (clip.patcher, "CLIP")):
@@ -87,9 +87,9 @@ def check_wired(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> LdmL
     found = {name.split(".")[0] for name in clip.patcher.model_state_dict() if "." in name}
     if wanted != found:
         raise SubjectBoothError(
-            f"a CLIP with {', '.join(sorted(found)) or 'no text encoder'} for a model of the family {family.name}",
-            f"one with {', '.join(sorted(wanted))}",
-            "wire the CLIP that belongs to the model",
+            f"the CLIP has {', '.join(sorted(found)) or 'no text encoder'}, but the model is {family.name}",
+            f"a CLIP with {', '.join(sorted(wanted))}",
+            "connect the CLIP that belongs to the model",
             "CLIP",
         )
     refuse_other_latents(getattr(vae, "latent_channels", 4), "VAE")
@@ -97,20 +97,19 @@ def check_wired(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> LdmL
 
 
 def token_chunks(clip: CLIP, prompt: str, family: Family) -> tuple[TokenChunks, ...]:
-    """The chunks and weights in which the wired CLIP takes a prompt, for each text encoder of the family.
+    """The token chunks and weights that the connected CLIP makes of a prompt, for each text encoder of the family.
 
     Raises:
-        SubjectBoothError: the prompt uses a textual-inversion embedding, which a text encoder that is being trained
-            cannot take in.
+        SubjectBoothError: the prompt uses a textual-inversion embedding, which a text encoder in training cannot use.
     """
     chunks = []
     tokens = clip.tokenize(prompt)
     for shape in family.text_encoders:
         if any(not isinstance(token[0], int) for chunk in tokens[shape.name] for token in chunk):
             raise SubjectBoothError(
-                f"the prompt {prompt[:60]!r} with an embedding: in it",
+                f"the prompt {prompt[:60]!r} contains an embedding:",
                 "plain words",
-                "take the embedding out, or turn train_text_encoder off",
+                "remove the embedding, or turn off train_text_encoder",
                 "train_text_encoder",
             )
         ids = torch.tensor([[token[0] for token in chunk] for chunk in tokens[shape.name]])
@@ -120,12 +119,12 @@ def token_chunks(clip: CLIP, prompt: str, family: Family) -> tuple[TokenChunks, 
 
 
 def literal_prompt(caption: str) -> str:
-    """The prompt that ComfyUI takes as this very text: round brackets would set weights, and be dropped."""
+    """Escape a caption, so that ComfyUI reads it literally: unescaped parentheses would set weights and vanish."""
     return caption.replace("(", "\\(").replace(")", "\\)")
 
 
 def text_encoders(clip: CLIP, family: Family, dtype: torch.dtype) -> list[Any]:
-    """Trainable copies of the wired CLIP's text encoders, its patches included."""
+    """Trainable copies of the connected CLIP's text encoders, with its patches applied."""
     weights = effective_weights(clip.patcher)
     models = []
     for shape in family.text_encoders:
@@ -136,8 +135,8 @@ def text_encoders(clip: CLIP, family: Family, dtype: torch.dtype) -> list[Any]:
 
 
 def base_digest(model: ModelPatcher, clip: CLIP | None = None, vae: VAE | None = None) -> str:
-    """SHA-256 over everything of the wired base that training or sampling depends on."""
-    # The sampling object is hashed by itself: ComfyUI swaps it into the module while a patched clone is loaded.
+    """SHA-256 over everything in the connected base that affects training or sampling."""
+    # The sampling object is hashed separately: ComfyUI swaps it into the module while a patched clone is loaded.
     parts = [digest_of(model, UNET_PREFIX), sha256_of(sigmas_of(model).cpu()), type_name(model)]
     parts += [digest_of(clip.patcher), canonical_json([clip.layer_idx, clip.tokenizer_options])] if clip else []
     parts += [digest_of(vae.patcher)] if vae else []
@@ -145,7 +144,7 @@ def base_digest(model: ModelPatcher, clip: CLIP | None = None, vae: VAE | None =
 
 
 class ComfyPromptEncoder:
-    """Encodes prompts with the wired CLIP: its weights, its patches, its CLIP skip, its prompt syntax."""
+    """Encodes prompts with the connected CLIP: its weights, patches, CLIP skip and prompt syntax."""
 
     def __init__(self, clip: CLIP, pooled: bool = False) -> None:
         self._clip = clip
@@ -162,7 +161,7 @@ class ComfyPromptEncoder:
 
 
 class ComfyLatentCodec:
-    """Encodes and decodes with the wired VAE, in the latent space that the wired UNet works in."""
+    """Encodes and decodes with the connected VAE, in the latent space of the connected UNet."""
 
     def __init__(self, model: ModelPatcher, vae: VAE) -> None:
         self._latent_format = model.model.latent_format
@@ -171,7 +170,7 @@ class ComfyLatentCodec:
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """See :class:`trainer.base.conditioning.LatentCodec`.
 
-        ComfyUI gives the posterior's mean, not a sample of it: the same latents every time.
+        ComfyUI returns the posterior's mean, not a sample, so the latents are the same every time.
         """
         with torch.inference_mode():
             latents = self._latent_format.process_in(self._vae.encode(images.movedim(1, -1)))
@@ -185,6 +184,6 @@ class ComfyLatentCodec:
 
 
 def normal(tensor: torch.Tensor) -> torch.Tensor:
-    """A float32 copy on the CPU that may take part in training: tensors made in inference mode may not."""
+    """A float32 copy on the CPU that autograd accepts; it rejects tensors created in inference mode."""
     with torch.inference_mode(False):
         return tensor.detach().to("cpu", torch.float32, copy=True).clone()

@@ -1,4 +1,4 @@
-"""LoadDemoBase: the small model that ships with the pack, with nothing to download."""
+"""LoadDemoBase: loads the small model that ships with the pack; there is nothing to download."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ logger = logging.getLogger("subjectbooth")
 
 
 def demo_base_folder() -> Path:
-    """Where the demo base is written: the checkpoints folder, so that the ordinary checkpoint loaders list it too.
+    """Where to write the demo base: the checkpoints folder, so that ordinary checkpoint loaders list it too.
 
-    When ComfyUI's models may not be written to (a shared or read-only installation), ComfyUI's user folder.
+    Falls back to ComfyUI's user folder if the models folder is not writable (a shared or read-only installation).
     """
     for folder in map(Path, folder_paths.get_folder_paths("checkpoints")):
         if folder.is_dir() and os.access(folder, os.W_OK):
@@ -29,22 +29,22 @@ def demo_base_folder() -> Path:
 
 
 def _written_demo_base() -> Path:
-    """The checkpoint's file.
+    """The path of the checkpoint, which is written first if it is missing.
 
     Raises:
-        SubjectBoothError: the disk is full, or no folder may be written to.
+        SubjectBoothError: the disk is full, or no folder is writable.
     """
     folder = demo_base_folder()
     try:
         try:
             return ensure_checkpoint(folder)
-        except PermissionError:  # Windows tells it of a protected folder only now
+        except PermissionError:  # Windows reports a protected folder only now
             folder = _user_folder()
             return ensure_checkpoint(folder)
     except OSError as error:
         raise SubjectBoothError(
             f"the demo base cannot be written ({error.strerror or type(error).__name__})",
-            "460 MB on the disk and the right to write there",
+            "460 MB of disk space and write permission",
             "free some space or make the folder writable",
             str(folder),
         ) from error
@@ -55,7 +55,7 @@ def _user_folder() -> Path:
 
 
 class LoadDemoBase(io.ComfyNode):
-    """Writes the demo base once as a checkpoint of Stable Diffusion 1.5's layout and loads it."""
+    """Writes the demo base once, as a checkpoint in Stable Diffusion 1.5's layout, and loads it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -65,8 +65,8 @@ class LoadDemoBase(io.ComfyNode):
             display_name="Load Demo Base",
             category=CATEGORY,
             description=(
-                "A small text-to-image model that ships with the pack and draws emoji-like pictures of 64 x 64 pixels. "
-                "Use it to see DreamBooth work on any machine; for your own photos wire a real checkpoint instead."
+                "Loads a small text-to-image model that ships with the pack and draws emoji-like images of 64 x 64 "
+                "pixels. Use it to try DreamBooth on any machine; for your own photos, use a real checkpoint."
             ),
             inputs=[],
             outputs=[
@@ -78,7 +78,7 @@ class LoadDemoBase(io.ComfyNode):
 
     @classmethod
     def execute(cls) -> io.NodeOutput:
-        """Make sure that the file is there and whole, and load it as ComfyUI loads any checkpoint."""
+        """Make sure that the file exists and is intact, and load it like any checkpoint."""
         path = _written_demo_base()
         model, clip, vae = comfy.sd.load_checkpoint_guess_config(
             str(path), embedding_directory=folder_paths.get_folder_paths("embeddings")

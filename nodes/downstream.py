@@ -1,6 +1,6 @@
-"""What the trainers that take a node's class images would refuse, found before the images are made.
+"""Check the trainers connected to GenerateClassPriors before it makes its images.
 
-ComfyUI runs GenerateClassPriors first, and it may take minutes. A lazy input of the trainer would not change that:
+ComfyUI runs GenerateClassPriors first, which may take minutes. A lazy input on the trainer would not help:
 GenerateClassPriors is an output node itself, and ComfyUI (0.3.75 and 0.33) starts output nodes in the order of a Python
 set. So the trainers' settings are read from the queued prompt.
 """
@@ -23,14 +23,14 @@ Prompt = Mapping[str, Mapping[str, Any]]
 def check_trainers(
     prompt: Prompt | None, node_id: str | None, model: Any, clip: Any, vae: Any, subject: Subject, class_prompt: str
 ) -> None:
-    """Check every trainer that is wired to the node's first output and has the same model, CLIP, VAE and subject.
+    """Check every trainer that uses the node's class images with the same model, CLIP, VAE and subject.
 
-    What another node computes is not known yet; a trainer with such settings is left to its own checks.
+    Values that other nodes compute are not known yet; a trainer with such settings is checked only when it runs.
 
     Args:
-        prompt: as it was queued: node id -> class_type and inputs.
-        node_id: of the node that makes the class images.
-        class_prompt: what they are to show.
+        prompt: the queued prompt: node id -> class_type and inputs.
+        node_id: the node that makes the class images.
+        class_prompt: the prompt of the class images.
 
     Raises:
         SubjectBoothError: see :meth:`trainer.runs.run.Run.check`; or a setting is wrong, or the LoRA folder is not
@@ -60,7 +60,7 @@ def _trainers(prompt: Prompt, node_id: str) -> Iterator[Mapping[str, Any]]:
 
 
 def _settings(prompt: Prompt, inputs: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The trainer's settings, those of its options node included; None where one comes from another node."""
+    """The trainer's settings, including those of its options node; None if another node computes one of them."""
     options: Mapping[str, Any] = {}
     link = inputs.get("options")
     if link is not None:

@@ -1,4 +1,4 @@
-"""What the nodes need of ComfyUI besides models: folders, memory, progress and cancelling."""
+"""ComfyUI's services other than models: folders, memory, progress and cancelling."""
 
 from __future__ import annotations
 
@@ -15,23 +15,23 @@ from PIL import Image
 from server import PromptServer
 
 TEXT_INTERVAL = 0.3
-"""Seconds between two status lines; more often than a few a second nobody can read, and each costs the server time."""
+"""Seconds between status lines: nobody can read more than a few per second, and each costs the server time."""
 
 
 def pack_output_dir() -> Path:
-    """The pack's folder in ComfyUI's output folder, where ``/view`` can show what is in it."""
+    """The pack's folder inside ComfyUI's output folder, from which ``/view`` can serve images."""
     return Path(folder_paths.get_output_directory()) / "subjectbooth"
 
 
 def loras_dirs() -> list[Path]:
-    """ComfyUI's LoRA folders, the one in which it looks first and users look too at the head."""
+    """ComfyUI's LoRA folders, in search order; the first is the default."""
     return [Path(folder) for folder in folder_paths.get_folder_paths("loras")]
 
 
 def place_of(hidden: Any) -> dict[str, str]:
-    """Whose a message is: the node, and the workflow that it was queued from ("" where nobody says).
+    """The node a message belongs to, and the id of its workflow ("" if unknown).
 
-    Workflows that lie open side by side, the examples for one, number their nodes alike.
+    Several open workflows may use the same node ids, as the example workflows do.
     """
     about = hidden.extra_pnginfo if isinstance(hidden.extra_pnginfo, dict) else {}
     workflow = about.get("workflow")
@@ -40,36 +40,36 @@ def place_of(hidden: Any) -> dict[str, str]:
 
 
 def view_entry(path: Path) -> dict[str, str]:
-    """How a node's ``ui`` names a picture that lies in the output folder."""
+    """An image in the output folder, as a node's ``ui`` refers to it."""
     relative = path.relative_to(folder_paths.get_output_directory())
     return {"filename": relative.name, "subfolder": relative.parent.as_posix(), "type": "output"}
 
 
 def versioned_entry(path: Path) -> dict[str, str]:
-    """The same for a picture that may be drawn anew under its name. ``/view`` ignores ``v``; a cache does not."""
+    """The same for an image that may be overwritten: ``v`` busts the browser's cache, and ``/view`` ignores it."""
     try:
         version = str(path.stat().st_mtime_ns)
-    except OSError:  # somebody has removed it
+    except OSError:  # deleted meanwhile
         version = ""
     return {**view_entry(path), "v": version}
 
 
 def release_models() -> None:
-    """Have ComfyUI take all its models off the device, so that training has it for itself."""
-    # Un-patching writes to weights that were made in inference mode, and that is only allowed in inference mode.
+    """Unload all of ComfyUI's models from the device to make room for training."""
+    # Unpatching writes to weights created in inference mode, which is only allowed in inference mode.
     with torch.inference_mode():
         comfy.model_management.unload_all_models()
     clean_up()
 
 
 def clean_up() -> None:
-    """Give memory back that nothing refers to any more."""
+    """Free memory that is no longer referenced."""
     gc.collect()
     comfy.model_management.soft_empty_cache()
 
 
 def memory_in_use(device: torch.device) -> dict[str, str | int]:
-    """What is in use on the device, in bytes; on a CPU, what this process has of the machine's memory."""
+    """Memory in use on the device in bytes; on a CPU, the memory of this process."""
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         return {"of": "device", "used": torch.cuda.memory_reserved(device), "total": total}
@@ -79,15 +79,15 @@ def memory_in_use(device: torch.device) -> dict[str, str | int]:
 
 
 Cancelled = comfy.model_management.InterruptProcessingException
-"""What ends a node when the user presses cancel: an Exception in ComfyUI 0.3, a BaseException by 0.33, so that
-``except Exception`` cannot be relied on to catch it, nor to let it pass."""
+"""Raised in a node when the user cancels: an Exception in ComfyUI 0.3, a BaseException in 0.33. So ``except Exception``
+may or may not catch it."""
 
 
 def stop_if_cancelled() -> None:
-    """Ask whether the user pressed cancel, as often as there is something to stop between.
+    """Raise if the user has cancelled; called between pieces of work.
 
     Raises:
-        Cancelled: yes.
+        Cancelled: the user pressed cancel.
     """
     comfy.model_management.throw_exception_if_processing_interrupted()
 
@@ -97,7 +97,7 @@ class Progress:
 
     Args:
         node_id: from ``cls.hidden.unique_id``.
-        total: of the bar.
+        total: the bar's maximum.
     """
 
     def __init__(self, node_id: str | None, total: int) -> None:
@@ -109,15 +109,15 @@ class Progress:
 
         Args:
             value: 0..total.
-            text: a status line; shown a few times a second at most.
-            preview: a picture to show on the node.
+            text: a status line; updated at most a few times per second.
+            preview: an image to show on the node.
 
         Raises:
             Cancelled: the user pressed cancel.
         """
         stop_if_cancelled()
-        # Not through comfy.utils.ProgressBar, which in newer ComfyUIs drops what is less than half a percent further:
-        # 24 of 25 steps of a training of 5,000.
+        # Not through comfy.utils.ProgressBar, which in newer ComfyUIs drops updates of less than half a percent:
+        # 24 of 25 steps in a run of 5,000.
         hook = comfy.utils.PROGRESS_BAR_HOOK
         if hook is not None:
             shown = ("JPEG", preview, 512) if preview is not None else None
@@ -126,14 +126,14 @@ class Progress:
             self.say(text)
 
     def say(self, text: str) -> None:
-        """Show a status line at once."""
+        """Show a status line immediately."""
         if self._node_id is not None:
             PromptServer.instance.send_progress_text(text, self._node_id)
         self._last_text = time.monotonic()
 
 
 def readable_seconds(seconds: float | None) -> str:
-    """``"1:05"`` or ``"2:01:05"``; ``"-"`` while nothing is known."""
+    """``"1:05"`` or ``"2:01:05"``; ``"-"`` if unknown."""
     if seconds is None:
         return "-"
     minutes, rest = divmod(round(seconds), 60)
@@ -142,7 +142,7 @@ def readable_seconds(seconds: float | None) -> str:
 
 
 def grid(images: torch.Tensor) -> Image.Image:
-    """Pictures float32 [n, h, w, 3] in 0..1, side by side in a near-square."""
+    """Images float32 [n, h, w, 3] in 0..1, tiled into a near-square."""
     count, height, width, _ = images.shape
     columns = int(count**0.5 + 0.999)
     rows = -(-count // columns)

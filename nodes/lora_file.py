@@ -1,4 +1,4 @@
-"""A trained adapter on an edge of the graph, and the check that ComfyUI takes every key of it."""
+"""The SUBJECT_LORA type, and the check that ComfyUI applies every key of a LoRA."""
 
 from __future__ import annotations
 
@@ -18,23 +18,23 @@ from ..trainer.runs.lora_reader import read_lora, trigger_words
 from .lora_effect import fits, tensors_of
 
 EMBEDDING = "bundle_emb."
-"""Begins the names of textual-inversion embeddings that A1111 bundles with a LoRA; ComfyUI does not read them."""
+"""Prefix of textual-inversion embeddings that A1111 bundles with a LoRA; ComfyUI does not read them."""
 
 _ENDING = re.compile(
     r"([._]lora[._].*|\.(hada|lokr|oft|boft)_\w+|\.[ab][12]\.weight"
     r"|\.(alpha|dora_scale|diff|diff_b|set_weight|w_norm|b_norm|rescale|reshape_weight))$"
 )
-"""Of a tensor's name: what comes after the layer's, in the spellings that ComfyUI reads."""
+"""Suffix of a tensor's name after its layer's name, in the spellings that ComfyUI reads."""
 
 
 @dataclass(frozen=True)
 class SubjectLora:
-    """What SUBJECT_LORA carries.
+    """The value of SUBJECT_LORA.
 
     Attributes:
         path: the published file.
-        tensors: its tensors, with kohya's names.
-        metadata: its metadata; the trigger words are in it.
+        tensors: its tensors, with kohya's key names.
+        metadata: its metadata, which include the trigger words.
     """
 
     path: Path
@@ -43,22 +43,22 @@ class SubjectLora:
 
     @property
     def trigger(self) -> str:
-        """The trained words ("ohwx dog"); empty for a stranger's file that does not say."""
+        """The trigger words ("ohwx dog"); empty if a third-party file does not contain them."""
         return trigger_words(self.metadata)
 
 
 def load_lora_file(path: Path) -> SubjectLora:
-    """Read a LoRA file, one of ours or a stranger's.
+    """Read a LoRA file, ours or third-party.
 
     Raises:
-        SubjectBoothError: it is damaged or of another format.
+        SubjectBoothError: the file is damaged or not a LoRA.
     """
     tensors, metadata = read_lora(path)
     return SubjectLora(path, tensors, metadata)
 
 
 def layers_of(tensors: dict[str, torch.Tensor]) -> list[str]:
-    """The layers that a file has something for, whichever program named them; embeddings are none."""
+    """The layers that a file contains, in any program's naming; bundled embeddings do not count."""
     return sorted(
         {
             key.split(".", 1)[0] if key.startswith("lora_") else _ENDING.sub("", key)
@@ -69,19 +69,19 @@ def layers_of(tensors: dict[str, torch.Tensor]) -> list[str]:
 
 
 def embeddings_of(tensors: dict[str, torch.Tensor]) -> list[str]:
-    """The names of the embeddings that are bundled with a LoRA."""
+    """Names of the embeddings bundled with a LoRA."""
     return sorted({key.split(".")[1] for key in tensors if key.startswith(EMBEDDING)})
 
 
 @dataclass(frozen=True)
 class Match:
-    """What ComfyUI makes of a file for one MODEL and CLIP.
+    """How ComfyUI applies a file to one MODEL and CLIP.
 
     Attributes:
-        taken: the file's layers that it uses.
-        left: those that it does not.
-        patches: by the model's weight (some keys also name a part of it), only for weights that are there.
-        shapes: of the model's weights.
+        taken: the file's layers that are applied.
+        left: the file's layers that are not.
+        patches: by weight of the model (some keys also select a part of it); only for existing weights.
+        shapes: shapes of the model's weights.
     """
 
     taken: list[str]
@@ -91,13 +91,12 @@ class Match:
 
 
 def match_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP | None) -> Match:
-    """How much of the file ComfyUI takes for this MODEL and CLIP.
+    """Match the file's layers to this MODEL and CLIP.
 
-    ComfyUI itself only logs a line for a key that it does not know or a layer that does not fit, and then samples
-    without it.
+    ComfyUI itself only logs a line for an unknown key or a layer that does not fit, and then samples without it.
 
     Raises:
-        SubjectBoothError: a layer is incomplete, or does not fit the weight that it is for, whatever its kind.
+        SubjectBoothError: a layer is incomplete, or does not fit its weight, whatever its type.
     """
     key_map: dict[str, Any] = comfy.lora.model_lora_keys_unet(model.model, {})
     if clip is not None:
@@ -105,12 +104,11 @@ def match_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP
     layers = layers_of(tensors)
     try:
         patches = comfy.lora.load_lora(comfy.lora_convert.convert_lora(dict(tensors)), key_map)
-    except Exception as error:  # half of a layer is missing, or its alpha is no number
+    except Exception as error:  # half of a layer is missing, or its alpha is not a number
         raise SubjectBoothError(
-            f"a LoRA with an incomplete layer ({type(error).__name__}: {str(error)[:100]})",
-            "a whole LoRA file",
-            "get the file again",
-            "lora",
+            f"the LoRA has an incomplete layer ({type(error).__name__}: {str(error)[:100]})",
+            "a complete LoRA file",
+            "download or copy the file again",
         ) from error
     shapes = {key: tensor.shape for key, tensor in model.model.state_dict().items()}
     if clip is not None:
@@ -119,10 +117,10 @@ def match_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP
     for key, patch in patches.items():
         if not fits(key, patch, shapes[_weight_name(key)]):
             raise SubjectBoothError(
-                f"a LoRA whose layer has the shapes {_shapes_in(patch)} where this model's has "
+                f"a layer of the LoRA has the shapes {_shapes_in(patch)}, but the model's weight has "
                 f"{list(shapes[_weight_name(key)])}",
-                "a LoRA for the wired model's family",
-                "choose another file, or wire the kind of checkpoint it was trained on",
+                "a LoRA for the family of the connected model",
+                "choose another file, or connect the kind of checkpoint it was trained on",
                 _weight_name(key),
             )
     changed = {_weight_name(key) for key in patches}
@@ -131,12 +129,12 @@ def match_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP
 
 
 def _weight_name(key: Any) -> str:
-    """The weight that a patch is for: some keys also say which part of it."""
+    """The weight that a patch applies to; some keys also select a part of it."""
     return key if isinstance(key, str) else key[0]
 
 
 def _weights_of(key: Any) -> set[str]:
-    """A layer's weight and bias: a file may have something for either."""
+    """A layer's weight and bias; a file may patch either."""
     name = _weight_name(key)
     return {name, f"{name.removesuffix('.weight')}.bias"}
 
@@ -147,17 +145,17 @@ def _shapes_in(patch: Any) -> str:
 
 
 def require_all_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP) -> int:
-    """The number of layers, when ComfyUI takes every one of them.
+    """Check that ComfyUI applies every layer; return their number.
 
     Raises:
-        SubjectBoothError: it does not; the first layer is named.
+        SubjectBoothError: it does not; the error names the first such layer.
     """
     match = match_keys(tensors, model, clip)
     if match.left:
         raise SubjectBoothError(
-            f"an adapter of which ComfyUI takes {len(match.taken)} of {len(match.taken) + len(match.left)} layers",
+            f"ComfyUI applies only {len(match.taken)} of the LoRA's {len(match.taken) + len(match.left)} layers",
             "all of them",
-            "report this with the name of your checkpoint: the file would be half without effect",
+            "report this with the name of your checkpoint; the LoRA would only partly take effect",
             match.left[0],
         )
     return len(match.taken)

@@ -1,4 +1,4 @@
-"""The noise schedule and the kind of prediction of a wired MODEL."""
+"""The noise schedule and prediction type of a connected MODEL."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from .weights import dynamic_vram
 
 
 def noise_schedule(model: ModelPatcher) -> tuple[torch.Tensor, str]:
-    """``alphas_cumprod`` (float32 [timesteps]) and prediction type of the wired model, ModelSamplingDiscrete included.
+    """``alphas_cumprod`` (float32 [timesteps]) and prediction type of the model, ModelSamplingDiscrete included.
 
     Raises:
-        SubjectBoothError: the model predicts something else than epsilon or v, or has no discrete noise schedule.
+        SubjectBoothError: the model predicts neither epsilon nor v, or has no discrete noise schedule.
     """
     sampling = _sampling(model)
     kinds = type(sampling).__mro__
@@ -27,9 +27,9 @@ def noise_schedule(model: ModelPatcher) -> tuple[torch.Tensor, str]:
     if not is_discrete or prediction is None:
         names = ", ".join(kind.__name__ for kind in kinds[1:3])
         raise SubjectBoothError(
-            f"a model that samples by {names}",
-            "one that predicts epsilon or v on a discrete noise schedule",
-            "wire a Stable Diffusion checkpoint, or set ModelSamplingDiscrete to eps or v_prediction",
+            f"the model samples with {names}",
+            "a model that predicts epsilon or v on a discrete noise schedule",
+            "connect a Stable Diffusion checkpoint, or set ModelSamplingDiscrete to eps or v_prediction",
             "MODEL",
         )
     sigmas = sigmas_of(model)
@@ -37,43 +37,43 @@ def noise_schedule(model: ModelPatcher) -> tuple[torch.Tensor, str]:
 
 
 def sigmas_of(model: ModelPatcher) -> torch.Tensor:
-    """The noise levels, float32 [timesteps]; none where the model has no such table."""
+    """The noise levels, float32 [timesteps]; empty if the model has no such table."""
     sigmas = getattr(_sampling(model), "sigmas", None)
     return sigmas if isinstance(sigmas, torch.Tensor) else torch.zeros(0)
 
 
 def type_name(model: ModelPatcher) -> str:
-    """Names of the classes behind the model's sampling, which say its prediction type."""
+    """Names of the sampling object's base classes, which identify the prediction type."""
     return ",".join(kind.__name__ for kind in type(_sampling(model)).__bases__)
 
 
 def restore_schedule(model: ModelPatcher) -> None:
-    """Give the wired model back the noise schedule it was made with, before ComfyUI samples with it.
+    """Restore the model's own noise schedule before ComfyUI samples with it.
 
-    With dynamic VRAM ComfyUI saves the tables of a model's sampling object under their path and writes them back when
-    the model is loaded the next time, though by then another ModelSamplingDiscrete may be in that place
-    (https://github.com/Comfy-Org/ComfyUI/issues/16490). Elsewhere nothing is changed.
+    With dynamic VRAM, ComfyUI saves the tables of a model's sampling object by path and writes them back at the next
+    load, when another ModelSamplingDiscrete may have that path (https://github.com/Comfy-Org/ComfyUI/issues/16490).
+    Without dynamic VRAM, this does nothing.
     """
     wrong, right = model.get_model_object("model_sampling"), _sampling(model)
     if right is wrong or not isinstance(wrong, comfy.model_sampling.ModelSamplingDiscrete):
         return
     wrong.set_sigmas(right.sigmas)
     for name in ("sigmas", "log_sigmas"):
-        if f"model_sampling.{name}" in model.backup_buffers:  # what the next load would write
+        if f"model_sampling.{name}" in model.backup_buffers:  # what the next load would write back
             model.backup_buffers[f"model_sampling.{name}"] = getattr(right, name)
 
 
 def _sampling(model: ModelPatcher) -> Any:
-    """The wired sampling object. With dynamic VRAM it is made once more, since its tables may be another one's (see
-    :func:`restore_schedule`): from the model's config, or as ComfyUI's node ModelSamplingDiscrete makes it. An object
-    that another pack has put on the model is taken as it is."""
+    """The model's sampling object. With dynamic VRAM it is rebuilt, as its tables may belong to another one (see
+    :func:`restore_schedule`): from the model's config, or the way ComfyUI's ModelSamplingDiscrete node builds it. An
+    object that another pack has put on the model is used as it is."""
     sampling = model.get_model_object("model_sampling")
     if not dynamic_vram():
         return sampling
     config = model.model.model_config
     if "model_sampling" not in model.object_patches:
-        made = comfy.model_base.model_sampling(config, model.model.model_type)
-        return made if type(made).__bases__ == type(sampling).__bases__ else sampling
+        rebuilt = comfy.model_base.model_sampling(config, model.model.model_type)
+        return rebuilt if type(rebuilt).__bases__ == type(sampling).__bases__ else sampling
     from_the_node = "nodes_model_advanced" in type(sampling).__module__
     if from_the_node and comfy.model_sampling.ModelSamplingDiscrete in type(sampling).__bases__:
         return type(sampling)(config, zsnr=sampling.zsnr)

@@ -1,4 +1,4 @@
-"""DreamBoothOptions: what few people change, so that the trainer itself stays small."""
+"""DreamBoothOptions: advanced settings, kept apart so that the trainer node stays small."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .types import CATEGORY, DreamBoothOptionsType
 
 
 class DreamBoothOptions(io.ComfyNode):
-    """Further settings for DreamBoothLoRATrain."""
+    """Advanced settings for DreamBoothLoRATrain."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -20,7 +20,7 @@ class DreamBoothOptions(io.ComfyNode):
             node_id="DreamBoothOptions",
             display_name="DreamBooth Options",
             category=CATEGORY,
-            description="Further settings for DreamBooth LoRA Train. Without this node all are at their defaults.",
+            description="Advanced settings for DreamBooth LoRA Train. Leave this node out to use the defaults.",
             inputs=[
                 setting_input("lora_targets"),
                 setting_input("lora_dropout", step=0.05, round=0.001),
@@ -49,6 +49,6 @@ class DreamBoothOptions(io.ComfyNode):
 
     @classmethod
     def execute(cls, **values: Any) -> io.NodeOutput:
-        """Check the settings, so that a wrong one is said before the class images are made, and hand them on."""
+        """Check the settings, so that a wrong one is reported before class images are made, and pass them on."""
         config_from(values, resolution=512)
         return io.NodeOutput(values)

@@ -1,4 +1,4 @@
-"""Where a subject's photos come from: uploads, a folder, a sample of the pack, or an IMAGE wire."""
+"""Sources of a subject's photos: uploads, a folder, a sample of the pack, or a connected IMAGE."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MAX_PHOTOS = 1000
 
 @dataclass(frozen=True)
 class Source:
-    """Where the photos come from; what is not used is empty."""
+    """Where the photos come from; unused fields are empty."""
 
     names: tuple[str, ...]
     folder: str
@@ -35,10 +35,10 @@ class Source:
 
     @classmethod
     def of(cls, images: Any, folder: Any, sample: Any, *, has_image: bool = False) -> Source:
-        """From the widgets' values as they arrive, links (None) included.
+        """From the raw widget values; linked inputs are None.
 
         Raises:
-            SubjectBoothError: ``images`` is something else than a name or a list of names.
+            SubjectBoothError: ``images`` is neither a name nor a list of names.
         """
         listed = [images] if isinstance(images, str) else [] if images is None else images
         if not isinstance(listed, list | tuple) or not all(isinstance(name, str) for name in listed):
@@ -52,35 +52,35 @@ class Source:
         return cls(tuple(name for name in listed if name.strip()), str(folder or ""), sample, has_image)
 
     def check(self, *, may_be_none: bool = False) -> None:
-        """Raise unless exactly one source is given (or none, where a link may still bring one)."""
+        """Raise unless exactly one source is given (or none, if a linked input may still provide one)."""
         given = {"images": self.names, "folder": self.folder, "sample": self.sample, "image": self.has_image}
         used = [name for name, value in given.items() if value]
         if len(used) > 1:
             raise SubjectBoothError(
-                f"photos from {len(used)} sources: {' and '.join(used)}",
+                f"photos come from {len(used)} sources: {' and '.join(used)}",
                 "exactly one of images, folder, sample and image",
-                "keep one, and empty or unplug the others",
+                "keep one; clear or disconnect the others",
             )
         if not used and not may_be_none:
             raise SubjectBoothError(
                 "no photos were given",
                 "exactly one of images, folder, sample and image",
-                "upload 3 to 5 photos, choose a folder or a sample, or wire an IMAGE",
+                "upload 3 to 5 photos, choose a folder or a sample, or connect an IMAGE",
             )
 
     def paths(self) -> list[Path]:
-        """The picture files, each made sure to lie where it may.
+        """Paths of the image files, each checked to be inside its folder.
 
         Raises:
-            SubjectBoothError: a name that leads elsewhere, a folder without pictures, an unknown sample, or far too
-                many files.
+            SubjectBoothError: a name leads outside, the folder has no images, the sample is unknown, or there are far
+                too many files.
         """
         if self.sample:
             if self.sample not in samples():
                 raise SubjectBoothError(
                     f"sample {self.sample[:60]!r}",
                     f"one of {', '.join(samples()) or 'none'}",
-                    "choose another",
+                    "choose one of them",
                     "sample",
                 )
             return list_photos(SAMPLES / self.sample / "train")
@@ -92,8 +92,8 @@ class Source:
             paths = [_input_file(name) for name in self.names]
         if len(paths) > MAX_PHOTOS:
             raise SubjectBoothError(
-                f"{len(paths)} pictures",
-                f"at most {MAX_PHOTOS}: DreamBooth learns from 3 to 5",
+                f"{len(paths)} photos are too many",
+                f"at most {MAX_PHOTOS}; 3 to 5 are enough",
                 "choose the best few",
             )
         return paths
@@ -110,17 +110,17 @@ class Source:
 
 
 def _input_file(name: str) -> Path:
-    """The file that an upload's name stands for; ComfyUI writes ``name [output]`` for files of other folders."""
+    """The path of an uploaded file; ComfyUI writes ``name [output]`` for files in other folders."""
     plain, directory = folder_paths.annotated_filepath(name)
     path = inside(Path(directory or folder_paths.get_input_directory()), plain, "images")
     try:
         is_there = path.is_file()
-    except OSError:  # a name longer than the file system takes
+    except OSError:  # the name is too long for the file system
         is_there = False
     if not is_there:
         raise SubjectBoothError(
-            f"{plain[:120]!r} is not in ComfyUI's input folder",
-            "uploaded pictures",
+            f"{plain[:120]!r} was not found in ComfyUI's input folder",
+            "uploaded photos",
             "upload it again",
             "images",
         )
@@ -128,19 +128,19 @@ def _input_file(name: str) -> Path:
 
 
 def photos_of_tensors(images: list[torch.Tensor], masks: list[torch.Tensor] | None) -> tuple[list[Photo], list[str]]:
-    """Photos of IMAGEs [b, h, w, c] and MASKs [b, h, w] or [h, w].
+    """Photos from IMAGEs [b, h, w, c] and MASKs [b, h, w] or [h, w].
 
     Raises:
-        SubjectBoothError: other shapes, values that are not numbers, or masks that do not go with the images.
+        SubjectBoothError: wrong shapes, NaN or infinite values, or masks that do not match the images.
     """
     pictures = [picture for batch in images for picture in batch]
     flat = [m for batch in masks or [] for m in (batch.reshape(-1, *batch.shape[-2:]) if batch is not None else [])]
     notes: list[Note] = []
     if flat and len(flat) not in (1, len(pictures)):
         raise SubjectBoothError(
-            f"{len(flat)} masks for {len(pictures)} photos",
-            "one mask, or one for each photo",
-            "wire as many",
+            f"there are {len(flat)} masks for {len(pictures)} photos",
+            "one mask, or one per photo",
+            "connect that many",
             "mask",
         )
     photos = []
@@ -149,9 +149,9 @@ def photos_of_tensors(images: list[torch.Tensor], masks: list[torch.Tensor] | No
         name = f"image {index + 1}"
         if picture.ndim != 3 or picture.shape[-1] not in (1, 3, 4) or not torch.isfinite(picture).all():
             raise SubjectBoothError(
-                f"{name} has the shape {tuple(picture.shape)} or values that are not numbers",
-                "a picture [height, width, 3] with values from 0 to 1",
-                "look at what is wired to image",
+                f"{name} has the shape {tuple(picture.shape)}, or values that are NaN or infinite",
+                "an image [height, width, 3] with values from 0 to 1",
+                "check what is connected to image",
                 "image",
             )
         values = picture.detach().to("cpu", torch.float32).clamp(0, 1).numpy()
@@ -174,27 +174,28 @@ def photos_of_tensors(images: list[torch.Tensor], masks: list[torch.Tensor] | No
 
 def _fitting_mask(mask: np.ndarray, size: tuple[int, ...], name: str, notes: list[Note]) -> np.ndarray | None:
     if not (mask > 0).any():
-        # LoadImage gives an empty mask of 64 x 64 for a photo without transparency.
+        # LoadImage outputs an empty mask of 64 x 64 for a photo without transparency.
         notes.append(Note("empty mask", name))
         return None
     if mask.shape != size:
         raise SubjectBoothError(
-            f"the mask of {name} is {mask.shape[1]}x{mask.shape[0]} and the photo {size[1]}x{size[0]}",
+            f"the mask of {name} is {mask.shape[1]}x{mask.shape[0]}, but the photo is {size[1]}x{size[0]}",
             "the same size",
-            "wire the mask of this photo, or scale it",
+            "connect the mask of this photo, or resize it",
             "mask",
         )
     return mask
 
 
 def input_pictures() -> list[str]:
+    """Names of the images directly in ComfyUI's input folder."""
     base = folder_paths.get_input_directory()
     files = [entry.name for entry in os.scandir(base) if entry.is_file()] if Path(base).is_dir() else []
     return sorted(folder_paths.filter_files_content_types(files, ["image"]))
 
 
 def samples() -> list[str]:
-    """Names of the sample subjects that are there, each a folder with photos in ``train``."""
+    """Names of the sample subjects: folders with photos in ``train``."""
     if not SAMPLES.is_dir():
         return []
     return sorted(entry.name for entry in SAMPLES.iterdir() if (entry / "train").is_dir())

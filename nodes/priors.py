@@ -1,4 +1,4 @@
-"""GenerateClassPriors: pictures of the class by the wired base, kept as latents."""
+"""GenerateClassPriors: class images sampled by the connected base, stored as latents."""
 
 from __future__ import annotations
 
@@ -41,18 +41,18 @@ log = logging.getLogger("subjectbooth")
 
 EVENT = "subjectbooth.class_images"
 MOST_SHOWN = 200
-"""Pictures in one message to the panel."""
+"""Maximum number of images in one message to the panel."""
 
 DEFAULT_COUNT = 24
-"""At 20 steps these cost 0.8 PFLOP on SD 1.5, as much as 450 training steps, so that making them takes no longer than
-the run they are for. The 200 at 50 steps of most guides cost eight times a whole run of 1,200. More can be added at
-any time, and those that are there are used."""
+"""At 20 steps these cost 0.8 PFLOP on SD 1.5, as much as 450 training steps, so that generating them takes no longer
+than the run they are for. The 200 images at 50 steps of most guides cost eight times as much as a whole run of 1,200
+steps. More can be added at any time; existing ones are reused."""
 
 
 class GenerateClassPriors(io.ComfyNode):
-    """Makes class images with ComfyUI's own sampler, or finds the same ones again on the disk.
+    """Generates class images with ComfyUI's own sampler, or reuses those on the disk.
 
-    An output node, so that the pictures can be made and looked at before any training.
+    An output node, so that the images can be generated and reviewed before training.
     """
 
     @classmethod
@@ -62,29 +62,29 @@ class GenerateClassPriors(io.ComfyNode):
             node_id="GenerateClassPriors",
             display_name="Generate Class Priors",
             category=CATEGORY,
-            description="Pictures of the class as the base sees it, so that training keeps it. Every finished one is "
-            "kept: a cancelled run goes on where it stopped, and the same pictures are never made twice.",
+            description="Generates ordinary images of the class that stop the model forgetting the class. Finished "
+            "images are kept: a cancelled run resumes where it stopped, and the same images are never generated twice.",
             is_output_node=True,
             inputs=[
-                io.Model.Input("model", tooltip="The model that is trained on: the one wired to the trainer."),
+                io.Model.Input("model", tooltip="The model to train on: use the one connected to the trainer."),
                 io.Clip.Input("clip", tooltip="Its text encoder."),
-                io.Vae.Input("vae", tooltip="Decodes the pictures for looking at; training uses the latents."),
-                SubjectType.Input("subject", tooltip="Says the class and the size of the pictures."),
+                io.Vae.Input("vae", tooltip="Decodes the images for viewing; training uses the latents."),
+                SubjectType.Input("subject", tooltip="Sets the class and the size of the images."),
                 io.String.Input(
                     "class_prompt",
                     default=DEFAULT_CLASS_TEMPLATE,
-                    tooltip='What the pictures show. {class} is filled in, and "a" becomes "an" where it should.',
+                    tooltip='Prompt for the images. {class} is filled in, and "a" becomes "an" where needed.',
                 ),
-                io.String.Input("negative", default="", tooltip="What the pictures should not show."),
+                io.String.Input("negative", default="", tooltip="Negative prompt: what the images should not show."),
                 io.Int.Input(
                     "count",
                     default=DEFAULT_COUNT,
                     min=1,
                     max=10_000,
-                    tooltip=f"How many. {DEFAULT_COUNT} take about as long as 450 training steps; 100 to 200 keep the "
-                    "class better. Raise it at any time: the finished ones are used.",
+                    tooltip=f"Number of images. {DEFAULT_COUNT} take about as long as 450 training steps; 100 to 200 "
+                    "preserve the class better. You can raise it at any time: finished images are reused.",
                 ),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Denoising steps a picture."),
+                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Denoising steps per image."),
                 io.Float.Input(
                     "cfg",
                     default=7.0,
@@ -92,15 +92,14 @@ class GenerateClassPriors(io.ComfyNode):
                     max=100.0,
                     step=0.1,
                     round=0.01,
-                    tooltip="Classifier-free guidance: how closely a picture follows the prompt. At 1 the pictures "
-                    "are what the base itself has learned: rough to look at, but they keep the class best, in half the "
-                    "time.",
+                    tooltip="Classifier-free guidance: how closely an image follows the prompt. At 1 the images show "
+                    "what the base itself has learned: rough to look at, but best for the class, in half the time.",
                 ),
                 io.Combo.Input(
                     "sampler_name",
                     options=list(comfy.samplers.KSampler.SAMPLERS),
                     default="dpmpp_2m",
-                    tooltip="As in KSampler. With ancestral and SDE samplers a picture also depends on batch_size.",
+                    tooltip="As in KSampler. With ancestral and SDE samplers, an image also depends on batch_size.",
                 ),
                 io.Combo.Input(
                     "scheduler",
@@ -114,27 +113,28 @@ class GenerateClassPriors(io.ComfyNode):
                     min=0,
                     max=2**64 - 1,
                     control_after_generate=False,
-                    tooltip="The first picture's seed; each further one has the next. A changed seed makes new ones.",
+                    tooltip="Seed of the first image; each further image uses the next seed. "
+                    "Another seed gives new images.",
                 ),
                 io.Int.Input(
                     "batch_size",
                     default=0,
                     min=0,
                     max=64,
-                    tooltip="Pictures at once. 0: as many as fit in the free memory, up to 4; always 4 with ancestral "
-                    "and SDE samplers, whose pictures depend on it. Lower it if memory runs out.",
+                    tooltip="Images per batch. 0: as many as fit into free memory, up to 4; always 4 with ancestral "
+                    "and SDE samplers, whose images depend on it. Lower it if you run out of memory.",
                 ),
                 io.String.Input(
                     "exclude",
                     default="",
                     multiline=True,
-                    tooltip="Content hashes of pictures to leave out, with blanks or commas between them. The node's "
-                    "output lists them. They are not replaced.",
+                    tooltip="Hashes of images to exclude, separated by spaces or commas. The node's output lists the "
+                    "hashes. Excluded images are not replaced.",
                 ),
             ],
             outputs=[
-                ClassPriorsType.Output(display_name="class_priors", tooltip="The pictures' latents, for training."),
-                io.Image.Output(display_name="images", tooltip="The pictures that are used, for looking at."),
+                ClassPriorsType.Output(display_name="class_priors", tooltip="The latents of the images, for training."),
+                io.Image.Output(display_name="images", tooltip="The images in use, for viewing."),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.prompt],
         )
@@ -157,7 +157,7 @@ class GenerateClassPriors(io.ComfyNode):
         batch_size: int,
         exclude: str,
     ) -> io.NodeOutput:
-        layout = check_wired(model, clip, vae)  # what the trainer would refuse is refused before a picture is made
+        layout = check_wired(model, clip, vae)  # what the trainer would reject is rejected before an image is made
         _check_choices(sampler_name, scheduler, cfg)
         batch_size = batch_size or pictures_at_once(model, subject.resolution, sampler_name)
         template = check_template(class_prompt, needs_token=False, name="class_prompt")
@@ -186,9 +186,9 @@ class GenerateClassPriors(io.ComfyNode):
         priors = class_priors(pictures, used, store, layout.family.name)
         unknown = [part for part in excluded if not any(value.startswith(part) for value in left_out.values())]
         if unknown:
-            notes.append(f"{len(unknown)} of {len(excluded)} hashes in exclude are of none of these pictures.")
-        text = f'{len(used)} class images "{recipe.prompt}", {made} made now'
-        text += f", {len(left_out)} left out" if left_out else ""
+            notes.append(f"{len(unknown)} of {len(excluded)} hashes in exclude do not match any of these images.")
+        text = f'{len(used)} class images ready ({made} new), "{recipe.prompt}"'
+        text += f", {len(left_out)} excluded" if left_out else ""
         for note in notes:
             log.warning("%s", note)
         shown = album.paths(pictures, range(count), batch_size)
@@ -216,7 +216,7 @@ def _make(
     place: dict[str, str],
     notes: list[str],
 ) -> int:
-    """Sample what is missing; the number of pictures made. Nothing of the models is touched when nothing is."""
+    """Sample the missing images; return their number. Does not touch the models if none is missing."""
     recipe = store.recipe
     todo = batches_to_make(pictures.keys(), count, batch_size, recipe.grouping)
     if not todo:
@@ -234,7 +234,7 @@ def _make(
     )
     if sampler.dropped:
         dropped = ", ".join(sampler.dropped)
-        notes.append(f"What MODEL carries on its guidance or attention ({dropped}) is not used for class images.")
+        notes.append(f"Guidance and attention patches on MODEL ({dropped}) are not used for class images.")
     progress = Progress(place["node"], len(todo) * recipe.steps)
     started = time.monotonic()
     done = 0  # batches
@@ -268,7 +268,7 @@ def _show(
     count: int,
     made: int,
 ) -> None:
-    """Tell the node's panel which pictures there are by now: once a batch, so never more than a few a second."""
+    """Send the node's panel the images so far: once per batch, so never more than a few times per second."""
     message = {
         **place,
         "folder": store.path.name,
@@ -284,7 +284,7 @@ def _show(
 
 
 def _check_choices(sampler_name: str, scheduler: str, cfg: float) -> None:
-    """ComfyUI 0.3.75 lets any text through a combo, and NaN through a number's bounds."""
+    """ComfyUI 0.3.75 accepts any text for a V3 combo, and NaN for a number."""
     choices: dict[str, tuple[Any, list[str]]] = {
         "sampler_name": (sampler_name, list(comfy.samplers.KSampler.SAMPLERS)),
         "scheduler": (scheduler, list(comfy.samplers.KSampler.SCHEDULERS)),

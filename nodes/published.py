@@ -1,6 +1,6 @@
-"""Which LoRAs the trainer's node has published, so that one that is gone or was changed is noticed at the next run.
+"""Tracks the LoRAs that the trainer node has published, so that the next run notices deleted or changed files.
 
-ComfyUI's own cache answers for a node whose inputs are the same: without this, a deleted file would never come back.
+ComfyUI caches nodes whose inputs have not changed: without this, a deleted file would never be published again.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _lock = threading.Lock()
 
 
 def remember(output_name: str, path: Path) -> None:
-    """``path`` was just published under that name."""
+    """Record that ``path`` was just published under that name."""
     found = _state(path)
     if found is not None:
         with _lock:
@@ -23,21 +23,21 @@ def remember(output_name: str, path: Path) -> None:
 
 
 def losses(output_name: str | None) -> int:
-    """How often by now a published file was found to be gone or changed: another number makes the node run again.
+    """How many published files were found deleted or changed so far; a new number makes the node run again.
 
     Args:
-        output_name: counts only what was published under it; None (it is linked, and not known yet) counts everything.
+        output_name: count only files published under this name; None (linked, not known yet) counts all.
     """
     with _lock:
         for path, (name, state) in list(_files.items()):
             if output_name in (None, name) and _state(path) != state:
-                del _files[path]  # the run that this leads to publishes it again, or ends in an error and is repeated
+                del _files[path]  # the next run publishes it again, or fails and is repeated
                 _lost[name] += 1
         return sum(_lost.values()) if output_name is None else _lost[output_name]
 
 
 def _state(path: Path) -> tuple[int, int] | None:
-    """Time of the last change and size; None when the file is not there."""
+    """Modification time and size; None if the file does not exist."""
     try:
         found = path.stat()
     except OSError:

@@ -1,6 +1,6 @@
-"""The pack's HTTP routes: names in, JSON out, and no way from a name to a file outside the pack's own folders.
+"""The pack's HTTP routes: names in, JSON out. No name can lead to a file outside the pack's own folders.
 
-Nothing that a run needs goes through here: the routes only serve the panels in the graph editor.
+The routes only serve the panels in the graph editor; no run depends on them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ LONGEST_BODY = 64 * 1024
 
 logger = logging.getLogger("subjectbooth")
 
-Answer = Callable[[web.Request], Awaitable[Any]]
-"""A handler: takes the request and returns what becomes the JSON answer (or a finished ``web.StreamResponse``)."""
+Handler = Callable[[web.Request], Awaitable[Any]]
+"""A handler: returns the data of the JSON response (or a complete ``web.StreamResponse``)."""
 
 
 class RouteError(Exception):
@@ -36,14 +36,14 @@ class RouteError(Exception):
         super().__init__(sentence)
 
 
-def serve(path: str, **handlers: Answer) -> None:
+def serve(path: str, **handlers: Handler) -> None:
     """Register the handlers of one path, by method: ``serve("/runs/{name}", GET=show, DELETE=remove)``.
 
-    Errors become JSON: 400, 404 ... by :class:`RouteError`, 400 for a :class:`SubjectBoothError`, 405 for a method
-    that is not served, 500 for anything else. Without a server (the nodes imported by some tool) nothing happens.
+    Errors become JSON: the status of a :class:`RouteError`, 400 for a :class:`SubjectBoothError`, 405 for an
+    unsupported method, 500 for anything else. Does nothing without a server (when a tool imports the nodes).
 
     Args:
-        path: below :data:`PREFIX`; aiohttp's pattern, in which ``{name}`` takes one part between slashes.
+        path: below :data:`PREFIX`; an aiohttp pattern, in which ``{name}`` matches one path segment.
         handlers: by method name.
     """
     server = getattr(PromptServer, "instance", None)
@@ -55,13 +55,13 @@ def serve(path: str, **handlers: Answer) -> None:
 
     async def refuse(request: web.Request) -> web.Response:
         return web.json_response(
-            {"error": f"{request.method} is not served here; {allowed} is"}, status=405, headers={"Allow": allowed}
+            {"error": f"{request.method} is not allowed here; use {allowed}"}, status=405, headers={"Allow": allowed}
         )
 
     server.routes.route("*", PREFIX + path)(refuse)
 
 
-def _in_json(handler: Answer) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
+def _in_json(handler: Handler) -> Callable[[web.Request], Awaitable[web.StreamResponse]]:
     async def answer(request: web.Request) -> web.StreamResponse:
         try:
             result = await handler(request)
@@ -72,9 +72,11 @@ def _in_json(handler: Answer) -> Callable[[web.Request], Awaitable[web.StreamRes
         except web.HTTPException:
             raise
         except Exception as error:
-            # What went wrong may name files of this machine: it belongs into the log, not into the answer.
+            # The error may name files of this machine: it belongs in the log, not in the response.
             logger.exception("%s %s failed", request.method, request.path)
-            return web.json_response({"error": f"the server failed here ({type(error).__name__})"}, status=500)
+            return web.json_response(
+                {"error": f"internal error ({type(error).__name__}); see the server's log"}, status=500
+            )
         if isinstance(result, web.StreamResponse):
             return result
         return web.json_response(result, headers={"Cache-Control": "no-store"})
@@ -83,42 +85,42 @@ def _in_json(handler: Answer) -> Callable[[web.Request], Awaitable[web.StreamRes
 
 
 def named_path(root: Path, name: object, *, folders: bool = False) -> Path:
-    """The path of something in one of the pack's own folders, by the one spelling of its name.
+    """The path of an entry in one of the pack's own folders.
 
     Args:
         root: the folder.
-        name: what the client sent, decoded.
-        folders: whether the name may have sub-folders, written with ``/`` ("pets/rex.safetensors").
+        name: the name from the client, decoded.
+        folders: whether subfolders are allowed, separated by ``/`` ("pets/rex.safetensors").
 
     Raises:
-        RouteError: 400 for what is no name, or leads out of the folder (``..``, an absolute path, a link).
+        RouteError: 400 if the name is invalid or leads out of the folder (``..``, an absolute path, a link).
     """
     if not isinstance(name, str) or not name or len(name) > LONGEST_NAME or any(ord(sign) < 32 for sign in name):
-        raise RouteError(400, "that is not a name")
+        raise RouteError(400, "invalid name")
     parts = PurePosixPath(name).parts
-    # PurePosixPath drops "." and "//": a name that is not its own normal form is refused as a whole.
+    # PurePosixPath drops "." and "//": only names in normal form are accepted.
     plain = "/".join(parts) == name and "\\" not in name and not (os.name == "nt" and ":" in name)
     if not plain or (len(parts) > 1 and not folders):
-        raise RouteError(400, "that is not a name inside the folder")
+        raise RouteError(400, "the name leads out of the folder")
     try:
         path = inside(root, name, "name")
     except SubjectBoothError:  # which tells the user of a node what to do
-        raise RouteError(400, "that is not a name inside the folder") from None
+        raise RouteError(400, "the name leads out of the folder") from None
     if path == root.resolve():  # through a link
-        raise RouteError(400, "that is not a name inside the folder")
+        raise RouteError(400, "the name leads out of the folder")
     return path
 
 
 async def json_body(request: web.Request) -> dict[str, Any]:
-    """The request's body, a JSON object; an empty body is an empty one.
+    """The request's body as a JSON object; an empty body gives an empty object.
 
     Raises:
-        RouteError: 400 for anything else, 413 for a long one.
+        RouteError: 400 if it is not a JSON object, 413 if it is too long.
     """
     if (request.content_length or 0) > LONGEST_BODY:
         raise RouteError(413, f"the body is longer than {LONGEST_BODY} bytes")
     content = b""
-    # A read gives what has come so far: over a network a body arrives in pieces.
+    # A read returns what has arrived so far: over a network, a body comes in pieces.
     while len(content) <= LONGEST_BODY and (piece := await request.content.read(LONGEST_BODY + 1 - len(content))):
         content += piece
     if len(content) > LONGEST_BODY:
@@ -133,10 +135,10 @@ async def json_body(request: web.Request) -> dict[str, Any]:
 
 
 def query_int(request: web.Request, name: str, default: int = 0) -> int:
-    """A whole number of 0 or more out of the query (``?since=12``).
+    """A non-negative integer from the query (``?since=12``).
 
     Raises:
-        RouteError: 400 when it is not one.
+        RouteError: 400 if it is not one.
     """
     text = request.query.get(name, str(default))
     if not (text.isascii() and text.isdigit() and len(text) < 16):

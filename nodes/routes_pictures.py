@@ -17,16 +17,16 @@ from ..trainer.errors import SubjectBoothError
 from ..trainer.files.safefile import read_metadata
 from .apply import lora_path
 from .host import pack_output_dir
-from .photo_looks import data_address, describe_photos
+from .photo_preview import data_address, describe_photos
 from .routes import RouteError, json_body, named_path, serve
 
 MOST_PICTURES = 500
-"""Class images that a panel shows."""
+"""Maximum number of class images in a panel."""
 CLASS_IMAGE = re.compile(r"([0-9a-f]{32})_[0-9a-f]{8}\.png")
-BESIDE = (".preview.png", ".preview.jpg", ".png", ".jpg", ".jpeg", ".webp")
-"""Endings under which LoRA managers keep a picture beside a file."""
+PREVIEW_SUFFIXES = (".preview.png", ".preview.jpg", ".png", ".jpg", ".jpeg", ".webp")
+"""Suffixes of preview images that LoRA managers store next to a file."""
 
-# One at a time: decoding photos must not take the processor from a training that runs.
+# One at a time: decoding photos must not compete with a running training for the CPU.
 _worker = ThreadPoolExecutor(max_workers=1, thread_name_prefix="subjectbooth-pictures")
 
 
@@ -38,40 +38,40 @@ def register() -> None:
 
 
 async def photos(request: web.Request) -> Any:
-    """The photos that the widgets' values name, as training sees them."""
+    """The photos of the given widget values, as training sees them."""
     widgets = await json_body(request)
-    return await _aside(lambda: describe_photos(widgets))
+    return await _in_worker(lambda: describe_photos(widgets))
 
 
 async def lora(request: web.Request) -> Any:
-    """What a file of models/loras says about itself."""
+    """The metadata of a file in models/loras."""
     name = request.query.get("name", "")
-    return await _aside(lambda: describe_lora(name))
+    return await _in_worker(lambda: describe_lora(name))
 
 
 async def class_images(request: web.Request) -> Any:
-    """The class images in one of the pack's folders, in the order in which they were made."""
-    folder = named_path(pack_output_dir() / "class_images", request.query.get("folder", ""))
-    return await _aside(lambda: list_class_images(folder))
+    """The class images in one of the pack's folders, oldest first."""
+    folder = inside(pack_output_dir() / "class_images", request.query.get("folder", ""))
+    return await _in_worker(lambda: list_class_images(folder))
 
 
-async def _aside(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
+async def _in_worker(work: Callable[[], dict[str, Any]]) -> dict[str, Any]:
     return await asyncio.get_running_loop().run_in_executor(_worker, work)
 
 
 def describe_lora(name: str) -> dict[str, Any]:
-    """Trigger words, settings and a picture of a LoRA file; ``trigger`` is empty for a stranger's that does not say.
+    """Trigger words, settings and a thumbnail of a LoRA file; ``trigger`` is empty if its metadata contain none.
 
     Raises:
-        RouteError: 404, no such file.
-        SubjectBoothError: it is no safetensors file.
+        RouteError: 404, the file was not found.
+        SubjectBoothError: it is not a safetensors file.
     """
     try:
         path = lora_path(name)
     except SubjectBoothError as error:
         raise RouteError(404, str(error)) from error
     metadata = read_metadata(path)
-    picture = _validation_picture(metadata) or _picture_beside(path)
+    picture = _validation_picture(metadata) or _preview_image(path)
     return {
         "name": name,
         "trigger": metadata.get("subjectbooth.trigger") or metadata.get("modelspec.trigger_phrase", ""),
@@ -86,7 +86,7 @@ def describe_lora(name: str) -> dict[str, Any]:
 
 
 def _validation_picture(metadata: dict[str, str]) -> Path | None:
-    """The picture that was drawn with this adapter, or with the last one before it, in the folder of its run."""
+    """The validation image of this adapter, or of the latest one before it, from the folder of its run."""
     key, step = metadata.get("subjectbooth.run_key", ""), metadata.get("subjectbooth.step", "")
     if not re.fullmatch("[0-9a-f]{64}", key) or not re.fullmatch("[0-9]{1,9}", step):
         return None
@@ -95,14 +95,14 @@ def _validation_picture(metadata: dict[str, str]) -> Path | None:
     root = pack_output_dir()
     for path in reversed(up_to):
         try:
-            return named_path(root, path.relative_to(root).as_posix(), folders=True)
-        except RouteError:  # a link to somewhere else is no picture of ours
+            return inside(root, path.relative_to(root).as_posix(), folders=True)
+        except RouteError:  # a link that leads elsewhere is not one of our images
             continue
     return None
 
 
-def _picture_beside(path: Path) -> Path | None:
-    return next((beside for end in BESIDE if (beside := path.with_suffix(end)).is_file()), None)
+def _preview_image(path: Path) -> Path | None:
+    return next((found for end in PREVIEW_SUFFIXES if (found := path.with_suffix(end)).is_file()), None)
 
 
 def _thumbnail(path: Path) -> str:
@@ -114,12 +114,12 @@ def _thumbnail(path: Path) -> str:
 
 
 def list_class_images(folder: Path) -> dict[str, Any]:
-    """Names for ComfyUI's /view and content hashes of the pictures in a folder of class images."""
+    """Content hashes of the images in a folder of class images, and their names for ComfyUI's /view."""
     try:
         files = [(path.stat().st_mtime_ns, path) for path in folder.iterdir() if CLASS_IMAGE.fullmatch(path.name)]
     except OSError as error:
-        raise RouteError(404, "there are no class images of this name") from error
-    by_hash = {path.name[:32]: path for _, path in sorted(files)}  # the last one, where several VAEs decoded it
+        raise RouteError(404, "class images not found") from error
+    by_hash = {path.name[:32]: path for _, path in sorted(files)}  # the newest, if several VAEs decoded it
     shown = list(by_hash.items())[:MOST_PICTURES]
     subfolder = f"{pack_output_dir().name}/{folder.parent.name}/{folder.name}"
     pictures = [

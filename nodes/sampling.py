@@ -1,4 +1,4 @@
-"""Sampling with ComfyUI's own sampler, as its KSampler node does, picture by picture reproducible."""
+"""Sampling with ComfyUI's own sampler, as KSampler does; each image is reproducible on its own."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ from .bridge import normal
 from .noise import restore_schedule
 from .wired_checks import ATTENTION_OVERRIDE
 
-# These draw no noise of their own and treat each picture of a batch alone, so that a picture is the same in a batch
-# of any size (a test compares each with KSampler). Every other sampler, known or not, is taken to need its grouping:
-# ancestral and SDE ones draw noise for the batch as a whole, and dpm_adaptive chooses one step size for all of it.
+# These add no noise and treat each image of a batch separately, so that an image is the same in a batch of any size (a
+# test compares each with KSampler). Any other sampler is assumed to depend on the batch: ancestral and SDE samplers
+# draw noise for the whole batch, and dpm_adaptive chooses one step size for it.
 BATCH_INDEPENDENT = frozenset(
     (
         "euler", "euler_cfg_pp", "heun", "heunpp2", "dpm_2", "lms", "dpm_fast", "dpmpp_2m", "dpmpp_2m_cfg_pp", "ipndm",
@@ -32,35 +32,35 @@ BATCH_INDEPENDENT = frozenset(
 )  # fmt: skip
 
 MOST_AT_ONCE = 4
-"""Pictures in a batch that is left to the node: more are hardly faster."""
+"""Maximum automatic batch size: larger batches are hardly faster."""
 
 StepCallback = Callable[[int, int, Image.Image | None], None]
-"""Called after each denoising step with steps done, steps in all, and a rough picture where previews are on."""
+"""Called after each denoising step with the steps done, the total, and a rough image if previews are on."""
 
 
 def pictures_at_once(model: ModelPatcher, resolution: int, sampler_name: str) -> int:
-    """How many class images to sample together, by ComfyUI's own estimate of a batch and what it reports free.
+    """How many class images to sample per batch, from ComfyUI's own memory estimate and free memory.
 
-    Where a picture depends on its batch, it must not depend on the memory that is free today.
+    If an image depends on its batch, the batch must not depend on the memory that happens to be free.
     """
     if sampler_name not in BATCH_INDEPENDENT:
         return MOST_AT_ONCE
     side = resolution // 8
     room, times = memory_for_pictures(model)
-    # A picture is two in a batch: with the prompt, and with the negative one.
+    # Each image takes two places in a batch: one for the prompt, one for the negative prompt.
     return pictures_that_fit(
         lambda pictures: times * model.model.memory_required([2 * pictures, 4, side, side]), room, MOST_AT_ONCE
     )
 
 
 def memory_for_pictures(model: ModelPatcher) -> tuple[float, float]:
-    """Bytes that pictures can have once ComfyUI has made room for this model, and how many times ComfyUI's estimate of
-    a batch should fit into them.
+    """Bytes available for images once ComfyUI has made room for this model, and the safety factor for its estimate of a
+    batch.
 
-    With dynamic VRAM all loaded weights count as free, this model's too: ComfyUI streams what does not fit, which costs
-    less than a smaller batch, and it takes a batch that fits one and a half times (its own estimate on the patcher is
-    padded for another purpose). Otherwise, what other models occupy is free, as they are unloaded for this one (on a
-    CPU that frees nothing), and what is still to be loaded of this one is not.
+    With dynamic VRAM all loaded weights count as free, including this model's: ComfyUI streams what does not fit, which
+    costs less than a smaller batch, and it accepts a batch that fits one and a half times (the estimate on its patcher
+    is padded for another purpose). Otherwise, memory held by other models counts as free, as they are unloaded for
+    this one (on a CPU that frees nothing), and memory for the part of this model that is not yet loaded does not.
     """
     device = model.load_device
     if getattr(model, "is_dynamic", bool)():
@@ -73,11 +73,11 @@ def memory_for_pictures(model: ModelPatcher) -> tuple[float, float]:
 
 
 class PictureSampler:
-    """Samples pictures of one prompt.
+    """Samples images of one prompt.
 
     Args:
-        model: the wired model; what other nodes put on its guidance (RescaleCFG and the like) is left out, as it
-            cannot be told apart from one run to the next.
+        model: the connected model. Guidance patches of other nodes (RescaleCFG and the like) are removed, as they
+            cannot be identified reliably across runs.
         clip: encodes the prompts.
         prompt, negative: the prompts.
         size: (width, height) in pixels, multiples of 8.
@@ -107,8 +107,8 @@ class PictureSampler:
     def sample(self, seeds: Sequence[int], on_step: StepCallback) -> torch.Tensor:
         """Latents float32 [n, 4, h/8, w/8] on the CPU, in the training space.
 
-        The first noise of each picture is that of KSampler with its seed and batch size 1. A sampler that draws more
-        noise gets the first picture's seed for it, which for a batch of one is KSampler's as well.
+        The initial noise of each image is that of KSampler with its seed and batch size 1. Samplers that draw more
+        noise are seeded with the first image's seed, which for a batch of one also matches KSampler.
 
         Raises:
             SubjectBoothError: out of memory.
@@ -116,7 +116,7 @@ class PictureSampler:
         """
         empty = torch.zeros([1, 4, self._size[1] // 8, self._size[0] // 8])
         empty = comfy.sample.fix_empty_latent_channels(self._model, empty)
-        # Not prepare_noise, which seeds the process's own generator, and those of all GPUs with it.
+        # Not prepare_noise, which seeds the global generators of the process and of all GPUs.
         noise = torch.cat(
             [comfy.sample.prepare_noise_inner(empty, torch.Generator("cpu").manual_seed(seed)) for seed in seeds]
         )
@@ -143,27 +143,27 @@ class PictureSampler:
                 raise
             comfy.model_management.unload_all_models()
             raise SubjectBoothError(
-                f"out of memory with {len(seeds)} class images of {self._size[0]}x{self._size[1]} at once",
-                "less at once",
-                "lower batch_size and queue again: the finished ones are kept",
+                f"ran out of memory with {len(seeds)} class images of {self._size[0]}x{self._size[1]} pixels per batch",
+                "a smaller batch",
+                "lower batch_size and queue again; finished images are kept",
                 "batch_size",
             ) from error
         return normal(self._model.get_model_object("latent_format").process_in(samples))
 
 
 def encode(clip: CLIP, text: str) -> Any:
-    """A prompt as ComfyUI's CLIPTextEncode gives it."""
+    """Encode a prompt as ComfyUI's CLIPTextEncode does."""
     return clip.encode_from_tokens_scheduled(clip.tokenize(text))
 
 
 def is_out_of_memory(error: Exception) -> bool:
-    """As the trainer tells it, and ComfyUI besides, whose newer versions (``is_oom``) may know of further devices."""
+    """By the trainer's check, or that of newer ComfyUIs (``is_oom``), which may know further devices."""
     theirs = getattr(comfy.model_management, "is_oom", None)
     return memory.is_out_of_memory(error) or (theirs is not None and bool(theirs(error)))
 
 
 def without_guidance_patches(model: ModelPatcher) -> tuple[ModelPatcher, list[str]]:
-    """The model without functions on its guidance and attention, and the names of those that were there."""
+    """The model without guidance and attention patches, and the names of those removed."""
     named = ("sampler_", "disable_cfg1_optimization", "denoise_mask_function")
     found = [name for name, value in model.model_options.items() if name.startswith(named) and value]
     overridden = model.model_options.get("transformer_options", {}).get(ATTENTION_OVERRIDE) is not None

@@ -1,4 +1,4 @@
-"""Inputs of a node out of the trainer's settings: one place says range, default and words of each."""
+"""Node inputs generated from the trainer's settings, which define range, default and tooltip in one place."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ SETTINGS = {setting.name: setting for setting in dataclasses.fields(TrainConfig)
 
 
 def setting_input(name: str, step: float = 1, round: float | None = None) -> Any:
-    """The input for a setting of the trainer, of the kind that its default is.
+    """The node input for a setting of the trainer; its type follows from the default.
 
     Args:
-        step: how far one click of the arrows goes.
-        round: for fractions; without it ComfyUI shows one decimal, and 1e-4 as 0.0.
+        step: increment of the arrow buttons.
+        round: precision of floats; without it ComfyUI shows one decimal, and 1e-4 as 0.0.
     """
     setting = SETTINGS[name]
     help, choices = setting.metadata["help"], setting.metadata["choices"]
@@ -40,10 +40,10 @@ def setting_input(name: str, step: float = 1, round: float | None = None) -> Any
 
 
 def config_from(values: dict[str, Any], resolution: int) -> TrainConfig:
-    """The trainer's settings out of a node's inputs; what is no setting is left alone.
+    """The trainer's settings from a node's inputs; other inputs are ignored.
 
     Raises:
-        SubjectBoothError: a value is out of its range.
+        SubjectBoothError: a value is out of range.
     """
     chosen = {name: value for name, value in values.items() if name in SETTINGS}
     prompts = [line.strip() for line in str(chosen.get("validation_prompts", "")).splitlines()]

@@ -1,4 +1,4 @@
-"""LoadSubjectImages: photos and words in, a SUBJECT out."""
+"""LoadSubjectImages: turns photos and words into a SUBJECT."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ CAPTIONS_TEMPLATE, CAPTIONS_FILES = "template", "caption files"
 
 
 class LoadSubjectImages(io.ComfyNode):
-    """Reads the photos of a subject from exactly one of four sources, checks them, and says what may spoil a run.
+    """Reads the photos of a subject from exactly one of four sources, checks them, and warns of likely problems.
 
-    An output node, so that its pictures and warnings come back when the page is reloaded. Takes lists, so that a
-    list of pictures of several sizes is one subject and not one training each.
+    An output node, so that its images and warnings survive a reload of the page. Takes lists, so that a list of images
+    of different sizes becomes one subject instead of one run per image.
     """
 
     @classmethod
@@ -43,8 +43,8 @@ class LoadSubjectImages(io.ComfyNode):
             node_id="LoadSubjectImages",
             display_name="Load Subject Images",
             category=CATEGORY,
-            description="Photos of one subject, and what it is called. Give them as uploads, a folder, a sample "
-            "or an IMAGE: one of the four.",
+            description="Loads photos of one subject and the words for it. Use one source: uploads, a folder, a sample "
+            "or an IMAGE.",
             is_output_node=True,
             is_input_list=True,
             inputs=[
@@ -53,47 +53,47 @@ class LoadSubjectImages(io.ComfyNode):
                     options=["", *input_pictures()],
                     default="",
                     upload=io.UploadType.image,
-                    tooltip="3 to 5 photos of the subject; the button uploads several at once. Over the API: "
-                    '{"__value__": ["a.jpg", "b.jpg"]}. Leave it empty to use another source.',
+                    tooltip="3 to 5 photos of the subject. The button uploads several at once. In the API: "
+                    '{"__value__": ["a.jpg", "b.jpg"]}. Leave empty to use another source.',
                 ),
                 io.Combo.Input(
                     "folder",
                     options=["", *folder_paths.get_input_subfolders()],
                     default="",
-                    tooltip="A folder under ComfyUI's input folder: all pictures directly in it.",
+                    tooltip="A folder inside ComfyUI's input folder. All images directly in it are used.",
                 ),
                 io.Combo.Input(
                     "sample",
                     options=[NO_SAMPLE, *samples()],
                     default=NO_SAMPLE,
-                    tooltip="A subject that comes with the pack, to try things out.",
+                    tooltip="A sample subject included with the pack, for trying things out.",
                 ),
                 io.String.Input(
                     "class_word",
                     default="",
                     placeholder="dog",
-                    tooltip="What the subject is one of: dog, vase, toy car. The right word matters more than any "
-                    "training setting. Empty takes the sample's.",
+                    tooltip="The kind of thing the subject is: dog, vase, toy car. The right word matters more than "
+                    "any training setting. Leave empty to use the sample's.",
                 ),
                 io.String.Input(
                     "token",
                     default=DEFAULT_TOKEN,
-                    tooltip="The word that is to mean this one subject. Should be one CLIP token that means nothing "
-                    "yet: ohwx, hta, olis. (sks is a rifle.)",
+                    tooltip="The word that will stand for this subject. Use a single CLIP token without a meaning of "
+                    "its own: ohwx, hta, olis. (sks is a rifle.)",
                 ),
                 io.String.Input(
                     "prompt_template",
                     default=DEFAULT_TEMPLATE,
-                    tooltip="What each photo is said to show. {token} and {class} are filled in; {subject} is both. It "
-                    "is learned as it is written: (brackets) are text here, not weights.",
+                    tooltip="Caption for each photo. {token} and {class} are filled in; {subject} stands for both. "
+                    "Captions are used literally: (parentheses) are text here, not weights.",
                 ),
                 io.Combo.Input(
                     "captions",
                     options=[CAPTIONS_TEMPLATE, CAPTIONS_FILES],
                     default=CAPTIONS_TEMPLATE,
-                    tooltip="template: prompt_template for every photo. caption files: photo.txt beside each "
+                    tooltip="template: prompt_template for every photo. caption files: a photo.txt next to each "
                     "photo.jpg, with the token in it ({token}, {class} and {subject} work there too). The node "
-                    "shows them.",
+                    "shows the captions.",
                 ),
                 io.Int.Input(
                     "resolution",
@@ -101,28 +101,29 @@ class LoadSubjectImages(io.ComfyNode):
                     min=MIN_RESOLUTION,
                     max=MAX_RESOLUTION,
                     step=8,
-                    tooltip="Side of the training images in pixels: 512 for SD 1.5, 1024 for SDXL.",
+                    tooltip="Width and height of the training images in pixels: 512 for SD 1.5, 1024 for SDXL.",
                 ),
                 io.Combo.Input(
                     "crop",
                     options=list(CROPS),
                     default=CROPS[0],
-                    tooltip="center: the largest square in the middle. pad: the whole photo with bars. subject: a "
-                    "square around the mask (transparency or a wired MASK), else center.",
+                    tooltip="center: the largest centered square. pad: the whole photo, padded to a square. subject: a "
+                    "square around the mask (transparency or a connected MASK), or center if there is none.",
                 ),
                 io.Image.Input("image", optional=True, tooltip="Photos from other nodes: a batch or a list."),
                 io.Mask.Input(
                     "mask",
                     optional=True,
-                    tooltip="For a wired IMAGE: white where the subject is, one mask a photo. An empty mask is "
-                    "ignored. Of a cut-out, LoadImage gives the opposite: put InvertMask between.",
+                    tooltip="For a connected IMAGE: white where the subject is, one mask per photo. Empty masks are "
+                    "ignored. Load Image inverts transparency masks; add Invert Mask.",
                 ),
             ],
             outputs=[
-                SubjectType.Output(display_name="subject", tooltip="The photos and words, for training."),
+                SubjectType.Output(display_name="subject", tooltip="The photos and captions, for training."),
                 io.Image.Output(display_name="images", tooltip="The photos as training sees them: cropped and scaled."),
                 io.String.Output(
-                    display_name="instance_prompt", tooltip='The filled-in template as a prompt: "a photo of ohwx dog".'
+                    display_name="instance_prompt",
+                    tooltip='The template with its words filled in, as a prompt: "a photo of ohwx dog".',
                 ),
             ],
             hidden=[io.Hidden.unique_id],
@@ -130,10 +131,10 @@ class LoadSubjectImages(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, images: Any = None, folder: Any = None, sample: Any = None) -> bool | str:
-        """Before anything runs: do the sources lead to pictures? A linked input arrives as None and passes.
+        """Check that the sources lead to images before anything runs. A linked input arrives as None and passes.
 
-        ComfyUI repeats the answer for each argument named here, so only what the widgets' own lists cannot check
-        is; :meth:`execute` checks the rest, and runs before any model is asked for.
+        ComfyUI repeats the error for each argument named here, so these are only the inputs that their own lists
+        cannot check; :meth:`execute` checks the rest, and runs before any model is used.
         """
         try:
             source = Source.of(_one(images), _one(folder), _one(sample))
@@ -145,16 +146,16 @@ class LoadSubjectImages(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> str:
-        """Changes when a file's bytes do, so that an edited photo or caption under the old name is read again."""
+        """Changes with the content of the files, so that an edited photo or caption of the same name is read again."""
         given = {name: _one(value) for name, value in inputs.items()}
         try:
             paths = Source.of(given.get("images"), given.get("folder"), given.get("sample")).paths()
             captions = [caption_file_of(path) for path in paths if caption_file_of(path).is_file()]
-            # Where they are not read, the node says which are there.
+            # If captions are not read, the node still reports which files exist.
             read = captions if given.get("captions") != CAPTIONS_TEMPLATE else [path.name for path in captions]
             return sha256_of(*paths, *read)
         except (SubjectBoothError, OSError) as error:
-            return str(error)  # execute says it to the user
+            return str(error)  # execute reports it to the user
 
     @classmethod
     def execute(
@@ -175,9 +176,9 @@ class LoadSubjectImages(io.ComfyNode):
         source.check()
         if mask is not None and image is None:
             raise SubjectBoothError(
-                "a MASK without an IMAGE",
+                "a MASK is connected without an IMAGE",
                 "the photos that the mask belongs to",
-                "wire the photos into image, or unplug the mask",
+                "connect the photos to image, or disconnect the mask",
                 "mask",
             )
         from_files = captions[0] == CAPTIONS_FILES
@@ -185,15 +186,15 @@ class LoadSubjectImages(io.ComfyNode):
             raise SubjectBoothError(
                 f"captions {captions[0]!r}",
                 f'"{CAPTIONS_TEMPLATE}" or "{CAPTIONS_FILES}"',
-                "choose one",
+                "choose one of them",
                 "captions",
             )
         if image is not None:
             if from_files:
                 raise SubjectBoothError(
-                    "caption files for a wired IMAGE, which has no file names",
+                    "captions are set to caption files, but a connected IMAGE has no file names",
                     'captions set to "template", or photos from files',
-                    "change captions, or give the photos as uploads or a folder",
+                    "change captions, or use uploads or a folder",
                     "captions",
                 )
             photos, notes = photos_of_tensors(image, mask)
@@ -214,7 +215,7 @@ class LoadSubjectImages(io.ComfyNode):
 
 def _output(subject: Subject, node_id: str | None) -> io.NodeOutput:
     prepared = subject.prepare()
-    # Shown in the order the user gave them, though they are trained on in the order of their content.
+    # Shown in the user's order; training sorts them by content.
     positions = [prepared.order.index(index) for index in range(len(subject.photos))]
     shown = prepared.images[positions].permute(0, 2, 3, 1).contiguous()  # [n, r, r, 3]
     for warning in subject.warnings:
@@ -230,12 +231,12 @@ def _output(subject: Subject, node_id: str | None) -> io.NodeOutput:
         "text": [text, *subject.warnings, *captions],
         "warnings": list(subject.warnings),
     }
-    # Whoever wires it to a text encoder means the words that were learned.
+    # Escaped, so that a CLIP Text Encode gets exactly the words that were trained.
     return io.NodeOutput(subject, shown, literal_prompt(subject.instance_prompt), ui=ui)
 
 
 def _preview(image: torch.Tensor) -> dict[str, str]:
-    """A training image [r, r, 3] as a file in ComfyUI's temp folder, named by its content: never twice."""
+    """A training image [r, r, 3] as a file in ComfyUI's temp folder, named by its content and written once."""
     pixels = (image * 255.0).round().to(torch.uint8).numpy()
     name = f"subject_{sha256_of(pixels.tobytes())[:24]}.png"
     path = Path(folder_paths.get_temp_directory()) / "subjectbooth" / name
@@ -246,19 +247,19 @@ def _preview(image: torch.Tensor) -> dict[str, str]:
 
 @functools.lru_cache(maxsize=1)
 def clip_tokenize() -> Callable[[str], list[int]] | None:
-    """Text -> CLIP's BPE ids by ComfyUI's own tokenizer, without start and end; None where that is not to be had."""
+    """Text -> CLIP's BPE ids by ComfyUI's own tokenizer, without start and end tokens; None if it is unavailable."""
     try:
         from comfy.sd1_clip import SDTokenizer
 
         tokenizer = SDTokenizer().tokenizer
         return lambda text: list(tokenizer(text)["input_ids"][1:-1])
-    except Exception:  # only the check of the token needs it, and another ComfyUI may have it elsewhere
-        log.warning("ComfyUI's CLIP tokenizer could not be loaded, so the token is not checked.", exc_info=True)
+    except Exception:  # only the token check needs it, and other ComfyUI versions may move it
+        log.warning("Could not load ComfyUI's CLIP tokenizer; the token is not checked.", exc_info=True)
         return None
 
 
 class _UploadCombo(io.Combo.Input):
-    """A combo whose upload button takes several files. ComfyUI 0.3.75 has no argument for that."""
+    """A combo whose upload button accepts several files. ComfyUI 0.3.75 has no argument for that."""
 
     def as_dict(self) -> dict[str, Any]:
         return {**super().as_dict(), "allow_batch": True}

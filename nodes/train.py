@@ -1,4 +1,4 @@
-"""DreamBoothLoRATrain: photos and class images in, a LoRA out, in the same run."""
+"""DreamBoothLoRATrain: trains a LoRA from photos and class images and passes it on in the same run."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ AFTER_STOP = ("keep", "continue")
 
 
 class DreamBoothLoRATrain(io.ComfyNode):
-    """Trains on the wired MODEL, or finds the same training again in its folder."""
+    """Trains on the connected MODEL, or reuses the run with the same inputs from its folder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -53,22 +53,21 @@ class DreamBoothLoRATrain(io.ComfyNode):
             node_id="DreamBoothLoRATrain",
             display_name="DreamBooth LoRA Train",
             category=CATEGORY,
-            description="Teaches the wired model your subject and hands the LoRA on to the sampler in the same run. "
-            "The same inputs never train twice; a cancelled run goes on where it stopped.",
+            description="Trains a LoRA of your subject on the connected model and passes it on to the sampler in the "
+            "same run. The same inputs never train twice; a cancelled run resumes where it stopped.",
             is_output_node=True,
             inputs=[
                 io.Model.Input(
                     "model",
-                    tooltip="The model to train on, just as it is wired: LoRAs on it are part of "
-                    "the base. It is not changed.",
+                    tooltip="The model to train on. LoRAs applied to it are part of the base. It is not modified.",
                 ),
                 io.Clip.Input(
                     "clip",
-                    tooltip="The text encoder that the model is sampled with. Frozen, "
-                    "unless DreamBoothOptions says to train a LoRA for it.",
+                    tooltip="The text encoder to sample with. Frozen, unless train_text_encoder is on in "
+                    "DreamBooth Options.",
                 ),
-                io.Vae.Input("vae", tooltip="Encodes the photos, decodes the validation pictures."),
-                SubjectType.Input("subject", tooltip="Photos and words, from LoadSubjectImages."),
+                io.Vae.Input("vae", tooltip="Encodes the photos and decodes the validation images."),
+                SubjectType.Input("subject", tooltip="Photos and captions, from Load Subject Images."),
                 setting_input("steps"),
                 setting_input("learning_rate", step=1e-6, round=1e-8),
                 setting_input("rank"),
@@ -83,7 +82,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
                     min=0,
                     max=4096,
                     step=8,
-                    tooltip="Side of the training images in pixels. 0: as LoadSubjectImages says.",
+                    tooltip="Width and height of the training images in pixels. 0: use that of Load Subject Images.",
                 ),
                 setting_input("lr_scheduler"),
                 setting_input("lr_warmup_steps"),
@@ -92,54 +91,54 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 io.String.Input(
                     "output_name",
                     default="my_subject",
-                    tooltip="Name of the LoRA in models/loras; sub-folders are allowed (pets/rex). "
-                    "A file of another training, or one that was edited since, is never "
-                    "overwritten: _2, _3 ... is added.",
+                    tooltip="File name of the LoRA in models/loras; subfolders are allowed (pets/rex). Files of other "
+                    "runs, and files edited since, are never overwritten: _2, _3 ... is appended instead.",
                 ),
                 io.String.Input(
                     "validation_prompts",
                     multiline=True,
                     default="a photo of {subject}",
-                    tooltip="One prompt a line, drawn while training. {subject} becomes the trained words. "
-                    "Empty: no pictures.",
+                    tooltip="One prompt per line, sampled during training. {subject} is replaced by the trained words. "
+                    "Empty: no images.",
                 ),
                 setting_input("validation_interval"),
                 io.Boolean.Input(
                     "force_retrain",
                     default=False,
-                    tooltip="Train again from step 0, even when this very training was done before.",
+                    tooltip="Train again from step 0, even if a run with the same inputs exists.",
                 ),
                 ClassPriorsType.Input(
                     "class_priors",
                     optional=True,
-                    tooltip="Class images from GenerateClassPriors. They keep the model from turning "
-                    "every dog into yours. Without them, only the subject is trained.",
+                    tooltip="Class images from Generate Class Priors. They stop the model from turning every dog into "
+                    "yours. Without them, only the subject is trained.",
                 ),
                 DreamBoothOptionsType.Input(
-                    "options", optional=True, tooltip="Further settings, from DreamBoothOptions."
+                    "options", optional=True, tooltip="Advanced settings, from DreamBooth Options."
                 ),
-                # Optional, so that prompts written before it was there still are whole.
+                # Optional, so that API prompts from before this input still validate.
                 io.Combo.Input(
                     "after_stop",
                     options=list(AFTER_STOP),
                     default="keep",
                     optional=True,
-                    tooltip="What becomes of a run that was ended with Stop and keep. keep: its adapter "
-                    "stays the result. continue: train on to all steps.",
+                    tooltip="What to do with a run that was ended by Stop and keep. keep: its LoRA stays the result. "
+                    "continue: resume training up to the planned steps.",
                 ),
             ],
             outputs=[
-                SubjectLoraType.Output(display_name="subject_lora", tooltip="For ApplySubjectLoRA."),
-                io.String.Output(display_name="path", tooltip="Where the LoRA file lies."),
+                SubjectLoraType.Output(display_name="subject_lora", tooltip="For Apply Subject LoRA."),
+                io.String.Output(display_name="path", tooltip="Path of the LoRA file."),
                 io.Image.Output(
-                    display_name="validation", tooltip="All validation pictures, by step. Blocked when there are none."
+                    display_name="validation",
+                    tooltip="All validation images, in order of steps. Blocked if there are none.",
                 ),
                 io.LoraModel.Output(
                     display_name="lora_model", tooltip="For ComfyUI's own Load LoRA Model and Save LoRA Weights."
                 ),
                 io.LossMap.Output(
                     display_name="loss_map",
-                    tooltip="For ComfyUI's own Plot Loss Graph. Blocked when there is nothing to plot.",
+                    tooltip="For ComfyUI's own Plot Loss Graph. Blocked if there is nothing to plot.",
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
@@ -147,8 +146,10 @@ class DreamBoothLoRATrain(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, output_name: str | None = None) -> bool | str:
-        """Before anything runs. Numbers are left to ComfyUI's own check, which names the input they belong to; a
-        sentence from here is repeated for every argument that is named."""
+        """Check the file name before anything runs.
+
+        ComfyUI checks the numbers itself and names their inputs; an error from here is repeated for every argument.
+        """
         try:
             if output_name is not None:
                 checked_name(str(output_name))
@@ -164,11 +165,9 @@ class DreamBoothLoRATrain(io.ComfyNode):
         output_name: str | None = None,
         **_: Any,
     ) -> float | str:
-        """NaN is never equal to itself, so ComfyUI's own cache does not stand in the way of a forced training.
+        """Bypass ComfyUI's cache for a forced run (NaN never equals itself) and if a published file changed or is gone.
 
-        Nor does it where a published file is gone or was changed since.
-
-        A new one each time: within a tuple one and the same NaN does count as equal, and `math.nan` is a single object.
+        A new NaN each time: inside a tuple the same NaN object does count as equal, and `math.nan` is one object.
         """
         if force_retrain:
             return float("nan")
@@ -189,8 +188,8 @@ class DreamBoothLoRATrain(io.ComfyNode):
         after_stop: str = "keep",
         **settings: Any,
     ) -> io.NodeOutput:
-        """Train (or find the training) and hand on what came of it."""
-        if after_stop not in AFTER_STOP:  # ComfyUI 0.3.75 does not check this kind of list
+        """Train, or reuse the run, and return its result."""
+        if after_stop not in AFTER_STOP:  # ComfyUI 0.3.75 does not validate V3 combos
             raise SubjectBoothError(
                 f"after_stop {after_stop!r}", " or ".join(AFTER_STOP), "choose one of them", "after_stop"
             )
@@ -209,11 +208,11 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 device,
                 comfy.model_management.get_free_memory,
             )
-            go_on = after_stop == "continue"
-            if (force_retrain or go_on) and run.folder.kept_step(config.steps) is not None:
-                live.went_on()
+            resume = after_stop == "continue"
+            if (force_retrain or resume) and run.folder.kept_step(config.steps) is not None:
+                live.mark_kept_results_stale()
             with live.feed(place_of(cls.hidden), run, config.steps, device) as feed:
-                finished, plan = _follow(run.events(force_retrain, go_on), progress, feed, output_name)
+                finished, plan = _follow(run.events(force_retrain, resume), progress, feed, output_name)
                 file = publish(finished.path, loras_dirs()[0], output_name)
                 published.remember(output_name, file.path)
                 lora = load_lora_file(file.path)
@@ -241,7 +240,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 ],
             ),
         ]
-        progress.say("\n".join(text))  # the plan would make it longer than the room that the editor gives it
+        progress.say("\n".join(text))  # without the plan, which would not fit into the space that the editor gives it
         text += filter(None, [*ignored_on(model), plan])
         return cls._output(run, lora, finished.step, validations, text, {"run": run.folder.path.name, **result})
 
@@ -271,19 +270,19 @@ class DreamBoothLoRATrain(io.ComfyNode):
 
 
 def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed, output_name: str) -> tuple[Finished, str]:
-    """Turn the run's events into the node's progress; closing them on a cancel is what keeps the work.
+    """Show the run's events as the node's progress. Closing the events on a cancel saves the work.
 
-    Returns the end and the memory plan, which is empty when nothing had to be trained.
+    Returns the final event and the memory plan, which is empty if nothing had to be trained.
     """
     finished: Finished | None = None
     steps, plan = 0, ""
     labels = loss_labels()
     try:
         for event in events:
-            feed.note(event)
+            feed.publish(event)
             stop_if_cancelled()
             if isinstance(event, Started):
-                check_folder(loras_dirs()[0], output_name)  # not before: what is found again is only read
+                check_folder(loras_dirs()[0], output_name)  # not earlier: a run that is reused only reads
                 steps, plan = event.steps, event.plan
                 notes = "; ".join((event.plan, *event.notes))
                 progress.say(f"training on {event.chosen['device']} in {event.chosen['precision']}" + f"; {notes}")
@@ -311,7 +310,7 @@ def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed, output
 
 
 def _result(finished: Finished, steps: int, lora: SubjectLora, matched: int) -> dict[str, Any]:
-    """What came of the run, for the panel; the file by its name in the LoRA folder, so that no path is told."""
+    """The result for the panel. The file name is relative to the LoRA folder, so that no path of this machine leaks."""
     return {
         "lora": lora.path.relative_to(loras_dirs()[0]).as_posix(),
         "size": lora.path.stat().st_size,
@@ -324,22 +323,21 @@ def _result(finished: Finished, steps: int, lora: SubjectLora, matched: int) -> 
 
 
 def _summary(finished: Finished, steps: int, lora: SubjectLora, matched: int) -> str:
-    verb = "trained" if finished.trained else "found again (trained before)"
+    verb = "trained" if finished.trained else "reused (trained before)"
     verb += ", but nothing was learned" if finished.warning else ""
     size = lora.path.stat().st_size / 2**20
     step = f"step {finished.step}" + (f" of {steps} (stopped and kept)" if finished.step < steps else "")
     return (
-        f"{verb}: {lora.path.name}, {size:.1f} MB, {step}, matched {matched}/{matched}, "
-        f"write “{lora.trigger}” in prompts"
+        f"{verb}: {lora.path.name}, {size:.1f} MB, {step}, matched {matched}/{matched}, use “{lora.trigger}” in prompts"
     )
 
 
 def _not_drawn_note(steps: list[int]) -> str:
-    """What to do about pictures that a run found again does not have."""
+    """What to do about validation images that a reused run does not have."""
     if not steps:
         return ""
     named = ", ".join(map(str, steps[:3])) + (f" and {len(steps) - 3} more" if len(steps) > 3 else "")
-    return f"no validation pictures of step {named} for these prompts and settings: force_retrain draws them"
+    return f"no validation images of step {named} for these prompts and settings; force_retrain creates them"
 
 
 @contextmanager

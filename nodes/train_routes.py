@@ -1,4 +1,4 @@
-"""What the panel on DreamBoothLoRATrain asks the server for: a run's curves and pictures, and to stop it."""
+"""Routes for the panel on DreamBoothLoRATrain: a run's loss curves and images, and stopping it."""
 
 from __future__ import annotations
 
@@ -15,24 +15,24 @@ from .routes import RouteError, named_path, query_int, serve
 
 
 def register() -> None:
-    """Add the routes to ComfyUI's server; called once, when the pack is loaded."""
+    """Register the routes; called once, when the pack is loaded."""
     serve("/active", GET=_active)
     serve("/runs/{name}/events", GET=_events)
     serve("/runs/{name}/stop", POST=_stop)
 
 
 async def _active(_request: web.Request) -> dict[str, Any]:
-    """The runs that are being trained now."""
-    return {"runs": [feed.now() for feed in all_active()]}
+    """The runs in training."""
+    return {"runs": [feed.state() for feed in all_active()]}
 
 
 async def _events(request: web.Request) -> dict[str, Any]:
-    """A run's history since a step, and where it is when it is being trained now."""
+    """A run's history since a step, and its current state if it is in training."""
     folder, since = _run_folder(request), query_int(request, "since")
-    # Read before the log, so that no step is missed between the two; the panel takes a point twice without harm.
+    # Read before the log, so that no step is missed in between; the panel ignores duplicate points.
     feed = active(folder.name)
     history = await asyncio.to_thread(_history, folder, since)
-    return {"run": folder.name, **history, "active": feed.now() if feed else None}
+    return {"run": folder.name, **history, "active": feed.state() if feed else None}
 
 
 def _history(folder: Path, since: int) -> dict[str, Any]:
@@ -46,28 +46,28 @@ def _history(folder: Path, since: int) -> dict[str, Any]:
 
 
 async def _stop(request: web.Request) -> dict[str, Any]:
-    """Have a run end at its next step, with what it has learned as its result."""
+    """Stop a run after its next step and keep what it has learned as its result."""
     folder = _run_folder(request)
     feed = active(folder.name)
     if feed is None:
-        raise RouteError(409, "this run is not being trained now")
+        raise RouteError(409, "this run is not in training")
     feed.stop_and_keep()
-    return feed.now()
+    return feed.state()
 
 
 def _run_folder(request: web.Request) -> Path:
-    """The folder of the run that the address names.
+    """The folder of the run named in the URL.
 
     Raises:
-        RouteError: 400 for what is no name, 404 when there is no such run.
+        RouteError: 400 if the name is invalid, 404 if there is no such run.
     """
     name = request.match_info["name"]
     root = pack_output_dir()
     folder = named_path(root, name)
-    # A link to another run is refused too: a run is known by the name of its own folder.
+    # Links to other runs are rejected too: a run is identified by the name of its own folder.
     is_run = folder.parent == root.resolve() and folder.name == name and _is_file(folder, "run.json")
     if not is_run and active(name) is None:
-        raise RouteError(404, "there is no such run")
+        raise RouteError(404, "run not found")
     for file in ("events.jsonl", "kept.json", "result.json", "validation"):
         named_path(folder, file)
     return root / name

@@ -1,4 +1,4 @@
-"""The pack's own edge types, declared once."""
+"""The pack's own connection types."""
 
 from __future__ import annotations
 

@@ -1,16 +1,16 @@
-"""The weights behind a wired MODEL, CLIP or VAE: as they would be sampled with, and what identifies them.
+"""The effective weights of a connected MODEL, CLIP or VAE, and their digests.
 
-Clones of a MODEL share one module, and once a patched clone was loaded that module's own state dict holds patched
-weights. So each weight is taken from ``get_key_patches()``, which knows the original, and its patches are applied to a
-copy, with the rounding that ComfyUI itself uses.
+Clones of a MODEL share one module, and once a patched clone has been loaded, the module's own state dict holds patched
+weights. So each weight is read from ``get_key_patches()``, which has the original, and its patches are applied to a
+copy, with ComfyUI's own rounding.
 
 With dynamic VRAM (ComfyUI 0.16 and newer, the default on NVIDIA) a module keeps its weights in the dtype of the file,
-and ComfyUI casts each to the dtype it is used in when it is needed. What is read here is always the weight as it is
-used, so that digests and trained weights are the same in both modes.
+and ComfyUI casts each to its compute dtype when it is used. Weights are always read here in the dtype they are used in,
+so that digests and trained weights are the same in both modes.
 
-A LoRA is merged in float32 and rounded once. ComfyUI 0.33 merges it in float16 on a GPU that can, which moves the
-weights by about 0.1 % of what the LoRA changes (docs/compatibility.md). To follow it would give the same base another
-digest on each kind of device, and users of older versions would train again.
+A LoRA is merged in float32 and rounded once. ComfyUI 0.33 merges it in float16 on a capable GPU, which moves the
+weights by about 0.1 % of what the LoRA changes (docs/compatibility.md). Following it would give the same base a
+different digest on each kind of device, and users of older versions would have to train again.
 """
 
 from __future__ import annotations
@@ -39,20 +39,20 @@ try:
 except ImportError:  # 0.3.75 has no dynamic VRAM
     memory_management = None
 
-# ComfyUI makes these for every CLIP, but no SD 1.x checkpoint holds them (nor SDXL's first encoder): they are whatever
-# was in memory, differ from load to load, and no UNet that is trained here sees what comes out of them. SDXL's second
-# encoder has its own, which counts.
+# ComfyUI creates these for every CLIP, but SD 1.x checkpoints do not contain them (nor does SDXL's first encoder): they
+# are uninitialised memory, differ from load to load, and do not affect any UNet that can be trained here. SDXL's second
+# encoder has real ones, which count.
 _LEFT_OVER = tuple(
     f"clip_{encoder}.{name}" for encoder in "lh" for name in ("transformer.text_projection.weight", "logit_scale")
 )
 
-# Hashing gigabytes takes seconds, so it is done once for each loaded module, and once more for each set of patches.
+# Hashing gigabytes takes seconds, so digests are cached by loaded module and by set of patches.
 _original_digests: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
 _patched_digests: weakref.WeakKeyDictionary[torch.nn.Module, dict[Any, str]] = weakref.WeakKeyDictionary()
 
 
 def dynamic_vram() -> bool:
-    """Whether this ComfyUI keeps weights in the dtype of their file and casts them when they are used."""
+    """Whether this ComfyUI keeps weights in the dtype of the file and casts them on use."""
     return bool(getattr(memory_management, "aimdo_enabled", False))
 
 
@@ -62,7 +62,7 @@ def shapes_of(patcher: ModelPatcher, prefix: str = "") -> dict[str, torch.Size]:
 
 
 def stored_as(patcher: ModelPatcher, prefix: str = "") -> dict[str, str]:
-    """Name (without ``prefix``) and kind of number, as it is used, of every weight below ``prefix``."""
+    """Name (without ``prefix``) and dtype in use of every weight below ``prefix``."""
     return {
         key[len(prefix) :]: _kind(tensor, _dtype_in_use(patcher, key, tensor))
         for key, tensor in patcher.model_state_dict(prefix).items()
@@ -72,11 +72,11 @@ def stored_as(patcher: ModelPatcher, prefix: str = "") -> dict[str, str]:
 def refuse_comfy_quant(patcher: ModelPatcher, where: str) -> None:
     """
     Raises:
-        SubjectBoothError: the model is quantised in ComfyUI's own format, which keeps tables next to its weights.
+        SubjectBoothError: the model is quantised in ComfyUI's own format, which stores tables next to the weights.
     """
     if any(name.endswith(".comfy_quant") for name in patcher.model_state_dict()):
         raise SubjectBoothError(
-            f"a quantised {where} (its weights are in ComfyUI's comfy_quant format)",
+            f"the {where} is quantised (in ComfyUI's comfy_quant format)",
             "weights in fp32, fp16 or bf16",
             "load the unquantised file",
             where,
@@ -84,10 +84,10 @@ def refuse_comfy_quant(patcher: ModelPatcher, where: str) -> None:
 
 
 def effective_weights(patcher: ModelPatcher, prefix: str = "") -> Mapping[str, torch.Tensor]:
-    """Every weight below ``prefix`` with the wired patches applied, in the dtype it is used in.
+    """Every weight below ``prefix`` with its patches applied, in the dtype it is used in.
 
-    Each is computed when it is asked for, so that no second copy of the model is held. Unpatched weights may be the
-    module's own tensors: read them, never write to them.
+    Each is computed on access, so that there is never a second copy of the model. Unpatched weights may be the
+    module's own tensors: do not write to them.
 
     Raises:
         SubjectBoothError: a weight is used in a format that cannot be trained on (fp8, GGUF).
@@ -97,7 +97,7 @@ def effective_weights(patcher: ModelPatcher, prefix: str = "") -> Mapping[str, t
 
 
 def digest_of(patcher: ModelPatcher, prefix: str = "") -> str:
-    """SHA-256 over the weights below ``prefix``, patches included; remembered for as long as the module lives."""
+    """SHA-256 over the weights below ``prefix``, patches included; cached for the lifetime of the module."""
     with torch.inference_mode():
         module = patcher.model
         weights = [
@@ -139,20 +139,20 @@ class _Effective(Mapping[str, torch.Tensor]):
 
 
 def _kind(weight: torch.Tensor, dtype: torch.dtype) -> str:
-    # ComfyUI-GGUF's weights are packed bytes; its state dict has stand-ins of them.
+    # ComfyUI-GGUF packs weights into bytes; its state dict only has placeholders.
     if getattr(weight, "tensor_type", None) is not None or weight.dtype in (torch.uint8, torch.int8):
         return "packed bytes, as GGUF and nf4 are"
     return str(dtype).removeprefix("torch.")
 
 
 def _dtype_in_use(patcher: ModelPatcher, key: str, weight: torch.Tensor) -> torch.dtype:
-    """What ComfyUI casts a weight to before it uses it: with dynamic VRAM, what is noted on the weight's module."""
+    """The dtype ComfyUI casts a weight to before use; with dynamic VRAM, the one recorded on the weight's module."""
     if not dynamic_vram():
         return weight.dtype
     path, _, name = key.rpartition(".")
     try:
         module = patcher.model.get_submodule(path)
-    except AttributeError:  # a table next to a quantised weight is no parameter of a module
+    except AttributeError:  # a table next to a quantised weight is not a parameter of a module
         return weight.dtype
     return getattr(module, f"{name}_comfy_model_dtype", None) or weight.dtype
 
@@ -175,7 +175,7 @@ def _patched(patcher: ModelPatcher, key: str, entries: list[Any]) -> torch.Tenso
 
 
 def _patches_as_used(patches: list[Any], dtype: torch.dtype) -> list[Any]:
-    """The same patches; the weight of another model that is merged in is taken to be used in the same dtype."""
+    """The same patches, with weights of a merged model cast to the same dtype."""
     used = []
     for strength, value, *rest in patches:
         if isinstance(value, list):  # ((weight, convert), patches of that model ...)

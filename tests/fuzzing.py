@@ -45,7 +45,7 @@ def announced(name: str) -> random.Random:
 def is_clean(message: str) -> bool:
     """One sentence that says what, why and what to do, on one line, and no traceback."""
     one_line = "\n" not in message.strip() and "Traceback" not in message
-    return one_line and bool(re.search(r"; needed: .+\. .+\.", message))
+    return one_line and bool(re.search(r"\. Required: .+\. .+\.", message))
 
 
 def files_below(folder: Path) -> set[Path]:

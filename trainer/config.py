@@ -48,142 +48,160 @@ class TrainConfig:
 
     steps: int = _setting(
         500,
-        "Training steps (optimizer updates). Steps are counted, not epochs, so class images never make a run longer.",
+        "Optimizer updates. Steps are counted, not epochs, so class images do not make a run longer.",
         low=1,
         high=1_000_000,
     )
-    learning_rate: float = _setting(1e-4, "Learning rate of the adapter's weights.", low=1e-9, high=1.0)
-    rank: int = _setting(16, "Rank of the LoRA: how much it can learn, and how large its file is.", low=1, high=1024)
+    learning_rate: float = _setting(1e-4, "Learning rate of the LoRA.", low=1e-9, high=1.0)
+    rank: int = _setting(
+        16, "Rank of the LoRA. A higher rank can learn more and makes a larger file.", low=1, high=1024
+    )
     network_alpha: float = _setting(
-        16.0, "The adapter is scaled by network_alpha / rank. Equal to rank means a scale of 1.", low=1e-6, high=4096
+        16.0, "The LoRA is scaled by network_alpha / rank. Equal to rank means a scale of 1.", low=1e-6, high=4096
     )
     train_batch_size: int = _setting(
-        1, "Photos a step; with class priors as many class images are added.", low=1, high=256
+        1, "Photos per step. With class priors, the same number of class images is added.", low=1, high=256
     )
     gradient_accumulation_steps: int = _setting(
-        1, "Batches summed up before each step: a larger batch for the memory of a small one.", low=1, high=1024
+        1,
+        "Batches whose gradients are averaged for one step: the effect of a larger batch at the memory cost of "
+        "a small one.",
+        low=1,
+        high=1024,
     )
     prior_loss_weight: float = _setting(
         1.0,
-        "Weight of the class-preservation loss (lambda in the DreamBooth paper). Counts only with class priors.",
+        "Weight of the prior-preservation loss (lambda in the DreamBooth paper). Used only with class priors.",
         low=0.0,
         high=100.0,
     )
     seed: int = _setting(
         0,
-        "Seed of the adapter's first weights, the noise, the timesteps and the order of the photos.",
+        "Seed for the initial LoRA weights, the noise, the timesteps and the order of the photos.",
         low=0,
         high=2**64 - 1,
     )
-    resolution: int = _setting(512, "Side of the training images in pixels, a multiple of 8.", low=16, high=4096)
-    lr_scheduler: str = _setting(
-        "constant", "How the learning rate goes on after the warm-up.", choices=("constant", "cosine", "linear")
+    resolution: int = _setting(
+        512, "Width and height of the training images in pixels, a multiple of 8.", low=16, high=4096
     )
-    lr_warmup_steps: int = _setting(0, "Steps over which the learning rate rises from 0.", low=0, high=1_000_000)
+    lr_scheduler: str = _setting(
+        "constant", "Learning rate schedule after the warm-up.", choices=("constant", "cosine", "linear")
+    )
+    lr_warmup_steps: int = _setting(
+        0, "Steps over which the learning rate rises linearly from 0.", low=0, high=1_000_000
+    )
     max_grad_norm: float = _setting(
-        1.0, "Gradients with a larger norm are scaled down to it. 0 turns this off.", low=0.0, high=1e6
+        1.0, "Gradient clipping: gradients with a larger norm are scaled down to it. 0: off.", low=0.0, high=1e6
     )
     gradient_checkpointing: str = _setting(
         AUTO,
-        "Saves memory and costs about a third of the speed. auto: on where the memory is too small without it.",
+        "Saves memory at the cost of about a third of the speed. auto: on if training would not fit into memory "
+        "without it.",
         choices=(AUTO, "on", "off"),
         in_key=False,
     )
     precision: str = _setting(
         AUTO,
-        "Precision of the base model; the adapter always is fp32. auto: bf16 where the card has it, else fp16, "
-        "and fp32 on a CPU.",
+        "Precision of the base model; the LoRA is always trained in fp32. auto: bf16 if the GPU supports it, "
+        "otherwise fp16; fp32 on a CPU.",
         choices=(AUTO, "fp32", "fp16", "bf16"),
     )
     attention: str = _setting(
         AUTO,
-        "How attention is computed. auto: torch's own sdpa. xformers needs the package of that name and an "
-        "NVIDIA GPU; where it cannot be used, that is said and sdpa is used.",
+        "Attention implementation. auto: PyTorch's sdpa. xformers needs the xformers package and an NVIDIA GPU; "
+        "if it is unavailable, you are told and sdpa is used.",
         choices=(AUTO, "sdpa", "xformers"),
         in_key=False,
     )
     optimizer: str = _setting(
         "adamw",
-        "adamw8bit needs bitsandbytes and a GPU, prodigy needs prodigyopt (and a learning rate of about 1). "
-        "A missing package is said, and adamw is used.",
+        "adamw8bit needs bitsandbytes and a GPU; prodigy needs prodigyopt and a learning rate of about 1. "
+        "If the package is missing, you are told and adamw is used.",
         choices=("adamw", "adamw8bit", "adafactor", "prodigy"),
     )
-    weight_decay: float = _setting(0.01, "Weight decay of the adapter's weights.", low=0.0, high=10.0)
+    weight_decay: float = _setting(0.01, "Weight decay of the LoRA.", low=0.0, high=10.0)
     lora_targets: str = _setting(
         "attention",
-        "Layers that get a LoRA. attention: the projections of every attention; attention+mlp: the "
-        "transformer blocks' MLPs besides; all: every linear and 1x1 layer of the UNet.",
+        "Layers that get a LoRA. attention: all attention projections; attention+mlp: the MLPs of the transformer "
+        "blocks as well; all: every linear layer and 1x1 convolution of the UNet.",
         choices=("attention", "attention+mlp", "all"),
     )
     lora_dropout: float = _setting(
-        0.0, "Share of the LoRA's inputs that is left out at each step, against overfitting.", low=0.0, high=0.99
+        0.0, "Fraction of the LoRA's inputs dropped at each step, to reduce overfitting.", low=0.0, high=0.99
     )
     use_rslora: bool = _setting(
-        False, "Scale the adapter by network_alpha / sqrt(rank), which suits high ranks (arXiv 2312.03732)."
+        False, "Rank-stabilised LoRA: scale by network_alpha / sqrt(rank), for high ranks (arXiv 2312.03732)."
     )
     snr_gamma: float = _setting(
         0.0,
-        "Min-SNR weighting of the timesteps (arXiv 2303.09556); the paper uses 5. 0 turns it off.",
+        "Min-SNR weighting of the timesteps (arXiv 2303.09556); the paper uses 5. 0: off.",
         low=0.0,
         high=1000.0,
     )
     noise_offset: float = _setting(
         0.0,
-        "Shifts the noise of whole pictures, so that very dark and bright ones can be learned. 0.05 is usual.",
+        "Adds an offset to the noise of each image, so that very dark and very bright images can be learned. "
+        "0.05 is common. 0: off.",
         low=0.0,
         high=1.0,
     )
     masked_loss: bool = _setting(
-        False, "Count only the masked part of each photo (a MASK, or the photo's transparency)."
+        False, "Train only on the masked part of each photo (a MASK, or the photo's transparency)."
     )
     caption_dropout: float = _setting(
-        0.0, "Share of the photos that are shown with an empty prompt.", low=0.0, high=1.0
+        0.0, "Fraction of the photos that are trained with an empty prompt.", low=0.0, high=1.0
     )
     flip: bool = _setting(
-        False, "Also show the photos mirrored. Not for subjects with a left and a right, or with writing on them."
+        False, "Also train on mirrored photos. Not for asymmetric subjects, or subjects with text on them."
     )
     ema_decay: float = _setting(
         0.0,
-        "Save a running average of the adapter (EMA). 0.99 averages over some hundred steps; a run shorter than "
-        "that averages over its last tenth or so (warm-up). 0 turns it off.",
+        "Save an exponential moving average (EMA) of the LoRA. 0.99 averages over a few hundred steps; a shorter run "
+        "averages over about its last tenth (warm-up). 0: off.",
         low=0.0,
         high=0.99999,
     )
     train_text_encoder: bool = _setting(
-        False, "Train a LoRA for the text encoder(s) too. Learns the subject's name better, and forgets sooner."
+        False,
+        "Also train a LoRA for the text encoder(s). It learns the token better, but forgets other things sooner.",
     )
-    text_encoder_lr: float = _setting(5e-5, "Learning rate of the text encoder's LoRA.", low=1e-9, high=1.0)
+    text_encoder_lr: float = _setting(5e-5, "Learning rate of the text encoder LoRA.", low=1e-9, high=1.0)
     text_encoder_share: float = _setting(
         1.0,
-        "Share of the steps in which the text encoder's LoRA is trained; after them it stays as it is.",
+        "Fraction of the steps for which the text encoder LoRA is trained; then it is frozen.",
         low=0.0,
         high=1.0,
     )
     enable_bucket: bool = _setting(
         False,
-        "Aspect-ratio buckets: photos keep about their own shape, at the area of resolution, in place of a "
-        "square. Class images stay square.",
+        "Aspect-ratio bucketing: photos keep roughly their own aspect ratio, with the same area as a square of "
+        "the given resolution. Class images stay square.",
     )
     pictures_per_forward: int = _setting(
         0,
-        "Photos and class images at once; the rest of a batch follows, with the gradients summed up. Changes memory "
-        "and speed only (with lora_dropout also what is left out). 0: as many as fit.",
+        "Micro-batch: how many photos and class images go through the model at once. The gradients of a batch are "
+        "summed over its micro-batches, so this only affects memory and speed (with lora_dropout, also which inputs "
+        "are dropped). 0: as many as fit into memory.",
         low=0,
         high=512,
         in_key=False,
     )
     validation_prompts: tuple[str, ...] = _setting(
-        (), "Prompts drawn while training. {subject} becomes the trained words.", in_key=False
+        (), "Prompts sampled during training. {subject} is replaced by the trained words.", in_key=False
     )
     validation_interval: int = _setting(
-        100, "Steps between validation pictures. 0: at the end only.", low=0, high=1_000_000, in_key=False
+        100, "Steps between validation images. 0: only at the end.", low=0, high=1_000_000, in_key=False
     )
-    validation_steps: int = _setting(20, "Sampling steps of a validation picture.", low=1, high=1000, in_key=False)
+    validation_steps: int = _setting(20, "Sampling steps per validation image.", low=1, high=1000, in_key=False)
     validation_guidance_scale: float = _setting(
-        7.0, "Classifier-free guidance of the validation pictures.", low=1.0, high=100.0, in_key=False
+        7.0, "Classifier-free guidance scale (CFG) for validation images.", low=1.0, high=100.0, in_key=False
     )
     checkpoint_seconds: float = _setting(
-        60.0, "At most this much work is lost when the program is killed, in seconds.", low=0.0, high=1e6, in_key=False
+        60.0,
+        "Seconds between checkpoints: at most this much work is lost if the program is killed.",
+        low=0.0,
+        high=1e6,
+        in_key=False,
     )
 
     def __post_init__(self) -> None:

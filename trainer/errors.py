@@ -1,29 +1,51 @@
-"""The one kind of error a user is meant to read, and the check for packages that may be missing."""
+"""The error that users are meant to read, and the check for missing or outdated packages."""
 
 from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import re
 from types import ModuleType
 
 
 class SubjectBoothError(Exception):
-    """Something the user gave cannot be used, and here is what to do about it.
+    """Something the user gave cannot be used; the message says what to do about it.
 
-    Reads *what was given -> what is needed -> what to do -> where*, so that the sentence alone is enough and
-    nobody has to read a traceback.
+    The message is a few short sentences: what is wrong, what is required, what to do, where. For example
+    ``resolution 500. Required: a multiple of 8. Use 496.`` A name that the sentences already mention is not repeated.
 
     Args:
-        given: what was found, with the value itself (``"resolution 500"``).
-        needed: what would have been right (``"a multiple of 8"``).
-        todo: the next step for the user (``"set resolution to 504"``).
-        where: the file, node or input that it is about; empty when the sentence already says so.
+        given: what is wrong, with the value itself (``"resolution 500"``, ``"no photos were given"``).
+        needed: what is accepted (``"a multiple of 8"``).
+        todo: what to do next, as an imperative (``"use 496"``).
+        where: the file, node or input concerned; empty if the sentences already say so.
     """
 
     def __init__(self, given: str, needed: str, todo: str, where: str = "") -> None:
         self.given, self.needed, self.todo, self.where = given, needed, todo, where
-        sentence = f"{given}; needed: {needed}. {todo[:1].upper()}{todo[1:]}."
-        super().__init__(f"{sentence} ({where})" if where else sentence)
+        super().__init__(_message(given, needed, todo, where))
+
+
+_PLAIN_WORD = re.compile(r"[a-z]+(?=[ ,;:'’-]|$)")
+"""The start of a text that may be capitalised: not an identifier, a file name or an option."""
+
+
+def _message(given: str, needed: str, todo: str, where: str) -> str:
+    text = f"{_sentence(given, where)} Required: {_ended(needed)} {_sentence(todo, where)}"
+    named = re.search(rf"(?<!\w){re.escape(where)}(?!\w)", text, re.IGNORECASE) is not None
+    # No full stop after a path, so that it can be copied as it is.
+    return text if not where or named else f"{text} Where: {where}"
+
+
+def _sentence(text: str, where: str) -> str:
+    first = _PLAIN_WORD.match(text)
+    if first is not None and first.group() != where:  # a setting keeps its spelling
+        text = text[0].upper() + text[1:]
+    return _ended(text)
+
+
+def _ended(text: str) -> str:
+    return text if text.endswith((".", "!", "?")) else f"{text}."
 
 
 # Lower bounds are those of requirements.txt; a test holds the two together.
@@ -41,9 +63,9 @@ TORCH_MINIMUM = "2.4"
 
 
 def require(*packages: str) -> list[ModuleType]:
-    """Import ``packages``, or say in one sentence what to install.
+    """Import ``packages``, or raise an error that says what to install.
 
-    Called at the start of a run instead of at import, so that a missing package never keeps the nodes from loading.
+    Called at the start of a run, not at import, so that the nodes load even if a package is missing.
 
     Raises:
         SubjectBoothError: a package is missing, older than :data:`MINIMUM_VERSIONS`, or fails to import.
@@ -65,8 +87,10 @@ def _require_one(name: str) -> ModuleType:
         raise SubjectBoothError(
             f"the Python package {name} is not installed", f"{name} {minimum} or newer", install
         ) from None
-    if _release(found) < _release(minimum):
-        raise SubjectBoothError(f"{name} {found} is installed", f"{name} {minimum} or newer", install)
+    if _is_older(found, minimum):
+        raise SubjectBoothError(
+            f"{name} {found} is installed, which is too old", f"{name} {minimum} or newer", install, name
+        )
     try:
         return importlib.import_module(name)
     except Exception as error:  # a broken install raises anything: ImportError, OSError, RuntimeError
@@ -74,19 +98,19 @@ def _require_one(name: str) -> ModuleType:
             f"{name} {found} is installed but fails to import ({type(error).__name__}: {error})",
             f"a working {name}",
             f'reinstall it: python -m pip install --force-reinstall "{name}>={minimum}"',
+            name,
         ) from error
 
 
-def _release(version: str) -> tuple[int, ...]:
-    """``"0.31.0.dev1"`` -> ``(0, 31, 0)``: enough to compare with a lower bound, with no extra package."""
-    numbers = []
-    for part in version.split("."):
-        digits = ""
-        for character in part:
-            if not character.isdigit():
-                break
-            digits += character
-        if not digits:
-            break
-        numbers.append(int(digits))
-    return tuple(numbers)
+def _is_older(version: str, minimum: str) -> bool:
+    """Compare releases; a pre-release (``0.31.0.dev1``) counts as its release, as it usually has the same API."""
+    # Not in requirements.txt: transformers, accelerate and huggingface_hub (for diffusers) all depend on packaging.
+    # Imported here, so that the nodes load and name the missing package even if none of these is installed.
+    try:
+        from packaging.version import InvalidVersion, Version
+    except ImportError:
+        return False
+    try:
+        return Version(Version(version).base_version) < Version(minimum)
+    except InvalidVersion:  # somebody's own build; importing it will tell
+        return False

@@ -1,16 +1,16 @@
-// The chart of a run on a plain canvas: whatever curves it is given, thin as they came and bold smoothed.
+// The loss chart of a run on a plain canvas: each curve raw (thin) and smoothed (bold).
 import { nearest, scale, smooth, smoothingRadius, ticks, valueRange } from "./numbers.mjs";
 
 const KNOWN = { subject: "#3b8eea", class: "#e08a2e", loss: "#8d96a0" };
 const OTHERS = ["#3fa45b", "#b565d9", "#d65a5a", "#2fa8a8", "#c2a21d"];
 const ROOM = { left: 40, right: 8, top: 6, bottom: 18 };
 
-/** A colour for a curve: the known ones keep theirs, others take the next. */
+/** The colour of a curve: fixed for known names, the next free one for others. */
 export function colourOf(name, names) {
   return KNOWN[name] ?? OTHERS[names.filter((other) => !KNOWN[other]).indexOf(name) % OTHERS.length];
 }
 
-/** The curves to draw: where subject and class are known apart, their sum would only hide them. */
+/** The curves to draw: if subject and class have curves of their own, their sum is left out. */
 export function shownSeries(series) {
   const filled = [...series].filter(([, { points }]) => points.length);
   const names = filled.map(([name]) => name);
@@ -50,7 +50,7 @@ export function drawChart(context, size, run, colours) {
   }
 }
 
-/** The step under a place on the chart, in CSS pixels from its left edge. */
+/** The step at a position on the chart, in CSS pixels from its left edge. */
 export function stepAt(left, width, run) {
   const points = [...run.series.values()].map((series) => series.points.at(-1)?.[0] ?? 0);
   const last = Math.max(1, run.steps || 0, ...points);

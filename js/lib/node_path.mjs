@@ -1,4 +1,4 @@
-// ComfyUI names a node inside subgraphs by its path: "12:3" is node 3 in the subgraph that node 12 stands for.
+// ComfyUI identifies a node inside subgraphs by its path: "12:3" is node 3 in the subgraph of node 12.
 
 /** The node of such a path below a root graph, or null. */
 export function nodeAt(root, path) {
@@ -10,15 +10,15 @@ export function nodeAt(root, path) {
   return (graph && ids.at(-1) !== "" && graph.getNodeById?.(Number(ids.at(-1)))) || null;
 }
 
-/** What the editor calls a graph that was given no id: many workflows have it. */
+/** The id of graphs without one; many workflows share it. */
 const NO_ID = "00000000-0000-0000-0000-000000000000";
 
 const NAMED_LATER = "SubjectBooth.named";
 const MOST_NAMED = 50;
 
 /**
- * Note a graph that came without an id and has one now: some editors (1.49) give it one when they load it, a reload of
- * the page included, and what was queued before that still goes by none. The browser's tab remembers it.
+ * Remember a graph that was loaded without an id: some editors (1.49) assign one on load, also when the page is reloaded,
+ * while earlier queued prompts still have none. Kept in the tab's session storage.
  * @param loaded the id in the workflow's data, as it was loaded
  */
 export function noteLoaded(loaded, root, storage = null) {
@@ -26,7 +26,7 @@ export function noteLoaded(loaded, root, storage = null) {
   try {
     (storage ?? sessionStorage).setItem(NAMED_LATER, JSON.stringify([...namedLater(storage), root.id].slice(-MOST_NAMED)));
   } catch {
-    // A full or forbidden storage costs only the panel after a reload.
+    // If storage is full or forbidden, only the panel after a reload is lost.
   }
 }
 
@@ -39,20 +39,20 @@ function namedLater(storage) {
   }
 }
 
-/** The node that a message of the server is about, or null: another workflow's nodes may have the same numbers. */
+/** The node that a server message is about, or null: nodes of other workflows may have the same ids. */
 export function nodeOf(root, { node, workflow }, storage = null) {
   const known = workflow && root?.id && root.id !== NO_ID;
   const other = known && workflow !== root.id && !(workflow === NO_ID && namedLater(storage).includes(root.id));
   return other ? null : nodeAt(root, node);
 }
 
-/** A node's name among all workflows, or null when its workflow has none that is its own. */
+/** A key for a node across workflows, or null if its workflow has no id of its own. */
 export function keyOf(root, node) {
   const path = pathOf(root, node);
   return path === null || !root.id || root.id === NO_ID ? null : `${root.id}/${path}`;
 }
 
-/** The path of a node below a root graph, or null when it is not in it. A subgraph used twice gives its first place. */
+/** The path of a node below a root graph, or null if it is not in it; for a subgraph used twice, the first. */
 export function pathOf(root, node) {
   if (!root || !node?.graph) return null;
   if (node.graph === root) return String(node.id);

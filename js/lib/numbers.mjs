@@ -1,24 +1,24 @@
-// Pure functions of the training panel: no page, no ComfyUI. tests/js/test_panel_units.py runs them.
+// Pure functions of the training panel, without DOM or ComfyUI. tests/js/test_panel_units.py tests them.
 
-/** Mean over a window of `radius` points to both sides; near the ends the window shrinks evenly. */
+/** Moving average over `radius` points to both sides; near the ends the window shrinks symmetrically. */
 export function smooth(points, radius) {
   const sums = [0];
   for (const [, value] of points) sums.push(sums.at(-1) + value);
   return points.map(([step], at) => {
     const reach = Math.min(radius, at, points.length - 1 - at);
-    // The last points would follow every jump: there the window only looks back, never less than a quarter of it.
+    // The last points would follow every jump, so there the window looks back by at least a quarter of its size.
     const from = Math.max(0, at - Math.max(reach, Math.min(at, Math.ceil(radius / 2))));
     const to = at + reach;
     return [step, (sums[to + 1] - sums[from]) / (to + 1 - from)];
   });
 }
 
-/** How far to smooth a curve of so many points: a twentieth of it. */
+/** Smoothing radius for a curve of `count` points: a twentieth of it. */
 export function smoothingRadius(count) {
   return Math.max(2, Math.round(count / 20));
 }
 
-/** Every two neighbours become their mean: half the points, the same curve. */
+/** Average pairs of neighbours: half the points, the same curve. */
 export function halved(points) {
   const result = [];
   for (let at = 0; at < points.length; at += 2) {
@@ -29,7 +29,7 @@ export function halved(points) {
   return result;
 }
 
-/** A curve that never holds more than `most` points, however many are added. Steps only go up. */
+/** A curve of at most `most` points, however many are added. Steps must increase. */
 export class Series {
   constructor(most = 2000) {
     this.most = most;
@@ -46,7 +46,7 @@ export class Series {
     }
   }
 
-  /** Forget what comes after a step: a run that goes on from there makes it anew. */
+  /** Drop the points after a step, because a resumed run produces them again. */
   cut(step) {
     this.points = this.points.filter(([at]) => at <= step);
   }
@@ -69,7 +69,7 @@ export function ticks(low, high, count) {
   return result;
 }
 
-/** The range that shows all smoothed curves and nearly all of the raw ones; single peaks may stick out. */
+/** The value range that shows all smoothed curves and nearly all raw points; single peaks may be clipped. */
 export function valueRange(raw, smoothed, share = 0.98) {
   const sorted = raw.flat().map(([, value]) => value).sort((one, two) => one - two);
   if (!sorted.length) return [0, 1];
@@ -90,7 +90,7 @@ export function scale(from, to, start, end) {
   return (value) => start + (value - from) * factor;
 }
 
-/** The point of a curve nearest to a step, found by halving. */
+/** The point of a curve nearest to a step, by binary search. */
 export function nearest(points, step) {
   if (!points.length) return null;
   let low = 0;
@@ -104,7 +104,7 @@ export function nearest(points, step) {
   return before && step - before[0] <= points[low][0] - step ? before : points[low];
 }
 
-/** "1:05", "2:01:05"; "–" for what is not known. */
+/** "1:05", "2:01:05"; "–" if unknown. */
 export function readableTime(seconds) {
   if (seconds === null || seconds === undefined || !Number.isFinite(seconds)) return "–";
   const whole = Math.max(0, Math.round(seconds));
@@ -113,7 +113,7 @@ export function readableTime(seconds) {
   return hours ? `${hours}:${two(minutes)}:${two(rest)}` : `${minutes}:${two(rest)}`;
 }
 
-/** Seconds a step with three digits: "0.042", "1.25", "12.5", "125". */
+/** Seconds per step with three digits: "0.042", "1.25", "12.5", "125". */
 export function readableSeconds(seconds) {
   if (!Number.isFinite(seconds)) return "–";
   if (seconds >= 100) return seconds.toFixed(0);

@@ -1,4 +1,4 @@
-// Panels inside nodes: an element that both renderers show and that is saved nowhere.
+// Panels inside nodes: a DOM element that both renderers show and that is never saved.
 
 const STYLE = `
 .sb-panel { box-sizing: border-box; width: 100%; height: 100%; overflow: auto; padding: 6px; border-radius: 6px;
@@ -42,7 +42,7 @@ function addStyle() {
   document.head.append(style);
 }
 
-// An element: properties (class as className), handlers by their DOM names, children as texts or elements.
+// Creates an element: DOM properties (className, onclick), children as strings or elements.
 export function make(tag, properties = {}, ...children) {
   const element = Object.assign(document.createElement(tag), properties);
   element.append(...children.filter((child) => child !== null && child !== undefined && child !== ""));
@@ -51,8 +51,8 @@ export function make(tag, properties = {}, ...children) {
 
 const HIGHEST = 420; // pixels; a longer list scrolls
 
-// A panel at the end of a node, as high as what it shows. It is no input: neither the workflow nor the prompt holds a
-// value of it.
+// A panel at the end of a node that fits its content. It is not an input: neither the workflow nor the prompt stores a
+// value for it.
 export class Panel {
   constructor(node, name, least) {
     addStyle();
@@ -60,7 +60,7 @@ export class Panel {
     this.height = this.least = least;
     this.inner = make("div");
     this.element = make("div", { className: "sb-panel" }, this.inner);
-    // A list that scrolls keeps the wheel. Elsewhere it zooms the canvas, above which the classic editor lays the panel.
+    // A scrollable list handles the wheel itself. Otherwise pass it to the canvas, which the panel covers in the classic editor.
     this.element.addEventListener("wheel", (event) => {
       if (this.element.scrollHeight > this.element.clientHeight && !event.ctrlKey) event.stopPropagation();
       else if (!window.LiteGraph?.vueNodesMode) window.app?.canvas?.processMouseWheel?.(event);
@@ -74,7 +74,7 @@ export class Panel {
       setValue: () => {},
     });
     widget.serialize = false;
-    new ResizeObserver(() => this.fit()).observe(this.inner); // also when it comes into sight for the first time
+    new ResizeObserver(() => this.fit()).observe(this.inner); // also when it first becomes visible
   }
 
   show(...children) {
@@ -82,7 +82,7 @@ export class Panel {
     this.fit();
   }
 
-  // Makes the node higher when there is more to show, and leaves it when there is less: a user may have drawn it so.
+  // Grows the node to fit its content; never shrinks it, as the user may have resized it.
   fit() {
     const content = this.inner.offsetHeight;
     if (!content) return; // not on the screen
@@ -97,12 +97,12 @@ export class Panel {
   }
 }
 
-// Makes a new node wide enough for what it shows; one from a workflow keeps its size.
+// Widens a new node to fit its content; nodes from a workflow keep their size.
 export function widen(node, width) {
   if (node.size[0] < width) node.setSize([width, node.size[1]]);
 }
 
-// Calls `changed` once soon after any of the named widgets was changed, by hand, by a workflow or by undo.
+// Calls `changed` (debounced) after any of the named widgets changes: by hand, on loading a workflow, or by undo.
 export function onWidgets(node, names, changed) {
   let pending = 0;
   const soon = () => {
@@ -122,7 +122,7 @@ export function onWidgets(node, names, changed) {
   return soon;
 }
 
-// Runs `more` after whatever is there under this name.
+// Runs `more` after the existing method of this name.
 export function chain(object, name, more) {
   const before = object[name];
   object[name] = function (...given) {
@@ -138,7 +138,7 @@ export function valuesOf(node, names) {
   return values;
 }
 
-// Sets a widget's value as a user would: its callback is called and undo knows it.
+// Sets a widget's value as a user would, with its callback and undo.
 export function setWidget(node, name, value) {
   const widget = node.widgets?.find((candidate) => candidate.name === name);
   if (!widget) return;
@@ -163,7 +163,7 @@ export function copyButton(text, label = "copy") {
     try {
       await navigator.clipboard.writeText(text);
     } catch {
-      // Not a secure page (a ComfyUI on the network over http): the old way still works there.
+      // Not a secure context (ComfyUI over plain http on the network): fall back to the old API.
       const area = make("textarea", { value: text });
       document.body.append(area);
       area.select();

@@ -1,4 +1,4 @@
-// What the panel knows of one run, out of messages and of the run's log. No page, no ComfyUI.
+// The panel's state of one run, from messages and from the run's log. No DOM, no ComfyUI.
 import { Series } from "./numbers.mjs";
 
 const MOST_VALIDATIONS = 400;
@@ -6,7 +6,7 @@ const MOST_SAVED = 1000;
 const MOST_NOTES = 20;
 const AT_WORK = ["preparing", "training", "drawing", "stopping"];
 
-/** At most so many of the entries: again and again every second one, and always the last. */
+/** Thin the entries to at most `most`: repeatedly keep every second one, and always the last. */
 function thinned(entries, most) {
   let kept = entries;
   while (kept.length > most) {
@@ -35,19 +35,19 @@ export class TrainState {
     this._recent = [];
   }
 
-  /** Whether the run is being trained now. */
+  /** Whether the run is in training. */
   get atWork() {
     return AT_WORK.includes(this.state);
   }
 
-  /** Whether it was stopped and kept, so that it could go on. */
+  /** Whether it was stopped and kept, and can be resumed. */
   get kept() {
     return this.state === "kept";
   }
 
-  /** Take in a "subjectbooth.train" message. */
+  /** Apply a "subjectbooth.train" message. */
   take(message) {
-    // Only the first message of a start says what was chosen without a note: what the log had beyond is made anew.
+    // Only the first message after a start has `chosen` without a note: later steps in the log will be repeated.
     if (message.chosen && message.note === undefined) this._cut(message.step);
     this._now(message);
     this._add(message);
@@ -55,9 +55,9 @@ export class TrainState {
     if (message.note) this.notes = [...this.notes, message.note].slice(-MOST_NOTES);
   }
 
-  /** Take in what the server reads from the run's folder. */
+  /** Apply the history that the server reads from the run's folder. */
   fill(history) {
-    // Older points cannot be put in front of newer ones: the log has them all, so it comes first.
+    // Points can only be appended, so start with the log, which has the older ones.
     const later = new Map([...this.series].map(([name, series]) => [name, series.points]));
     this.series = new Map();
     this._add(history);
@@ -73,10 +73,10 @@ export class TrainState {
     if (Number.isFinite(history.seconds)) this.seconds = history.seconds;
   }
 
-  /** Take in what the node says when it is done. */
+  /** Apply the node's final result. */
   done(result) {
     const { step, steps } = result;
-    // A result of fewer steps may be found again in a folder that was trained further since: what came after is not its.
+    // A reused result of fewer steps may be in a folder that was trained further since: drop the later steps.
     this._cut(step);
     this._now({ step, steps, state: step < steps ? "kept" : "finished", eta: null });
     this.result = result;

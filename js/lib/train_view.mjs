@@ -1,8 +1,8 @@
-// The training panel's elements. It shows a TrainState and calls back; it asks no server and knows no node.
+// The training panel's elements. Renders a TrainState and calls back; knows neither the server nor the node.
 import { colourOf, drawChart, shownSeries, stepAt } from "./loss_chart.mjs";
 import { readableBytes, readableSeconds, readableTime } from "./numbers.mjs";
 
-/** Heights in CSS pixels: what the panel needs of the node. */
+/** Heights in CSS pixels that the panel needs in the node. */
 const HEIGHTS = { idle: 54, status: 46, chart: 158, strip: 200, actions: 30, result: 52, padding: 12 };
 
 function make(kind, className = "", text = "") {
@@ -32,7 +32,7 @@ export class TrainView {
     this.show(null);
   }
 
-  /** How high the panel is to be, in CSS pixels. */
+  /** Required height of the panel in CSS pixels. */
   get height() {
     if (!this._run) return HEIGHTS.idle;
     const parts = ["status", "padding"];
@@ -43,7 +43,7 @@ export class TrainView {
     return parts.reduce((sum, part) => sum + HEIGHTS[part], 0);
   }
 
-  /** Show a run, or with null that there is none yet. */
+  /** Show a run, or the idle text for null. */
   show(run) {
     if (run?.run !== this._run?.run) {
       this._picked = null;
@@ -93,7 +93,7 @@ export class TrainView {
     this._canvas.setAttribute("role", "img");
     this._chart.append(this._canvas);
     this._canvas.addEventListener("pointermove", (event) => {
-      // Lengths on the screen follow the editor's zoom; offsetWidth does not.
+      // Screen lengths include the editor's zoom; offsetWidth does not.
       const box = this._canvas.getBoundingClientRect();
       const left = ((event.clientX - box.left) * this._canvas.offsetWidth) / (box.width || 1);
       this._pointed = this._run ? stepAt(left, this._canvas.offsetWidth, this._run) : null;
@@ -143,7 +143,7 @@ export class TrainView {
     trigger.append(make("span", "sbt-faint", words.words), this._trigger, this._copy);
     this._result.append(this._file, trigger);
 
-    // Buttons above what comes and goes, so that they stay where they are.
+    // Buttons above the parts that come and go, so that they do not move.
     this.element.append(this._idle, this._status, this._bar, this._actionsLine, this._result, this._legend, this._chart,
       this._strip);
   }
@@ -221,7 +221,7 @@ export class TrainView {
     });
   }
 
-  /** The validation that the slider is at: the newest, until somebody moves it. */
+  /** The validation selected by the slider: the newest until the user moves it. */
   _shown() {
     const all = this._run?.validations ?? [];
     return all.find(({ step }) => step === this._picked) ?? all.at(-1) ?? null;
@@ -246,7 +246,7 @@ export class TrainView {
     this._pickedText.textContent = `${this._words.step} ${shown.step}`;
     const figures = (held ? [held, shown] : [shown]).map((validation) => this._figure(validation, Boolean(held)));
     const now = JSON.stringify([held, shown]);
-    // The same pictures stay where they are: making them anew at each message would flicker.
+    // Keep unchanged images: recreating them at each message would flicker.
     if (this._pictures.dataset.now !== now) this._pictures.replaceChildren(...figures);
     this._pictures.dataset.now = now;
   }
@@ -295,7 +295,7 @@ export class TrainView {
   }
 }
 
-/** To the clipboard; by the old way where the page has no right to it (http on another machine than this one). */
+/** Copy to the clipboard; with the old API if the page is not a secure context (http from another machine). */
 async function copyText(text, near) {
   try {
     await navigator.clipboard.writeText(text);

@@ -1,30 +1,30 @@
-// What the training panel says, in the editor's language. Names of settings and states stay as the server has them.
+// Texts of the training panel in the editor's language. Names of settings and states are not translated.
 const ENGLISH = {
-  idle: "The loss curve and validation pictures appear here while it trains.",
-  preparing: "Reading photos and model …",
+  idle: "The loss curve and validation images appear here during training.",
+  preparing: "Preparing photos and model …",
   training: "Training",
-  drawing: "Drawing validation pictures",
+  drawing: "Sampling validation images",
   stopping: "Stopping after this step …",
-  finished: "Trained",
+  finished: "Finished",
   kept: "Stopped and kept",
-  cancelled: "Stopped; queue again to go on",
-  failed: "Failed; the steps so far are kept",
+  cancelled: "Cancelled; queue again to resume",
+  failed: "Failed; the steps so far are saved",
   step: "step",
   perStep: "s/step",
   left: "left",
   stop: "Stop and keep",
-  stopHelp: "End after this step, take what is learned so far as the result and go on to sampling",
+  stopHelp: "Stop after this step, use the LoRA so far as the result and continue to sampling",
   resume: "Continue",
-  resumeHelp: "Train on to the planned steps: sets after_stop to continue and queues the graph",
+  resumeHelp: "Resume up to the planned steps: sets after_stop to continue and queues the graph",
   compare: "Compare",
-  compareHelp: "Hold these pictures and look at another step beside them",
+  compareHelp: "Keep these images and show another step next to them",
   release: "Single",
-  picturesOf: "Validation pictures of step",
-  slider: "Step of the validation pictures",
+  picturesOf: "Validation images of step",
+  slider: "Step of the validation images",
   copy: "Copy",
   copied: "Copied",
   copyHelp: "Copy the trained words",
-  words: "In prompts write",
+  words: "In prompts use",
   matched: "matched",
   saved: "saved",
   subject: "subject",
@@ -69,7 +69,7 @@ const RUSSIAN = {
   stopFailed: "Не удалось остановить",
 };
 
-/** The words of a language ("ru", "en", "zh-TW"); English where there are none. */
+/** The texts for a locale ("ru", "en", "zh-TW"); English if there are none. */
 export function wordsOf(locale) {
   return String(locale ?? "").toLowerCase().startsWith("ru") ? RUSSIAN : ENGLISH;
 }

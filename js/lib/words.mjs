@@ -1,43 +1,43 @@
-// What the panels of photos, class images and LoRAs say, in the editor's language: the English text is the key. Sentences
-// that come from the server stay as it has them.
+// Translations for the panels of photos, class images and LoRAs; the English text is the key. Messages from the server
+// are not translated.
 export const RUSSIAN = {
+  "Caption of each photo:": "Подпись каждого фото:",
   "Choose, drop or paste photos": "Выберите, перетащите или вставьте фото",
-  "Click to leave this picture out of the next run.": "Щёлкните, чтобы исключить картинку из следующего запуска.",
-  "Each photo is": "Каждое фото — это",
-  "Left out. Click to use it again.": "Исключена. Щёлкните, чтобы вернуть.",
-  "Move to the back": "Ближе к концу",
-  "Move to the front": "Ближе к началу",
-  "Not uploaded": "Не загружено",
+  "Class images appear here as they are generated. Click one to exclude it.": "Здесь появятся картинки класса. Щелчок по картинке исключает её.",
+  "Class prompt:": "Промпт класса:",
+  "Click to exclude this image from the next run.": "Щёлкните, чтобы исключить картинку из следующего запуска.",
+  "Excluded. Click to use it again.": "Исключена. Щёлкните, чтобы вернуть.",
+  "Move back": "Ближе к концу",
+  "Move forward": "Ближе к началу",
   "Remove this photo": "Убрать это фото",
-  "The LoRA and its words come from the wired training.": "LoRA и её слова приходят из подключённого обучения.",
-  "The class images appear here while they are made. A click on one leaves it out.": "Здесь появятся картинки класса. Щелчок по картинке исключает её.",
-  "This file does not say its trigger words: write them into the prompt.": "В файле не указаны его слова-триггеры: впишите их в промпт сами.",
+  "The LoRA and its trained words come from the connected trainer.": "LoRA и её слова приходят из подключённого узла обучения.",
+  "This file does not contain its trigger words. Write them into the prompt yourself.": "В файле не указаны слова-триггеры. Впишите их в промпт сами.",
+  "Upload failed": "Не загружено",
   "and {n} more": "и ещё {n}",
   "copy": "копировать",
   "photos": "фото",
   "rank {n}": "ранг {n}",
   "small": "мало",
-  "twice": "повтор",
+  "similar": "повтор",
   "blurred": "размыто",
   "cut off": "вне кадра",
   "damaged": "повреждено",
   "on white": "на белом",
-  "the class is": "класс — это",
   "uploading {n}": "загружаю: {n}",
-  "{done} of {count} there, {made} made now": "есть {done} из {count}, сейчас сделано {made}",
-  "{n} kept from before": "сохранено раньше: {n}",
-  "{n} left out": "исключено: {n}",
+  "{done} of {count} class images ready ({made} new)": "готово картинок класса: {done} из {count} (новых: {made})",
+  "{n} class images from an earlier run": "картинок класса с прошлого раза: {n}",
+  "{n} excluded": "исключено: {n}",
   "{n} steps": "шагов: {n}",
 };
 
 let table = {};
 
-/** Choose the language ("ru", "en", "zh-TW"); English where there are no words of it. */
+/** Set the language ("ru", "en", "zh-TW"); English if there is no translation. */
 export function speak(locale) {
   table = String(locale ?? "").toLowerCase().startsWith("ru") ? RUSSIAN : {};
 }
 
-/** The text in the editor's language, with {name} filled in from `values`. */
+/** Translate a text, with {name} filled in from `values`. */
 export function t(text, values = {}) {
   const translated = table[text] ?? text;
   return translated.replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));

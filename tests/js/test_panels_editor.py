@@ -59,7 +59,7 @@ def test_the_same_photo_twice_and_a_bad_token_are_said(page: Page) -> None:
     add(page, "LoadSubjectImages")
     set_widgets(page, class_word="cat", resolution=128, token="sks")
     page.evaluate(f"made.onDragDrop({{dataTransfer: {files('chelsea', 'chelsea_again')}}})")
-    assert [tile["mark"] for tile in tiles(page, 2)] == ["twice", "twice"]
+    assert [tile["mark"] for tile in tiles(page, 2)] == ["similar", "similar"]
     notes = panel(page, "[...e.querySelectorAll('.sb-note')].map(n => n.textContent)")
     assert any("Only 2 photos" in note for note in notes) and any("rifle" in note for note in notes)
     set_widgets(page, class_word="")
@@ -90,15 +90,15 @@ def test_class_images_come_and_a_click_leaves_one_out(page: Page, comfy: ComfyCl
     buttons = f"[...{element}.querySelectorAll('button')]"
     hashes = page.wait_for(f"(t => t.length === 3 && t.map(e => e.dataset.hash))({buttons})")
     assert sorted(hashes) == sorted(h[:32] for h in page.evaluate("window.output.hashes"))
-    assert "3 of 3 there, 3 made now" in panel(page, "e.textContent")
+    assert "3 of 3 class images ready (3 new)" in panel(page, "e.textContent")
     keep_picture(page, "class_images")
     page.click(f"{buttons}[1]")
     assert page.evaluate("made.widgets.find(w => w.name === 'exclude').value") == hashes[1][:12]
-    assert "1 left out" in panel(page, "e.textContent")
+    assert "1 excluded" in panel(page, "e.textContent")
     page.click("document.querySelector('[data-testid=\"queue-button\"]')")
     page.wait_for("window.output.excluded_hashes?.length === 1", 120)
     assert page.evaluate("window.output.excluded_hashes[0]").startswith(hashes[1])
-    page.wait_for(f"{element}.textContent.includes('0 made now')")
+    page.wait_for(f"{element}.textContent.includes('(0 new)')")
     assert panel(page, "[...e.querySelectorAll('button')].map(b => b.getAttribute('aria-pressed'))") == [
         "false", "true", "false",
     ]  # fmt: skip
@@ -108,7 +108,7 @@ def test_class_images_come_and_a_click_leaves_one_out(page: Page, comfy: ComfyCl
         f"app.nodeOutputs = {{}}; app.loadGraphData({json.dumps(saved)}).then(() => {{"
         " window.made = app.graph.nodes.find(n => n.type === 'GenerateClassPriors'); })"
     )
-    page.wait_for(f"{element}.textContent.includes('3 kept from before')")
+    page.wait_for(f"{element}.textContent.includes('3 class images from an earlier run')")
     assert panel(page, "e.querySelectorAll('.sb-out').length") == 1
     assert not ours(page)
 
@@ -134,7 +134,7 @@ def test_a_lora_trained_meanwhile_is_in_the_list_with_its_words(page: Page, comf
     page.wait_for("window.copied === 'ohwx panda'")
     keep_picture(page, "lora")
     set_widgets(page, lora_name="panel_mute.safetensors")
-    page.wait_for("document.body.textContent.includes('does not say its trigger words')")
+    page.wait_for("document.body.textContent.includes('does not contain its trigger words')")
     assert not ours(page)
 
 

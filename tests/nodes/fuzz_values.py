@@ -40,7 +40,7 @@ def not_in_list(error: ComfyError) -> list[str]:
 
 def is_refused_as(error: ComfyError, sentence: str) -> bool:
     """Whether our own sentence is in it, or, for a value outside of a list, ComfyUI's about that input and value."""
-    given = re.match(r"(\w+) ('[^']*'); needed|(\w+) ('[^']*')$", sentence)
+    given = re.match(r"(\w+) ('[^']*')\. Required|(\w+) ('[^']*')$", sentence)
     name, value = [part for part in given.groups() if part] if given else ("", "")
     return (
         any(sentence in one for one in refusals_of(error))

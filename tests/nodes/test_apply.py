@@ -18,8 +18,8 @@ from subjectbooth.tests.nodes.test_harness import pixels
 from subjectbooth.tests.nodes.training_graphs import apply_node, train_and_sample, upload_cat
 
 STYLE = "tiny_style.safetensors"
-BOTH = f"both subject_lora and the file '{STYLE}'; needed: one of the two."
-NEITHER = "no LoRA; needed: a link to subject_lora or a file in lora_name."
+BOTH = f"Both subject_lora and the file '{STYLE}' are given. Required: one of the two."
+NEITHER = "No LoRA is given. Required: a connection to subject_lora or a file in lora_name."
 
 
 def _of_train_lora_node() -> dict[str, torch.Tensor]:
@@ -157,7 +157,9 @@ def test_a_layer_of_another_width_is_refused_whatever_its_kind(comfy: ComfyClien
     with pytest.raises(NodeFailed) as failure:
         _applied(comfy, other)
     said = failure.value.node_message
-    assert re.search(r"has the shapes \[.+ where this model's has \[320(, 320)?\]; needed: a LoRA for", said), said
+    assert re.search(r"has the shapes \[.+, but the model's weight has \[320(, 320)?\]\. Required: a LoRA for", said), (
+        said
+    )
     assert "transformer_blocks.0.attn1.to_" in said
     assert is_clean(said)
 
@@ -170,11 +172,11 @@ def test_what_is_not_used_is_shown_on_the_node(comfy: ComfyClient) -> None:
         for number in range(1, 40)
     }
     few, more = _applied(comfy, _save(comfy, "of 40", {**lora, **others})), "transformer_blocks_10_attn1_to_q'"
-    assert len(few) == 1 and few[0].startswith("1 of 40 layers fit this model;") and more in few[0]
+    assert len(few) == 1 and few[0].startswith("Only 1 of 40 layers fit this model;") and more in few[0]
     bundled = {f"bundle_emb.{name}.string_to_param.*": torch.ones(2, 768) for name in ("cat", "dog")}
     with_embeddings = _applied(comfy, _save(comfy, "bundled", {**lora, **bundled}))
     assert with_embeddings[0] == "applied: all 1 layers"
-    assert with_embeddings[1].startswith("2 embeddings in the file ('cat', ...): not used;")
+    assert with_embeddings[1].startswith("The file contains 2 embeddings ('cat', ...), not used here;")
     for kind, zero in (
         ("LoRA", "lora_up"),
         ("LoHa", "hada_w2_b"),
@@ -188,7 +190,7 @@ def test_what_is_not_used_is_shown_on_the_node(comfy: ComfyClient) -> None:
             for part, tensor in _kinds(320)[kind].items()
         }
         lines = _applied(comfy, _save(comfy, f"{kind} of zeros", tensors))
-        assert [line.startswith("The file has no effect:") for line in lines[1:]] == [True] * bool(zero), kind
+        assert [line.startswith("The LoRA has no effect:") for line in lines[1:]] == [True] * bool(zero), kind
 
 
 def test_a_lora_of_another_kind_of_model_is_refused(comfy: ComfyClient) -> None:
@@ -199,7 +201,7 @@ def test_a_lora_of_another_kind_of_model_is_refused(comfy: ComfyClient) -> None:
     }
     with pytest.raises(NodeFailed) as failure:
         _applied(comfy, _save(comfy, "of Flux", tensors))
-    assert "a LoRA of which this model takes 0 of 3 layers; needed: a LoRA for" in failure.value.node_message
+    assert "None of the LoRA's 3 layers fit this model. Required: a LoRA for" in failure.value.node_message
     assert is_clean(failure.value.node_message)
 
 

@@ -62,7 +62,9 @@ def test_a_folder_that_cannot_be_written_is_told_in_a_sentence(comfy: ComfyClien
     folder.write_text("a file where the folder should be")
     comfy.free()  # or ComfyUI gives what the node gave in another test
     try:
-        with pytest.raises(NodeFailed, match="demo base cannot be written .*; needed: 460 MB on the disk") as failed:
+        with pytest.raises(
+            NodeFailed, match="demo base cannot be written .*. Required: 460 MB of disk space"
+        ) as failed:
             comfy.run({"1": node("LoadDemoBase"), **_save(["1", 0], ["1", 1], ["1", 2])})
     finally:
         folder.unlink()

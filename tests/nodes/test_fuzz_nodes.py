@@ -124,11 +124,11 @@ def test_random_settings_of_the_trainer(comfy: ComfyClient, nothing_outside: Non
 WRONG: list[tuple[dict[str, Any], str]] = [
     ({"steps": 0}, "ComfyUI"), ({"steps": -1}, "ComfyUI"), ({"learning_rate": 0.0}, "ComfyUI"),
     ({"learning_rate": -1e-4}, "ComfyUI"), ({"learning_rate": float("inf")}, "ComfyUI"), ({"rank": 0}, "ComfyUI"),
-    ({"learning_rate": float("nan")}, "learning_rate nan; needed: a number"),
-    ({"network_alpha": float("nan")}, "network_alpha nan; needed: a number"),
-    ({"lr_scheduler": "magic"}, "lr_scheduler 'magic'; needed: one of constant"),
-    ({"precision": "fp8"}, "precision 'fp8'; needed: one of auto"),
-    ({"rank": 400}, "rank 400; needed: 320 or less"), ({"resolution": 100}, "a multiple of 8"),
+    ({"learning_rate": float("nan")}, "learning_rate nan. Required: a number"),
+    ({"network_alpha": float("nan")}, "network_alpha nan. Required: a number"),
+    ({"lr_scheduler": "magic"}, "lr_scheduler 'magic'. Required: one of constant"),
+    ({"precision": "fp8"}, "precision 'fp8'. Required: one of auto"),
+    ({"rank": 400}, "rank 400. Required: 320 or less"), ({"resolution": 100}, "a multiple of 8"),
     ({"output_name": "../x"}, "leaves the LoRA folder"), ({"output_name": "CON"}, "Windows does not allow"),
     ({"output_name": "🐶" * 100}, "longer than 200 bytes"), ({"output_name": ""}, "is empty"),
 ]  # fmt: skip

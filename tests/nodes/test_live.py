@@ -74,7 +74,7 @@ def test_stop_and_keep_then_continue_is_an_uninterrupted_run(comfy: ComfyClient)
     assert "11" in comfy.run(graph(2)).cached
     comfy.server.restart()
     again = comfy.run(graph(3))
-    assert again.outputs["11"]["text"][0].startswith("found again")
+    assert again.outputs["11"]["text"][0].startswith("reused")
     assert again.outputs["11"]["subjectbooth"][0]["step"] == step
     assert _trained_steps(again) == []
 
@@ -110,7 +110,7 @@ def test_a_continued_run_can_be_stopped_and_then_continued_again(comfy: ComfyCli
 def test_an_unknown_after_stop_is_one_sentence(comfy: ComfyClient) -> None:
     with pytest.raises((NodeFailed, PromptRejected)) as failure:
         comfy.run(train_and_sample(upload_cat(comfy), after_stop="perhaps", output_name="never"), targets=["11"])
-    assert is_refused_as(failure.value, "after_stop 'perhaps'; needed: keep or continue"), failure.value
+    assert is_refused_as(failure.value, "after_stop 'perhaps'. Required: keep or continue"), failure.value
 
 
 def test_messages_are_few_and_the_log_has_every_step(comfy: ComfyClient) -> None:

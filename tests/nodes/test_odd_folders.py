@@ -87,7 +87,7 @@ def test_train_and_sample(comfy_factory: Callable[..., ComfyServer], packs: dict
         assert described["ours"] and described["thumbnail"]
     with server, ComfyClient(server.url, server) as comfy:  # started again there, it finds the run and the file
         again = comfy.run(graph)
-        assert again.outputs["11"]["text"][0].startswith("found again")
+        assert again.outputs["11"]["text"][0].startswith("reused")
         graph["12"]["inputs"]["lora_name"] = str(name)
         del graph["12"]["inputs"]["subject_lora"]
         assert comfy.run(graph).images("7")

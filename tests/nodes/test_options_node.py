@@ -68,8 +68,8 @@ def test_bad_settings_are_answered_before_anything_runs(
 @pytest.mark.parametrize(
     ("train", "options", "sentence"),
     [
-        ({"learning_rate": float("nan")}, {}, "learning_rate nan; needed: a number from 1e-09 to 1"),
-        ({"lr_scheduler": "sometimes"}, {}, "lr_scheduler 'sometimes'; needed: one of constant, cosine, linear"),
+        ({"learning_rate": float("nan")}, {}, "learning_rate nan. Required: a number from 1e-09 to 1"),
+        ({"lr_scheduler": "sometimes"}, {}, "lr_scheduler 'sometimes'. Required: one of constant, cosine, linear"),
         ({"lr_warmup_steps": 50}, {}, "lr_warmup_steps 50 with 3 steps"),
         ({}, {"optimizer": "sgd"}, "optimizer 'sgd'"),
     ],

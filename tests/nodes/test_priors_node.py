@@ -174,7 +174,7 @@ def test_batch_independent_samplers_give_ksamplers_picture_in_any_batch(comfy: C
 def test_more_pictures_reuse_those_that_are_there(comfy: ComfyClient) -> None:
     few = priors_of(comfy.run(priors_graph(comfy, seed=1400, count=2)))
     result = comfy.run(priors_graph(comfy, seed=1400, count=5, batch_size=3))
-    assert result.outputs["20"]["text"] == ['5 class images "a photo of a cat", 3 made now']
+    assert result.outputs["20"]["text"] == ['5 class images ready (3 new), "a photo of a cat"']
     assert priors_of(result)["hashes"][:2] == few["hashes"] and sampler_steps(result) in (2, 3)
     fewer = comfy.run(priors_graph(comfy, seed=1400, count=2))
     assert priors_of(fewer) == few
@@ -194,14 +194,14 @@ def test_whatever_makes_a_picture_makes_new_ones(comfy: ComfyClient) -> None:
         graph["30"] = node("LoraLoaderModelOnly", model=["1", 0], **style)
         graph["31"] = node("CLIPSetLastLayer", clip=["1", 1], stop_at_clip_layer=-3)
         result = comfy.run(graph)
-        assert "1 made now" in result.outputs["20"]["text"][0], change
+        assert "(1 new)" in result.outputs["20"]["text"][0], change
         digests.add(priors_of(result)["digest"])
     assert len(digests) == len(changes) + 1
     # And what does not make a picture does not: here the training photos and their token.
     graph = priors_graph(comfy, seed=1500, count=1)
     graph["10"]["inputs"] |= {"token": "hta", "crop": "pad"}
     again = comfy.run(graph)
-    assert "0 made now" in again.outputs["20"]["text"][0] and priors_of(again) == base
+    assert "(0 new)" in again.outputs["20"]["text"][0] and priors_of(again) == base
 
 
 def test_excluded_pictures_are_left_out(comfy: ComfyClient) -> None:
@@ -218,8 +218,8 @@ def test_excluded_pictures_are_left_out(comfy: ComfyClient) -> None:
     assert result.images("20") == [whole.images("20")[i] for i in (0, 3)]
     assert result.outputs["20"]["excluded_images"] == whole.images("20")[1:3]
     assert result.outputs["20"]["text"] == [
-        '2 class images "a photo of a cat", 0 made now, 2 left out',
-        "1 of 3 hashes in exclude are of none of these pictures.",
+        '2 class images ready (0 new), "a photo of a cat", 2 excluded',
+        "1 of 3 hashes in exclude do not match any of these images.",
     ]
 
 
@@ -245,7 +245,7 @@ def test_cancelled_it_keeps_what_is_finished_and_goes_on_with_the_same_bits(comf
     assert max(values) < 24, "it went on to the end of the batch"
     assert {p.name for p in folder.glob("*.safetensors")} == {"00000-00001.safetensors"}
     result = comfy.run(graph)
-    assert result.outputs["20"]["text"][0] == '6 class images "a photo of a cat", 4 made now'
+    assert result.outputs["20"]["text"][0] == '6 class images ready (4 new), "a photo of a cat"'
     assert {p.name: p.read_bytes() for p in folder.glob("*.safetensors")} == expected
     assert priors_of(result) == priors_of(whole)
 
@@ -259,7 +259,7 @@ def test_killed_it_goes_on_with_the_same_bits_and_the_same_again_makes_nothing(
         with ComfyClient(server.url, server) as comfy:
             graph = priors_graph(comfy, **settings)
             whole = comfy.run(graph)
-            assert whole.outputs["20"]["text"] == ['6 class images "a photo of a cat", 6 made now']
+            assert whole.outputs["20"]["text"] == ['6 class images ready (6 new), "a photo of a cat"']
             folder = store_of(comfy, whole)
             files = {p.name: p.read_bytes() for p in folder.glob("*.safetensors")}
             for path in folder.iterdir():
@@ -275,12 +275,12 @@ def test_killed_it_goes_on_with_the_same_bits_and_the_same_again_makes_nothing(
         server.restart()
         with ComfyClient(server.url, server) as comfy:
             rest = comfy.run(priors_graph(comfy, exclude="0" * 64, **settings))
-            assert "4 made now" in rest.outputs["20"]["text"][0]
+            assert "(4 new)" in rest.outputs["20"]["text"][0]
             assert {p.name: p.read_bytes() for p in folder.glob("*.safetensors")} == files
             times = {p: p.stat().st_mtime_ns for p in folder.iterdir()}
             again = comfy.run(graph)
             assert "20" not in again.cached and sampler_steps(again) == 0
-            assert again.outputs["20"]["text"] == ['6 class images "a photo of a cat", 0 made now']
+            assert again.outputs["20"]["text"] == ['6 class images ready (0 new), "a photo of a cat"']
             assert {p: p.stat().st_mtime_ns for p in folder.iterdir()} == times
             assert priors_of(again) == priors_of(whole) and again.outputs["22"] == whole.outputs["22"]
             assert again.images("20") == whole.images("20")
@@ -303,7 +303,7 @@ def test_a_damaged_file_is_said_and_made_again(comfy: ComfyClient) -> None:
     picture.write_bytes(good[: len(good) // 2])
     result = comfy.run(priors_graph(comfy, exclude="0" * 64, **settings))
     assert result.outputs["20"]["text"][:2] == [
-        '4 class images "a photo of a cat", 2 made now',
+        '4 class images ready (2 new), "a photo of a cat"',
         "00002-00003.safetensors was damaged; its class images are made again.",
     ]
     assert priors_of(result) == priors_of(whole) and result.outputs["22"] == whole.outputs["22"]
@@ -316,7 +316,7 @@ def test_progress_eta_and_preview_are_shown(comfy: ComfyClient) -> None:
     assert values == sorted(values) and values[-1] == 12 and len(set(values)) == 12
     texts = [e.data["text"] for e in result.of_type("progress_text")]
     assert any("of 4, step" in text and text.endswith("left") for text in texts), texts
-    assert '4 class images "a photo of a cat", 4 made now' in texts
+    assert '4 class images ready (4 new), "a photo of a cat"' in texts
     previews = result.of_type("preview")
     width, height = Image.open(io.BytesIO(previews[-1].data["image"])).size
     assert width == 2 * height  # the two pictures of the last batch
@@ -336,11 +336,11 @@ def test_nothing_of_the_process_is_changed(comfy: ComfyClient) -> None:
         ({"class_prompt": ""}, "class_prompt is empty"),
         ({"class_prompt": "a photo of {subject}"}, "class_prompt 'a photo of {subject}' names the token"),
         ({"class_prompt": "a {clas}"}, "class_prompt has the placeholder {clas}"),
-        ({"sampler_name": "best"}, "sampler_name 'best'; needed: one of ComfyUI's"),
-        ({"scheduler": "best"}, "scheduler 'best'; needed: one of ComfyUI's"),
-        ({"cfg": float("nan")}, "cfg nan; needed: a number from 0 to 100"),
+        ({"sampler_name": "best"}, "sampler_name 'best'. Required: one of ComfyUI's"),
+        ({"scheduler": "best"}, "scheduler 'best'. Required: one of ComfyUI's"),
+        ({"cfg": float("nan")}, "cfg nan. Required: a number from 0 to 100"),
         ({"exclude": "abc"}, "exclude has 'abc' in it"),
-        ({"model": ["40", 0]}, "a MODEL with patches that are not weights"),
+        ({"model": ["40", 0]}, "The MODEL has patches that are not weights"),
     ],
 )
 def test_what_cannot_be_used_says_why(comfy: ComfyClient, inputs: dict[str, Any], says: str) -> None:
@@ -357,7 +357,7 @@ def test_what_cannot_be_used_says_why(comfy: ComfyClient, inputs: dict[str, Any]
 
 def test_all_excluded(comfy: ComfyClient) -> None:
     hashes = comfy.run(priors_graph(comfy, seed=1991, count=1)).outputs["20"]["hashes"]
-    with pytest.raises(NodeFailed, match="every class image is excluded"):
+    with pytest.raises(NodeFailed, match="Every class image is excluded"):
         comfy.run(priors_graph(comfy, seed=1991, count=1, exclude=hashes[0]))
 
 

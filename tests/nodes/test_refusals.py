@@ -74,26 +74,26 @@ CASES: dict[str, tuple[dict[str, Any], str, list[Any], str]] = {
         node("ModelSamplingContinuousEDM", model=["1", 0], sampling="v_prediction", sigma_max=120.0, sigma_min=0.002),
         "model",
         ["8", 0],
-        "a model that samples by",
+        "The model samples with",
     ),
-    "flow": (node("ModelSamplingSD3", model=["1", 0], shift=3.0), "model", ["8", 0], "a model that samples by"),
+    "flow": (node("ModelSamplingSD3", model=["1", 0], shift=3.0), "model", ["8", 0], "The model samples with"),
     "CLIP of SD 2.x": (
         node("CLIPLoader", clip_name="clip_h.safetensors", type="stable_diffusion", device="default"),
         "clip",
         ["8", 0],
-        "a CLIP with clip_h for a model of the family SD 1.x; needed: one with clip_l",
+        "The CLIP has clip_h, but the model is SD 1.x. Required: a CLIP with clip_l",
     ),
     "VAE of Flux": (
         node("VAELoader", vae_name="sixteen.safetensors"),
         "vae",
         ["8", 0],
-        "a VAE with 16 latent channels",
+        "A VAE with 16 latent channels",
     ),
     "no CLIP": (
         node("CheckpointLoaderSimple", ckpt_name="no_clip.safetensors"),
         "clip",
         ["8", 1],
-        "a checkpoint without a CLIP",
+        "The checkpoint has no CLIP",
     ),
 }
 

@@ -136,7 +136,7 @@ def test_captions_of_the_shell(tmp_path: Path) -> None:
     template = subject("--captions", "template")
     assert [photo.caption for photo in template.photos] == [filled] * 3
     assert any("(кот 0.txt and кот 1.txt), not read" in warning for warning in template.warnings)
-    with pytest.raises(SubjectBoothError, match=r"there is no caption file кот 2\.txt"):
+    with pytest.raises(SubjectBoothError, match=r"There is no caption file кот 2\.txt"):
         subject("--captions", "files")
 
 
@@ -184,12 +184,12 @@ def test_stop_keep_and_continue_from_the_shell(tiny_checkpoint: Path, tmp_path: 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--rank", "0"], "rank 0; needed: a whole number from 1 to 1024"),
-        (["--learning_rate", "nan"], "learning_rate nan; needed: a number"),
-        (["--class_guidance_scale", "0"], "class_guidance_scale 0; needed: a number from 1 to 100"),
-        (["--resolution", "100"], "resolution 100; needed: a multiple of 8"),
+        (["--rank", "0"], "rank 0. Required: a whole number from 1 to 1024"),
+        (["--learning_rate", "nan"], "learning_rate nan. Required: a number"),
+        (["--class_guidance_scale", "0"], "class_guidance_scale 0. Required: a number from 1 to 100"),
+        (["--resolution", "100"], "resolution 100. Required: a multiple of 8"),
         (["--output_name", "../x"], "leaves the LoRA folder"),
-        (["--rank", "400"], "rank 400; needed: 320 or less"),
+        (["--rank", "400"], "rank 400. Required: 320 or less"),
     ],
 )
 def test_a_mistake_is_one_sentence(tiny_checkpoint: Path, tmp_path: Path, arguments: list[str], sentence: str) -> None:
@@ -203,7 +203,7 @@ def test_a_mistyped_checkpoint_is_refused_at_once(tmp_path: Path) -> None:
     arguments = _arguments(tmp_path / "nothing.safetensors", write_photos(tmp_path / "photos"), tmp_path / "out")
     done = run_in_shell(*arguments, python=("-X", "importtime"))
     assert done.returncode == 2
-    assert "a checkpoint that is not there; needed: a file or folder" in done.stderr
+    assert "A checkpoint that is not there. Required: a file or folder" in done.stderr
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "torch" in imported
     assert not {"diffusers", "transformers", "peft", "accelerate"} & imported, "they take seconds"

@@ -172,7 +172,7 @@ def test_captions_from_files(comfy: ComfyClient) -> None:
     (folder / "b.png").write_bytes(png(COFFEE))
     (folder / "a.txt").write_text("фото {token} кота", encoding="cp1251")
     graph = subject_graph(folder="captioned", captions="caption files")
-    assert refusal(comfy, graph).startswith("there is no caption file b.txt; needed: one .txt file beside each photo")
+    assert refusal(comfy, graph).startswith("There is no caption file b.txt. Required: one .txt file beside each photo")
     (folder / "b.txt").write_text("just a cat", encoding="utf-16")
     graph = subject_graph(folder="captioned", captions="caption files", class_word="кот")
     graph["4"] = node("ProbeSubject", subject=["1", 0])
@@ -282,12 +282,12 @@ def test_warnings_are_shown(comfy: ComfyClient) -> None:
 @pytest.mark.parametrize(
     ("inputs", "says"),
     [
-        ({}, "no photos were given; needed: exactly one of images, folder, sample and image"),
-        ({"images": {"__value__": ["ok.png"]}, "folder": "refused"}, "photos from 2 sources: images and folder"),
-        ({"images": "ok.png", "image": ["10", 0]}, "photos from 2 sources: images and image"),
-        ({"images": "gone.png"}, "'gone.png' is not in ComfyUI's input folder"),
-        ({"images": {"__value__": [1, 2]}}, "images [1, 2]; needed: a list of file names"),
-        ({"images": {"__value__": {"a": 1}}}, "images {'a': 1}; needed: a list of file names"),
+        ({}, "No photos were given. Required: exactly one of images, folder, sample and image"),
+        ({"images": {"__value__": ["ok.png"]}, "folder": "refused"}, "Photos come from 2 sources: images and folder"),
+        ({"images": "ok.png", "image": ["10", 0]}, "Photos come from 2 sources: images and image"),
+        ({"images": "gone.png"}, "'gone.png' was not found in ComfyUI's input folder"),
+        ({"images": {"__value__": [1, 2]}}, "images [1, 2]. Required: a list of file names"),
+        ({"images": {"__value__": {"a": 1}}}, "images {'a': 1}. Required: a list of file names"),
         ({"images": "../outside.png"}, "images '../outside.png' leads out of ComfyUI's input folder"),
         ({"images": "../outside.png [output]"}, "images '../outside.png' leads out of ComfyUI's output folder"),
         ({"images": "link.png"}, "images 'link.png' leads out of ComfyUI's input folder"),
@@ -299,22 +299,25 @@ def test_warnings_are_shown(comfy: ComfyClient) -> None:
         ({"folder": "\\\\server\\share"}, "folder '\\\\\\\\server\\\\share' leads out"),
         ({"folder": "link"}, "folder 'link' leads out of ComfyUI's input folder"),
         ({"folder": "with_link"}, "folder 'with_link/x.png' leads out of ComfyUI's input folder"),
-        ({"folder": "%2e%2e/"}, "the folder '%2e%2e' cannot be read"),
+        ({"folder": "%2e%2e/"}, "The folder '%2e%2e' cannot be read"),
         ({"folder": "a\x00b"}, "folder 'a\\x00b' is not a valid name"),
         ({"folder": "n" * 5000}, "cannot be read (File name too long)"),
-        ({"folder": "empty"}, "no picture in the folder 'empty'"),
+        ({"folder": "empty"}, "No picture in the folder 'empty'"),
         ({"folder": "for kohya"}, 'Choose the folder for kohya/10_ohwx dog (token "ohwx", class word "dog")'),
-        ({"sample": "../../etc"}, "sample '../../etc'; needed: one of"),
+        ({"sample": "../../etc"}, "sample '../../etc'. Required: one of"),
         ({"images": "ok.png", "class_word": " "}, "class_word is empty"),
         ({"images": "ok.png", "class_word": "(dog:1.5)"}, "class_word '(dog:1.5)' has '('"),
         ({"images": "ok.png", "token": ""}, "token is empty"),
         ({"images": "ok.png", "prompt_template": "a photo"}, "prompt_template 'a photo' names no token"),
-        ({"images": "ok.png", "captions": "x"}, "captions 'x'; needed: \"template\" or"),
-        ({"images": "ok.png", "crop": "x"}, "crop 'x'; needed: one of center, pad, subject"),
-        ({"images": "ok.png", "resolution": 500}, "resolution 500; needed: a multiple of 8"),
-        ({"images": "ok.png", "mask": ["10", 1]}, "a MASK without an IMAGE"),
-        ({"image": ["10", 0], "captions": "caption files"}, "caption files for a wired IMAGE"),
-        ({"image": ["10", 0], "mask": ["11", 0]}, "the mask of image 1 is 64x64 and the photo 451x300"),
+        ({"images": "ok.png", "captions": "x"}, "captions 'x'. Required: \"template\" or"),
+        ({"images": "ok.png", "crop": "x"}, "crop 'x'. Required: one of center, pad, subject"),
+        ({"images": "ok.png", "resolution": 500}, "resolution 500. Required: a multiple of 8"),
+        ({"images": "ok.png", "mask": ["10", 1]}, "A MASK is connected without an IMAGE"),
+        (
+            {"image": ["10", 0], "captions": "caption files"},
+            "captions are set to caption files, but a connected IMAGE has no file names",
+        ),
+        ({"image": ["10", 0], "mask": ["11", 0]}, "The mask of image 1 is 64x64, but the photo is 451x300"),
     ],
 )
 def test_what_cannot_be_used_says_why(comfy: ComfyClient, inputs: dict[str, Any], says: str) -> None:
@@ -351,7 +354,7 @@ def refused_files(base: Path) -> None:
 
 def assert_is_a_sentence(message: str, comfy: ComfyClient) -> None:
     assert "Traceback" not in message and 'File "' not in message and "\n" not in message.strip()
-    assert re.search(r"; needed: .+\. [A-Z].+\.", message), message
+    assert re.search(r"\. Required: .+\. [A-Z].+\.", message), message
     assert str(comfy.server.input_dir) not in message and len(message) < 500
     assert comfy.request("GET", "/queue") == {"queue_running": [], "queue_pending": []}
 

@@ -134,7 +134,7 @@ def test_whatever_ends_a_run_the_adapter_so_far_is_there_and_it_goes_on(comfy: C
         with pytest.raises(NodeFailed) as failed:
             comfy.wait(prompt, 300)
         if failure == "not finite":
-            assert "needed: finite numbers" in failed.value.node_message
+            assert "Required: finite numbers" in failed.value.node_message
             assert is_clean(failed.value.node_message)
     folder = _run_folder(comfy.server)
     step = checkpoint.load(folder / "checkpoint.safetensors").step
@@ -167,4 +167,4 @@ def test_a_run_that_cannot_be_written_is_a_sentence(comfy: ComfyClient) -> None:
         if aside.exists():
             aside.rename(base)
     assert is_clean(failure.value.node_message)
-    assert "needed: room on the disk and the right to write there" in failure.value.node_message
+    assert "Required: room on the disk and the right to write there" in failure.value.node_message

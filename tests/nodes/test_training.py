@@ -91,7 +91,7 @@ def test_one_graph_trains_and_samples(comfy: ComfyClient) -> None:
     graph["11"]["inputs"]["validation_prompts"] = "{subject} at night"
     again = comfy.run(graph)
     assert not again.outputs["11"].get("images")
-    assert "found again" in again.outputs["11"]["text"][0]
+    assert "reused" in again.outputs["11"]["text"][0]
     assert again.outputs["11"]["text"][1].startswith("no validation pictures of step 2, 3 for these prompts")
 
 
@@ -252,10 +252,10 @@ def test_nothing_is_trained_twice(comfy: ComfyClient) -> None:
     comfy.server.restart()
     after_restart = comfy.run(train_and_sample(images, seed=703, steps=4, output_name="once"))
     assert "11" not in after_restart.cached
-    assert after_restart.outputs["11"]["text"][0].startswith("found again")
+    assert after_restart.outputs["11"]["text"][0].startswith("reused")
     renamed = [comfy.upload_image((comfy.server.input_dir / name).read_bytes(), f"renamed_{name}") for name in images]
     moved = comfy.run(train_and_sample(renamed, seed=704, steps=4, output_name="once_more"))
-    assert moved.outputs["11"]["text"][0].startswith("found again")
+    assert moved.outputs["11"]["text"][0].startswith("reused")
     metadata = json.loads(_header(_lora(comfy, "once_more")))["__metadata__"]
     assert metadata["ss_output_name"] == "once_more"
 
@@ -274,7 +274,7 @@ def test_a_published_file_that_is_gone_comes_back_and_an_edited_one_is_kept(comf
     first = path.read_bytes()
     path.unlink()
     again = comfy.run(graph)
-    assert again.outputs["11"]["text"][0].startswith("found again")
+    assert again.outputs["11"]["text"][0].startswith("reused")
     assert path.read_bytes() == first
     assert "11" in comfy.run(graph).cached
     safetensors.torch.save_file(

@@ -119,7 +119,7 @@ def test_training_follows_all_that_is_wired(
     result = comfy.run(graph)
     text = result.outputs["11"]["text"]
     assert "matched" in text[0]
-    assert any("attention function" in line and "not used for training" in line for line in text)
+    assert any("attention override" in line and "not used for training" in line for line in text)
     done = run_here(
         "--base",
         str(checkpoint),

@@ -106,11 +106,11 @@ def test_what_is_used_in_fp8_is_refused_and_what_is_only_stored_in_it_is_not(rea
 @pytest.mark.parametrize(
     ("case", "sentence"),
     [
-        ("weight wrapper", "a MODEL with functions on its weights (diffusion_model.out.2.weight and others)"),
-        ("bypass on MODEL", "a MODEL with a LoRA in bypass mode"),
-        ("bypass on CLIP", "a CLIP with a LoRA in bypass mode"),
-        ("quantised CLIP", "a quantised CLIP (its weights are in ComfyUI's comfy_quant format)"),
-        ("quantised MODEL", "a quantised MODEL (its weights are in ComfyUI's comfy_quant format)"),
+        ("weight wrapper", "The MODEL has functions on its weights (diffusion_model.out.2.weight and others)"),
+        ("bypass on MODEL", "The MODEL has a LoRA in bypass mode"),
+        ("bypass on CLIP", "The CLIP has a LoRA in bypass mode"),
+        ("quantised CLIP", "The CLIP is quantised (in ComfyUI's comfy_quant format)"),
+        ("quantised MODEL", "The MODEL is quantised (in ComfyUI's comfy_quant format)"),
     ],
 )
 def test_each_is_refused_in_words_of_its_own(read: dict[str, Any], case: str, sentence: str) -> None:
@@ -137,7 +137,7 @@ def test_a_schedule_that_was_set_on_a_clone_stays_with_the_clone(read: dict[str,
 def test_an_attention_function_and_several_gpus_are_named_and_not_used(read: dict[str, Any]) -> None:
     found = read["ignored"]
     assert found["none"] == []
-    assert ["attention function" in found["both"][0], "several GPUs" in found["both"][1]] == [True, True]
+    assert ["attention override" in found["both"][0], "several GPUs" in found["both"][1]] == [True, True]
     assert found["dropped"] == ["optimized_attention_override"]
     assert found["class image"] == 0
     assert found["effect"] > 0.1

@@ -65,7 +65,7 @@ class ProbeFeed:
                     ]
                 for event in told:
                     start = time.perf_counter()
-                    feed.note(event)
+                    feed.publish(event)
                     times.append(time.perf_counter() - start)
             feed.end("finished", {"step": 10_000})
         report = {
@@ -99,14 +99,14 @@ class ProbeMessage:
             for _ in range(live.MOST_POINTS):  # a full message, as the quickest training sends it
                 step += 1
                 feed._sent = time.monotonic()
-                feed.note(events.StepDone(step, 10_000, 0.3, 0.2, 0.1, 1e-4, 0.5, 0.01, 1.0))
+                feed.publish(events.StepDone(step, 10_000, 0.3, 0.2, 0.1, 1e-4, 0.5, 0.01, 1.0))
             series = {name: list(points) for name, points in feed._series.items()}
             time.sleep(0.002)  # the server has sent the last one: they never come one right after the other
             start = time.perf_counter()
             feed.send()
             sending.append(time.perf_counter() - start)
             start = time.perf_counter()
-            json.dumps({**feed.now(), "series": series})
+            json.dumps({**feed.state(), "series": series})
             encoding.append(time.perf_counter() - start)
         return {"ui": {"report": [{"sending": _milliseconds(sending), "encoding": _milliseconds(encoding)}]}}
 

@@ -95,11 +95,11 @@ class _SpoiltCodec(PoolingCodec):
 def test_a_wired_text_encoder_or_vae_that_gives_no_numbers_is_named(tmp_path: Path) -> None:
     """ComfyUI's own models encode there, so it shows in what they give."""
     broken = {
-        "the text encoder turns every prompt": dataclasses.replace(small_base(), prompts=_SpoiltPrompts("")),
-        "the text encoder turns the prompt 'a photo of ohwx dog'": dataclasses.replace(
+        "The text encoder turns every prompt": dataclasses.replace(small_base(), prompts=_SpoiltPrompts("")),
+        "The text encoder turns the prompt 'a photo of ohwx dog'": dataclasses.replace(
             small_base(), prompts=_SpoiltPrompts("ohwx")
         ),
-        "the VAE turns every photo": dataclasses.replace(small_base(), codec=_SpoiltCodec()),
+        "The VAE turns every photo": dataclasses.replace(small_base(), codec=_SpoiltCodec()),
     }
     for sentence, base in broken.items():
         with pytest.raises(SubjectBoothError) as refused:

@@ -134,7 +134,7 @@ def test_a_single_file_without_sd_2s_unused_last_layer_is_read(
     assert len(kept) < len(state)
     safetensors.torch.save_file(kept, path)
     assert torch.equal(_encoded(path), _encoded(single))
-    with pytest.raises(SubjectBoothError, match="saved without the last layer; needed: clip_skip 2"):
+    with pytest.raises(SubjectBoothError, match="saved without the last layer. Required: clip_skip 2"):
         load_base(path, clip_skip=1)
     # SDXL's second encoder gives the pooled prompt from its last layer: without it the file is broken.
     shape = NARROW["SDXL"].text_encoders[1]
@@ -289,14 +289,14 @@ def _edit_model(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (_pickled, "weights in diffusion_pytorch_model.bin; needed: a .safetensors file"),
-        (_flux, "a folder of FluxPipeline"),
-        (_index, "an index that names no files beside it"),
-        (_other_vae, "a VAE with 16 latent channels"),
+        (_pickled, "Weights in diffusion_pytorch_model.bin. Required: a .safetensors file"),
+        (_flux, "A folder of FluxPipeline"),
+        (_index, "An index that names no files beside it"),
+        (_other_vae, "A VAE with 16 latent channels"),
         (_edit_model, "8 input channels, an edit model"),
-        (lambda folder: shutil.rmtree(folder / "vae"), "a checkpoint without a VAE"),
-        (lambda folder: shutil.rmtree(folder / "text_encoder"), "a checkpoint without a text encoder"),
-        (lambda folder: shutil.rmtree(folder / "unet"), "a folder without unet/"),
+        (lambda folder: shutil.rmtree(folder / "vae"), "A checkpoint without a VAE"),
+        (lambda folder: shutil.rmtree(folder / "text_encoder"), "A checkpoint without a text encoder"),
+        (lambda folder: shutil.rmtree(folder / "unet"), "A folder without unet/"),
         (
             _config("scheduler", "scheduler_config.json", _class_name="EDMEulerScheduler"),
             "samples by EDMEulerScheduler",
@@ -308,9 +308,9 @@ def _edit_model(folder: Path) -> None:
         (_config("scheduler", "scheduler_config.json", prediction_type="sample"), "predicts 'sample'"),
         (
             _config("scheduler", "scheduler_config.json", beta_schedule="squaredcos_cap_v2"),
-            "a noise schedule of the kind",
+            "A noise schedule of the kind",
         ),
-        (_config("unet", "config.json", _class_name="UNet3DConditionModel"), "a UNet of the kind UNet3DConditionModel"),
+        (_config("unet", "config.json", _class_name="UNet3DConditionModel"), "A UNet of the kind UNet3DConditionModel"),
         (lambda folder: (folder / "scheduler" / "scheduler_config.json").write_text("{", "utf-8"), "that is not JSON"),
     ],
 )

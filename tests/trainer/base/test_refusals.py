@@ -85,11 +85,11 @@ ONE = torch.zeros(1)
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (_inputs(9), "9 input channels, an inpainting model; needed: a text-to-image model with 4"),
+        (_inputs(9), "9 input channels, an inpainting model. Required: a text-to-image model with 4"),
         (_inputs(8), "8 input channels, an edit model"),
         (_inputs(5), "5 input channels, a depth model"),
         (_inputs(7), "7 input channels, an upscaler"),
-        (_as(torch.float8_e4m3fn), "quantised to F8_E4M3; needed: weights in fp32, fp16 or bf16"),
+        (_as(torch.float8_e4m3fn), "quantised to F8_E4M3. Required: weights in fp32, fp16 or bf16"),
         (_as(torch.uint8), "quantised to U8"),
         (_with(**{f"{UNET.replace('.', '__')}out__2__scale_weight": ONE}), "quantised to fp8 with scales"),
         (_only(double_blocks__0__img_attn__qkv__weight=ONE), "(Flux or one of its relatives)"),
@@ -98,16 +98,16 @@ ONE = torch.zeros(1)
         (_only(lora_unet_mid_block_attentions_0_proj_in__alpha=ONE), "(a LoRA, not a whole model)"),
         (_with(edm_mean=ONE, edm_std=ONE), "samples by EDM"),
         (_with(**{"edm_vpred__sigma_max": ONE}), "samples by EDM"),
-        (_other_vae, "a VAE with 16 latent channels (of another family, such as SD 3 or Flux)"),
-        (_without("first_stage_model."), "a checkpoint without a VAE"),
-        (_without("cond_stage_model."), "a checkpoint without a text encoder"),
-        (_bare, "a UNet alone, without text encoder and VAE"),
-        (_bare_of_diffusers, "a UNet alone, without text encoder and VAE"),
+        (_other_vae, "A VAE with 16 latent channels (of another family, such as SD 3 or Flux)"),
+        (_without("first_stage_model."), "A checkpoint without a VAE"),
+        (_without("cond_stage_model."), "A checkpoint without a text encoder"),
+        (_bare, "A UNet alone, without text encoder and VAE"),
+        (_bare_of_diffusers, "A UNet alone, without text encoder and VAE"),
         (
             lambda state: {f"{UNET}{name}": tensor for name, tensor in _bare(state).items()},
-            "a UNet alone, without text encoder and VAE",
+            "A UNet alone, without text encoder and VAE",
         ),
-        (_with(**{f"{UNET.replace('.', '__')}unknown__weight": ONE}), "the UNet weight 'unknown.weight'"),
+        (_with(**{f"{UNET.replace('.', '__')}unknown__weight": ONE}), "The UNet weight 'unknown.weight'"),
     ],
 )
 def test_a_file_is_refused_in_one_sentence(
@@ -125,7 +125,7 @@ def test_a_file_is_refused_in_one_sentence(
     ("name", "content", "sentence"),
     [
         ("base.gguf", b"GGUF", "quantised to GGUF"),
-        ("base.ckpt", b"\x80\x02", "the format .ckpt; needed: a .safetensors file. Convert it; pickled"),
+        ("base.ckpt", b"\x80\x02", "the format .ckpt. Required: a .safetensors file. Convert it; pickled"),
         ("base.safetensors", b"", "cannot be read"),
         ("base.safetensors", b"\xff" * 64, "cannot be read"),
         ("base.safetensors", b"\x02\0\0\0\0\0\0\0[]", "cannot be read"),

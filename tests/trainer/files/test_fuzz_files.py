@@ -99,7 +99,7 @@ def test_a_header_of_100_mb_is_refused_unread(tmp_path: Path, monkeypatch: pytes
         file.write((100 * 2**20).to_bytes(8, "little"))
         file.truncate(100 * 2**20 + 8)
     monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("it was read"))
-    with pytest.raises(SubjectBoothError, match=r"a header of 104857600 bytes"):
+    with pytest.raises(SubjectBoothError, match=r"A header of 104857600 bytes"):
         read_lora(path)
 
 
@@ -108,7 +108,7 @@ def test_a_tensor_of_a_thousand_dimensions_is_refused(tmp_path: Path) -> None:
     header = json.dumps({"a": {"dtype": "F32", "shape": [1] * 1000, "data_offsets": [0, 4]}}).encode()
     path = tmp_path / "deep.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(SubjectBoothError, match="a tensor of 1000 dimensions, 'a'"):
+    with pytest.raises(SubjectBoothError, match="A tensor of 1000 dimensions, 'a'"):
         read_lora(path)
 
 

@@ -63,7 +63,7 @@ def test_a_photo_whose_latents_are_not_finite_is_named(tmp_path: Path, value: fl
     with pytest.raises(SubjectBoothError) as failure:
         assert not any(isinstance(event, StepDone) for event in run.events())
     said = str(failure.value)
-    assert "the VAE turns photo 2 (white.png) into values that are not numbers" in said
+    assert "The VAE turns photo 2 (white.png) into values that are not numbers" in said
     assert "Run the VAE in fp32" in said and "leave that picture out" in said
     assert "0.png" not in said and "class image" not in said
 
@@ -87,12 +87,12 @@ def test_a_loss_that_is_not_finite_by_itself_says_what_usually_helps(tmp_path: P
         return unet
 
     _, said = _stopped(tmp_path, dataclasses.replace(plain, build_unet=build), subject)
-    assert "a loss of " in said and "on photo 3 (2.png); needed" in said
+    assert "A loss of " in said and "on photo 3 (2.png). Required" in said
     assert "Lower the learning rate, or set precision to bf16 or fp32" in said
     # With three photos at once the culprit is still told from the others.
     whole = dataclasses.replace(CONFIG, train_batch_size=3)
     _, said = _stopped(tmp_path / "batch", dataclasses.replace(plain, build_unet=build), subject, whole)
-    assert "on photo 3 (2.png); needed" in said
+    assert "on photo 3 (2.png). Required" in said
     assert "0.png" not in said and "class image" not in said
 
 
@@ -116,7 +116,7 @@ def test_a_gradient_that_is_not_finite_names_the_batch(tmp_path: Path) -> None:
 
     done, said = _stopped(tmp_path, dataclasses.replace(plain, build_unet=build), small_subject(1))
     assert done == 0
-    assert "a gradient norm of nan at step 1, on photo 1 (0.png), class image " in said
+    assert "A gradient norm of nan at step 1, on photo 1 (0.png), class image " in said
 
 
 @pytest.mark.parametrize(("scale", "stops"), [(None, True), (65536.0, False), (1.0, False), (0.5, True)])

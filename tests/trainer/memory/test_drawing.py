@@ -187,7 +187,7 @@ def test_class_images_drawn_together_are_those_drawn_alone(tmp_path: Path, monke
     limit = Limit(4)
     assert _class_images(tmp_path / "less memory", hook=limit).latents.shape == (5, 4, 8, 8)
     assert limit.sizes == [8] + [4] * 6 + [2] * 3
-    with pytest.raises(SubjectBoothError, match="too little memory on cpu for a class image"):
+    with pytest.raises(SubjectBoothError, match="Too little memory on cpu for a class image"):
         _class_images(tmp_path / "none", hook=Limit(1))
 
 

@@ -187,7 +187,7 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
 
 def test_values_that_are_not_numbers_are_not_kept(tmp_path: Path) -> None:
     store = PriorStore(tmp_path, RECIPE)
-    with pytest.raises(SubjectBoothError, match="class images 5 to 6 came out as values that are not numbers"):
+    with pytest.raises(SubjectBoothError, match="Class images 5 to 6 came out as values that are not numbers"):
         store.save([4, 5], torch.full((2, 4, 8, 8), torch.nan))
     assert store.load() == ({}, [])
 
@@ -195,13 +195,13 @@ def test_values_that_are_not_numbers_are_not_kept(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(SubjectBoothError, match="class images cannot be kept"):
+    with pytest.raises(SubjectBoothError, match="Class images cannot be kept"):
         PriorStore(tmp_path, RECIPE).save([0], torch.zeros(1, 4, 8, 8))
 
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "root").write_bytes(b"")
-    with pytest.raises(SubjectBoothError, match="class images cannot be kept"):
+    with pytest.raises(SubjectBoothError, match="Class images cannot be kept"):
         PriorStore(tmp_path / "root", RECIPE).save([0], torch.zeros(1, 4, 8, 8))
 
 
@@ -219,7 +219,7 @@ def test_excluded_pictures_are_left_out(tmp_path: Path) -> None:
     assert everything.hashes == tuple(hashes) and everything.digest != priors.digest
     other = PriorStore(tmp_path, replace(RECIPE, prompt="another prompt"))
     assert class_priors(pictures, used, other, "SD 1.x").digest != priors.digest
-    with pytest.raises(SubjectBoothError, match="every class image is excluded"):
+    with pytest.raises(SubjectBoothError, match="Every class image is excluded"):
         class_priors(pictures, {}, store, "SD 1.x")
 
 
@@ -322,7 +322,7 @@ def test_a_file_that_cannot_be_read_now_is_not_taken_for_damaged(
 
     with monkeypatch.context() as held:
         held.setattr(Path, "read_bytes", refuse)
-        with pytest.raises(SubjectBoothError, match="class images cannot be read"):
+        with pytest.raises(SubjectBoothError, match="Class images cannot be read"):
             store.load()
     assert path.is_file()
     assert list(store.load()[0]) == [0]

@@ -161,8 +161,8 @@ def test_the_command_shows_first_and_removes_with_yes(tmp_path: Path, capsys: py
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        (["--limit", "much"], "the size 'much'"),
-        (["--limit", "5GB", "--output_dir", "/no/such"], "no folder with runs"),
+        (["--limit", "much"], "The size 'much'"),
+        (["--limit", "5GB", "--output_dir", "/no/such"], "No folder with runs"),
     ],
 )
 def test_mistakes_of_the_command(
@@ -182,7 +182,7 @@ def test_runs_of_comfyui_need_to_be_told_where_its_loras_are(
 ) -> None:
     _run(tmp_path, 1, 90)
     assert main(["clean", "--output_dir", str(tmp_path), "--yes", "--limit", "0"]) == 2
-    assert "no folder with LoRAs" in capsys.readouterr().err
+    assert "No folder with LoRAs" in capsys.readouterr().err
 
 
 def test_loras_on_another_drive_keep_their_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -196,7 +196,7 @@ def test_loras_on_another_drive_keep_their_runs(tmp_path: Path, capsys: pytest.C
     assert str(drive) in capsys.readouterr().out
     drive.rename(tmp_path / "unplugged")
     assert main(arguments) == 2
-    assert f"no folder with LoRAs at {drive}" in capsys.readouterr().err
+    assert f"No folder with LoRAs at {drive}" in capsys.readouterr().err
     assert needed.path.is_dir()
     assert main([*arguments, "--loras", str(output)]) == 0
     assert not needed.path.exists()

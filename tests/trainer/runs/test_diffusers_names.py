@@ -150,8 +150,8 @@ def test_pefts_settings_next_to_its_file_count(tmp_path: Path) -> None:
     [
         ("[]", "no JSON object"),
         ("{", "no JSON object"),
-        ('{"lora_alpha": "8"}', "the alpha '8'"),
-        ('{"lora_alpha": NaN}', "the alpha 'nan'"),
+        ('{"lora_alpha": "8"}', "The alpha '8'"),
+        ('{"lora_alpha": NaN}', "The alpha 'nan'"),
     ],
 )
 def test_settings_that_make_no_sense_are_rejected(tmp_path: Path, config: str, said: str) -> None:

@@ -151,7 +151,7 @@ def test_a_disk_that_is_really_full_and_another_than_the_usual_one(small_disk: P
     assert publish(lora, small_disk, "рекс").path.is_file()
     lora.write_bytes(sealed({"a": torch.zeros(1 << 20)}, {"subjectbooth.run_key": "k"}))
     whole = (small_disk / "рекс.safetensors").read_bytes()
-    with pytest.raises(SubjectBoothError, match="the LoRA cannot be written"):
+    with pytest.raises(SubjectBoothError, match="The LoRA cannot be written"):
         publish(lora, small_disk, "рекс")
     assert (small_disk / "рекс.safetensors").read_bytes() == whole
 

@@ -29,16 +29,16 @@ RIGHT = "the right to write there"
 CASES = {
     "an empty folder": ("empty", [], RIGHT),
     "a folder that is to be made": ("empty/new", [], RIGHT),
-    "class images": ("empty", ["--num_class_images", "1"], "the LoRA cannot be written (Permission denied)"),
+    "class images": ("empty", ["--num_class_images", "1"], "The LoRA cannot be written (Permission denied)"),
     "a longer run": ("done", ["--steps", "3"], RIGHT),
     "a forced second run": ("done", ["--force_retrain"], RIGHT),
     "a folder that nobody may enter": ("shut", [], RIGHT),
     "runs that nobody may enter": ("shut runs", [], RIGHT),
-    "class images that nobody may read": ("shut", ["--num_class_images", "1"], "class images cannot be read"),
+    "class images that nobody may read": ("shut", ["--num_class_images", "1"], "Class images cannot be read"),
     "cleaning up": ("shut", ["clean"], "cannot be read (Permission denied)"),
-    "only the LoRA": ("only runs", [], "the LoRA cannot be written (Permission denied)"),
-    "a shut folder for the LoRA": ("only runs", ["--output_name", "pets/cat"], "the LoRA cannot be written"),
-    "a checkpoint that nobody may read": ("open", ["--base", "shut.safetensors"], "a checkpoint that cannot be opened"),
+    "only the LoRA": ("only runs", [], "The LoRA cannot be written (Permission denied)"),
+    "a shut folder for the LoRA": ("only runs", ["--output_name", "pets/cat"], "The LoRA cannot be written"),
+    "a checkpoint that nobody may read": ("open", ["--base", "shut.safetensors"], "A checkpoint that cannot be opened"),
 }  # fmt: skip
 """Where it is tried, with which options besides, and what is said."""
 
@@ -129,7 +129,7 @@ def tried(folder: Path) -> dict[str, Any]:
 @pytest.mark.parametrize("case", list(CASES))
 def test_it_is_one_sentence(tried: dict[str, Any], case: str) -> None:
     told = tried[case]
-    sentences = [line for line in told["error"].splitlines() if "; needed: " in line]
+    sentences = [line for line in told["error"].splitlines() if ". Required: " in line]
     print(sentences)
     assert told["code"] == 2, told["error"]
     assert len(sentences) == 1

@@ -186,8 +186,8 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ("wrong", "sentence"),
     [
         (["--masked_loss"], "masked_loss without a mask"),
-        (["--rank", "64"], "rank 64; needed: 32 or less"),
-        (["--output_name", "blocked/x"], "the LoRA cannot be written"),
+        (["--rank", "64"], "rank 64. Required: 32 or less"),
+        (["--output_name", "blocked/x"], "The LoRA cannot be written"),
         (["--output_name", "~/x"], "leaves the LoRA folder"),
     ],
 )

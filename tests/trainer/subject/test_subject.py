@@ -183,11 +183,11 @@ def test_the_digest_is_of_content_and_nothing_else() -> None:
 @pytest.mark.parametrize(
     ("options", "says"),
     [
-        ({"resolution": 500}, "resolution 500; needed: a multiple of 8"),
-        ({"resolution": 0}, "resolution 0; needed: 64 to 4096"),
+        ({"resolution": 500}, "resolution 500. Required: a multiple of 8"),
+        ({"resolution": 0}, "resolution 0. Required: 64 to 4096"),
         ({"resolution": True}, "resolution True"),
         ({"resolution": 512.0}, "resolution 512.0"),
-        ({"crop": "stretch"}, "crop 'stretch'; needed: one of center, pad, subject"),
+        ({"crop": "stretch"}, "crop 'stretch'. Required: one of center, pad, subject"),
         ({"token": ""}, "token is empty"),
         ({"prompt_template": "a photo"}, "names no token"),
     ],
@@ -199,7 +199,7 @@ def test_settings_that_cannot_be_used(options: dict[str, object], says: str) -> 
 
 
 def test_no_photo() -> None:
-    with pytest.raises(SubjectBoothError, match="no photo was given"):
+    with pytest.raises(SubjectBoothError, match="No photo was given"):
         make_subject([], class_word="cat")
 
 
@@ -277,7 +277,7 @@ def test_a_masked_loss_with_every_mask_outside_the_crop_is_refused() -> None:
     assert made.warnings[-1].startswith("The masks of 0.png, 1.png and 2.png are outside the crop 'center'")
     with pytest.raises(SubjectBoothError) as caught:
         made.check_masks(128)
-    assert "every mask is outside the crop 'center': 0.png, 1.png and 2.png; needed:" in str(caught.value)
+    assert "every mask is outside the crop 'center': 0.png, 1.png and 2.png. Required:" in str(caught.value)
     assert subject(left_cut_out("0.png", 80)).check_masks(128) == "", "a part of it is inside"
 
 

@@ -281,14 +281,14 @@ def missing(path: Path) -> None:
         ("cut.jpg", cut_off, "cut.jpg is damaged or cut off"),
         ("cut.png", cut_off, "cut.png is damaged or cut off"),
         ("flip.png", flipped, "flip.png is damaged or cut off"),
-        ("bomb.png", bomb, "bomb.png claims a size far beyond any photo; needed: at most 120 million pixels"),
-        ("bomb2.png", small_bomb, "bomb2.png is 13000x10000 pixels; needed: at most 120 million pixels"),
-        ("one.png", one_pixel, "one.png is 1x1 pixels; needed: at least 32 pixels on each side"),
-        ("ribbon.png", ribbon, "ribbon.png is 20000x50 pixels; needed: a long side at most 8 times"),
+        ("bomb.png", bomb, "bomb.png claims a size far beyond any photo. Required: at most 120 million pixels"),
+        ("bomb2.png", small_bomb, "bomb2.png is 13000x10000 pixels. Required: at most 120 million pixels"),
+        ("one.png", one_pixel, "one.png is 1x1 pixels. Required: at least 32 pixels on each side"),
+        ("ribbon.png", ribbon, "ribbon.png is 20000x50 pixels. Required: a long side at most 8 times"),
         ("clear.png", transparent, "clear.png is fully transparent"),
         ("nan.tif", not_numbers, "nan.tif is damaged or cut off"),
-        ("phone.heic", heic, "phone.heic is a HEIC picture; needed: JPEG, PNG or WebP"),
-        ("camera.DNG", heic, "camera.DNG is a camera's RAW file; needed: JPEG, PNG or WebP"),
+        ("phone.heic", heic, "phone.heic is a HEIC picture. Required: JPEG, PNG or WebP"),
+        ("camera.DNG", heic, "camera.DNG is a camera's RAW file. Required: JPEG, PNG or WebP"),
         ("dir.png", folder, "dir.png is a folder"),
         ("gone.png", missing, "gone.png does not exist"),
     ],
@@ -384,7 +384,7 @@ def test_folders_are_listed_in_natural_order(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "sub").mkdir()
     assert [p.name for p in list_photos(tmp_path)] == ["dog1.png", "Dog2.JPG", "dog10.png", "x.heic"]
-    with pytest.raises(SubjectBoothError, match="no picture in the folder 'sub'"):
+    with pytest.raises(SubjectBoothError, match="No picture in the folder 'sub'"):
         list_photos(tmp_path / "sub")
     (tmp_path / "sub" / "10_ohwx old dog").mkdir()
     (tmp_path / "sub" / "10_ohwx old dog" / "a.PNG").write_bytes(b"x")
@@ -392,5 +392,5 @@ def test_folders_are_listed_in_natural_order(tmp_path: Path) -> None:
     with pytest.raises(SubjectBoothError) as caught:
         list_photos(tmp_path / "sub")
     assert 'Choose the folder sub/10_ohwx old dog (token "ohwx", class word "old dog")' in str(caught.value)
-    with pytest.raises(SubjectBoothError, match="the folder 'none' cannot be read"):
+    with pytest.raises(SubjectBoothError, match="The folder 'none' cannot be read"):
         list_photos(tmp_path / "none")

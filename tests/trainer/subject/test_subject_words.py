@@ -177,7 +177,7 @@ def test_russian_is_read_right_or_not_at_all(tmp_path: Path, encoding: str) -> N
 
 def test_a_missing_caption_file_is_named(tmp_path: Path) -> None:
     assert caption_file_of(tmp_path / "my dog.final.jpg").name == "my dog.final.txt"
-    with pytest.raises(SubjectBoothError, match="there is no caption file dog.txt"):
+    with pytest.raises(SubjectBoothError, match="There is no caption file dog.txt"):
         read_caption(tmp_path / "dog.txt")
 
 

@@ -1,4 +1,4 @@
-"""What LoadSubjectImages would make of its photos, for its panel: pictures as training sees them, warnings, words."""
+"""Preview for the panel of LoadSubjectImages: the photos as training sees them, warnings and captions."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from ..trainer.subject.trigger import check_token, check_word
 from .photo_sources import Source
 
 MOST_SHOWN = 48
-"""Photos in the panel: each is decoded for it."""
+"""Maximum number of photos in the panel, as each must be decoded."""
 THUMBNAIL_SIDE = 192
 MOST_LETTERS = 300
-"""Of a caption."""
+"""Maximum length of a caption."""
 
 
 @dataclass(frozen=True)
@@ -35,10 +35,10 @@ class Seen:
     """One photo as the panel shows it.
 
     Attributes:
-        look: for the checks.
-        thumbnail: the training square as a ``data:`` address.
-        notes: of the reading.
-        is_cut: whether the crop leaves nothing of its mask.
+        look: measurements for the photo checks.
+        thumbnail: the training image as a ``data:`` URL.
+        notes: notes from reading the file.
+        is_cut: whether the crop cuts off the whole mask.
     """
 
     look: Look
@@ -48,15 +48,15 @@ class Seen:
 
 
 def describe_photos(widgets: dict[str, Any]) -> dict[str, Any]:
-    """What the node would say of these widget values; nothing is written and no model is touched.
+    """What the node would report for these widget values. Writes nothing and uses no model.
 
     Args:
-        widgets: the node's values by name, as the editor holds them; what is missing is empty.
+        widgets: the node's widget values by name; missing ones count as empty.
 
     Returns:
         ``photos`` (name, thumbnail, size, warnings and their kinds, the number of its group of near-duplicates, the
-        caption out of its file, or an error), ``count``, ``warnings`` about the whole, the two sentences the words
-        make, and ``problem`` where the node would refuse.
+        caption from its file, or an error), ``count``, ``warnings`` about the set as a whole, the instance prompt
+        and class prompt, and ``problem`` if the node would reject the words.
 
     Raises:
         SubjectBoothError: the sources or settings cannot be used.
@@ -65,7 +65,7 @@ def describe_photos(widgets: dict[str, Any]) -> dict[str, Any]:
     source.check(may_be_none=True)
     resolution, crop = check_resolution(widgets.get("resolution", 512)), widgets.get("crop", CROPS[0])
     if crop not in CROPS:
-        raise SubjectBoothError(f"crop {str(crop)[:40]!r}", f"one of {', '.join(CROPS)}", "choose one", "crop")
+        raise SubjectBoothError(f"crop {str(crop)[:40]!r}", f"one of {', '.join(CROPS)}", "choose one of them", "crop")
     paths = source.paths()
     shown = [_photo(path, resolution, crop) for path in paths[:MOST_SHOWN]]
     seen = [(index, photo) for index, photo in enumerate(shown) if isinstance(photo, Seen)]
@@ -110,7 +110,7 @@ def describe_photos(widgets: dict[str, Any]) -> dict[str, Any]:
 
 
 def _words(widgets: dict[str, Any], sample_class_word: str) -> dict[str, Any]:
-    """The sentences that token and class word make, or why they make none."""
+    """The prompts made from token and class word, or why there are none."""
     from .subject import clip_tokenize
 
     class_word = str(widgets.get("class_word") or "")
@@ -130,7 +130,7 @@ def _words(widgets: dict[str, Any], sample_class_word: str) -> dict[str, Any]:
 
 
 def _add_captions(photos: list[dict[str, Any]], paths: list[Path], widgets: dict[str, Any], class_word: str) -> None:
-    """Put each photo's caption with it, or as its error why the caption file cannot be used."""
+    """Add each photo's caption, or an error if its caption file cannot be used."""
     for entry, path in zip(photos, paths, strict=False):
         try:
             caption = fill(read_caption(caption_file_of(path)), str(widgets.get("token") or ""), class_word)
@@ -147,12 +147,12 @@ def _photo(path: Path, resolution: int, crop: str) -> Seen | str:
     except SubjectBoothError as error:
         return str(error)
     except OSError as error:
-        return f"{path.name} cannot be opened ({error.strerror or type(error).__name__})"
+        return f"{path.name} cannot be opened ({error.strerror or type(error).__name__})."
 
 
 @functools.lru_cache(maxsize=256)
 def _seen(path: Path, _changed: int, _size: int, resolution: int, crop: str) -> Seen:
-    """By the file's time and size besides its name, so that a changed file is read again."""
+    """Cached by modification time and size as well, so that a changed file is read again."""
     decoded = read_photo(path)
     photo = Photo(decoded.pixels, decoded.mask, "", path.name)
     pixels, _ = training_square(photo, resolution, crop)
@@ -161,7 +161,7 @@ def _seen(path: Path, _changed: int, _size: int, resolution: int, crop: str) -> 
 
 
 def data_address(picture: Image.Image) -> str:
-    """A small JPEG of a picture as a ``data:`` address, which needs no route of its own."""
+    """A small JPEG of an image as a ``data:`` URL, which needs no route."""
     small = picture.convert("RGB")
     small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
     file = io.BytesIO()
