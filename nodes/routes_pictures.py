@@ -51,7 +51,7 @@ async def lora(request: web.Request) -> Any:
 
 async def class_images(request: web.Request) -> Any:
     """The class images in one of the pack's folders, oldest first."""
-    folder = inside(pack_output_dir() / "class_images", request.query.get("folder", ""))
+    folder = named_path(pack_output_dir() / "class_images", request.query.get("folder", ""))
     return await _in_worker(lambda: list_class_images(folder))
 
 
@@ -95,7 +95,7 @@ def _validation_picture(metadata: dict[str, str]) -> Path | None:
     root = pack_output_dir()
     for path in reversed(up_to):
         try:
-            return inside(root, path.relative_to(root).as_posix(), folders=True)
+            return named_path(root, path.relative_to(root).as_posix(), folders=True)
         except RouteError:  # a link that leads elsewhere is not one of our images
             continue
     return None

@@ -20,8 +20,8 @@ Each run below was ended with `kill -9` at random moments and restarted until it
 images and the loss of every step were compared with those of the same run without kills. A kill costs the steps since
 the last checkpoint, plus the step or the batch of class images in progress.
 
-The trainer on a model of a few thousand weights, in forks of one process (`tests/trainer/runs/kill_driver.py`), with a checkpoint
-after every step:
+The trainer on a model of a few thousand weights, in forks of one process
+(`tests/trainer/runs/kill_driver.py`), with a checkpoint after every step:
 
 {forks}
 
