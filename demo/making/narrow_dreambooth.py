@@ -2,13 +2,12 @@
 
 One run says little: another seed moves a gain by some hundredths. Every channel of the wide model lies there several
 times, so its LoRA is a LoRA on the narrow one whose lora_down is the sum of the copies' own. It starts with the same
-spread, and takes the steps that the wide one takes under Adam if its learning rates follow (:func:`parameter_groups`).
+spread, and takes the steps that the wide one takes under Adam if its learning rates follow (:func:`rate_factor`).
 What differs: the random start, the wide time features between the narrow ones, and that no gradient is clipped.
 """
 
 from __future__ import annotations
 
-import copy
 import math
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -18,7 +17,6 @@ from statistics import mean
 from typing import Any
 
 import torch
-from torch import nn
 
 from ..base import WEIGHTS
 from ..expand import UNET_REPEAT, divisor
@@ -36,84 +34,58 @@ from .measure_dreambooth import (
     figures_of,
 )
 from .narrow import Narrow, load_narrow
-from .schedule import STEPS as TIMESTEPS
-from .schedule import alphas_cumprod, sample
+from .schedule import sample
 from .subjects import SUBJECTS
-from .words import token_ids
 
 SEEDS = 4
 CLASS_SEED = 7000
 
 
-def parameter_groups(unet: nn.Module, learning_rate: float) -> list[dict[str, Any]]:
-    """The LoRA's weights, each with the rate at which the narrow model's LoRA moves as the wide one's does.
+def rate_factor(name: str) -> float:
+    """How much faster a weight of the narrow model's LoRA has to move so that it moves as the wide one's does.
 
     Adam moves every copy of a column of lora_down by the rate, and their sum by as many rates as there are copies. The
     wide query is smaller by the root of the copies, so its lora_up counts that much more in the narrow one.
+
+    Args:
+        name: ``"<layer>.lora_A.weight"`` or ``"<layer>.lora_B.weight"``.
     """
-    groups = []
-    for name, parameter in unet.named_parameters():
-        if not parameter.requires_grad:
-            continue
-        layer, kind = name.split(".lora_")
-        root = math.sqrt(UNET_REPEAT) if layer.endswith("to_q") else 1.0
-        copies = UNET_REPEAT if layer == "time_embed.0" else divisor(f"unet.{layer}.weight") / root
-        factor = copies if kind.startswith("A") else root
-        groups.append({"params": [parameter], "lr": factor * learning_rate})
-    return groups
-
-
-class _AsDiffusers(nn.Module):
-    """The narrow UNet, called as the trainer calls diffusers' one."""
-
-    def __init__(self, unet: nn.Module) -> None:
-        super().__init__()
-        self.unet = unet
-
-    def forward(
-        self, x: torch.Tensor, steps: torch.Tensor, encoder_hidden_states: torch.Tensor, **others: object
-    ) -> tuple[torch.Tensor]:
-        return (self.unet(x, steps, encoder_hidden_states),)
+    layer, kind = name.split(".lora_")
+    root = math.sqrt(UNET_REPEAT) if layer.endswith("to_q") else 1.0
+    copies = UNET_REPEAT if layer == "time_embed.0" else divisor(f"unet.{layer}.weight") / root
+    return copies if kind.startswith("A") else root
 
 
 def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float) -> Narrow:
     """The nets after STEPS steps on the subject *name*, their LoRA's running average in the UNet."""
-    from trainer.base.conditioning import Conditioning
-    from trainer.base.sd.schedule import make_noise_scheduler
     from trainer.config import TrainConfig
-    from trainer.learn.adapter import inject
-    from trainer.learn.data import TrainingData, make_batches
-    from trainer.learn.ema import AdapterAverage
-    from trainer.learn.loss import batch_losses
+    from trainer.learn.data import TrainingData
+    from trainer.learn.loop import Training
+    from trainer.preserve.class_images import ClassImages
+    from trainer.preserve.priors import ClassPriors
+
+    from .narrow_denoiser import narrow_base
 
     word = SUBJECTS[name].class_word
     plain, special = caption(word, None), f"a photo of ohwx {word}"
     config = TrainConfig(
+        steps=STEPS, learning_rate=learning_rate, seed=seed, resolution=64, max_grad_norm=0.0, weight_decay=0.0,
         rank=SETTINGS["rank"], network_alpha=SETTINGS["network_alpha"], lora_targets=OPTIONS["lora_targets"],
-        train_batch_size=SETTINGS["train_batch_size"], seed=seed,
+        train_batch_size=SETTINGS["train_batch_size"], prior_loss_weight=SETTINGS["prior_loss_weight"],
+        snr_gamma=OPTIONS["snr_gamma"], ema_decay=OPTIONS["ema_decay"], gradient_checkpointing="off",
     )  # fmt: skip
-    unet = copy.deepcopy(nets.unet)
-    parameters = inject(unet, config)
-    average = AdapterAverage(parameters, OPTIONS["ema_decay"])
-    optimizer = torch.optim.AdamW(parameter_groups(unet, learning_rate), weight_decay=0.0)
-    with torch.no_grad():
-        latents = nets.encoder(photos(name, "train"))
-        context = {text: Conditioning(nets.text(token_ids([text]))) for text in (plain, special)}
+    base = narrow_base(nets)
+    latents = base.codec.encode(photos(name, "train"))
+    encoded = dict(zip((plain, special), base.prompts.encode((plain, special)), strict=True))
     seeds = [CLASS_SEED + CLASS_IMAGES * seed + i for i in range(CLASS_IMAGES)]
     class_images = sample(nets.unet, nets.text, [plain] * CLASS_IMAGES, seeds, SAMPLE_STEPS, CLASS_CFG)
-    data = TrainingData(latents, (special,) * len(latents), context, class_images, plain)
-    noise_scheduler = make_noise_scheduler(alphas_cumprod(), "epsilon")
-    weight, snr_gamma = SETTINGS["prior_loss_weight"], OPTIONS["snr_gamma"]
-    for step in range(STEPS):
-        (batch,) = make_batches(data, config, TIMESTEPS, step, torch.device("cpu"))
-        loss = batch_losses(_AsDiffusers(unet), noise_scheduler, batch, weight, snr_gamma).total
-        optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        optimizer.step()
-        average.update(step)
-    for parameter, value in zip(parameters, average.average, strict=True):
-        parameter.data.copy_(value)
-    return replace(nets, unet=unet)
+    way = ClassImages(ClassPriors(class_images, plain, (), ""))
+    data = TrainingData(latents, (special,) * len(latents), encoded, way)
+    cpu = torch.device("cpu")
+    with Training(base, data, config, device=cpu, rate_factor=rate_factor) as training:
+        for _ in training.events():
+            pass
+        return replace(nets, unet=training.averaged_network())
 
 
 def row_of(nets: Narrow, judge: LoadedJudge, name: str, seed: int, learning_rate: float) -> dict[str, Any]:

@@ -23,7 +23,7 @@ REPEAT = 5
 def time_features(steps: torch.Tensor) -> torch.Tensor:
     """Sinusoidal features float32 [n, 64]: every REPEAT-th of the 160 frequencies of SD 1.5 (cosines, then sines)."""
     half = CHANNELS // 2
-    frequencies = torch.exp(-math.log(10000) * torch.arange(half) / half)
+    frequencies = torch.exp(-math.log(10000) * torch.arange(half, device=steps.device) / half)
     angles = steps.float()[:, None] * frequencies
     return torch.cat([angles.cos(), angles.sin()], 1)
 

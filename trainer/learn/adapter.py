@@ -130,6 +130,11 @@ def adapter_state(module: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach().cpu().clone() for name, parameter in _adapter_parameters(module).items()}
 
 
+def parameter_names(module: nn.Module) -> list[str]:
+    """What :func:`adapter_state` calls the trainable parameters, in their order."""
+    return list(_adapter_parameters(module))
+
+
 def load_adapter_state(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
     """Set the weights that :func:`adapter_state` gave.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -26,6 +26,9 @@ from .checkpoint import Checkpoint
 from .ema import AdapterAverage
 from .optimizers import make_optimizer, usable_optimizer
 
+RateFactor = Callable[[str], float]
+"""A factor of the learning rate, for an adapter's weight by name (``"<layer>.lora_A.weight"``)."""
+
 NETWORK = "unet"
 """What a checkpoint calls the network, of whatever kind, among the modules with a LoRA."""
 
@@ -40,6 +43,7 @@ class Assembly:
         resume: weights and optimizer state to go on with.
         load: what one step takes in.
         free_memory: bytes free on a device; None asks torch and the system.
+        rate_factor: see :class:`trainer.learn.loop.Training`.
 
     Attributes:
         modules: network and text encoders by name, as they were built.
@@ -59,6 +63,7 @@ class Assembly:
         resume: Checkpoint | None,
         load: Load,
         free_memory: FreeMemory | None = None,
+        rate_factor: RateFactor | None = None,
     ) -> None:
         from accelerate import Accelerator
         from accelerate.utils import AutocastKwargs
@@ -89,6 +94,8 @@ class Assembly:
         for module in self.modules.values():
             module.train()  # diffusers checkpoints activations in train mode only; the base has no dropout
         self._groups = parameters, text_parameters
+        names = adapter.parameter_names(self.modules[NETWORK])
+        self._factors = [rate_factor(name) for name in names] if rate_factor else []
         self.plan = self._make_plan(kept, load, free_memory or free_bytes)
         self.chosen = self.plan.chosen
         for module in self.modules.values():
@@ -237,7 +244,8 @@ class Assembly:
         self.accelerator.free_memory()
 
     def _make_optimizer(self) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
-        return make_optimizer(*self._groups, replace(self._config, optimizer=self.chosen.optimizer), self.device)
+        config = replace(self._config, optimizer=self.chosen.optimizer)
+        return make_optimizer(*self._groups, config, self.device, self._factors)
 
     def _make_plan(self, kept: Chosen | None, load: Load, free_memory: FreeMemory) -> Plan:
         network, *text_encoders = self.modules.values()

@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections import deque
 from collections.abc import Generator, Iterator
@@ -13,6 +14,7 @@ from contextlib import ExitStack
 from types import TracebackType
 
 import torch
+from torch import nn
 
 from ..base.base_model import BaseModel
 from ..base.conditioning import concatenate
@@ -25,7 +27,7 @@ from ..machine.out_of_memory import free_bytes, free_memory, is_out_of_memory, m
 from ..memory.drawing import Drawing, draw_all, pictures_at_once
 from ..memory.plan import FreeMemory, Plan
 from ..memory.step_down import step_down
-from .assembly import Assembly
+from .assembly import NETWORK, Assembly, RateFactor
 from .checkpoint import Checkpoint
 from .data import TrainingData, largest_load
 from .gradients import TOTAL, Gradients
@@ -46,6 +48,7 @@ class Training:
         resume: where to go on; None starts from step 0.
         device: where to train; None lets accelerate choose (under ``accelerate launch`` each process gets its own).
         free: bytes free on a device, for the plan; None asks torch and the system.
+        rate_factor: of the learning rate for each of the network's adapter weights; None is 1 for all.
 
     Raises:
         SubjectBoothError: a package is missing, or a setting does not fit the base.
@@ -60,10 +63,12 @@ class Training:
         resume: Checkpoint | None = None,
         device: torch.device | None = None,
         free: FreeMemory | None = None,
+        rate_factor: RateFactor | None = None,
     ) -> None:
         require("torch", "diffusers", "peft", "accelerate")
         self._base, self._data, self._config = base, data, config
         self._shown, self._resume, self._device, self._free = shown, resume, device, free
+        self._rate_factor = rate_factor
         self._assembly: Assembly | None = None
         self.step = resume.step if resume else 0
         self.losses: list[dict[str, float]] = list(resume.losses) if resume else []
@@ -109,6 +114,12 @@ class Training:
         assert self._assembly is not None
         with own_numerics():
             return self._assembly.lora()
+
+    def averaged_network(self) -> nn.Module:
+        """A copy of the network with the adapter that :meth:`lora` gives, to draw with after the training."""
+        assert self._assembly is not None
+        with own_numerics(), self._assembly.averaged():
+            return copy.deepcopy(self._assembly.modules[NETWORK]).eval()
 
     def events(self) -> Iterator[Event]:
         """Train from the current step to the last one.
@@ -164,7 +175,9 @@ class Training:
     def _build(self) -> Assembly:
         data = self._data
         load = self._load = largest_load(data, self._config.train_batch_size)
-        state = self._assembly = Assembly(self._base, self._config, self._device, self._resume, load, self._free)
+        state = self._assembly = Assembly(
+            self._base, self._config, self._device, self._resume, load, self._free, self._rate_factor
+        )
         self._leaving.callback(state.close)
         self._gradients = Gradients(self._base.denoiser, data, self._config, state, load.pictures)
         self._leaving.callback(self._gradients.close)

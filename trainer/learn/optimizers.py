@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ def make_optimizer(
     text_encoders: list[nn.Parameter],
     config: TrainConfig,
     device: torch.device,
+    factors: Sequence[float] = (),
 ) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
     """The optimizer that was asked for, or AdamW and a sentence that says why.
 
@@ -30,8 +32,15 @@ def make_optimizer(
 
     AdamW: arXiv 1711.05101; 8-bit: arXiv 2110.02861; Adafactor (without its own schedule): arXiv 1804.04235;
     Prodigy: arXiv 2306.06101.
+
+    Args:
+        factors: of the learning rate, one for each of the network's parameters; empty for one rate for all.
     """
-    groups = [{"params": unet, "initial_lr": config.learning_rate, "lr": config.learning_rate}]
+    shared = (
+        [(unet, 1.0)] if not factors else [([weight], factor) for weight, factor in zip(unet, factors, strict=True)]
+    )
+    rates = [(parameters, factor * config.learning_rate) for parameters, factor in shared]
+    groups = [{"params": parameters, "initial_lr": rate, "lr": rate} for parameters, rate in rates]
     if text_encoders:
         # Prodigy finds one rate for everything and refuses groups of different ones.
         rate = config.learning_rate if config.optimizer == "prodigy" else config.text_encoder_lr

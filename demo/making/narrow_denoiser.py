@@ -1,0 +1,98 @@
+"""The narrow UNet as the trainer trains on it. Import it in a shell only, where the trainer is a package of its own."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.base.base_model import BaseModel
+from trainer.base.conditioning import Conditioning
+from trainer.base.sd.denoiser import DiffusersUNet
+from trainer.base.sd.families import SD1
+from trainer.base.sd.layout import LdmLayout
+from trainer.base.sd.schedule import make_noise_scheduler
+
+from .narrow import Narrow
+from .schedule import alphas_cumprod
+from .unet import UNet
+
+
+@dataclass(frozen=True)
+class NarrowUNet(DiffusersUNet):
+    """Stable Diffusion's noise around the narrow UNet.
+
+    Attributes:
+        unet: the base; every training gets a copy.
+    """
+
+    unet: UNet
+
+    def build(self, dtype: torch.dtype) -> nn.Module:
+        """A copy."""
+        return copy.deepcopy(self.unet).to(dtype)
+
+    def outline(self) -> None:
+        """Not needed: it is small."""
+
+    def use_attention(self, network: nn.Module, attention: str) -> tuple[str, str]:
+        """It has a way of its own."""
+        return attention, ""
+
+    def predict(
+        self, network: Any, noisy_latents: torch.Tensor, times: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """The noise, float32 like ``noisy_latents``."""
+        return network(noisy_latents, times, conditioning.hidden_states)
+
+    def blocks(self, network: nn.Module) -> list[nn.Module]:
+        """None that could be computed again."""
+        return []
+
+    def countable(self, network: nn.Module) -> AbstractContextManager[None]:
+        """It runs on the meta device as it is."""
+        return nullcontext()
+
+
+class NarrowPrompts:
+    """The narrow text encoder."""
+
+    def __init__(self, encode: Callable[[list[str]], torch.Tensor]) -> None:
+        self._encode = encode
+
+    def encode(self, prompts: Any) -> list[Conditioning]:
+        """See :class:`trainer.base.conditioning.PromptEncoder`."""
+        with torch.no_grad():
+            return [Conditioning(self._encode([prompt])) for prompt in prompts]
+
+
+class NarrowCodec:
+    """The narrow autoencoder, whose latents are the training space's."""
+
+    def __init__(self, nets: Narrow) -> None:
+        self._nets = nets
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        """See :class:`trainer.base.conditioning.LatentCodec`."""
+        with torch.no_grad():
+            return self._nets.encoder(images)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """See :class:`trainer.base.conditioning.LatentCodec`."""
+        with torch.no_grad():
+            return self._nets.decoder(latents).clamp(0, 1)
+
+
+def narrow_base(nets: Narrow) -> BaseModel:
+    """The nets as a base model; its digest names no weights, so give each base's runs a folder of their own."""
+    from .words import token_ids
+
+    scheduler = make_noise_scheduler(alphas_cumprod(), "epsilon")
+    denoiser = NarrowUNet(LdmLayout(SD1, {}, {}, {}, "the narrow model"), scheduler, dict, nets.unet)
+    prompts = NarrowPrompts(lambda captions: nets.text(token_ids(captions)))
+    return BaseModel(SD1.name, denoiser, prompts, NarrowCodec(nets), "the narrow model")
