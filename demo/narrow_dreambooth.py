@@ -36,7 +36,6 @@ from .measure_dreambooth import (
     figures_of,
 )
 from .narrow import Narrow, load_narrow
-from .schedule import STEPS as TIMESTEPS
 from .schedule import alphas_cumprod, sample
 from .subjects import SUBJECTS
 from .words import token_ids
@@ -79,21 +78,27 @@ class _AsDiffusers(nn.Module):
 def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float) -> Narrow:
     """The nets after STEPS steps on the subject *name*, their LoRA's running average in the UNet."""
     from trainer.base.conditioning import Conditioning
+    from trainer.base.sd.denoiser import DiffusersUNet
+    from trainer.base.sd.families import SD1
+    from trainer.base.sd.layout import LdmLayout
     from trainer.base.sd.schedule import make_noise_scheduler
+    from trainer.base.sd.target_layers import target_layers
     from trainer.config import TrainConfig
     from trainer.learn.adapter import inject
-    from trainer.learn.data import TrainingData, make_batches
+    from trainer.learn.data import TrainingData, make_micro_step
     from trainer.learn.ema import AdapterAverage
     from trainer.learn.loss import batch_losses
+    from trainer.preserve.class_images import ClassImages
+    from trainer.preserve.priors import ClassPriors
 
     word = SUBJECTS[name].class_word
     plain, special = caption(word, None), f"a photo of ohwx {word}"
     config = TrainConfig(
         rank=SETTINGS["rank"], network_alpha=SETTINGS["network_alpha"], lora_targets=OPTIONS["lora_targets"],
-        train_batch_size=SETTINGS["train_batch_size"], seed=seed,
+        train_batch_size=SETTINGS["train_batch_size"], prior_loss_weight=SETTINGS["prior_loss_weight"], seed=seed,
     )  # fmt: skip
     unet = copy.deepcopy(nets.unet)
-    parameters = inject(unet, config)
+    parameters = inject(unet, config, target_layers(unet, config.lora_targets))
     average = AdapterAverage(parameters, OPTIONS["ema_decay"])
     optimizer = torch.optim.AdamW(parameter_groups(unet, learning_rate), weight_decay=0.0)
     with torch.no_grad():
@@ -101,12 +106,14 @@ def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float) -> Narro
         context = {text: Conditioning(nets.text(token_ids([text]))) for text in (plain, special)}
     seeds = [CLASS_SEED + CLASS_IMAGES * seed + i for i in range(CLASS_IMAGES)]
     class_images = sample(nets.unet, nets.text, [plain] * CLASS_IMAGES, seeds, SAMPLE_STEPS, CLASS_CFG)
-    data = TrainingData(latents, (special,) * len(latents), context, class_images, plain)
-    noise_scheduler = make_noise_scheduler(alphas_cumprod(), "epsilon")
-    weight, snr_gamma = SETTINGS["prior_loss_weight"], OPTIONS["snr_gamma"]
+    kept = ClassImages(ClassPriors(class_images, plain, (), ""))
+    data = TrainingData(latents, (special,) * len(latents), context, kept)
+    layout = LdmLayout(SD1, {}, {}, {}, "the demo base")
+    denoiser = DiffusersUNet(layout, make_noise_scheduler(alphas_cumprod(), "epsilon"), dict)
     for step in range(STEPS):
-        (batch,) = make_batches(data, config, TIMESTEPS, step, torch.device("cpu"))
-        loss = batch_losses(_AsDiffusers(unet), noise_scheduler, batch, weight, snr_gamma).total
+        micro_step = make_micro_step(data, config, denoiser, step, torch.device("cpu"))
+        (batch,) = micro_step.batches
+        loss = batch_losses(denoiser, _AsDiffusers(unet), batch, micro_step.terms, OPTIONS["snr_gamma"]).total
         optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()

@@ -16,6 +16,7 @@ from subjectbooth.demo.expand import TEXT_REPEAT, UNET_REPEAT, wide_unet_weights
 from subjectbooth.demo.narrow import load_narrow
 from subjectbooth.demo.narrow_dreambooth import parameter_groups
 from subjectbooth.demo.words import token_ids
+from subjectbooth.trainer.base.sd.target_layers import target_layers
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.learn.adapter import inject
 
@@ -41,7 +42,7 @@ def wide_unet() -> nn.Module:
 
 
 def with_adapter(net: nn.Module) -> dict[str, nn.Parameter]:
-    inject(net, TrainConfig(rank=8, network_alpha=8.0, lora_targets="all"))
+    inject(net, TrainConfig(rank=8, network_alpha=8.0), target_layers(net, "all"))
     for name, parameter in net.named_parameters():
         if name.startswith(FIRST):
             parameter.requires_grad_(False)
