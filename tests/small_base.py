@@ -162,6 +162,12 @@ def with_network(base: BaseModel, make: Callable[[torch.dtype], torch.nn.Module]
     return dataclasses.replace(base, denoiser=denoiser)
 
 
+def with_text_encoders(base: BaseModel, make: Callable[[torch.dtype], list[torch.nn.Module]]) -> BaseModel:
+    """The same base, its text encoders made by that function."""
+    assert isinstance(base.text, ClipText)
+    return dataclasses.replace(base, text=dataclasses.replace(base.text, models=make))
+
+
 def small_subject(count: int = 3, resolution: int = 64) -> Subject:
     random = np.random.default_rng(0)
     photos = tuple(

@@ -110,12 +110,12 @@ def measure_diversity(nets: Narrow, judge: LoadedJudge, seeds: int = 16) -> Figu
 
 def measure_wide(nets: Narrow) -> Figures:
     """Largest difference between the narrow UNet and the wide one in diffusers, fp32, over noise levels."""
-    from trainer.base.base_model import inspect_unet
+    from trainer.base.sd.layout import LdmLayout
     from trainer.base.sd.unet import build_unet
 
     weights = wide_unet_weights(read_packed())
     shapes = {name: value.shape for name, value in weights.items()}
-    unet = build_unet(shapes, lambda: weights, inspect_unet(shapes, "the demo base"), torch.float32, "the demo base")
+    unet = build_unet(LdmLayout.of(shapes, "the demo base"), lambda: weights, torch.float32)
     generator = torch.Generator().manual_seed(0)
     x, steps = torch.randn(3, 4, 8, 8, generator=generator), torch.tensor([20, 500, 980])
     with torch.no_grad():

@@ -9,9 +9,12 @@ from typing import Any
 import torch
 
 from subjectbooth.scripts import full_size
+from subjectbooth.tests.small_base import MadeUNet
 from subjectbooth.trainer.base.base_model import BaseModel
+from subjectbooth.trainer.base.sd.clip_text import ClipText
 from subjectbooth.trainer.base.sd.codecs import KLCodec
 from subjectbooth.trainer.base.sd.families import SD1, SDXL, Family
+from subjectbooth.trainer.base.sd.layout import LdmLayout
 from subjectbooth.trainer.base.sd.schedule import make_noise_scheduler
 from subjectbooth.trainer.base.sd.text_encoder import build_text_encoder
 from subjectbooth.trainer.base.stored.parts import stable_diffusion_schedule
@@ -61,15 +64,15 @@ def random_base(name: str, filling: Callable[[], Fill], small: bool = False) -> 
     with torch.device("meta"):
         vae = full_size.vae(**({"block_out_channels": (32, 32, 32, 32)} if small else {}))
     weights = _Filled(filling(), {key: tensor.shape for key, tensor in vae.state_dict().items()})
+    # Without a file there are no names of a file's layers: those of diffusers stay.
+    layout = LdmLayout(dataclasses.replace(family, kohya_ldm_names=False), {}, {}, {}, "random weights")
     return BaseModel(
-        family=family,
-        noise_scheduler=make_noise_scheduler(stable_diffusion_schedule(), "epsilon"),
+        family=family.name,
+        denoiser=MadeUNet(layout, make_noise_scheduler(stable_diffusion_schedule(), "epsilon"), dict, build_unet),
         prompts=StoredPromptEncoder(lambda: build_text(torch.float32), family, None),
         codec=KLCodec(dict(weights.items()), family.latent_scale, "random weights"),
         digest=f"random {name} {small}",
-        build_unet=build_unet,
-        tokenize=lambda prompt: token_chunks(prompt, family),
-        build_text_encoders=build_text,
+        text=ClipText(family, None, lambda prompt: token_chunks(prompt, family), build_text),
     )
 
 

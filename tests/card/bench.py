@@ -16,7 +16,10 @@ from subjectbooth.trainer.events import Adjusted, StepDone, Validation
 from subjectbooth.trainer.learn.checkpoint import Checkpoint
 from subjectbooth.trainer.learn.data import TrainingData
 from subjectbooth.trainer.learn.loop import Training
+from subjectbooth.trainer.machine.chosen import Chosen
 from subjectbooth.trainer.memory.plan import FreeMemory, Plan
+from subjectbooth.trainer.preserve.class_images import ClassImages
+from subjectbooth.trainer.preserve.priors import ClassPriors
 
 from .base import random_base, random_weights
 
@@ -69,7 +72,7 @@ class Trained:
     notes: list[str] = field(default_factory=list)
     pictures: list[torch.Tensor] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    chosen: dict[str, str] = field(default_factory=dict)
+    chosen: Chosen = field(default_factory=lambda: Chosen(""))
     lora: dict[str, torch.Tensor] = field(default_factory=dict)
     kept: Checkpoint | None = None
     plan: Plan | None = None
@@ -161,8 +164,7 @@ def _data(base: BaseModel, config: TrainConfig) -> TrainingData:
         torch.randn(3, 4, side, side, generator=generator),
         CAPTIONS,
         _prompts[id(base)],
-        torch.randn(4, 4, side, side, generator=generator),
-        CLASS_PROMPT,
+        ClassImages(ClassPriors(torch.randn(4, 4, side, side, generator=generator), CLASS_PROMPT, (), "")),
     )
 
 

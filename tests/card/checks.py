@@ -80,7 +80,7 @@ def bf16(bench: Bench) -> str:
     if bench.device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
         raise NotHere("this card has no bf16")
     found = train(bench, precision="bf16")
-    assert found.chosen["precision"] == "bf16"
+    assert found.chosen.precision == "bf16"
     return _close(found, reference(bench), 0.02, 0.2)
 
 
@@ -89,7 +89,7 @@ def fp16(bench: Bench) -> str:
     bench.needs_card()
     # The scale starts at 65536 and halves where a gradient overflows: such a step is left out.
     found = train(bench, precision="fp16")
-    assert found.chosen["precision"] == "fp16" and found.kept is not None
+    assert found.chosen.precision == "fp16" and found.kept is not None
     scale = found.kept.scaler["scale"]
     return f"{_close(found, reference(bench), 0.02, 0.2)}; the scale is {scale:g} after 4 steps"
 
@@ -111,7 +111,7 @@ def xformers(bench: Bench) -> str:
     if importlib.util.find_spec("xformers") is None:
         raise NotHere("needs the package xformers")
     found = train(bench, precision="fp16", attention="xformers")
-    assert found.chosen["attention"] == "xformers", f"{found.chosen['attention']} was used in its place"
+    assert found.chosen.attention == "xformers", f"{found.chosen.attention} was used in its place"
     return _close(found, train(bench, precision="fp16"), 0.01, 0.1)
 
 
@@ -121,7 +121,7 @@ def adamw8bit(bench: Bench) -> str:
     if importlib.util.find_spec("bitsandbytes") is None:
         raise NotHere("needs the package bitsandbytes")
     found = train(bench, optimizer="adamw8bit", stop=2)
-    assert found.chosen["optimizer"] == "adamw8bit", f"{found.chosen['optimizer']} was used in its place"
+    assert found.chosen.optimizer == "adamw8bit", f"{found.chosen.optimizer} was used in its place"
     resumed = train(bench, optimizer="adamw8bit", kept=found.kept)
     resumed.losses, resumed.norms = found.losses + resumed.losses, found.norms + resumed.norms
     return _close(resumed, reference(bench), 0.02, 0.2)
@@ -170,7 +170,7 @@ def validation(bench: Bench) -> str:
     assert bool(torch.isfinite(picture).all()), "not finite"
     darkest, lightest = float(picture.min()), float(picture.max())
     assert 0 <= darkest < lightest <= 1, f"{darkest} to {lightest}"
-    return f"{tuple(picture.shape)}, {darkest:.2f} to {lightest:.2f}, {found.chosen['precision']}"
+    return f"{tuple(picture.shape)}, {darkest:.2f} to {lightest:.2f}, {found.chosen.precision}"
 
 
 def random_state(bench: Bench) -> str:

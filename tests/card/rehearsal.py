@@ -27,6 +27,7 @@ import torch  # noqa: E402
 from subjectbooth.tests.card.base import random_base  # noqa: E402
 from subjectbooth.tests.card.counting import Counting  # noqa: E402
 from subjectbooth.tests.card.device import CARD  # noqa: E402
+from subjectbooth.tests.small_base import with_network, with_text_encoders  # noqa: E402
 from subjectbooth.trainer.base.base_model import BaseModel  # noqa: E402
 from subjectbooth.trainer.base.conditioning import Conditioning  # noqa: E402
 from subjectbooth.trainer.config import TrainConfig  # noqa: E402
@@ -35,6 +36,8 @@ from subjectbooth.trainer.learn import checkpoint  # noqa: E402
 from subjectbooth.trainer.learn.checkpoint import Checkpoint  # noqa: E402
 from subjectbooth.trainer.learn.data import TrainingData  # noqa: E402
 from subjectbooth.trainer.learn.loop import Training  # noqa: E402
+from subjectbooth.trainer.preserve.priors import ClassPriors  # noqa: E402
+from subjectbooth.trainer.preserve.ways import keeping_class  # noqa: E402
 
 SIZES = {"sd1": 512, "sdxl": 1024}
 CAPTIONS = ("a photo of ohwx dog", "ohwx dog on a beach", "ohwx dog, from above")
@@ -80,7 +83,7 @@ def _base(name: str, card: Counting) -> BaseModel:
         base = random_base(name, lambda: torch.empty)
     if hasattr(base.codec, "device"):
         base.codec.device = CARD
-    build_unet, build_text = base.build_unet, base.build_text_encoders
+    build_unet, build_text = base.denoiser.build, base.text.models
 
     def unreal(build: Callable[[torch.dtype], Any]) -> Callable[[torch.dtype], Any]:
         def made(dtype: torch.dtype) -> Any:
@@ -89,21 +92,20 @@ def _base(name: str, card: Counting) -> BaseModel:
 
         return made
 
-    assert build_text is not None
-    return dataclasses.replace(base, build_unet=unreal(build_unet), build_text_encoders=unreal(build_text))
+    return with_text_encoders(with_network(base, unreal(build_unet)), unreal(build_text))
 
 
 def _data(base: BaseModel, config: TrainConfig, priors: bool) -> TrainingData:
     side = config.resolution // 8
-    pooled = torch.zeros(1, base.family.text_encoders[-1].width) if base.family.text_encoders[-1].projects else None
-    prompt = Conditioning(torch.zeros(1, 77, base.family.context_dim), pooled)
+    family = base.text.family
+    pooled = torch.zeros(1, family.text_encoders[-1].width) if family.text_encoders[-1].projects else None
+    prompt = Conditioning(torch.zeros(1, 77, family.context_dim), pooled)
     prompts = (*CAPTIONS, CLASS_PROMPT, "")
     return TrainingData(
         torch.zeros(3, 4, side, side),
         CAPTIONS,
         dict.fromkeys(prompts, prompt),
-        torch.zeros(4, 4, side, side) if priors else None,
-        CLASS_PROMPT,
+        keeping_class(ClassPriors(torch.zeros(4, 4, side, side), CLASS_PROMPT, (), "") if priors else None),
     )
 
 
@@ -143,7 +145,7 @@ def _train(
             "optimizer": plan.optimizer,
             "activations": plan.activations,
         }
-        found["chosen"] = training.chosen
+        found["chosen"] = training.chosen.as_settings()
         found["layers"] = len(training.lora())
         snapshot = training.snapshot()
         events.close()

@@ -14,7 +14,7 @@ from subjectbooth.demo.expand import WIDE_TEXT, WIDE_UNET, WIDE_VAE, narrow_stat
 from subjectbooth.demo.making.autoencoder import decoder_widths, encoder_widths, grow, make_decoder, make_encoder
 from subjectbooth.demo.making.text import TextEncoder
 from subjectbooth.demo.making.unet import UNet
-from subjectbooth.trainer.base.base_model import inspect_unet
+from subjectbooth.trainer.base.sd.layout import LdmLayout
 from subjectbooth.trainer.base.sd.unet import build_unet
 
 Tensors = dict[str, torch.Tensor]
@@ -53,7 +53,7 @@ def test_the_wide_unet_in_diffusers_is_the_narrow_one(made: tuple[dict[str, nn.M
     nets, _, wide = made
     weights = _part(wide, WIDE_UNET)
     shapes = {name: value.shape for name, value in weights.items()}
-    unet = build_unet(shapes, lambda: weights, inspect_unet(shapes, "test"), torch.float32, "test")
+    unet = build_unet(LdmLayout.of(shapes, "test"), lambda: weights, torch.float32)
     x, steps, context = torch.randn(3, 4, 8, 8), torch.tensor([3, 400, 999]), torch.randn(3, 77, 96)
     with torch.no_grad():
         narrow = nets["unet"](x, steps, context)

@@ -14,8 +14,9 @@ from subjectbooth.demo.base import read_packed
 from subjectbooth.demo.expand import TEXT_REPEAT, UNET_REPEAT, wide_unet_weights
 from subjectbooth.demo.making import unet as demo_unet
 from subjectbooth.demo.making.narrow import load_narrow
-from subjectbooth.demo.making.narrow_dreambooth import parameter_groups
+from subjectbooth.demo.making.narrow_dreambooth import rate_factor
 from subjectbooth.demo.making.words import token_ids
+from subjectbooth.trainer.base.sd.target_layers import target_layers
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.learn.adapter import inject
 
@@ -41,7 +42,7 @@ def wide_unet() -> nn.Module:
 
 
 def with_adapter(net: nn.Module) -> dict[str, nn.Parameter]:
-    inject(net, TrainConfig(rank=8, network_alpha=8.0, lora_targets="all"))
+    inject(net, TrainConfig(rank=8, network_alpha=8.0), target_layers(net, "all"))
     for name, parameter in net.named_parameters():
         if name.startswith(FIRST):
             parameter.requires_grad_(False)
@@ -50,6 +51,13 @@ def with_adapter(net: nn.Module) -> dict[str, nn.Parameter]:
 
 def with_grad(net: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in net.named_parameters() if parameter.requires_grad}
+
+
+def own_rates(net: nn.Module) -> list[dict[str, object]]:
+    return [
+        {"params": [parameter], "lr": RATE * rate_factor(name.replace(".subject.", "."))}
+        for name, parameter in with_grad(net).items()
+    ]
 
 
 def train(net: nn.Module, groups: list[dict[str, object]], context: torch.Tensor) -> list[torch.Tensor]:
@@ -90,7 +98,7 @@ def test_the_narrow_lora_takes_the_wide_ones_steps() -> None:
                 parameter.data.copy_(start)
         return net
 
-    followed = train(net := narrow(), parameter_groups(net, RATE), context)
+    followed = train(net := narrow(), own_rates(net), context)
     missed = train(net := narrow(), [{"params": list(with_grad(net).values())}], context)
     torch.testing.assert_close(followed[0], expected[0], rtol=0, atol=1e-4)
     for step in range(1, STEPS):

@@ -30,8 +30,10 @@ import comfy.supported_models  # noqa: E402
 import torch  # noqa: E402
 
 from subjectbooth.nodes.noise import noise_schedule  # noqa: E402
-from subjectbooth.trainer.base.base_model import inspect_unet, lora_layer_names  # noqa: E402
-from subjectbooth.trainer.base.sd.ldm_unet import diffusers_config, diffusers_names, ldm_names  # noqa: E402
+from subjectbooth.trainer.base.sd.denoiser import DiffusersUNet  # noqa: E402
+from subjectbooth.trainer.base.sd.layout import LdmLayout  # noqa: E402
+from subjectbooth.trainer.base.sd.ldm_unet import ldm_names  # noqa: E402
+from subjectbooth.trainer.base.sd.schedule import make_noise_scheduler  # noqa: E402
 from subjectbooth.trainer.base.stored.parts import stable_diffusion_schedule  # noqa: E402
 from subjectbooth.trainer.config import TrainConfig  # noqa: E402
 from subjectbooth.trainer.learn import adapter  # noqa: E402
@@ -84,8 +86,6 @@ LAYOUTS: dict[str, tuple[Any, dict[str, Any]]] = {
 
 
 def compare(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
-    from diffusers import UNet2DConditionModel
-
     model_config = kind(dict(config))
     model = model_config.get_model({}, "", device=torch.device("meta"))
     shapes = {
@@ -93,19 +93,21 @@ def compare(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
         for key, tensor in model.state_dict().items()
         if key.startswith("diffusion_model.")
     }
-    family = inspect_unet(shapes, "test")
+    layout = LdmLayout.of(shapes, "test")
+    denoiser = DiffusersUNet(layout, make_noise_scheduler(stable_diffusion_schedule(), "epsilon"), dict)
     with torch.device("meta"):
-        unet = UNet2DConditionModel(**diffusers_config(shapes, family, "test"))
+        unet = denoiser.outline()
         unet.requires_grad_(False)
         expected = {name: tensor.shape for name, tensor in unet.state_dict().items()}
-        adapter.inject(unet, TrainConfig(rank=8))
-    found = {ours: shapes[ldm] for ldm, ours in diffusers_names(shapes).items()}
+        config = TrainConfig(rank=8)
+        adapter.inject(unet, config, denoiser.adapter_layers(unet, config.lora_targets))
+    found = {ours: shapes[ldm] for ldm, ours in layout.names.items()}
     state = {
         name.replace(f".{adapter.ADAPTER_NAME}.", "."): parameter
         for name, parameter in unet.named_parameters()
         if parameter.requires_grad
     }
-    lora = adapter.to_kohya(state, "lora_unet", 8.0, lora_layer_names(shapes, family))
+    lora = adapter.to_file(state, denoiser.file_key, 8.0)
     key_map = comfy.lora.model_lora_keys_unet(model, {})
     of_diffusers = with_kohya_names({f"unet.{name}": tensor for name, tensor in state.items()}, {})
     same = {key_map.get(key.split(".")[0]) for key in of_diffusers} == {key_map.get(key.split(".")[0]) for key in lora}
@@ -118,11 +120,11 @@ def compare(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
         == (lora[f"{layer}.lora_up.weight"].shape[0], lora[f"{layer}.lora_down.weight"].shape[1])
     ]
     return {
-        "family": family.name,
+        "family": layout.family.name,
         "parameters": sum(shape.numel() for shape in expected.values()),
         "same_names": set(found) == set(expected),
         "same_shapes": all(found.get(name) == shape for name, shape in expected.items()),
-        "names_backwards": ldm_names(expected) == {ours: ldm for ldm, ours in diffusers_names(shapes).items()},
+        "names_backwards": ldm_names(expected) == {ours: ldm for ldm, ours in layout.names.items()},
         "diffusers_names_taken": same,
         "layers": len(layers),
         "taken": len(fitting),

@@ -158,13 +158,15 @@ def test_training_follows_all_that_is_wired(
 def test_each_part_of_it_changes_the_loss(baked: tuple[Path, Path], tiny_checkpoint: Path, tmp_path: Path) -> None:
     """Or the test above would say nothing about that part."""
     whole, plain = load_base(baked[0], clip_skip=2), load_base(tiny_checkpoint)
+    plain_weights = dataclasses.replace(plain.denoiser, noise_scheduler=whole.denoiser.noise_scheduler)
+    plain_noise = dataclasses.replace(whole.denoiser, noise_scheduler=plain.denoiser.noise_scheduler)
     without = {
         "nothing": whole,
-        "LoRA on MODEL": dataclasses.replace(whole, build_unet=plain.build_unet),
+        "LoRA on MODEL": dataclasses.replace(whole, denoiser=plain_weights),
         "LoRA on CLIP": dataclasses.replace(whole, prompts=load_base(tiny_checkpoint, clip_skip=2).prompts),
         "CLIP skip": dataclasses.replace(whole, prompts=load_base(baked[0]).prompts),
         "VAE": dataclasses.replace(whole, codec=plain.codec),
-        "ModelSamplingDiscrete": dataclasses.replace(whole, noise_scheduler=plain.noise_scheduler),
+        "ModelSamplingDiscrete": dataclasses.replace(whole, denoiser=plain_noise),
     }
     losses = {name: _first_loss(base, tmp_path / str(number)) for number, (name, base) in enumerate(without.items())}
     print(losses)

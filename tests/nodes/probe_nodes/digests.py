@@ -55,7 +55,7 @@ class ProbeQuantised:
             destination[f"{prefix}bias"] = torch.zeros(3, device="meta")
             destination[f"{prefix}temp.weight"] = torch.zeros(4, 320, 3, 3, dtype=torch.float16, device="meta")
 
-        family = check(model, clip, vae).name
+        family = check(model, clip, vae).family.name
         layer._save_to_state_dict = save
         try:
             check(model, clip, vae)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from typing import Any
 
 import comfy.model_management
@@ -56,27 +55,27 @@ def trainer_outputs(
     base: Any, conditioning: Any, latents: torch.Tensor, noise: torch.Tensor, lora: Any, strength: float
 ) -> torch.Tensor:
     """What the trainer's UNet gives for the same, with the adapter of `lora` at `strength` when there is one."""
-    base_model, adapter, config = (pack_module(f"trainer.{name}") for name in ("base_model", "adapter", "config"))
-    unet = base.build_unet(torch.float32)
+    adapter, config = pack_module("trainer.learn.adapter"), pack_module("trainer.config")
+    denoiser = base.denoiser
+    unet = denoiser.build(torch.float32)
     if lora is not None:
         rank, alpha = int(lora.metadata["ss_network_dim"]), float(lora.metadata["ss_network_alpha"])
         targets = "attention+mlp" if any("_ff_net_" in key for key in lora.tensors) else "attention"
         settings = config.TrainConfig(rank=rank, network_alpha=abs(alpha * strength), lora_targets=targets)
-        with_lora(unet, settings)
+        adapter.inject(unet, settings, denoiser.adapter_layers(unet, targets))
         state = {}
         for name in adapter.adapter_state(unet):
             layer, kind, _ = name.rsplit(".", 2)
             direction = "lora_down" if kind == "lora_A" else "lora_up"
             sign = -1.0 if strength < 0 and kind == "lora_B" else 1.0
-            layer = base.layer_names[layer] if base.layer_names else layer
-            state[name] = sign * lora.tensors[f"lora_unet_{layer.replace('.', '_')}.{direction}.weight"]
+            state[name] = sign * lora.tensors[f"{denoiser.file_key(layer)}.{direction}.weight"]
         adapter.load_adapter_state(unet, state)
     outputs = []
     with torch.no_grad():
         for timestep in TIMESTEPS:
             steps = torch.tensor([timestep])
-            noisy = base.noise_scheduler.add_noise(latents, noise, steps)
-            outputs.append(base_model.predict(unet, noisy, steps, conditioning))
+            noisy = denoiser.noisy_latents(latents, noise, steps)
+            outputs.append(denoiser.predict(unet, noisy, steps, conditioning))
     return torch.cat(outputs)
 
 
@@ -166,11 +165,12 @@ class ProbeText:
         self, model: Any, clip: Any, prompt: str, nonce: int, applied: Any = None, subject_lora: Any = None
     ) -> dict[str, Any]:
         bridge = pack_module("nodes.bridge")
-        text_encoder, adapter, config, base_model = (
-            pack_module(f"trainer.{name}") for name in ("text_encoder", "adapter", "config", "base_model")
+        text_encoder, layout, layers, adapter, config = (
+            pack_module(f"trainer.{name}")
+            for name in ("base.sd.text_encoder", "base.sd.layout", "base.sd.target_layers", "learn.adapter", "config")
         )
         with torch.inference_mode(False), torch.no_grad():
-            family = base_model.inspect_unet(bridge.shapes_of(model, bridge.UNET_PREFIX), "test")
+            family = layout.LdmLayout.of(bridge.shapes_of(model, bridge.UNET_PREFIX), "test").family
             theirs = bridge.ComfyPromptEncoder(applied or clip).encode([prompt])[0].hidden_states
             plain = bridge.ComfyPromptEncoder(clip).encode([prompt])[0].hidden_states
             models = bridge.text_encoders(clip, family, torch.float32)
@@ -183,7 +183,7 @@ class ProbeText:
                 settings = config.TrainConfig(rank=rank, network_alpha=alpha, lora_targets=targets)
                 for shape, encoder in zip(family.text_encoders, models, strict=True):
                     used = text_encoder.used_layers(shape, clip.layer_idx)
-                    adapter.inject(encoder, settings, partial(adapter.text_target_layers, used=used))
+                    adapter.inject(encoder, settings, layers.text_target_layers(encoder, targets, used))
                     state = {}
                     for name in adapter.adapter_state(encoder):
                         layer, kind, _ = name.rsplit(".", 2)

@@ -71,9 +71,9 @@ def test_a_weight_that_half_precision_cannot_hold_is_told_from_a_broken_one(
     path, name = tmp_path / "base.safetensors", "model.diffusion_model.out.2.bias"
     safetensors.torch.save_file({**sd1, name: sd1[name] + 1e5}, path)
     base = load_base(path)
-    assert base.build_unet(torch.bfloat16) is not None
+    assert base.denoiser.build(torch.bfloat16) is not None
     with pytest.raises(SubjectBoothError, match="'out.2.bias' is too large for float16.*bf16 or fp32"):
-        base.build_unet(torch.float16)
+        base.denoiser.build(torch.float16)
 
 
 class _SpoiltPrompts(HashedPrompts):

@@ -61,7 +61,7 @@ def test_a_folder_is_the_same_base_as_the_single_file(
     pairs: dict[str, tuple[Path, Path]], tmp_path: Path, name: str, with_text: bool
 ) -> None:
     single, folder = (load_base(path) for path in pairs[name])
-    assert single.family.name == folder.family.name == name
+    assert single.family == folder.family == name
     images = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
     latents = single.codec.encode(images)
     assert float(latents.std()) > 0.01
@@ -74,7 +74,7 @@ def test_a_folder_is_the_same_base_as_the_single_file(
         torch.testing.assert_close(told[1].pooled, told[0].pooled, atol=1e-5, rtol=1e-5)
     noise, steps = torch.randn(1, 4, 8, 8, generator=torch.Generator().manual_seed(1)), torch.tensor([500])
     with torch.no_grad():
-        outputs = [predict(base.build_unet(torch.float32), noise, steps, told[0]) for base in (single, folder)]
+        outputs = [predict(base.denoiser.build(torch.float32), noise, steps, told[0]) for base in (single, folder)]
     assert float(outputs[0].std()) > 0.1
     torch.testing.assert_close(outputs[1], outputs[0], atol=1e-6, rtol=1e-6)
     (first, file), (second, again) = (
@@ -91,7 +91,7 @@ def test_no_file_of_a_base_stays_open(pairs: dict[str, tuple[Path, Path]]) -> No
     """Its pages would lie in memory beside the model, and Windows would let nobody replace it."""
     for path in pairs["SD 1.x"]:
         base = load_base(path)
-        parts = [base.build_unet(torch.float32), base.build_text_encoders(torch.float32)]
+        parts = [base.denoiser.build(torch.float32), base.text.build(torch.float32)]
         base.codec.encode(torch.zeros(1, 3, 64, 64))
         held = [str(link.readlink()) for link in Path("/proc/self/fd").iterdir() if link.exists()]
         held += Path("/proc/self/maps").read_text().splitlines()
@@ -104,7 +104,7 @@ def test_the_unets_names_are_diffusers_own(pairs: dict[str, tuple[Path, Path]], 
     from diffusers import UNet2DConditionModel
 
     theirs = UNet2DConditionModel.from_pretrained(pairs[name][1] / "unet").state_dict()
-    ours = load_base(pairs[name][0]).build_unet(torch.float32).state_dict()
+    ours = load_base(pairs[name][0]).denoiser.build(torch.float32).state_dict()
     assert theirs.keys() == ours.keys()
     assert all(torch.equal(theirs[key], ours[key]) for key in theirs)
 
@@ -115,7 +115,7 @@ def test_sd_2s_unused_last_layer_may_be_missing(pairs: dict[str, tuple[Path, Pat
     assert config["num_hidden_layers"] == NARROW["SD 2.x"].text_encoders[0].layers - 1
     with pytest.raises(SubjectBoothError, match="the last layer"):
         load_base(folder, clip_skip=1)
-    assert load_base(single, clip_skip=1).clip_layer == -1
+    assert load_base(single, clip_skip=1).text.clip_layer == -1
 
 
 def _encoded(path: Path, clip_skip: int | None = None) -> Any:
@@ -167,28 +167,33 @@ def test_the_folders_scheduler_says_how_noise_is_made(tmp_path: Path, rescale: b
     _, folder = write_pair(tmp_path, "SDXL", {"prediction_type": "v_prediction", "rescale_betas_zero_snr": rescale})
     base = load_base(folder)
     theirs = DDPMScheduler.from_pretrained(folder / "scheduler")
-    torch.testing.assert_close(base.noise_scheduler.alphas_cumprod, theirs.alphas_cumprod, atol=2e-6, rtol=1e-5)
-    assert (float(base.noise_scheduler.alphas_cumprod[-1]) < 1e-7) == rescale
+    torch.testing.assert_close(
+        base.denoiser.noise_scheduler.alphas_cumprod, theirs.alphas_cumprod, atol=2e-6, rtol=1e-5
+    )
+    assert (float(base.denoiser.noise_scheduler.alphas_cumprod[-1]) < 1e-7) == rescale
     latents, noise, steps = torch.randn(1, 4, 8, 8), torch.randn(1, 4, 8, 8), torch.tensor([700])
     torch.testing.assert_close(
-        prediction_target(base.noise_scheduler, latents, noise, steps),
+        prediction_target(base.denoiser.noise_scheduler, latents, noise, steps),
         theirs.get_velocity(latents, noise, steps),
         atol=1e-5,
         rtol=1e-4,
     )
     # What a folder says of itself is believed; an option is for what says nothing.
-    assert load_base(folder, prediction_type="epsilon").noise_scheduler.config["prediction_type"] == "v_prediction"
+    assert (
+        load_base(folder, prediction_type="epsilon").denoiser.noise_scheduler.config["prediction_type"]
+        == "v_prediction"
+    )
 
 
 def test_half_precision_and_sharded_folders(sd1: Path) -> None:
-    whole = load_base(sd1).build_unet(torch.float32).state_dict()
+    whole = load_base(sd1).denoiser.build(torch.float32).state_dict()
     unet = sd1 / "unet"
     stored = safetensors.torch.load_file(unet / "diffusion_pytorch_model.safetensors")
     (unet / "diffusion_pytorch_model.safetensors").unlink()
     safetensors.torch.save_file(
         {name: tensor.half() for name, tensor in stored.items()}, unet / "diffusion_pytorch_model.fp16.safetensors"
     )
-    half = load_base(sd1).build_unet(torch.float32).state_dict()
+    half = load_base(sd1).denoiser.build(torch.float32).state_dict()
     assert all(torch.equal(half[name], whole[name].half().float()) for name in whole)
 
     (unet / "diffusion_pytorch_model.fp16.safetensors").unlink()
@@ -199,7 +204,7 @@ def test_half_precision_and_sharded_folders(sd1: Path) -> None:
         safetensors.torch.save_file({name: stored[name] for name in part}, unet / file)
         index["weight_map"] |= dict.fromkeys(part, file)
     (unet / "diffusion_pytorch_model.safetensors.index.json").write_text(json.dumps(index), "utf-8")
-    sharded = load_base(sd1).build_unet(torch.float32).state_dict()
+    sharded = load_base(sd1).denoiser.build(torch.float32).state_dict()
     assert all(torch.equal(sharded[name], whole[name]) for name in whole)
 
 

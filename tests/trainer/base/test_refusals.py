@@ -11,8 +11,8 @@ import torch
 
 from subjectbooth.tests import layout_pair
 from subjectbooth.tests.layout_pair import NARROW, write_pair
-from subjectbooth.trainer.base.base_model import inspect_unet
 from subjectbooth.trainer.base.sd import families
+from subjectbooth.trainer.base.sd.layout import LdmLayout
 from subjectbooth.trainer.base.sd.ldm_unet import diffusers_names
 from subjectbooth.trainer.base.sd.schedule import prediction_target
 from subjectbooth.trainer.base.sd.unsupported import refuse_quantised
@@ -158,7 +158,7 @@ def test_sdxls_refiner(checkpoints: dict[str, StateDict]) -> None:
             shapes[name] = torch.Size((shapes[name][0], 1280))
     shapes["label_emb.0.0.weight"] = torch.Size((256, 2560))
     with pytest.raises(SubjectBoothError, match="SDXL's refiner.*Train the SDXL base model"):
-        inspect_unet(shapes, "MODEL")
+        LdmLayout.of(shapes, "MODEL")
 
 
 def test_whole_numbers_beside_the_weights_are_not_quantised() -> None:
@@ -188,7 +188,7 @@ def test_sdxls_marks_for_v_prediction_and_zero_terminal_snr(checkpoints: dict[st
         ({"v_pred": empty, "ztsnr": empty}, "v_prediction", rescaled),
     ):
         _save({**checkpoints["SDXL"], **marks}, path)
-        found = load_base(path).noise_scheduler
+        found = load_base(path).denoiser.noise_scheduler
         assert found.config["prediction_type"] == kind
         torch.testing.assert_close(found.alphas_cumprod, expected.alphas_cumprod, atol=2e-6, rtol=1e-5)
     latents, noise = torch.randn(2, 4, 8, 8), torch.randn(2, 4, 8, 8)

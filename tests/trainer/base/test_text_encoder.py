@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import functools
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,18 @@ import safetensors.torch
 import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-from subjectbooth.tests.small_base import FAMILY, small_base, small_class_images, small_subject, small_text_encoder
+from subjectbooth.tests.small_base import (
+    FAMILY,
+    small_base,
+    small_class_images,
+    small_subject,
+    small_text_encoder,
+    with_text_encoders,
+)
+from subjectbooth.trainer.base.sd import clip_text
+from subjectbooth.trainer.base.sd.clip_text import ClipText
 from subjectbooth.trainer.base.sd.families import TextEncoderShape
+from subjectbooth.trainer.base.sd.target_layers import text_target_layers
 from subjectbooth.trainer.base.sd.text_encoder import (
     TokenChunks,
     build_text_encoder,
@@ -24,7 +33,7 @@ from subjectbooth.trainer.base.sd.text_encoder import (
 from subjectbooth.trainer.base.stored.stored_base import token_chunks
 from subjectbooth.trainer.config import TrainConfig, run_key
 from subjectbooth.trainer.events import Finished, StepDone
-from subjectbooth.trainer.learn import adapter, assembly
+from subjectbooth.trainer.learn import adapter
 from subjectbooth.trainer.runs.run import Run
 
 SETTINGS: dict[str, Any] = {
@@ -174,7 +183,7 @@ def test_after_its_share_each_prompt_is_encoded_once_with_nothing_left_out(
     calls: list[tuple[int, bool, bool]] = []
     text = small_text_encoder()
     text.register_forward_pre_hook(lambda module, _: calls.append((steps[0], module.training, torch.is_grad_enabled())))
-    base = dataclasses.replace(small_base(), build_text_encoders=lambda dtype: [text])
+    base = with_text_encoders(small_base(), lambda dtype: [text])
     config = TrainConfig(
         **{**SETTINGS, "text_encoder_share": 0.5, "lora_dropout": 0.5, "steps": 6, "gradient_accumulation_steps": 2}
     )
@@ -255,8 +264,8 @@ def test_every_text_layer_that_has_a_lora_gets_a_gradient(
 ) -> None:
     shape = _shape("x", layer, projects, "lora_te")
     model = _encoder(shape)
-    targets = functools.partial(adapter.text_target_layers, used=used_layers(shape, clip_layer))
-    parameters = adapter.inject(model, TrainConfig(rank=2, network_alpha=2.0, lora_targets="all"), targets)
+    layers = text_target_layers(model, "all", used_layers(shape, clip_layer))
+    parameters = adapter.inject(model, TrainConfig(rank=2, network_alpha=2.0, lora_targets="all"), layers)
     for parameter in parameters:  # the second half starts at 0, and the first half's gradient with it
         parameter.data += 0.1
     prompt = (TokenChunks(token_chunks("a photo of a dog", FAMILY)[0].ids, torch.ones(1, 77)),)
@@ -282,9 +291,12 @@ def test_a_checkpoint_with_a_lora_for_layers_that_are_not_used_goes_on(
     family = dataclasses.replace(FAMILY, text_encoders=shapes)
     base = dataclasses.replace(
         small_base(),
-        family=family,
-        tokenize=lambda prompt: token_chunks(prompt, family),
-        build_text_encoders=lambda dtype: [_encoder(shape) for shape in shapes],
+        text=ClipText(
+            family,
+            None,
+            lambda prompt: token_chunks(prompt, family),
+            lambda dtype: [_encoder(shape) for shape in shapes],
+        ),
     )
     config = TrainConfig(**{**SETTINGS, "ema_decay": 0.9, "train_batch_size": 1})
 
@@ -299,7 +311,7 @@ def test_a_checkpoint_with_a_lora_for_layers_that_are_not_used_goes_on(
 
     whole = train(tmp_path / "whole", 5).folder.finished_lora(4)
     with monkeypatch.context() as before:
-        before.setattr(assembly, "used_layers", lambda shape, clip_layer: shape.layers)
+        before.setattr(clip_text, "used_layers", lambda shape, clip_layer: shape.layers)
         old = train(tmp_path / "old", 2).folder.load_checkpoint(4)
         finished = train(tmp_path / "finished", 5)
     cut = train(tmp_path / "old", 5).folder.finished_lora(4)

@@ -127,7 +127,7 @@ def test_damaged_checkpoints_and_class_images_are_found(tmp_path: Path) -> None:
         3,
         {"unet/a": torch.randn(4, 4)},
         {0: {"step": torch.tensor(3.0), "x": torch.randn(4)}},
-        [[0.1, 0.1, None]] * 3,
+        [{"loss": 0.1, "instance_loss": 0.1}] * 3,
         {"precision": "fp32"},
         [{"lr": 1e-4}],
         [torch.randn(4)],
@@ -170,7 +170,7 @@ def test_a_spoilt_log_never_stops_a_run(tmp_path: Path) -> None:
     prompts = ("фото ohwx собака",)
     folder.open({})
     for step in (1, 2, 3):
-        folder.log(StepDone(step, 3, 0.1 * step, 0.1, None, 1e-4, 1.0, 0.5, None))
+        folder.log(StepDone(step, 3, 0.1 * step, {"instance_loss": 0.1}, 1e-4, 1.0, 0.5, None))
     folder.log(Validation(3, prompts, torch.rand(1, 8, 8, 3)))
     log, record = folder.path / "events.jsonl", folder.path / "run.json"
     picture = folder.pictures(3, 1)[0]

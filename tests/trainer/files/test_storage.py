@@ -61,7 +61,7 @@ def test_the_file_is_flushed_then_renamed_then_its_folder_is_flushed(
 
 def test_a_checkpoint_put_aside_is_under_its_new_name_for_good(tmp_path: Path, calls: list[tuple[str, str]]) -> None:
     folder = RunFolder(tmp_path, "0" * 64, "ohwx dog")
-    folder.save_checkpoint(Checkpoint(8, {"unet/a": torch.zeros(4)}, {}, [[0.5, 0.5, None]] * 8, {}))
+    folder.save_checkpoint(Checkpoint(8, {"unet/a": torch.zeros(4)}, {}, [{"loss": 0.5, "instance_loss": 0.5}] * 8, {}))
     calls.clear()
     folder.load_checkpoint(5)
     assert calls == [("rename", "checkpoint_000008.safetensors"), ("flush", folder.path.name)]
@@ -97,7 +97,7 @@ def test_a_deleted_folder_is_no_full_disk(tmp_path: Path) -> None:
     folder.open({})
     shutil.rmtree(folder.path)
     with pytest.raises(SubjectBoothError) as caught:
-        folder.log(StepDone(1, 3, 0.1, 0.1, None, 1e-4, 1.0, 0.5, None))
+        folder.log(StepDone(1, 3, 0.1, {"instance_loss": 0.1}, 1e-4, 1.0, 0.5, None))
     message = str(caught.value)
     assert "Required: the folder, which was deleted or moved meanwhile. Leave the folder alone" in message
     assert "space" not in message and "still there" not in message and str(folder.path) in message

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from subjectbooth.tests.layout_pair import NARROW, write_pair
 from subjectbooth.tests.small_base import with_lora
 from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.base.sd import families
-from subjectbooth.trainer.base.sd.text_encoder import lora_layer_name
+from subjectbooth.trainer.base.sd.target_layers import text_target_layers
 from subjectbooth.trainer.base.sd.unet import predict
 from subjectbooth.trainer.base.stored.stored_base import load_base
 from subjectbooth.trainer.config import TrainConfig
@@ -22,20 +23,19 @@ from subjectbooth.trainer.learn import adapter
 
 def _with_adapter(base: BaseModel, config: TrainConfig, path: Path) -> tuple[Any, list[Any]]:
     """UNet and text encoders as they are trained, with an adapter that does something; the file is written as usual."""
-    unet, encoders = base.build_unet(torch.float32), base.build_text_encoders(torch.float32)
+    unet, encoders = base.denoiser.build(torch.float32), base.text.build(torch.float32)
     trained = with_lora(unet, config)
-    for encoder in encoders:
-        trained += adapter.inject(encoder, config, adapter.text_target_layers)
+    for encoder in encoders.values():
+        trained += adapter.inject(encoder, config, text_target_layers(encoder, config.lora_targets))
     choose, alpha = torch.Generator().manual_seed(7), adapter.file_alpha(config)
     with torch.no_grad():
         for parameter in trained:
             parameter.copy_(0.3 * torch.randn(parameter.shape, generator=choose))
-    file = adapter.to_kohya(adapter.adapter_state(unet), "lora_unet", alpha, base.layer_names)
-    for shape, encoder in zip(base.family.text_encoders, encoders, strict=True):
-        state = {lora_layer_name(name): tensor for name, tensor in adapter.adapter_state(encoder).items()}
-        file |= adapter.to_kohya(state, shape.prefix, alpha)
+    file = adapter.to_file(adapter.adapter_state(unet), base.denoiser.file_key, alpha)
+    for prefix, encoder in encoders.items():
+        file |= adapter.to_file(adapter.adapter_state(encoder), partial(base.text.file_key, prefix), alpha)
     path.write_bytes(to_bytes(file, {}))
-    return unet, encoders
+    return unet, list(encoders.values())
 
 
 def _pipeline(base: BaseModel, folder: Path) -> Any:
@@ -43,7 +43,7 @@ def _pipeline(base: BaseModel, folder: Path) -> Any:
     from diffusers import StableDiffusionPipeline, StableDiffusionXLPipeline, UNet2DConditionModel
 
     unet = UNet2DConditionModel.from_pretrained(folder / "unet")
-    encoders = base.build_text_encoders(torch.float32)
+    encoders = list(base.text.build(torch.float32).values())
     if len(encoders) == 2:
         return StableDiffusionXLPipeline(
             vae=None,

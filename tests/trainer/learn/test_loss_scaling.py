@@ -11,7 +11,7 @@ import torch
 from subjectbooth.tests.small_base import small_base, small_class_images, small_subject
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone
-from subjectbooth.trainer.machine.runtime import accelerate_precision, choose
+from subjectbooth.trainer.machine.runtime import accelerate_precision, choose_precision
 from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
@@ -81,11 +81,11 @@ def test_it_is_chosen_for_cards_without_bf16(monkeypatch: pytest.MonkeyPatch) ->
     gpu = torch.device("cuda")
     for supported, expected in ((True, "bf16"), (False, "fp16")):
         monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation, found=supported: found)
-        assert choose(TrainConfig(), gpu)[0]["precision"] == expected
-        assert choose(TrainConfig(precision="fp16"), gpu)[0]["precision"] == "fp16"
-    assert choose(TrainConfig(), CPU)[0]["precision"] == "fp32"
-    chosen, notes = choose(TrainConfig(precision="fp16"), CPU)
-    assert chosen["precision"] == "fp32" and "needs a GPU" in notes[0]
+        assert choose_precision(TrainConfig(), gpu)[0] == expected
+        assert choose_precision(TrainConfig(precision="fp16"), gpu)[0] == "fp16"
+    assert choose_precision(TrainConfig(), CPU)[0] == "fp32"
+    precision, notes = choose_precision(TrainConfig(precision="fp16"), CPU)
+    assert precision == "fp32" and "needs a GPU" in notes[0]
     assert [accelerate_precision(name) for name in ("fp32", "fp16", "bf16")] == ["no", "fp16", "bf16"]
 
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from subjectbooth.tests.small_base import small_base, small_class_images, small_subject
+from subjectbooth.tests.small_base import small_base, small_class_images, small_subject, with_network
 from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
@@ -76,7 +76,7 @@ def test_a_loss_that_is_not_finite_by_itself_says_what_usually_helps(tmp_path: P
 
     def build(dtype: torch.dtype) -> Any:
         """A UNet that one caption makes overflow, wherever in the batch it is."""
-        unet = plain.build_unet(dtype)
+        unet = plain.denoiser.build(dtype)
 
         def overflow(module: Any, inputs: Any, keywords: Any, output: Any) -> Any:
             found = keywords["encoder_hidden_states"]
@@ -86,12 +86,12 @@ def test_a_loss_that_is_not_finite_by_itself_says_what_usually_helps(tmp_path: P
         unet.register_forward_hook(overflow, with_kwargs=True)
         return unet
 
-    _, said = _stopped(tmp_path, dataclasses.replace(plain, build_unet=build), subject)
+    _, said = _stopped(tmp_path, with_network(plain, build), subject)
     assert "A loss of " in said and "on photo 3 (2.png). Required" in said
     assert "Lower the learning rate, or set precision to bf16 or fp32" in said
     # With three photos at once the culprit is still told from the others.
     whole = dataclasses.replace(CONFIG, train_batch_size=3)
-    _, said = _stopped(tmp_path / "batch", dataclasses.replace(plain, build_unet=build), subject, whole)
+    _, said = _stopped(tmp_path / "batch", with_network(plain, build), subject, whole)
     assert "on photo 3 (2.png). Required" in said
     assert "0.png" not in said and "class image" not in said
 
@@ -110,11 +110,11 @@ def test_a_gradient_that_is_not_finite_names_the_batch(tmp_path: Path) -> None:
     plain = small_base()
 
     def build(dtype: torch.dtype) -> Any:
-        unet = plain.build_unet(dtype)
+        unet = plain.denoiser.build(dtype)
         unet.mid_block.register_forward_hook(lambda module, inputs, output: _Poison.apply(output))
         return unet
 
-    done, said = _stopped(tmp_path, dataclasses.replace(plain, build_unet=build), small_subject(1))
+    done, said = _stopped(tmp_path, with_network(plain, build), small_subject(1))
     assert done == 0
     assert "A gradient norm of nan at step 1, on photo 1 (0.png), class image " in said
 

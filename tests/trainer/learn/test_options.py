@@ -290,7 +290,7 @@ def test_rank_stabilised_scale_is_what_the_file_says() -> None:
         for name, tensor in adapter.adapter_state(tuned).items()
     }
     adapter.load_adapter_state(tuned, state)
-    kohya = adapter.to_kohya(state, "lora_unet", adapter.file_alpha(config))
+    kohya = adapter.to_file(state, small_denoiser().file_key, adapter.file_alpha(config))
     assert adapter.file_alpha(config) / 4 == pytest.approx(3.0 / math.sqrt(4))
     for name, layer in plain.named_modules():
         key = f"lora_unet_{name.replace('.', '_')}"

@@ -18,6 +18,7 @@ from subjectbooth.tests.small_base import (
     FAMILY,
     HashedPrompts,
     small_base,
+    small_denoiser,
     small_subject,
     small_text_encoder,
     small_unet,
@@ -25,6 +26,7 @@ from subjectbooth.tests.small_base import (
 from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.base.conditioning import Conditioning
 from subjectbooth.trainer.base.sd.sample import sample
+from subjectbooth.trainer.base.sd.target_layers import target_layers, text_target_layers
 from subjectbooth.trainer.base.sd.text_encoder import encode
 from subjectbooth.trainer.base.stored.stored_base import token_chunks
 from subjectbooth.trainer.config import TrainConfig
@@ -84,10 +86,10 @@ def _average(weights: list[Weights], decay: float) -> Weights:
 def _drawn_by_hand(weights: Weights, data: TrainingData) -> torch.Tensor:
     """A validation picture of fresh modules with these weights, in which nothing drops out."""
     unet, text = small_unet(), small_text_encoder()
-    for module, name, targets in ((unet, "unet", adapter.target_layers), (text, "lora_te", adapter.text_target_layers)):
+    for module, name, targets in ((unet, "unet", target_layers), (text, "lora_te", text_target_layers)):
         own = {key.removeprefix(f"{name}/"): tensor for key, tensor in weights.items() if key.startswith(f"{name}/")}
         if own:
-            adapter.inject(module, CONFIG, targets)
+            adapter.inject(module, CONFIG, targets(module, CONFIG.lora_targets))
             adapter.load_adapter_state(module, own)
     if any(key.startswith("lora_te/") for key in weights):
         with torch.no_grad():
@@ -98,7 +100,7 @@ def _drawn_by_hand(weights: Weights, data: TrainingData) -> torch.Tensor:
         prompt, negative = data.encoded[PROMPT], data.encoded[""]
     drawing = sample(
         unet,
-        small_base().noise_scheduler,
+        small_denoiser().noise_scheduler,
         prompt,
         negative,
         (4, 8, 8),
@@ -119,8 +121,7 @@ def test_the_file_of_a_run_with_ema_has_the_average_of_its_steps() -> None:
     steps, file, _ = _train(_data(), ema_decay=0.7)
     assert all(torch.equal(plain[-1][name], steps[-1][name]) for name in plain[-1]), "the training is the same"
     expected = {name.removeprefix("unet/"): tensor for name, tensor in _average(steps, 0.7).items()}
-    layer_names = small_base().layer_names
-    for name, tensor in adapter.to_kohya(expected, "lora_unet", 4.0, layer_names).items():
+    for name, tensor in adapter.to_file(expected, small_denoiser().file_key, 4.0).items():
         torch.testing.assert_close(file[name], tensor, rtol=1e-5, atol=1e-7)
     ups = [name for name in expected if "lora_B" in name]
     assert any(float((expected[name] - steps[-1][f"unet/{name}"]).abs().max()) > 0.001 for name in ups)
@@ -161,7 +162,8 @@ def test_with_dropout_too_looking_changes_nothing_of_a_training() -> None:
 @pytest.mark.parametrize("share", [0.0, 0.2])
 def test_that_share_of_the_loras_inputs_drops_out_and_the_rest_makes_up_for_it(share: float) -> None:
     text, prompt = small_text_encoder(), token_chunks(PROMPT, FAMILY)
-    adapter.inject(text, dataclasses.replace(CONFIG, lora_dropout=share), adapter.text_target_layers)
+    layers = text_target_layers(text, CONFIG.lora_targets)
+    adapter.inject(text, dataclasses.replace(CONFIG, lora_dropout=share), layers)
     inputs: dict[str, torch.Tensor] = {}
 
     def keep(name: str) -> Any:

@@ -12,10 +12,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.tests.small_base import small_base, small_class_images, small_subject
+from subjectbooth.tests.small_base import small_base, small_class_images, small_subject, with_network
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone
 from subjectbooth.trainer.learn.side_by_side import SideBySide, threads_for
+from subjectbooth.trainer.machine.chosen import Chosen
 from subjectbooth.trainer.runs.run import Run
 
 CONFIG = TrainConfig(steps=3, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2)
@@ -47,7 +48,7 @@ def _run(
 ) -> tuple[list[StepDone], dict[str, torch.Tensor]]:
     torch.set_num_threads(threads)
     base = small_base()
-    build = base.build_unet
+    build = base.denoiser.build
 
     def watched(dtype: torch.dtype) -> Any:
         unet = build(dtype)
@@ -58,7 +59,7 @@ def _run(
 
     config = dataclasses.replace(CONFIG, **changes)
     run = Run(
-        dataclasses.replace(base, build_unet=watched),
+        with_network(base, watched),
         small_subject(),
         small_class_images(),
         config,
@@ -79,7 +80,8 @@ def test_threads_learn_what_one_learns(tmp_path: Path, changes: dict[str, Any]) 
     assert (alone.sizes, alone.most) == ({4}, 4)
     assert (watch.sizes, watch.most) == ({2}, 4)
     for one, other in zip(found, wanted, strict=True):
-        for part in ("loss", "instance_loss", "prior_loss", "grad_norm"):
+        assert set(one.losses) == {"instance_loss", "prior_loss"}
+        for part in ("loss", "losses", "grad_norm"):
             assert getattr(one, part) == pytest.approx(getattr(other, part), rel=1e-4), part
     again = _run(tmp_path / "again", 2, **changes)[1]
     assert tensors.keys() == again.keys() and all(torch.equal(tensors[name], again[name]) for name in tensors)
@@ -94,10 +96,10 @@ def test_no_more_pictures_at_once_than_memory_was_planned_for(tmp_path: Path) ->
 
 def test_pictures_stay_together_where_they_have_to() -> None:
     torch.set_num_threads(8)
-    cpu = {"device": "cpu", "precision": "fp32"}
+    cpu = Chosen("adamw", "cpu", "fp32")
     assert [threads_for(pictures, cpu, 0.0) for pictures in (1, 4, 20)] == [1, 4, 8]
-    assert threads_for(4, cpu, 0.1) == threads_for(4, cpu | {"precision": "bf16"}, 0.0) == 1
-    assert threads_for(4, {"device": "cuda", "precision": "fp32"}, 0.0) == 1
+    assert threads_for(4, cpu, 0.1) == threads_for(4, dataclasses.replace(cpu, precision="bf16"), 0.0) == 1
+    assert threads_for(4, dataclasses.replace(cpu, device="cuda"), 0.0) == 1
 
 
 def test_results_come_in_order_and_of_errors_the_first_one() -> None:

@@ -98,8 +98,10 @@ def test_a_gradient_is_cut_to_the_largest_norm_and_0_leaves_it(tmp_path: Path, s
 def test_the_class_images_count_by_their_weight(tmp_path: Path) -> None:
     for weight in (0.3, 2.0):
         event = _run(tmp_path, steps=1, prior_loss_weight=weight)[0]
-        assert event.prior_loss is not None and event.prior_loss > 0.01
-        assert event.loss == pytest.approx(event.instance_loss + weight * event.prior_loss, rel=1e-5)
+        assert event.losses["prior_loss"] > 0.01
+        assert event.loss == pytest.approx(
+            event.losses["instance_loss"] + weight * event.losses["prior_loss"], rel=1e-5
+        )
 
 
 def test_the_halves_of_a_photo_masked_one_by_one_are_its_whole_loss(tmp_path: Path) -> None:

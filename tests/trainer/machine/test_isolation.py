@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import threading
 from collections.abc import Callable, Iterator
@@ -15,7 +14,13 @@ import torch
 from accelerate import Accelerator
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from subjectbooth.tests.small_base import small_base, small_class_images, small_subject
+from subjectbooth.tests.small_base import (
+    small_base,
+    small_class_images,
+    small_subject,
+    with_network,
+    with_text_encoders,
+)
 from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone, Validation
@@ -216,9 +221,8 @@ def test_what_others_have_and_change_meanwhile_is_theirs(
 def test_no_gpu_is_reseeded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """torch.manual_seed seeds every GPU there is, whatever fork_rng is told to put back."""
     base, seeds = small_base(), []
-    assert base.build_text_encoders is not None
-    unet, texts = base.build_unet(torch.float32), base.build_text_encoders(torch.float32)  # the test's own seeding
-    base = dataclasses.replace(base, build_unet=lambda dtype: unet, build_text_encoders=lambda dtype: texts)
+    unet, texts = base.denoiser.build(torch.float32), base.text.build(torch.float32)  # the test's own seeding
+    base = with_text_encoders(with_network(base, lambda dtype: unet), lambda dtype: list(texts.values()))
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
     monkeypatch.setattr(torch.cuda, "manual_seed", seeds.append)
     torch.manual_seed(3)

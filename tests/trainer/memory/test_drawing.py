@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Generator
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from subjectbooth.tests.small_base import FAMILY, small_base, small_subject, small_text_encoder, small_unet
+from subjectbooth.tests.small_base import (
+    FAMILY,
+    small_base,
+    small_denoiser,
+    small_subject,
+    small_text_encoder,
+    small_unet,
+    with_network,
+)
 from subjectbooth.trainer.base.conditioning import Conditioning, concatenate
 from subjectbooth.trainer.base.sd import codecs
 from subjectbooth.trainer.base.sd.codecs import TinyCodec
@@ -60,7 +67,7 @@ def _validate(root: Path, limit: Limit) -> list[Event]:
         unet.register_forward_pre_hook(limit)
         return unet
 
-    base = dataclasses.replace(small_base(), build_unet=build)
+    base = with_network(small_base(), build)
     return [
         event
         for event in Run(base, small_subject(), None, CONFIG, root, CPU).events()
@@ -108,7 +115,7 @@ def test_a_prompt_keeps_its_meaning_beside_a_longer_one() -> None:
         return _drawn(
             sample(
                 unet,
-                small_base().noise_scheduler,
+                small_base().denoiser.noise_scheduler,
                 concatenate([prompts[number] for number in numbers]),
                 negative,
                 (4, 8, 8),
@@ -146,7 +153,7 @@ def test_no_memory_for_a_single_picture_is_what_torch_said() -> None:
 def test_as_many_pictures_as_fit_are_drawn_together(monkeypatch: pytest.MonkeyPatch) -> None:
     def choose(device: torch.device, free: int | None, count: int = 9) -> int:
         prompt = Conditioning(torch.zeros(1, 77, 16))
-        return pictures_at_once(None, prompt, (4, 8, 8), torch.float32, count, device, free)
+        return pictures_at_once(small_denoiser(), None, prompt, (4, 8, 8), torch.float32, count, device, free)
 
     monkeypatch.setattr(drawing, "drawing_bytes", lambda *_: 1000)  # half a picture's
     assert [choose(GPU, free) for free in (1000, 4000, 4500, 7000, 99_000)] == [1, 1, 2, 3, 4]
@@ -167,7 +174,7 @@ def _class_images(root: Path, count: int = 5, hook: Callable[..., Any] | None = 
             unet.register_forward_pre_hook(hook)
         return unet
 
-    base = dataclasses.replace(small_base(), build_unet=build)
+    base = with_network(small_base(), build)
     made = list(generate(base, "a photo of a dog", count, 64, root, CPU, steps=3))
     assert isinstance(made[-1], ClassPriors) and made[:-1][-1:] in ([], [count])
     return made[-1]

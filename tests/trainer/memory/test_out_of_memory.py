@@ -11,10 +11,11 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.tests.small_base import small_base, small_class_images, small_subject
+from subjectbooth.tests.small_base import small_base, small_class_images, small_subject, with_network
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Adjusted, StepDone
+from subjectbooth.trainer.machine.chosen import Chosen
 from subjectbooth.trainer.machine.out_of_memory import is_out_of_memory
 from subjectbooth.trainer.memory.step_down import step_down
 from subjectbooth.trainer.runs.run import Run
@@ -49,14 +50,14 @@ class Limit:
 def _run(root: Path, limit: Limit | None = None, config: TrainConfig = CONFIG) -> Run:
     base = small_base()
     if limit is not None:
-        build = base.build_unet
+        build = base.denoiser.build
 
         def limited(dtype: torch.dtype) -> Any:
             unet = build(dtype)
             unet.register_forward_pre_hook(limit, with_kwargs=True)
             return unet
 
-        base = dataclasses.replace(base, build_unet=limited)
+        base = with_network(base, limited)
     return Run(base, small_subject(), small_class_images(), config, root, torch.device("cpu"))
 
 
@@ -86,8 +87,8 @@ def test_fewer_pictures_at_once_learn_the_same(tmp_path: Path, pictures: int, ex
     steps = [event for event in events if isinstance(event, StepDone)]
     for found, wanted in zip(steps, reference, strict=True):
         assert found.loss == pytest.approx(wanted.loss, rel=1e-4)
-        assert found.instance_loss == pytest.approx(wanted.instance_loss, rel=1e-4)
-        assert found.prior_loss == pytest.approx(wanted.prior_loss, rel=1e-4)
+        assert found.losses["instance_loss"] == pytest.approx(wanted.losses["instance_loss"], rel=1e-4)
+        assert found.losses["prior_loss"] == pytest.approx(wanted.losses["prior_loss"], rel=1e-4)
         assert found.grad_norm == pytest.approx(wanted.grad_norm, rel=1e-3)
 
 
@@ -180,9 +181,9 @@ def test_the_last_thing_to_try_is_the_8_bit_optimizer(tmp_path: Path, monkeypatc
 
 
 def test_without_bitsandbytes_there_is_no_8_bit_optimizer_to_step_down_to() -> None:
-    chosen = {"gradient_checkpointing": "on", "pictures_per_forward": "1", "optimizer": "adamw"}
+    chosen = Chosen("adamw", gradient_checkpointing=True, micro_batch=1)
     assert step_down(chosen, 2, eight_bit=False) is None
-    assert step_down(chosen | {"optimizer": "adafactor"}, 2, eight_bit=True) is None
+    assert step_down(dataclasses.replace(chosen, optimizer="adafactor"), 2, eight_bit=True) is None
 
 
 def test_when_nothing_is_left_it_says_what_to_do_and_keeps_the_steps(tmp_path: Path) -> None:
@@ -246,6 +247,5 @@ def test_what_counts_as_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_batch_is_never_empty() -> None:
-    chosen = {"gradient_checkpointing": "on", "pictures_per_forward": "1"}
-    assert step_down(chosen, 2) is None
-    assert chosen["pictures_per_forward"] == "1"
+    assert step_down(Chosen("adamw", gradient_checkpointing=True, micro_batch=1), 2) is None
+    assert step_down(Chosen("adamw", gradient_checkpointing=True, micro_batch=2), 1) is None

@@ -12,7 +12,6 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from subjectbooth.tests.small_base import (
-    FAMILY,
     small_base,
     small_class_images,
     small_denoiser,
@@ -22,6 +21,7 @@ from subjectbooth.tests.small_base import (
     with_lora,
 )
 from subjectbooth.trainer.base.conditioning import Conditioning
+from subjectbooth.trainer.base.sd.target_layers import text_target_layers
 from subjectbooth.trainer.base.sd.unet import predict
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import Started, StepDone
@@ -212,10 +212,9 @@ def test_a_trained_text_encoder_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     alone = _choose(monkeypatch, None)
     unet, text = small_unet(), small_text_encoder()
     with_lora(unet, CONFIG)
-    adapter.inject(text, CONFIG, adapter.text_target_layers)
-    both = make_plan(
-        CONFIG, {"precision": "fp32", "optimizer": "adamw"}, {}, unet, [text], FAMILY, Load(PROMPT, (8, 8), 4), None
-    )
+    adapter.inject(text, CONFIG, text_target_layers(text, CONFIG.lora_targets))
+    load = Load(PROMPT, (8, 8), 4)
+    both = make_plan(CONFIG, Chosen("adamw"), None, small_denoiser(), unet, small_base().text, [text], load, None)
     frozen = sum(
         tensor.nbytes for name, tensor in (*text.named_parameters(), *text.named_buffers()) if ".subject." not in name
     )
@@ -364,5 +363,5 @@ def test_free_memory_of_this_machine() -> None:
 def test_plan_alone_writes_nothing(tmp_path: Path) -> None:
     made = _run(tmp_path / "runs", 10**12).plan()
     assert made.pictures == 4
-    assert made.chosen["pictures_per_forward"] == "4"
+    assert made.chosen.micro_batch == 4
     assert not (tmp_path / "runs").exists()

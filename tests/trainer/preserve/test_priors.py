@@ -17,6 +17,7 @@ from subjectbooth.tests.small_base import small_base, small_priors, small_subjec
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Started
+from subjectbooth.trainer.preserve.class_images import ClassImages
 from subjectbooth.trainer.preserve.priors import (
     PriorRecipe,
     PriorStore,
@@ -233,16 +234,17 @@ def test_class_images_of_another_base_do_not_train_in_silence(tmp_path: Path) ->
     base, config = small_base(), TrainConfig(steps=1, rank=2, network_alpha=2.0, resolution=64)
 
     def run(**made_by: str) -> Run:
-        return Run(base, small_subject(), replace(small_priors(), **made_by), config, tmp_path, torch.device("cpu"))
+        priors = ClassImages(replace(small_priors(), **made_by))
+        return Run(base, small_subject(), priors, config, tmp_path, torch.device("cpu"))
 
     with pytest.raises(SubjectBoothError, match="a model of the family SDXL for training on SD 1.x"):
         run(family="SDXL", base_digest="xl")
-    other = run(family=base.family.name, base_digest="a finetune")
+    other = run(family=base.family, base_digest="a finetune")
     (warning,) = other.warnings
     assert warning.startswith("The class images were made by another model")
     started = next(iter(other.events()))
     assert isinstance(started, Started) and warning in started.notes
-    assert run(family=base.family.name, base_digest=base.digest).warnings == run().warnings == ()
+    assert run(family=base.family, base_digest=base.digest).warnings == run().warnings == ()
     # They count by what they are, not by who made them.
     assert other.folder.key == run().folder.key
 

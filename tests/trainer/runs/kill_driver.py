@@ -33,6 +33,7 @@ from subjectbooth.trainer.events import StepDone  # noqa: E402
 from subjectbooth.trainer.learn import checkpoint  # noqa: E402
 from subjectbooth.trainer.preserve.generate import generate  # noqa: E402
 from subjectbooth.trainer.preserve.priors import ClassPriors  # noqa: E402
+from subjectbooth.trainer.preserve.ways import keeping_class  # noqa: E402
 from subjectbooth.trainer.runs.run import Run  # noqa: E402
 from subjectbooth.trainer.subject.subject import Subject  # noqa: E402
 
@@ -87,7 +88,7 @@ def train(folder: Path, kind: str) -> None:
         for made in generate(base, "a photo of a dog", count, 64, folder / "class_images", CPU, steps=SAMPLING_STEPS):
             priors = made if isinstance(made, ClassPriors) else None
         enter(folder, "starting")
-    for event in Run(base, subject(config.enable_bucket), priors, config, folder / "runs", CPU).events():
+    for event in Run(base, subject(config.enable_bucket), keeping_class(priors), config, folder / "runs", CPU).events():
         if isinstance(event, StepDone) and entered(folder) != "training":
             enter(folder, "training")
 

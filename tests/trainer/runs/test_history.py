@@ -22,7 +22,8 @@ def _write(folder: Path, entries: list[dict[str, Any] | str], steps: int = 10_00
 
 
 def _step(step: int, prior: float | None = 0.1) -> dict[str, Any]:
-    return to_json(StepDone(step, 10_000, step / 10, step / 20, prior, 1e-4, 0.5, 0.25, None))
+    losses = {"instance_loss": step / 20} | ({} if prior is None else {"prior_loss": prior})
+    return to_json(StepDone(step, 10_000, step / 10, losses, 1e-4, 0.5, 0.25, None))
 
 
 def test_ten_thousand_steps_become_two_thousand_points(tmp_path: Path) -> None:

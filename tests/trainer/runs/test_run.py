@@ -11,7 +11,15 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.tests.small_base import small_base, small_class_images, small_subject, small_unet
+from subjectbooth.tests.small_base import (
+    small_base,
+    small_class_images,
+    small_denoiser,
+    small_priors,
+    small_subject,
+    small_unet,
+    with_network,
+)
 from subjectbooth.trainer.base.sd.families import SD1, SD2, SDXL, Family
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
@@ -25,6 +33,8 @@ from subjectbooth.trainer.events import (
     Validation,
 )
 from subjectbooth.trainer.files.safefile import read_metadata
+from subjectbooth.trainer.machine.chosen import Chosen
+from subjectbooth.trainer.preserve.class_images import ClassImages
 from subjectbooth.trainer.runs.metadata import lora_metadata
 from subjectbooth.trainer.runs.run import Run
 
@@ -215,7 +225,7 @@ def test_whatever_changes_the_weights_changes_the_key(tmp_path: Path, change: st
         other = dataclasses.replace(photo, caption="a drawing of ohwx dog")
         subject = dataclasses.replace(subject, photos=(subject.photos[0], other, subject.photos[2]))
     elif change == "prior":
-        priors = dataclasses.replace(priors, digest="other")
+        priors = ClassImages(dataclasses.replace(small_priors(), digest="other"))
     elif change == "base":
         base = small_base(seed=1)
     elif change == "setting":
@@ -330,7 +340,7 @@ def test_an_adapter_that_is_still_zero_at_the_end_is_reported(tmp_path: Path) ->
         unet.register_forward_hook(lambda module, inputs, output: (output[0] * 0.0,))
         return unet
 
-    base = dataclasses.replace(small_base(), build_unet=build, digest="without gradients")
+    base = dataclasses.replace(with_network(small_base(), build), digest="without gradients")
     config = dataclasses.replace(CONFIG, steps=2)
 
     def events() -> list[Event]:
@@ -369,7 +379,9 @@ def test_other_tools_are_told_the_family_in_their_words(
     family: Family, prediction_type: str, version: str, architecture: str
 ) -> None:
     """As sd-scripts writes them (library/model_util.py, sai_model_spec.py)."""
-    base = dataclasses.replace(small_base(prediction_type), family=family)
+    denoiser = small_denoiser(prediction_type)
+    denoiser = dataclasses.replace(denoiser, layout=dataclasses.replace(denoiser.layout, family=family))
+    base = dataclasses.replace(small_base(prediction_type), family=family.name, denoiser=denoiser)
     metadata = lora_metadata(
         {"x": torch.zeros(1)},
         small_subject(),
@@ -378,8 +390,8 @@ def test_other_tools_are_told_the_family_in_their_words(
         step=6,
         run_key="0" * 64,
         started=0.0,
-        class_images=0,
-        chosen=dict.fromkeys(("optimizer", "precision", "gradient_checkpointing", "pictures_per_forward"), ""),
+        preservation={},
+        chosen=Chosen("adamw"),
         buckets={"64x64": 3},
     )
     assert metadata["ss_base_model_version"] == version

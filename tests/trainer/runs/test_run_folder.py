@@ -31,7 +31,7 @@ def _folder(root: Path) -> RunFolder:
 
 
 def _checkpoint(step: int) -> Checkpoint:
-    losses: list[list[float | None]] = [[0.5 / number, 0.25, None] for number in range(1, step + 1)]
+    losses = [{"loss": 0.5 / number, "instance_loss": 0.25} for number in range(1, step + 1)]
     return Checkpoint(step, {"unet/a": torch.full((4, 4), float(step))}, {}, losses, {"precision": "fp32"})
 
 
@@ -70,7 +70,7 @@ def test_lines_that_a_power_cut_took_from_the_log_come_back(tmp_path: Path) -> N
     folder = _folder(tmp_path)
     folder.open({})
     for step in (1, 2, 5):
-        folder.log(StepDone(step, 9, 0.5 / step, 0.25, None, 1e-4, 1.0, 0.5, None))
+        folder.log(StepDone(step, 9, 0.5 / step, {"instance_loss": 0.25}, 1e-4, 1.0, 0.5, None))
     with (folder.path / "events.jsonl").open("ab") as log:
         log.write('{"event": "StepDone", "note": "соба'.encode()[:-1])  # cut in the middle of a letter
     folder.truncate_events(4, _checkpoint(4).losses)
@@ -86,7 +86,7 @@ def test_the_words_are_part_of_the_key_even_where_no_caption_holds_them() -> Non
 
 
 def _actions(folder: RunFolder, lora: Path, target: Path) -> dict[str, object]:
-    step = StepDone(1, 9, 0.5, 0.25, None, 1e-4, 1.0, 0.5, None)
+    step = StepDone(1, 9, 0.5, {"instance_loss": 0.25}, 1e-4, 1.0, 0.5, None)
     return {
         "open": lambda: folder.open({}),
         "checkpoint": lambda: folder.save_checkpoint(_checkpoint(1)),
@@ -141,7 +141,7 @@ def test_a_disk_that_is_really_full_and_another_than_the_usual_one(small_disk: P
     folder = _folder(small_disk)
     folder.open({"trigger": "ohwx собака"})
     folder.save_checkpoint(_checkpoint(3))
-    big = Checkpoint(4, {"unet/a": torch.zeros(1 << 20)}, {}, [[0.5, 0.25, None]] * 4, {})
+    big = Checkpoint(4, {"unet/a": torch.zeros(1 << 20)}, {}, [{"loss": 0.5, "instance_loss": 0.25}] * 4, {})
     with pytest.raises(SubjectBoothError, match=r"the checkpoint cannot be saved \(No space left on device\)"):
         folder.save_checkpoint(big)
     assert folder.load_checkpoint(9).step == 3
@@ -203,7 +203,7 @@ def test_what_cannot_be_read_now_is_not_made_anew(tmp_path: Path, monkeypatch: p
     """It may be whole: a scanner or a network drive that is away would cost the whole run."""
     folder = RunFolder(tmp_path, "1" * 64, "ohwx dog")
     folder.open({})
-    folder.save_checkpoint(Checkpoint(4, {"x": torch.ones(2)}, {}, [[1.0, 1.0, None]] * 4, {}))
+    folder.save_checkpoint(Checkpoint(4, {"x": torch.ones(2)}, {}, [{"loss": 1.0}] * 4, {}))
     folder.write_lora(4, {"x": torch.ones(2)}, {"subjectbooth.run_key": folder.key})
 
     def refuse(_path: Path) -> bytes:

@@ -59,7 +59,11 @@ def follow(
 
 def expected(events: list[Event], name: str) -> list[tuple[int, float]]:
     """The curve `name` as the events tell it."""
-    return [(event.step, getattr(event, name)) for event in events if isinstance(event, StepDone)]
+    return [
+        (event.step, event.losses[name] if name in event.losses else getattr(event, name))
+        for event in events
+        if isinstance(event, StepDone)
+    ]
 
 
 def test_tensorboard_shows_a_run_that_went_on_as_one_curve(tmp_path: Path) -> None:

@@ -13,20 +13,20 @@ import torch
 from PIL import Image
 
 from subjectbooth.tests.small_base import (
-    alphas_cumprod,
     small_base,
     small_class_images,
+    small_denoiser,
     small_priors,
     small_subject,
     small_unet,
 )
 from subjectbooth.trainer.base.conditioning import Conditioning
-from subjectbooth.trainer.base.sd.schedule import make_noise_scheduler
 from subjectbooth.trainer.base.sd.unet import predict
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import Started, StepDone
-from subjectbooth.trainer.learn.data import TrainingData, photos_of
+from subjectbooth.trainer.learn.data import TrainingData, make_micro_step, photos_of
 from subjectbooth.trainer.learn.loss import batch_losses
+from subjectbooth.trainer.preserve.ways import keeping_class
 from subjectbooth.trainer.runs.run import Run
 from subjectbooth.trainer.subject.buckets import bucket_sizes, nearest_bucket
 from subjectbooth.trainer.subject.photo import Photo
@@ -161,9 +161,8 @@ def _data(sizes: list[tuple[int, int]], priors: bool = True, **changes: Any) -> 
     latents = tuple(torch.randn(4, *size, generator=random) for size in sizes)
     captions = tuple(f"photo {number}" for number in range(len(sizes)))
     encoded = {prompt: Conditioning(torch.randn(1, 77, 16, generator=random)) for prompt in (*captions, "", "class")}
-    return TrainingData(
-        latents, captions, encoded, small_priors().latents if priors else None, "class", resolution=64, **changes
-    )
+    kept = keeping_class(dataclasses.replace(small_priors(), prompt="class") if priors else None)
+    return TrainingData(latents, captions, encoded, kept, square=(4, 8, 8), **changes)
 
 
 def test_batches_mix_photos_of_one_bucket_only_and_are_fair() -> None:
@@ -181,19 +180,23 @@ def test_one_bucket_is_the_same_as_none() -> None:
     alike = _data([(8, 8)] * 3)
     stacked = dataclasses.replace(alike, latents=torch.stack(list(alike.latents)))
     for step in range(4):
-        (first,), (second,) = (make_batches(data, CONFIG, 1000, step, CPU) for data in (alike, stacked))
+        (first,), (second,) = (
+            make_micro_step(data, CONFIG, small_denoiser(), step, CPU).batches for data in (alike, stacked)
+        )
         assert torch.equal(first.latents, second.latents) and torch.equal(first.noise, second.noise)
-        assert torch.equal(first.timesteps, second.timesteps) and first.prompts == second.prompts
+        assert torch.equal(first.times, second.times) and first.prompts == second.prompts
 
 
 def test_two_sizes_are_two_forward_passes_of_one_loss() -> None:
     masks = tuple(torch.rand(1, *size) for size in SIZES)
     flipped = tuple(latents.flip(-1) for latents in _data(SIZES).latents)
     data = _data(SIZES, masks=masks, flipped_latents=flipped)
-    scheduler, unet = make_noise_scheduler(alphas_cumprod(), "epsilon"), small_unet()
+    denoiser, unet = small_denoiser(), small_unet()
+    scheduler = denoiser.noise_scheduler
     mirrored = set()
     for step in range(6):
-        parts = make_batches(data, CONFIG, 1000, step, CPU)
+        micro_step = make_micro_step(data, CONFIG, denoiser, step, CPU)
+        parts = micro_step.batches
         photos = photos_of(data, step * 2, 2, step, 0)
         if SIZES[photos[0]] == (8, 8):
             (whole,) = parts
@@ -201,7 +204,7 @@ def test_two_sizes_are_two_forward_passes_of_one_loss() -> None:
             continue
         own, classes = parts
         assert own.latents.shape == (2, 4, *SIZES[photos[0]]) and classes.latents.shape == (2, 4, 8, 8)
-        assert (own.instances, classes.instances, classes.masks) == (2, 0, None)
+        assert [part.losses.count("instance_loss") for part in parts] == [2, 0] and classes.masks is None
         assert classes.labels[0].startswith("class image ")
         errors = []
         for index, photo in enumerate(photos):
@@ -211,16 +214,16 @@ def test_two_sizes_are_two_forward_passes_of_one_loss() -> None:
             mask = masks[photo].flip(-1) if is_mirrored else masks[photo]
             assert torch.equal(own.masks[index], mask)
             noisy = scheduler.add_noise(
-                own.latents[index : index + 1], own.noise[index : index + 1], own.timesteps[index : index + 1]
+                own.latents[index : index + 1], own.noise[index : index + 1], own.times[index : index + 1]
             )
-            said = unet(noisy, own.timesteps[index : index + 1], data.encode([f"photo {photo}"]).hidden_states).sample
+            said = unet(noisy, own.times[index : index + 1], data.encode([f"photo {photo}"]).hidden_states).sample
             errors.append(float(((said - own.noise[index : index + 1]) ** 2 * mask).mean() / mask.mean()))
-        noisy = scheduler.add_noise(classes.latents, classes.noise, classes.timesteps)
-        said = unet(noisy, classes.timesteps, data.encode(["class"] * 2).hidden_states).sample
+        noisy = scheduler.add_noise(classes.latents, classes.noise, classes.times)
+        said = unet(noisy, classes.times, data.encode(["class"] * 2).hidden_states).sample
         prior = float((said - classes.noise).square().mean())
-        losses = [batch_losses(unet, scheduler, part, 0.7, 0.0, (2, 2)) for part in parts]
-        assert float(losses[0].instance) == pytest.approx(sum(errors) / 2, rel=1e-4)
-        assert float(losses[1].prior) == pytest.approx(prior, rel=1e-4)
+        losses = [batch_losses(denoiser, unet, part, micro_step.terms) for part in parts]
+        assert float(losses[0].terms["instance_loss"]) == pytest.approx(sum(errors) / 2, rel=1e-4)
+        assert float(losses[1].terms["prior_loss"]) == pytest.approx(prior, rel=1e-4)
         assert float(losses[0].total + losses[1].total) == pytest.approx(sum(errors) / 2 + 0.7 * prior, rel=1e-4)
     assert mirrored == {True, False}
 
