@@ -69,9 +69,10 @@ def _step(root: Path, class_images: bool, **changes: Any) -> Dispatched:
 
 def _bare_step(class_images: bool) -> Dispatched:
     """As diffusers' DreamBooth script with peft, without logging."""
+    from diffusers import DDPMScheduler
     from peft import LoraConfig, inject_adapter_in_model
 
-    unet, scheduler, count = small_unet().train(), small_base().noise_scheduler, 2 if class_images else 1
+    unet, scheduler, count = small_unet().train(), DDPMScheduler(), 2 if class_images else 1
     inject_adapter_in_model(LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), unet)
     parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
     optimizer = torch.optim.AdamW(parameters, fused=True)

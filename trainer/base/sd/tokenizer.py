@@ -39,7 +39,7 @@ def clip_tokenizer() -> Tokenizer:
     vocabulary = {word: number for number, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
     model = models.BPE(
         vocab=vocabulary,
-        merges=merges,
+        merges=merges,  # type: ignore[arg-type]
         unk_token="<|endoftext|>",
         continuing_subword_prefix="",  # type: ignore[arg-type]
         end_of_word_suffix="</w>",
