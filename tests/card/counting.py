@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
@@ -31,6 +32,7 @@ _FREE = {
 }
 # The host waits for the card to learn how large the result is, or what it is.
 _WAITS = {ATEN.nonzero.default, ATEN.equal.default, ATEN.masked_select.default, ATEN._unique2.default}
+_READS = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu, torch.Tensor.__array__}
 _BY_MASK = {ATEN.index.Tensor, ATEN.index_put.default, ATEN.index_put_.default}
 
 
@@ -126,18 +128,28 @@ class Counting(Card):
 class Dispatched(TorchDispatchMode):
     """Counts operations on real tensors, on whatever device, of the thread that has entered it.
 
-    What is drawn on the host before it goes to the device counts as well. Copies from a device to the host cannot be
-    told on a CPU: :class:`Counting` sees those.
+    On a CPU nothing tells what would be on a card: what is drawn on the host before it goes there counts as well, and
+    ``.to()`` never counts as a wait. :class:`Counting` can tell.
 
     Attributes:
         kernels: torch's own operations but for views, allocations and reads of a number; a foreach operation is one.
-        syncs: places in the trainer where the host reads a number of a tensor, or needs a result to know its size.
+        syncs: places in the trainer where the host reads a tensor's content, or needs a result to know its size.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.kernels = 0
         self.syncs: Counter[str] = Counter()
+        self._reads = _Reads(self.syncs)
+
+    def __enter__(self) -> Dispatched:
+        self._reads.__enter__()
+        super().__enter__()
+        return self
+
+    def __exit__(self, *error: Any) -> None:
+        super().__exit__(*error)
+        self._reads.__exit__(*error)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if function is ATEN._local_scalar_dense.default:
@@ -146,6 +158,19 @@ class Dispatched(TorchDispatchMode):
             self.kernels += _starts_a_kernel(function)
             if _waits(function, args):
                 self.syncs[_place()] += 1
+        return function(*args, **(kwargs or {}))
+
+
+class _Reads(TorchFunctionMode):
+    """Counts the reads of a whole tensor, which on a CPU are no operations."""
+
+    def __init__(self, syncs: Counter[str]) -> None:
+        super().__init__()
+        self._syncs = syncs
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in _READS:
+            self._syncs[_place()] += 1
         return function(*args, **(kwargs or {}))
 
 
