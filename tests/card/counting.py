@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import traceback
+import inspect
 import weakref
 from collections import Counter
 from dataclasses import dataclass, field
@@ -185,7 +185,9 @@ def _waits(function: Any, args: Any) -> bool:
 
 def _place() -> str:
     """The innermost line of the trainer, without its number: file and function."""
-    for frame in reversed(traceback.extract_stack()):
-        if frame.filename.startswith(_TRAINER):
-            return f"{Path(frame.filename).stem}.{frame.name}"
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_filename.startswith(_TRAINER):
+            return f"{Path(frame.f_code.co_filename).stem}.{frame.f_code.co_name}"
+        frame = frame.f_back
     return "elsewhere"
