@@ -81,7 +81,7 @@ def _runs(server: ComfyServer) -> Path:
 PLACES = {
     "events": Place("GET", "/runs/{name}/events", _runs, _lay_run),
     # Its run is not being trained, which it says of a run that is there.
-    "stop": Place("POST", "/runs/{name}/stop", _runs, _lay_run, shows="not being trained"),
+    "stop": Place("POST", "/runs/{name}/stop", _runs, _lay_run, shows="not in training"),
     "class_images": Place("GET", "/class_images?folder={name}", lambda server: _runs(server) / "class_images",
                           _lay_class_images),
     "lora": Place("GET", "/lora?name={name}", lambda server: server.models_dir / "loras", _lay_lora,
