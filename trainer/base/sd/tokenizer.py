@@ -38,9 +38,9 @@ def clip_tokenizer() -> Tokenizer:
     vocabulary = {word: number for number, word in enumerate([*words, "<|startoftext|>", "<|endoftext|>"])}
     model = models.BPE(
         vocab=vocabulary,
-        merges=merges,
+        merges=merges,  # type: ignore[arg-type]
         unk_token="<|endoftext|>",
-        continuing_subword_prefix="",  # type: ignore[arg-type]
+        continuing_subword_prefix="",
         end_of_word_suffix="</w>",
         fuse_unk=False,
     )
