@@ -41,7 +41,7 @@ def clip_tokenizer() -> Tokenizer:
         vocab=vocabulary,
         merges=merges,  # type: ignore[arg-type]
         unk_token="<|endoftext|>",
-        continuing_subword_prefix="",  # type: ignore[arg-type]
+        continuing_subword_prefix="",
         end_of_word_suffix="</w>",
         fuse_unk=False,
     )
