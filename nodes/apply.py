@@ -14,6 +14,7 @@ from comfy_api.latest import io
 from ..trainer.errors import SubjectBoothError
 from ..trainer.files.storage import sha256_of
 from ..trainer.runs.lora_reader import peft_config_path
+from .graph_terms import graph_messages
 from .host import Progress
 from .lora_effect import changes_nothing
 from .lora_file import Match, SubjectLora, embeddings_of, load_lora_file, match_keys
@@ -107,6 +108,7 @@ class ApplySubjectLoRA(io.ComfyNode):
             return str(error)
 
     @classmethod
+    @graph_messages()
     def execute(
         cls,
         model: Any,

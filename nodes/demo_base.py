@@ -12,6 +12,7 @@ from comfy_api.latest import io
 
 from ..demo.base import ensure_checkpoint
 from ..trainer.errors import SubjectBoothError
+from .graph_terms import graph_messages
 from .types import CATEGORY
 
 logger = logging.getLogger("subjectbooth")
@@ -77,6 +78,7 @@ class LoadDemoBase(io.ComfyNode):
         )
 
     @classmethod
+    @graph_messages()
     def execute(cls) -> io.NodeOutput:
         """Make sure that the file exists and is intact, and load it like any checkpoint."""
         path = _written_demo_base()

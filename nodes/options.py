@@ -6,6 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from .graph_terms import graph_messages
 from .settings import config_from, setting_input
 from .types import CATEGORY, DreamBoothOptionsType
 
@@ -48,6 +49,7 @@ class DreamBoothOptions(io.ComfyNode):
         )
 
     @classmethod
+    @graph_messages()
     def execute(cls, **values: Any) -> io.NodeOutput:
         """Check the settings, so that a wrong one is reported before class images are made, and pass them on."""
         config_from(values, resolution=512)

@@ -33,6 +33,7 @@ from ..trainer.subject.subject import Subject
 from .album import Album
 from .bridge import base_digest, check_wired
 from .downstream import check_trainers
+from .graph_terms import graph_messages
 from .host import Progress, grid, pack_output_dir, place_of, readable_seconds, view_entry
 from .sampling import BATCH_INDEPENDENT, PictureSampler, pictures_at_once
 from .types import CATEGORY, ClassPriorsType, SubjectType
@@ -140,6 +141,7 @@ class GenerateClassPriors(io.ComfyNode):
         )
 
     @classmethod
+    @graph_messages()
     def execute(
         cls,
         model: ModelPatcher,

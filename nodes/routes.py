@@ -16,6 +16,7 @@ from aiohttp import web
 from server import PromptServer
 
 from ..trainer.errors import SubjectBoothError
+from .graph_terms import error_in_graph
 from .safe_paths import inside
 
 PREFIX = "/subjectbooth"
@@ -68,7 +69,7 @@ def _in_json(handler: Handler) -> Callable[[web.Request], Awaitable[web.StreamRe
         except RouteError as error:
             return web.json_response({"error": str(error)}, status=error.status)
         except SubjectBoothError as error:
-            return web.json_response({"error": str(error)}, status=400)
+            return web.json_response({"error": error_in_graph(error)}, status=400)
         except web.HTTPException:
             raise
         except Exception as error:

@@ -21,6 +21,7 @@ from ..trainer.subject.photo_files import read_photos
 from ..trainer.subject.subject import MAX_RESOLUTION, MIN_RESOLUTION, Subject, caption_lines, make_subject
 from ..trainer.subject.trigger import DEFAULT_TOKEN
 from .bridge import literal_prompt
+from .graph_terms import graph_messages
 from .host import Progress, stop_if_cancelled
 from .photo_sources import NO_SAMPLE, Source, input_pictures, photos_of_tensors, samples
 from .types import CATEGORY, SubjectType
@@ -158,6 +159,7 @@ class LoadSubjectImages(io.ComfyNode):
             return str(error)  # execute reports it to the user
 
     @classmethod
+    @graph_messages()
     def execute(
         cls,
         images: list[Any],

@@ -22,6 +22,7 @@ from ..trainer.runs.run import Run
 from ..trainer.subject.subject import Subject
 from . import live, published
 from .bridge import base_from_graph
+from .graph_terms import event_in_graph, graph_messages, notes_in_graph
 from .host import (
     Progress,
     clean_up,
@@ -174,6 +175,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
         return f"{live.generation(after_stop or '')} {published.losses(output_name)}"
 
     @classmethod
+    @graph_messages()
     def execute(
         cls,
         model: Any,
@@ -225,7 +227,8 @@ class DreamBoothLoRATrain(io.ComfyNode):
         remember_lora_folders(pack_output_dir(), loras_dirs())
         if finished.warning:
             log.warning("%s", finished.warning)
-        for warning in run.warnings:
+        warnings = notes_in_graph(run.warnings)
+        for warning in warnings:
             log.warning("%s", warning)
         text = [
             summary,
@@ -233,7 +236,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 None,
                 [
                     finished.warning,
-                    *run.warnings,
+                    *warnings,
                     file.note,
                     _not_drawn_note(not_drawn),
                     over_limit_note(pack_output_dir()),
@@ -279,6 +282,7 @@ def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed, output
     labels = loss_labels()
     try:
         for event in events:
+            event = event_in_graph(event)
             feed.publish(event)
             stop_if_cancelled()
             if isinstance(event, Started):

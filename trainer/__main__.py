@@ -39,6 +39,7 @@ from .preserve.ways import keeping_class
 from .runs.publish import check_folder, checked_name, publish
 from .runs.run import Run
 from .shell.clean import main as clean
+from .shell.terms import error_in_shell, note_in_shell
 from .shell.trackers import TRACKERS, Tracker
 from .subject.captions import DEFAULT_TEMPLATE
 from .subject.crops import CROPS
@@ -174,7 +175,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _signals_as_interrupts():
             _train(options)
     except SubjectBoothError as error:
-        print(error, file=sys.stderr)
+        print(error_in_shell(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
         print("stopped; the steps so far are kept, and the same command goes on from there", file=sys.stderr)
@@ -264,7 +265,12 @@ def _train(options: argparse.Namespace) -> None:
             if isinstance(event, Started):
                 check_folder(options.output_dir, options.output_name)  # not before: what is found again is only read
                 bar.update(event.step - bar.n)
-                bar.write(", ".join([f"{name} {value}" for name, value in event.chosen.items()] + list(event.notes)))
+                bar.write(
+                    ", ".join(
+                        [f"{name} {value}" for name, value in event.chosen.items()]
+                        + [note_in_shell(note) for note in event.notes]
+                    )
+                )
                 bar.write(event.plan)
             elif isinstance(event, StepDone):
                 bar.set_postfix(loss=f"{event.loss:.4f}", refresh=False)
@@ -300,7 +306,7 @@ def _plan(
     priors = ClassPriors(torch.zeros(1, *size), subject.class_prompt, ("",), "") if options.num_class_images else None
     run = Run(base, subject, keeping_class(priors), config, options.output_dir / "runs", device)
     plan = run.plan()
-    return "\n".join(filter(None, [plan.sentence, plan.warning, *run.warnings]))
+    return "\n".join(filter(None, [plan.sentence, plan.warning, *map(note_in_shell, run.warnings)]))
 
 
 def read_subject(options: argparse.Namespace, resolution: int) -> Subject:

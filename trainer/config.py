@@ -145,9 +145,7 @@ class TrainConfig:
         low=0.0,
         high=1.0,
     )
-    masked_loss: bool = _setting(
-        False, "Train only on the masked part of each photo (a MASK, or the photo's transparency)."
-    )
+    masked_loss: bool = _setting(False, "Train only on the masked part of each photo (its mask, or its transparency).")
     caption_dropout: float = _setting(
         0.0, "Fraction of the photos that are trained with an empty prompt.", low=0.0, high=1.0
     )

@@ -7,6 +7,8 @@ import importlib.metadata
 import re
 from types import ModuleType
 
+from .topics import Terms, Topic, ended
+
 
 class SubjectBoothError(Exception):
     """Something the user gave cannot be used; the message says what to do about it.
@@ -18,12 +20,24 @@ class SubjectBoothError(Exception):
         given: what is wrong, with the value itself (``"resolution 500"``, ``"no photos were given"``).
         needed: what is accepted (``"a multiple of 8"``).
         todo: what to do next, as an imperative (``"use 496"``).
-        where: the file, node or input concerned; empty if the sentences already say so.
+        where: the file or setting concerned; empty for the topic's own word, or if the sentences already say it.
+        about: what a front end may know more about; see :meth:`in_terms`.
     """
 
-    def __init__(self, given: str, needed: str, todo: str, where: str = "") -> None:
-        self.given, self.needed, self.todo, self.where = given, needed, todo, where
+    def __init__(self, given: str, needed: str, todo: str, where: str = "", about: Topic | None = None) -> None:
+        if about is not None:
+            where = where or about.value
+        self.given, self.needed, self.todo, self.where, self.about = given, needed, todo, where, about
         super().__init__(_message(given, needed, todo, where))
+
+    def in_terms(self, terms: Terms) -> SubjectBoothError:
+        """The same error, with the advice of a front end and its own name for the place."""
+        if self.about is None or self.about not in terms:
+            return self
+        term = terms[self.about]
+        where = term.where if term.where and self.where == self.about.value else self.where
+        todo = f"{ended(self.todo)} {term.advice}" if term.advice else self.todo
+        return SubjectBoothError(self.given, self.needed, todo, where)
 
 
 _PLAIN_WORD = re.compile(r"[a-z]+(?=[ ,;:'’-]|$)")
@@ -31,7 +45,7 @@ _PLAIN_WORD = re.compile(r"[a-z]+(?=[ ,;:'’-]|$)")
 
 
 def _message(given: str, needed: str, todo: str, where: str) -> str:
-    text = f"{_sentence(given, where)} Required: {_ended(needed)} {_sentence(todo, where)}"
+    text = f"{_sentence(given, where)} Required: {ended(needed)} {_sentence(todo, where)}"
     named = re.search(rf"(?<!\w){re.escape(where)}(?!\w)", text, re.IGNORECASE) is not None
     # No full stop after a path, so that it can be copied as it is.
     return text if not where or named else f"{text} Where: {where}"
@@ -41,11 +55,7 @@ def _sentence(text: str, where: str) -> str:
     first = _PLAIN_WORD.match(text)
     if first is not None and first.group() != where:  # a setting keeps its spelling
         text = text[0].upper() + text[1:]
-    return _ended(text)
-
-
-def _ended(text: str) -> str:
-    return text if text.endswith((".", "!", "?")) else f"{text}."
+    return ended(text)
 
 
 # Lower bounds are those of requirements.txt; a test holds the two together.
@@ -59,7 +69,7 @@ MINIMUM_VERSIONS: dict[str, str] = {
 }
 
 TORCH_MINIMUM = "2.4"
-"""ComfyUI brings torch, so requirements.txt does not name it."""
+"""Not in requirements.txt, because ComfyUI brings torch."""
 
 
 def require(*packages: str) -> list[ModuleType]:
@@ -75,21 +85,18 @@ def require(*packages: str) -> list[ModuleType]:
 
 def _require_one(name: str) -> ModuleType:
     minimum = TORCH_MINIMUM if name == "torch" else MINIMUM_VERSIONS.get(name, "0")
-    install = (
-        "install the pack's requirements into ComfyUI's own Python: "
-        f'python -m pip install "{name}>={minimum}", then restart ComfyUI'
-    )
+    install, about = f'run python -m pip install "{name}>={minimum}"', Topic.PACKAGE
     if name == "torch":
-        install = "update ComfyUI, which brings torch (a newer portable version, or its requirements.txt)"
+        install, about = "install PyTorch for your device", Topic.TORCH
     try:
         found = importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:
         raise SubjectBoothError(
-            f"the Python package {name} is not installed", f"{name} {minimum} or newer", install
+            f"the Python package {name} is not installed", f"{name} {minimum} or newer", install, name, about
         ) from None
     if _is_older(found, minimum):
         raise SubjectBoothError(
-            f"{name} {found} is installed, which is too old", f"{name} {minimum} or newer", install, name
+            f"{name} {found} is installed, which is too old", f"{name} {minimum} or newer", install, name, about
         )
     try:
         return importlib.import_module(name)
@@ -99,6 +106,7 @@ def _require_one(name: str) -> ModuleType:
             f"a working {name}",
             f'reinstall it: python -m pip install --force-reinstall "{name}>={minimum}"',
             name,
+            about,
         ) from error
 
 

@@ -76,7 +76,12 @@ def test_the_latents_are_not_touched_by_training(comfy: ComfyClient) -> None:
 @pytest.mark.parametrize(
     ("train", "options", "sentence"),
     [
-        ({}, {"masked_loss": True}, "masked_loss without a mask"),
+        (
+            {},
+            {"masked_loss": True},
+            "masked_loss without a mask. Required: a mask for the photos. Use photos with transparency, or turn "
+            "masked_loss off. Or connect photos and their MASK to Load Subject Images.",
+        ),
         ({"rank": 400}, {}, "rank 400. Required: 320 or less"),
         (
             {"validation_prompts": "embedding:nothing {subject}"},
@@ -124,6 +129,8 @@ def test_class_images_of_another_model_are_reported_by_the_trainer(comfy: ComfyC
     )
     graph["20"]["inputs"]["model"] = ["9", 0]
     graph["11"] = train_node(class_priors=["20", 0], output_name="other_priors", steps=1)
-    assert "The class images were made by another model" in "\n".join(comfy.run(graph).outputs["11"]["text"])
+    told = "\n".join(comfy.run(graph).outputs["11"]["text"])
+    assert "The class images were made by another model" in told
+    assert "Connect the same MODEL and CLIP to Generate Class Priors and to the trainer." in told
     graph["20"]["inputs"]["model"] = ["1", 0]
     assert "another model" not in "\n".join(comfy.run(graph).outputs["11"]["text"])

@@ -121,6 +121,27 @@ def test_each_is_refused_in_words_of_its_own(read: dict[str, Any], case: str, se
     assert ("ordinary LoRA loader" in said) == ("bypass" in case)
 
 
+def test_a_graphs_errors_name_its_inputs(read: dict[str, Any]) -> None:
+    start = "SubjectBoothError: Given. Required: needed. Do."
+    assert {name: said.removeprefix(start).strip() for name, said in read["topics"].items()} == {
+        "UNET": "Connect another MODEL.",
+        "TEXT_ENCODER": "Connect another CLIP, or start ComfyUI with --fp32-text-enc; a damaged embedding: in a prompt "
+        "is another usual cause.",
+        "VAE": "Connect another VAE, or start ComfyUI with --fp32-vae.",
+        "CLASS_IMAGES": "Where: class_priors",
+        "CLASS_IMAGE_MODEL": "Connect the same MODEL and CLIP to Generate Class Priors and to the trainer. "
+        "Where: class_priors",
+        "MASK": "Or connect photos and their MASK to Load Subject Images.",
+        "CROP": "Load Subject Images has the input crop.",
+        "OUTPUT_FOLDER": "To use another one, start ComfyUI with --output-directory. Where: output folder",
+        "RUN_IN_PROGRESS": "The other process is another ComfyUI, or a training from a shell. Where: run in progress",
+        "LORA_FORMAT": "ComfyUI's own LoRA loader may be able to load it. Where: LoRA format",
+        "PACKAGE": "Use ComfyUI's own Python for it, and restart ComfyUI afterwards. Where: Python package",
+        "TORCH": "ComfyUI brings it: update ComfyUI (a newer portable version, or its requirements.txt). "
+        "Where: PyTorch",
+    }
+
+
 def test_a_schedule_that_was_set_on_a_clone_stays_with_the_clone(read: dict[str, Any]) -> None:
     """ComfyUI itself mixes the two up with dynamic VRAM (ComfyUI#16490), in class images as well."""
     found = read["schedules"]

@@ -61,8 +61,10 @@ if MODE == "dynamic":
 
 import comfy.sd  # noqa: E402
 
-from subjectbooth.nodes import bridge, noise, sampling, weights, wired_checks  # noqa: E402
+from subjectbooth.nodes import bridge, graph_terms, noise, sampling, weights, wired_checks  # noqa: E402
+from subjectbooth.trainer.errors import SubjectBoothError  # noqa: E402
 from subjectbooth.trainer.files.storage import sha256_of  # noqa: E402
+from subjectbooth.trainer.topics import Topic  # noqa: E402
 
 UNET = bridge.UNET_PREFIX
 logged: list[str] = []
@@ -354,9 +356,16 @@ def batches() -> dict[str, Any]:
         management.get_free_memory, management.current_loaded_models = kept
 
 
+@graph_terms.graph_messages()
+def fail(topic: Topic) -> None:
+    """As a node's ``execute`` does."""
+    raise SubjectBoothError("given", "needed", "do", about=topic)
+
+
 with torch.inference_mode():
     found = loaded_and_read()
     found["rule"] = without_dynamic_vram()
     found["batches"] = batches()
+    found["topics"] = {topic.name: said_by(lambda topic=topic: fail(topic)) for topic in Topic}
 found["logged"] = [line for line in logged if "deprecated" in line or "has moved" in line]
 print(json.dumps(found))

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from ..errors import SubjectBoothError
+from ..topics import Topic
 from .conditioning import Conditioning
 
 
@@ -66,15 +67,14 @@ def check_prompts(encoded: Mapping[str, Conditioning]) -> None:
         raise SubjectBoothError(
             "the text encoder turns every prompt into values that are not numbers (NaN or infinity)",
             "a text encoder with whole weights",
-            "get the checkpoint again, wire another CLIP, or run it in fp32 (ComfyUI: --fp32-text-enc)",
-            "CLIP",
+            "get the checkpoint again, or use another text encoder",
+            about=Topic.TEXT_ENCODER,
         )
     raise SubjectBoothError(
         f"the text encoder turns the prompt {wrong[0][:60]!r} into values that are not numbers (NaN or infinity)",
         "finite numbers",
-        "change that prompt (a damaged embedding: is a usual cause), or run the text encoder in fp32 "
-        "(ComfyUI: --fp32-text-enc)",
-        "CLIP",
+        "change that prompt, or use another text encoder",
+        about=Topic.TEXT_ENCODER,
     )
 
 
@@ -91,17 +91,17 @@ def check_latents(latents: torch.Tensor | Sequence[torch.Tensor], names: Sequenc
     wrong = [name for picture, name in zip(latents, names, strict=True) if not is_finite(picture)]
     if not wrong:
         return
-    todo = "run the VAE in fp32 (ComfyUI: --fp32-vae) or use another one"  # SDXL's overflows in fp16, for one
+    todo = "use another VAE, or one in fp32"  # SDXL's, for one, overflows in fp16
     if len(wrong) == len(names):
         raise SubjectBoothError(
             "the VAE turns every photo into values that are not numbers (NaN or infinity)",
             "a VAE with whole weights, in a precision it can run in",
             todo,
-            "VAE",
+            about=Topic.VAE,
         )
     raise SubjectBoothError(
         f"the VAE turns {' and '.join(wrong)} into values that are not numbers (NaN or infinity)",
         "finite numbers",
-        f"{todo}, or leave that picture out",
-        "VAE",
+        f"{todo}, or leave that photo out",
+        about=Topic.VAE,
     )

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from ..errors import SubjectBoothError, require
+from ..topics import Topic
 from .storage import disk_errors, make_folder
 
 LOCK_NAME = ".lock"
@@ -43,10 +44,11 @@ def owned(folder: Path) -> Iterator[None]:
             if isinstance(error, Timeout):  # an OSError too, but not one of the disk
                 if _has_locks(folder):
                     raise SubjectBoothError(
-                        "a run that another ComfyUI (or a shell) is training at this moment",
+                        "a run that another process is training at this moment",
                         "one owner at a time",
                         "wait until it has finished, which this run then finds done, or stop it there",
                         str(folder),
+                        Topic.RUN_IN_PROGRESS,
                     ) from None
             elif isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
                 raise

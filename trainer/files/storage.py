@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from ..errors import SubjectBoothError
+from ..topics import Topic
 
 PART_PREFIX = ".subjectbooth-"
 """Begins the name of every file that is being written, so that what a killed program leaves behind can be told."""
@@ -116,29 +117,32 @@ def disk_errors(what: str, folder: Path) -> Iterator[None]:
         yield
     except OSError as error:
         reason = error.strerror or str(error) or type(error).__name__
-        needed, todo = _remedy(error, folder)
-        raise SubjectBoothError(f"{what} ({reason})", needed, todo, str(folder)) from error
+        needed, todo, about = _remedy(error, folder)
+        raise SubjectBoothError(f"{what} ({reason})", needed, todo, str(folder), about) from error
 
 
-def _remedy(error: OSError, folder: Path) -> tuple[str, str]:
-    """What the disk needs, and what to do about it."""
+def _remedy(error: OSError, folder: Path) -> tuple[str, str, Topic | None]:
+    """What the disk needs, what to do about it, and whether another output folder helps."""
     still_there = "what was saved before is still there"
     if error.errno == errno.ENOENT:
         gone = "the file in it" if folder.is_dir() else "the folder"
         return (
             f"{gone}, which was deleted or moved meanwhile",
             "leave the folder alone while it is in use, and start again: what was in it has to be made again",
+            None,
         )
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):  # Windows has no quota error
-        return "room on the disk", f"free some space; {still_there}"
+        return "room on the disk", f"free some space; {still_there}", Topic.OUTPUT_FOLDER
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return (
             "the right to write there",
-            f"make the folder writable, or start ComfyUI with another --output-directory; {still_there}",
+            f"make the folder writable, or use another output folder; {still_there}",
+            Topic.OUTPUT_FOLDER,
         )
     return (
         "room on the disk and the right to write there",
-        "free some space, make the folder writable, or start ComfyUI with another --output-directory; " + still_there,
+        f"free some space, make the folder writable, or use another output folder; {still_there}",
+        Topic.OUTPUT_FOLDER,
     )
 
 

@@ -9,17 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..base.sd.target_layers import encoder_layer
 from ..config import TrainConfig
 from ..errors import SubjectBoothError, require
 from ..machine.numerics import seeded
 from ..preserve.preservation import AdapterLayer
-from .checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -127,12 +124,12 @@ def file_alpha(config: TrainConfig) -> float:
 
 def adapter_state(module: nn.Module) -> dict[str, torch.Tensor]:
     """The adapter's weights by module path: ``{"<layer>.lora_A.weight": [rank, in], "<layer>.lora_B.weight": ...}``."""
-    return {name: parameter.detach().cpu().clone() for name, parameter in _adapter_parameters(module).items()}
+    return {name: parameter.detach().cpu().clone() for name, parameter in adapter_parameters(module).items()}
 
 
 def parameter_names(module: nn.Module) -> list[str]:
     """What :func:`adapter_state` calls the trainable parameters, in their order."""
-    return list(_adapter_parameters(module))
+    return list(adapter_parameters(module))
 
 
 def load_adapter_state(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
@@ -141,7 +138,7 @@ def load_adapter_state(module: nn.Module, state: dict[str, torch.Tensor]) -> Non
     Raises:
         SubjectBoothError: the state is of another adapter.
     """
-    parameters = _adapter_parameters(module)
+    parameters = adapter_parameters(module)
     if set(parameters) != set(state) or any(parameters[name].shape != state[name].shape for name in state):
         raise SubjectBoothError(
             "a checkpoint of another adapter",
@@ -152,41 +149,6 @@ def load_adapter_state(module: nn.Module, state: dict[str, torch.Tensor]) -> Non
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(state[name])
-
-
-def without_unused_layers(resume: Checkpoint, modules: Mapping[str, nn.Module]) -> Checkpoint:
-    """A checkpoint from when text layers that nothing comes from had a LoRA too, without what it has of those.
-
-    Such a LoRA never had a gradient, hence no optimizer state, but it had a number between the other parameters.
-
-    Args:
-        modules: UNet and text encoders with their LoRA in place, in the order of the optimizer's parameters.
-    """
-    layout: list[bool] = []  # of every parameter of then, whether there still is one
-    names: set[str] = set()
-    for prefix, module in modules.items():
-        own = {f"{prefix}/{name}" for name in _adapter_parameters(module)}
-        layers = {name.rsplit(".", 2)[0] for name in own}
-        behind = {
-            name
-            for name in resume.adapter
-            if name.startswith(f"{prefix}/")
-            and name not in own
-            and "encoder.layers." in name
-            and encoder_layer(name) > max(encoder_layer(layer) for layer in layers)
-        }
-        names |= behind
-        layout += [True] * len(own) + [False] * len(behind)  # those behind the last layer that is used come last
-    if not names:
-        return resume
-    kept = [number for number, still in enumerate(layout) if still]
-    number_now = {before: now for now, before in enumerate(kept)}
-    return replace(
-        resume,
-        adapter={name: tensor for name, tensor in resume.adapter.items() if name not in names},
-        optimizer={number_now[before]: state for before, state in resume.optimizer.items() if before in number_now},
-        average=[resume.average[before] for before in kept] if resume.average else [],
-    )
 
 
 def to_file(
@@ -211,7 +173,7 @@ def to_file(
     return file
 
 
-def _adapter_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
+def adapter_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
     """By module path, in the module's order."""
     return {
         name.replace(f".{ADAPTER_NAME}.", "."): parameter

@@ -24,6 +24,7 @@ from ..memory.plan import FreeMemory, Load, Plan, make_plan
 from . import adapter
 from .checkpoint import Checkpoint
 from .ema import AdapterAverage
+from .old_checkpoints import without_unused_layers
 from .optimizers import make_optimizer, usable_optimizer
 
 RateFactor = Callable[[str], float]
@@ -101,7 +102,7 @@ class Assembly:
         for module in self.modules.values():
             module.to(self.device)
         if resume:
-            resume = adapter.without_unused_layers(resume, self.modules)
+            resume = without_unused_layers(resume, self.modules)
             self._load(resume.adapter)
         self._use_checkpointing()
         self._use_attention()

@@ -13,6 +13,7 @@ import torch
 
 from ..errors import SubjectBoothError
 from ..machine.draws import Draws
+from ..topics import Note, Topic
 from .preservation import AdapterLayer, BaseIdentity, Part
 from .priors import ClassPriors
 
@@ -35,10 +36,10 @@ class ClassImages:
     def __init__(self, priors: ClassPriors) -> None:
         if len(priors.latents) == 0:
             raise SubjectBoothError(
-                "class priors without a single picture",
+                "no class images",
                 "one or more",
                 "make more class images, or exclude fewer",
-                "CLASS_PRIORS",
+                about=Topic.CLASS_IMAGES,
             )
         self._priors = priors
 
@@ -69,8 +70,8 @@ class ClassImages:
             raise SubjectBoothError(
                 f"class images made by a model of the family {priors.family} for training on {base.family}",
                 "class images made by the model that is trained on",
-                "wire the same MODEL and CLIP to Generate Class Priors and to the trainer",
-                "class_priors",
+                "make the class images with the model to train on",
+                about=Topic.CLASS_IMAGE_MODEL,
             )
         if tuple(priors.latents.shape[1:]) != size:
             height, width = (8 * side for side in priors.latents.shape[2:])
@@ -79,14 +80,15 @@ class ClassImages:
                 f"class images of {width}x{height} pixels",
                 f"the training resolution, {wanted}x{wanted}",
                 f"make the class images at {wanted} pixels, or set resolution to {width}",
-                "CLASS_PRIORS",
+                about=Topic.CLASS_IMAGES,
             )
         if priors.base_digest and priors.base_digest != base.digest:
-            return (
-                "The class images were made by another model (or with another CLIP, CLIP skip or LoRA) than the "
-                "one that is trained on, so they pull the class towards that model. Unless you want that, wire the "
-                "same MODEL and CLIP to both",
+            sentence = (
+                "The class images were made by another model (or with another text encoder, CLIP skip or LoRA) than "
+                "the one that is trained on, so they pull the class towards that model. Unless you want that, make "
+                "them with the model to train on"
             )
+            return (Note(sentence, Topic.CLASS_IMAGE_MODEL),)
         return ()
 
     def pictures(self, photos: int) -> int:

@@ -225,7 +225,7 @@ def parse_exclude(text: str) -> tuple[str, ...]:
             raise SubjectBoothError(
                 f"exclude has {part[:80]!r} in it",
                 f"content hashes of class images ({MIN_HASH_DIGITS} to 64 hexadecimal digits)",
-                "copy them from the node's output, or empty exclude",
+                "copy them from the list of class images, or empty exclude",
                 "exclude",
             )
     return found

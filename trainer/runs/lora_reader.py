@@ -9,6 +9,7 @@ import torch
 from ..base.stored.tensors import StoredTensors
 from ..errors import SubjectBoothError
 from ..files.safefile import read_metadata
+from ..topics import Topic
 from .diffusers_names import with_kohya_names
 
 MAX_WORDS = 200
@@ -34,8 +35,9 @@ def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
         raise SubjectBoothError(
             f"a LoRA file of the format {path.suffix or '(none)'}",
             "a .safetensors file",
-            "convert it, or load it with ComfyUI's own LoRA loader",
+            "convert it, or use another LoRA loader",
             path.name,
+            Topic.LORA_FORMAT,
         )
     import safetensors.torch
 
@@ -47,7 +49,7 @@ def read_lora(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     except OSError as error:
         raise SubjectBoothError(
             f"a LoRA file that cannot be opened ({error.strerror or type(error).__name__})",
-            "a file that ComfyUI may read",
+            "a readable file",
             "check that it is there, and its permissions",
             path.name,
         ) from error

@@ -19,6 +19,7 @@ from ..runs.cleanup import (
     remove,
     survey,
 )
+from .terms import error_in_shell
 
 PACK = Path(__file__).resolve().parent.parent
 
@@ -58,7 +59,7 @@ def main(arguments: Sequence[str]) -> int:
             output, runs, loras = _folders(options.output_dir, options.loras)
             items = survey(runs, output / "class_images", loras)
     except SubjectBoothError as error:
-        print(error, file=sys.stderr)
+        print(error_in_shell(error), file=sys.stderr)
         return 2
     total, chosen = sum(item.size for item in items), choose(items, limit)
     print(f"{output}: {len(items)} runs and sets of class images, {readable(total)}; limit {readable(limit)}")

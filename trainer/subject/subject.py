@@ -12,6 +12,7 @@ import torch
 
 from ..errors import SubjectBoothError
 from ..files.storage import sha256_of
+from ..topics import Topic
 from .buckets import nearest_bucket
 from .captions import DEFAULT_CLASS_TEMPLATE, DEFAULT_TEMPLATE, WEIGHT, check_template, fill
 from .checks import check_photos
@@ -131,16 +132,18 @@ class Subject:
             raise SubjectBoothError(
                 "masked_loss without a mask",
                 "a mask for the photos",
-                "wire a MASK to LoadSubjectImages, use photos with transparency, or turn masked_loss off",
+                "use photos with transparency, or turn masked_loss off",
                 "masked_loss",
+                Topic.MASK,
             )
         cut = self._masks_cut_away(resolution, buckets)
         if len(cut) == len(self.photos):
             raise SubjectBoothError(
                 f"masked_loss, and every mask is outside the crop {self.crop!r}: {named(cut, 10)}",
                 "part of the mask inside the crop, or there is nothing to learn",
-                'set crop to "subject" or "pad" in LoadSubjectImages, or turn masked_loss off',
+                'set crop to "subject" or "pad", or turn masked_loss off',
                 "masked_loss",
+                Topic.CROP,
             )
         return cut_away_warning(cut, self.crop)
 

@@ -226,6 +226,6 @@ def family_of(unet_shape: dict[str, Any], where: str) -> Family:
     raise SubjectBoothError(
         f"a UNet with a text width of {unet_shape['context_dim']}",
         f"a model of one of: {supported}",
-        "wire a checkpoint of such a family",
+        "use a checkpoint of one of these families",
         where,
     )

@@ -52,7 +52,7 @@ def unet_shape(shapes: Shapes, where: str) -> dict[str, Any]:
         raise SubjectBoothError(
             f"a model that is not a Stable Diffusion UNet ({architecture(shapes)})",
             "a UNet with cross-attention, as Stable Diffusion has",
-            "wire an SD 1.x, SD 2.x or SDXL checkpoint",
+            "use an SD 1.x, SD 2.x or SDXL checkpoint",
             where,
         )
     adm = shapes.get("label_emb.0.0.weight")
@@ -78,7 +78,7 @@ def diffusers_config(shapes: Shapes, family: Family, where: str) -> dict[str, An
         raise SubjectBoothError(
             "a UNet that attends to the text in some blocks of a level only",
             "all blocks of a level or none",
-            "wire an unmodified checkpoint",
+            "use an unmodified checkpoint",
             where,
         )
     config: dict[str, Any] = {
@@ -225,7 +225,7 @@ def _rename(name: str, modules: dict[str, str]) -> str:
         if known is not None:
             return ".".join([known, *parts[length:]])
     raise SubjectBoothError(
-        f"the UNet weight {name!r}", "a weight of the Stable Diffusion layout", "wire an unmodified checkpoint", name
+        f"the UNet weight {name!r}", "a weight of the Stable Diffusion layout", "use an unmodified checkpoint", name
     )
 
 
@@ -233,6 +233,6 @@ def _number(name: str, prefix: str) -> int:
     found = re.match(rf"{re.escape(prefix)}\.(\d+)\.", name)
     if found is None:
         raise SubjectBoothError(
-            f"the UNet weight {name!r}", f"a number after {prefix}", "wire an unmodified checkpoint", name
+            f"the UNet weight {name!r}", f"a number after {prefix}", "use an unmodified checkpoint", name
         )
     return int(found.group(1))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ...errors import SubjectBoothError, require
+from ...topics import Topic
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
@@ -31,8 +32,8 @@ def make_noise_scheduler(alphas_cumprod: torch.Tensor, prediction_type: str) -> 
         raise SubjectBoothError(
             f"a model that predicts {prediction_type!r}",
             "epsilon or v_prediction",
-            "wire a Stable Diffusion checkpoint, or set ModelSamplingDiscrete to eps or v_prediction",
-            "MODEL",
+            "use a Stable Diffusion checkpoint that predicts one of them",
+            about=Topic.UNET,
         )
     scheduler = DDPMScheduler(
         num_train_timesteps=len(alphas_cumprod), prediction_type=prediction_type, clip_sample=False

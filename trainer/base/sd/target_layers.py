@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ...errors import SubjectBoothError
+from ...topics import Topic
 
 ATTENTION = ("to_q", "to_k", "to_v", "to_out.0")
 """The projections of every attention block, as in the LoRA paper and diffusers' DreamBooth script."""
@@ -33,7 +34,10 @@ def target_layers(module: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
         }
     if not layers:
         raise SubjectBoothError(
-            "a model without layers to train", "a UNet with attention", "wire a Stable Diffusion checkpoint", "MODEL"
+            "a model without layers to train",
+            "a UNet with attention",
+            "use a Stable Diffusion checkpoint",
+            about=Topic.UNET,
         )
     return layers
 

@@ -56,7 +56,7 @@ def build_unet(
                 f"a UNet with {len(missing)} weights missing and {len(left_over)} unknown "
                 f"(such as {(missing or left_over)[0]!r})",
                 f"the layout of {layout.family.name}",
-                "wire an unmodified checkpoint",
+                "use an unmodified checkpoint",
                 layout.where,
             )
         given = weights()
@@ -69,7 +69,7 @@ def build_unet(
                 raise SubjectBoothError(
                     f"the weight {name!r} of shape {tuple(weight.shape)}",
                     f"shape {tuple(target.shape)}",
-                    "wire an unmodified checkpoint",
+                    "use an unmodified checkpoint",
                     layout.where,
                 )
             target.copy_(weight)

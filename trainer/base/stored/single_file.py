@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 from ...errors import SubjectBoothError
+from ...topics import Topic
 from ..sd import families
 from ..sd.codecs import KLCodec, TinyCodec, from_ldm_vae, from_taesd
 from ..sd.families import Family, TextEncoderShape
@@ -56,9 +57,9 @@ def read_file(path: Path) -> StoredParts:
         raise SubjectBoothError(
             "a UNet alone, without text encoder and VAE",
             "a checkpoint with all three",
-            "use the checkpoint that this UNet belongs to; or train in ComfyUI with Load Diffusion Model, Load CLIP "
-            "and Load VAE, or join the three there with Save Checkpoint",
+            "use the checkpoint that this UNet belongs to, or one saved with all three",
             where,
+            Topic.UNET,
         )
     if not unet:
         raise SubjectBoothError(
