@@ -74,8 +74,8 @@ class ClassImages:
                 about=Topic.CLASS_IMAGE_MODEL,
             )
         if tuple(priors.latents.shape[1:]) != size:
-            height, width = (8 * side for side in priors.latents.shape[2:])
-            wanted = 8 * size[1]
+            height, width = (base.latent_factor * side for side in priors.latents.shape[2:])
+            wanted = base.latent_factor * size[1]
             raise SubjectBoothError(
                 f"class images of {width}x{height} pixels",
                 f"the training resolution, {wanted}x{wanted}",

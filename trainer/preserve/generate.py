@@ -77,7 +77,7 @@ def _generate(
         seed,
         grouping=0,
     )
-    store = PriorStore(root, recipe)
+    store = PriorStore(root, recipe, base.denoiser.latent_factor)
     pictures, _ = store.load()
     if any(number not in pictures for number in range(count)):
         check()

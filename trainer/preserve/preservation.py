@@ -60,10 +60,12 @@ class BaseIdentity:
     Attributes:
         family: its name.
         digest: SHA-256 over what it draws class images by.
+        latent_factor: pixels a side of one of its latents.
     """
 
     family: str
     digest: str
+    latent_factor: int = 8
 
 
 class Preservation(Protocol):

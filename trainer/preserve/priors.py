@@ -28,7 +28,7 @@ class ClassPriors:
     """Pictures of the class, made by the base itself, that keep it from forgetting what the class looks like.
 
     Attributes:
-        latents: float32 [n, 4, h/8, w/8], on the CPU, in the training space.
+        latents: float32 [n, c, h, w], on the CPU, in the training space.
         prompt: the class prompt they were made with.
         hashes: one content hash a picture.
         digest: SHA-256 over latents and prompt.
@@ -91,11 +91,12 @@ class PriorStore:
     Args:
         root: the folder that holds all recipes' folders.
         recipe: what the pictures are made by.
+        latent_factor: pixels a side of one latent of that base.
     """
 
-    def __init__(self, root: Path, recipe: PriorRecipe) -> None:
+    def __init__(self, root: Path, recipe: PriorRecipe, latent_factor: int = 8) -> None:
         words = re.sub(r"[^\w-]+", "_", recipe.prompt).strip("_")[:40]
-        self.recipe = recipe
+        self.recipe, self._latent_factor = recipe, latent_factor
         self.path = root / f"{words}_{recipe.key[:16]}"
 
     def load(self) -> tuple[dict[int, torch.Tensor], list[str]]:
@@ -131,7 +132,7 @@ class PriorStore:
 
         Args:
             indices: the pictures' numbers.
-            latents: float32 [n, 4, h/8, w/8].
+            latents: float32 [n, c, h, w].
 
         Raises:
             SubjectBoothError: the values are not numbers, or the disk does not take them.
@@ -152,7 +153,7 @@ class PriorStore:
     def _read(self, path: Path) -> dict[int, torch.Tensor]:
         tensors, state = read_checked(path)
         latents = tensors["latents"] if isinstance(state, dict) and "latents" in tensors else None
-        size = (self.recipe.height // 8, self.recipe.width // 8)
+        size = (self.recipe.height // self._latent_factor, self.recipe.width // self._latent_factor)
         if latents is None or state["key"] != self.recipe.key or latents.shape[2:] != size:  # type: ignore[index]
             raise SubjectBoothError(
                 "class images of another recipe", f"those of {self.path.name}", "delete the file", path.name
@@ -192,7 +193,7 @@ def make_missing(
         pictures: those that are there; the new ones are added to it.
         count: how many are wanted.
         batch_size: pictures at once.
-        sample: picture numbers -> latents float32 [n, 4, h/8, w/8] in the training space.
+        sample: picture numbers -> latents float32 [n, c, h, w] in the training space.
 
     Raises:
         SubjectBoothError: the disk does not take them.

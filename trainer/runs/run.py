@@ -69,7 +69,9 @@ class Run:
         # One group of photos, or one for each aspect-ratio bucket.
         side, masks = config.resolution, config.masked_loss
         latents = base.denoiser.latent_size(side, side)
-        kept = preservation.check(latents, BaseIdentity(base.family, base.sampling_digest or base.digest))
+        kept = preservation.check(
+            latents, BaseIdentity(base.family, base.sampling_digest or base.digest, base.denoiser.latent_factor)
+        )
         masks_cut = subject.check_masks(side, buckets=config.enable_bucket) if masks else ""
         self.warnings = tuple(filter(None, (fall_back, *kept, masks_cut, _small_resolution(side, base))))
         self._prepared = (
