@@ -16,7 +16,7 @@ from ..trainer.files.storage import sha256_of
 from ..trainer.runs.lora_reader import peft_config_path
 from .graph_terms import graph_messages
 from .host import Progress
-from .lora_effect import changes_nothing
+from .lora_effect import has_no_effect
 from .lora_file import Match, SubjectLora, embeddings_of, load_lora_file, match_keys
 from .types import CATEGORY, SubjectLoraType
 
@@ -131,7 +131,7 @@ class ApplySubjectLoRA(io.ComfyNode):
         match = match_keys(lora.tensors, model, clip)
         if not match.patches:
             raise SubjectBoothError(
-                f"none of the LoRA's {len(match.left)} layers fit this model",
+                f"none of the LoRA's {len(match.unused)} layers fit this model",
                 "a LoRA for the family of the connected model",
                 "choose another file, or connect the kind of checkpoint it was trained on",
                 lora.path.name,
@@ -140,31 +140,31 @@ class ApplySubjectLoRA(io.ComfyNode):
         for note in notes:
             log.warning("%s: %s", lora.path.name, note)
         model, clip = comfy.sd.load_lora_for_models(model, clip, lora.tensors, strength_model, strength_clip)
-        text = notes if match.left else [f"applied: all {len(match.taken)} layers", *notes]
+        text = notes if match.unused else [f"applied: all {len(match.applied)} layers", *notes]
         return cls._output(model, clip, filled, text)
 
     @classmethod
     def _output(cls, model: Any, clip: Any, prompt: str, text: list[str]) -> io.NodeOutput:
         """Always with a line of text: without one, the editor keeps showing that of the previous run."""
-        Progress(cls.hidden.unique_id, 1).say("\n".join(text))
+        Progress(cls.hidden.unique_id, 1).set_text("\n".join(text))
         return io.NodeOutput(model, clip, prompt, ui={"text": text})
 
 
 def _notes(lora: SubjectLora, match: Match) -> list[str]:
     """Notes on what in the file is not used or has no effect."""
     notes = []
-    if match.left:
-        layers = len(match.taken) + len(match.left)
+    if match.unused:
+        layers = len(match.applied) + len(match.unused)
         notes.append(
-            f"Only {len(match.taken)} of {layers} layers fit this model; the others, such as "
-            f"{match.left[0][:80]!r}, are not used. Was the LoRA trained on another kind of checkpoint?"
+            f"Only {len(match.applied)} of {layers} layers fit this model; the others, such as "
+            f"{match.unused[0][:80]!r}, are not used. Was the LoRA trained on another kind of checkpoint?"
         )
     if embeddings := embeddings_of(lora.tensors):
         notes.append(
             f"The file contains {len(embeddings)} embedding{'s' * (len(embeddings) > 1)} ({embeddings[0][:40]!r}"
             f"{', ...' * (len(embeddings) > 1)}), not used here; save each as a file in models/embeddings."
         )
-    if changes_nothing(match.patches, match.shapes):
+    if has_no_effect(match.patches, match.shapes):
         notes.append("The LoRA has no effect: it does not change any weight of this model.")
     return notes
 

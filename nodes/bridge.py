@@ -157,7 +157,7 @@ class ComfyPromptEncoder:
     def _encode(self, prompt: str) -> Conditioning:
         with torch.inference_mode():
             hidden_states, pooled = self._clip.encode_from_tokens(self._clip.tokenize(prompt), return_pooled=True)
-        return Conditioning(normal(hidden_states), normal(pooled) if self._pooled else None)
+        return Conditioning(to_cpu_float32(hidden_states), to_cpu_float32(pooled) if self._pooled else None)
 
 
 class ComfyLatentCodec:
@@ -174,16 +174,16 @@ class ComfyLatentCodec:
         """
         with torch.inference_mode():
             latents = self._latent_format.process_in(self._vae.encode(images.movedim(1, -1)))
-        return normal(latents)
+        return to_cpu_float32(latents)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """See :class:`trainer.base.conditioning.LatentCodec`."""
         with torch.inference_mode():
             images = self._vae.decode(self._latent_format.process_out(latents))
-        return normal(images.movedim(-1, 1)).clamp(0, 1)
+        return to_cpu_float32(images.movedim(-1, 1)).clamp(0, 1)
 
 
-def normal(tensor: torch.Tensor) -> torch.Tensor:
+def to_cpu_float32(tensor: torch.Tensor) -> torch.Tensor:
     """A float32 copy on the CPU that autograd accepts; it rejects tensors created in inference mode."""
     with torch.inference_mode(False):
         return tensor.detach().to("cpu", torch.float32, copy=True).clone()

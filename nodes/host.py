@@ -123,9 +123,9 @@ class Progress:
             shown = ("JPEG", preview, 512) if preview is not None else None
             hook(min(value, self._total), self._total, shown, node_id=self._node_id)
         if text and time.monotonic() - self._last_text >= TEXT_INTERVAL:
-            self.say(text)
+            self.set_text(text)
 
-    def say(self, text: str) -> None:
+    def set_text(self, text: str) -> None:
         """Show a status line immediately."""
         if self._node_id is not None:
             PromptServer.instance.send_progress_text(text, self._node_id)

@@ -35,7 +35,7 @@ def fits(key: Any, patch: Any, shape: torch.Size) -> bool:
     return applied or _apply(key, patch, torch.zeros(shape)) is not None
 
 
-def changes_nothing(patches: dict[Any, Any], shapes: dict[str, torch.Size]) -> bool:
+def has_no_effect(patches: dict[Any, Any], shapes: dict[str, torch.Size]) -> bool:
     """Whether none of the patches changes any weight, as with an adapter of zeros.
 
     An effective adapter is recognised by its first layer, where no tensor is all zeros.

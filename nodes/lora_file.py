@@ -78,14 +78,14 @@ class Match:
     """How ComfyUI applies a file to one MODEL and CLIP.
 
     Attributes:
-        taken: the file's layers that are applied.
-        left: the file's layers that are not.
+        applied: the file's layers that are applied.
+        unused: the file's layers that are not.
         patches: by weight of the model (some keys also select a part of it); only for existing weights.
         shapes: shapes of the model's weights.
     """
 
-    taken: list[str]
-    left: list[str]
+    applied: list[str]
+    unused: list[str]
     patches: dict[Any, Any]
     shapes: dict[str, torch.Size]
 
@@ -151,11 +151,11 @@ def require_all_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip
         SubjectBoothError: it does not; the error names the first such layer.
     """
     match = match_keys(tensors, model, clip)
-    if match.left:
+    if match.unused:
         raise SubjectBoothError(
-            f"ComfyUI applies only {len(match.taken)} of the LoRA's {len(match.taken) + len(match.left)} layers",
+            f"ComfyUI applies only {len(match.applied)} of the LoRA's {len(match.applied) + len(match.unused)} layers",
             "all of them",
             "report this with the name of your checkpoint; the LoRA would only partly take effect",
-            match.left[0],
+            match.unused[0],
         )
-    return len(match.taken)
+    return len(match.applied)

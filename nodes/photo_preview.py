@@ -31,7 +31,7 @@ MOST_LETTERS = 300
 
 
 @dataclass(frozen=True)
-class Seen:
+class PhotoPreview:
     """One photo as the panel shows it.
 
     Attributes:
@@ -68,11 +68,11 @@ def describe_photos(widgets: dict[str, Any]) -> dict[str, Any]:
         raise SubjectBoothError(f"crop {str(crop)[:40]!r}", f"one of {', '.join(CROPS)}", "choose one of them", "crop")
     paths = source.paths()
     shown = [_photo(path, resolution, crop) for path in paths[:MOST_SHOWN]]
-    seen = [(index, photo) for index, photo in enumerate(shown) if isinstance(photo, Seen)]
+    seen = [(index, photo) for index, photo in enumerate(shown) if isinstance(photo, PhotoPreview)]
     photos: list[dict[str, Any]] = []
     for path, photo in zip(paths, shown, strict=False):
         entry: dict[str, Any] = {"name": path.name, "warnings": [], "kinds": []}
-        if isinstance(photo, Seen):
+        if isinstance(photo, PhotoPreview):
             entry |= {
                 "thumbnail": photo.thumbnail,
                 "width": photo.look.width,
@@ -139,11 +139,11 @@ def _add_captions(photos: list[dict[str, Any]], paths: list[Path], widgets: dict
             entry.setdefault("error", str(error))
 
 
-def _photo(path: Path, resolution: int, crop: str) -> Seen | str:
+def _photo(path: Path, resolution: int, crop: str) -> PhotoPreview | str:
     """The photo, or why it cannot be read."""
     try:
         about = path.stat()
-        return _seen(path, about.st_mtime_ns, about.st_size, resolution, crop)
+        return _preview(path, about.st_mtime_ns, about.st_size, resolution, crop)
     except SubjectBoothError as error:
         return str(error)
     except OSError as error:
@@ -151,13 +151,13 @@ def _photo(path: Path, resolution: int, crop: str) -> Seen | str:
 
 
 @functools.lru_cache(maxsize=256)
-def _seen(path: Path, _changed: int, _size: int, resolution: int, crop: str) -> Seen:
+def _preview(path: Path, _changed: int, _size: int, resolution: int, crop: str) -> PhotoPreview:
     """Cached by modification time and size as well, so that a changed file is read again."""
     decoded = read_photo(path)
     photo = Photo(decoded.pixels, decoded.mask, "", path.name)
     pixels, _ = training_square(photo, resolution, crop)
     is_cut = mask_is_cut_away(photo, (resolution, resolution), crop)
-    return Seen(look_at(decoded.pixels), data_address(Image.fromarray(pixels)), decoded.notes, is_cut)
+    return PhotoPreview(look_at(decoded.pixels), data_address(Image.fromarray(pixels)), decoded.notes, is_cut)
 
 
 def data_address(picture: Image.Image) -> str:

@@ -35,7 +35,7 @@ from .bridge import base_digest, check_wired
 from .downstream import check_trainers
 from .graph_terms import graph_messages
 from .host import Progress, grid, pack_output_dir, place_of, readable_seconds, view_entry
-from .sampling import BATCH_INDEPENDENT, PictureSampler, pictures_at_once
+from .sampling import BATCH_INDEPENDENT, PictureSampler, automatic_batch_size
 from .types import CATEGORY, ClassPriorsType, SubjectType
 
 log = logging.getLogger("subjectbooth")
@@ -161,7 +161,7 @@ class GenerateClassPriors(io.ComfyNode):
     ) -> io.NodeOutput:
         layout = check_wired(model, clip, vae)  # what the trainer would reject is rejected before an image is made
         _check_choices(sampler_name, scheduler, cfg)
-        batch_size = batch_size or pictures_at_once(model, subject.resolution, sampler_name)
+        batch_size = batch_size or automatic_batch_size(model, subject.resolution, sampler_name)
         template = check_template(class_prompt, needs_token=False, name="class_prompt")
         excluded = parse_exclude(exclude)
         recipe = PriorRecipe(
@@ -183,7 +183,7 @@ class GenerateClassPriors(io.ComfyNode):
             check_trainers(cls.hidden.prompt, cls.hidden.unique_id, model, clip, vae, subject, recipe.prompt)
         album = Album(store.path, model, vae)
         place = place_of(cls.hidden)
-        made = _make(store, pictures, count, batch_size, model, clip, album, place, notes)
+        made = _sample_missing(store, pictures, count, batch_size, model, clip, album, place, notes)
         used, left_out = split_excluded(pictures, count, excluded)
         priors = class_priors(pictures, used, store, layout.family.name)
         unknown = [part for part in excluded if not any(value.startswith(part) for value in left_out.values())]
@@ -194,7 +194,7 @@ class GenerateClassPriors(io.ComfyNode):
         for note in notes:
             log.warning("%s", note)
         shown = album.paths(pictures, range(count), batch_size)
-        Progress(place["node"], 1).say("\n".join([text, *notes]))
+        Progress(place["node"], 1).set_text("\n".join([text, *notes]))
         ui = {
             "images": [view_entry(shown[index]) for index in used],
             "hashes": list(used.values()),
@@ -207,7 +207,7 @@ class GenerateClassPriors(io.ComfyNode):
         return io.NodeOutput(priors, album.read([shown[index] for index in used]), ui=ui)
 
 
-def _make(
+def _sample_missing(
     store: PriorStore,
     pictures: dict[int, torch.Tensor],
     count: int,
@@ -252,17 +252,17 @@ def _make(
 
     made = 0
     found = sorted(index for index in pictures if index < count)
-    _show(place, store, pictures, album.paths(pictures, found, batch_size), count, made)
+    _send_progress(place, store, pictures, album.paths(pictures, found, batch_size), count, made)
     for batch in make_missing(store, pictures, count, batch_size, sample):
         done += 1
         made += len(batch)
         paths = album.paths(pictures, batch, batch_size)
         progress.update(done * recipe.steps, preview=grid(album.read(list(paths.values()))))
-        _show(place, store, pictures, paths, count, made)
+        _send_progress(place, store, pictures, paths, count, made)
     return made
 
 
-def _show(
+def _send_progress(
     place: dict[str, str],
     store: PriorStore,
     pictures: Mapping[int, torch.Tensor],

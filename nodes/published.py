@@ -22,7 +22,7 @@ def remember(output_name: str, path: Path) -> None:
             _files[path] = (output_name, found)
 
 
-def losses(output_name: str | None) -> int:
+def lost_files(output_name: str | None) -> int:
     """How many published files were found deleted or changed so far; a new number makes the node run again.
 
     Args:

@@ -16,7 +16,7 @@ from PIL import Image
 from ..trainer.errors import SubjectBoothError
 from ..trainer.machine import out_of_memory as memory
 from ..trainer.memory.plan import pictures_that_fit
-from .bridge import normal
+from .bridge import to_cpu_float32
 from .noise import restore_schedule
 from .wired_checks import ATTENTION_OVERRIDE
 
@@ -38,7 +38,7 @@ StepCallback = Callable[[int, int, Image.Image | None], None]
 """Called after each denoising step with the steps done, the total, and a rough image if previews are on."""
 
 
-def pictures_at_once(model: ModelPatcher, resolution: int, sampler_name: str) -> int:
+def automatic_batch_size(model: ModelPatcher, resolution: int, sampler_name: str) -> int:
     """How many class images to sample per batch, from ComfyUI's own memory estimate and free memory.
 
     If an image depends on its batch, the batch must not depend on the memory that happens to be free.
@@ -46,14 +46,14 @@ def pictures_at_once(model: ModelPatcher, resolution: int, sampler_name: str) ->
     if sampler_name not in BATCH_INDEPENDENT:
         return MOST_AT_ONCE
     side = resolution // 8
-    room, times = memory_for_pictures(model)
+    room, times = memory_for_images(model)
     # Each image takes two places in a batch: one for the prompt, one for the negative prompt.
     return pictures_that_fit(
         lambda pictures: times * model.model.memory_required([2 * pictures, 4, side, side]), room, MOST_AT_ONCE
     )
 
 
-def memory_for_pictures(model: ModelPatcher) -> tuple[float, float]:
+def memory_for_images(model: ModelPatcher) -> tuple[float, float]:
     """Bytes available for images once ComfyUI has made room for this model, and the safety factor for its estimate of a
     batch.
 
@@ -148,7 +148,7 @@ class PictureSampler:
                 "lower batch_size and queue again; finished images are kept",
                 "batch_size",
             ) from error
-        return normal(self._model.get_model_object("latent_format").process_in(samples))
+        return to_cpu_float32(self._model.get_model_object("latent_format").process_in(samples))
 
 
 def encode(clip: CLIP, text: str) -> Any:

@@ -138,7 +138,7 @@ class LoadSubjectImages(io.ComfyNode):
         cannot check; :meth:`execute` checks the rest, and runs before any model is used.
         """
         try:
-            source = Source.of(_one(images), _one(folder), _one(sample))
+            source = Source.of(_first(images), _first(folder), _first(sample))
             source.check(may_be_none=True)
             source.paths()
         except SubjectBoothError as error:
@@ -148,7 +148,7 @@ class LoadSubjectImages(io.ComfyNode):
     @classmethod
     def fingerprint_inputs(cls, **inputs: Any) -> str:
         """Changes with the content of the files, so that an edited photo or caption of the same name is read again."""
-        given = {name: _one(value) for name, value in inputs.items()}
+        given = {name: _first(value) for name, value in inputs.items()}
         try:
             paths = Source.of(given.get("images"), given.get("folder"), given.get("sample")).paths()
             captions = [caption_file_of(path) for path in paths if caption_file_of(path).is_file()]
@@ -227,7 +227,7 @@ def _output(subject: Subject, node_id: str | None) -> io.NodeOutput:
     words = "captions from files" if own else f'"{subject.instance_prompt}"'
     text = f"{count} photo{'s' if count != 1 else ''} at {subject.resolution} px, {words}"
     captions = caption_lines(subject) if own else []
-    Progress(node_id, 1).say("\n".join([text, *subject.warnings, *captions]))
+    Progress(node_id, 1).set_text("\n".join([text, *subject.warnings, *captions]))
     ui = {
         "images": [_preview(image) for image in shown],
         "text": [text, *subject.warnings, *captions],
@@ -267,6 +267,6 @@ class _UploadCombo(io.Combo.Input):
         return {**super().as_dict(), "allow_batch": True}
 
 
-def _one(value: Any) -> Any:
+def _first(value: Any) -> Any:
     """The value of a widget: with ``is_input_list`` each arrives in a list or, if linked, as ``(None,)``."""
     return value[0] if isinstance(value, list | tuple) and value else None

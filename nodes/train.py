@@ -37,7 +37,7 @@ from .host import (
 from .lora_file import SubjectLora, load_lora_file, require_all_keys
 from .settings import config_from, setting_input
 from .types import CATEGORY, ClassPriorsType, DreamBoothOptionsType, SubjectLoraType, SubjectType
-from .wired_checks import ignored_on
+from .wired_checks import ignored_patches
 
 log = logging.getLogger("subjectbooth")
 
@@ -172,7 +172,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
         """
         if force_retrain:
             return float("nan")
-        return f"{live.generation(after_stop or '')} {published.losses(output_name)}"
+        return f"{live.generation(after_stop or '')} {published.lost_files(output_name)}"
 
     @classmethod
     @graph_messages()
@@ -197,7 +197,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
             )
         config = config_from({**settings, **(options or {})}, resolution or subject.resolution)
         progress = Progress(cls.hidden.unique_id, config.steps)
-        progress.say("reading the base model")
+        progress.set_text("reading the base model")
         with _training_mode():
             base = base_from_graph(model, clip, vae)
             device = comfy.model_management.get_torch_device()
@@ -243,8 +243,10 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 ],
             ),
         ]
-        progress.say("\n".join(text))  # without the plan, which would not fit into the space that the editor gives it
-        text += filter(None, [*ignored_on(model), plan])
+        progress.set_text(
+            "\n".join(text)
+        )  # without the plan, which would not fit into the space that the editor gives it
+        text += filter(None, [*ignored_patches(model), plan])
         return cls._output(run, lora, finished.step, validations, text, {"run": run.folder.path.name, **result})
 
     @classmethod
@@ -289,7 +291,7 @@ def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed, output
                 check_folder(loras_dirs()[0], output_name)  # not earlier: a run that is reused only reads
                 steps, plan = event.steps, event.plan
                 notes = "; ".join((event.plan, *event.notes))
-                progress.say(f"training on {event.chosen['device']} in {event.chosen['precision']}" + f"; {notes}")
+                progress.set_text(f"training on {event.chosen['device']} in {event.chosen['precision']}" + f"; {notes}")
                 progress.update(event.step)
             elif isinstance(event, StepDone):
                 terms = ", ".join(f"{labels.get(name, name)} {loss:.4f}" for name, loss in event.losses.items())
@@ -300,7 +302,7 @@ def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed, output
                     f"{event.seconds:.2f} s/step  ETA {readable_seconds(event.eta_seconds)}",
                 )
             elif isinstance(event, Adjusted):
-                progress.say(event.note)
+                progress.set_text(event.note)
             elif isinstance(event, ValidationStep):
                 progress.update(event.step, f"step {event.step}/{steps}  drawing {event.done}/{event.total}")
             elif isinstance(event, Validation):

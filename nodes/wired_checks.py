@@ -50,7 +50,7 @@ def refuse_unlearnable_patches(patcher: ModelPatcher, where: str) -> None:
         )
 
 
-def ignored_on(model: ModelPatcher) -> list[str]:
+def ignored_patches(model: ModelPatcher) -> list[str]:
     """Notes on patches of MODEL that training ignores, as they change no weight, and results only by rounding."""
     notes = []
     if model.model_options.get("transformer_options", {}).get(ATTENTION_OVERRIDE) is not None:

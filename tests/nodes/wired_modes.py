@@ -258,8 +258,8 @@ def ignored(model: Any) -> dict[str, Any]:
     plain, dropped = sampling.without_guidance_patches(overridden)
     overridden.additional_models["multigpu"] = [model.clone()]
     return {
-        "none": wired_checks.ignored_on(model),
-        "both": wired_checks.ignored_on(overridden),
+        "none": wired_checks.ignored_patches(model),
+        "both": wired_checks.ignored_patches(overridden),
         "dropped": dropped,
         "class image": float((latents_of(plain) - latents_of(model)).abs().max()),
         "effect": float((_sampled_as_is(overridden) - latents_of(model)).abs().max()),
@@ -347,10 +347,10 @@ def batches() -> dict[str, Any]:
     streamed = model(40, 1, is_dynamic=lambda: True, get_free_memory=lambda device: 8 * gigabyte)
     try:
         return {
-            "nothing loaded": sampling.pictures_at_once(model(4, 0), 512, "euler"),
-            "loaded": sampling.pictures_at_once(model(4, 4), 512, "euler"),
-            "streamed": sampling.pictures_at_once(streamed, 512, "euler"),
-            "not independent": sampling.pictures_at_once(model(4, 0), 512, "euler_ancestral"),
+            "nothing loaded": sampling.automatic_batch_size(model(4, 0), 512, "euler"),
+            "loaded": sampling.automatic_batch_size(model(4, 4), 512, "euler"),
+            "streamed": sampling.automatic_batch_size(streamed, 512, "euler"),
+            "not independent": sampling.automatic_batch_size(model(4, 0), 512, "euler_ancestral"),
         }
     finally:
         management.get_free_memory, management.current_loaded_models = kept
