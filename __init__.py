@@ -1,7 +1,7 @@
-"""SubjectBooth: DreamBooth inside ComfyUI, from three to five photos to pictures in one graph."""
+"""SubjectBooth: DreamBooth inside ComfyUI, from three to five photos to images of the subject in one graph."""
 
 try:
-    # Outside ComfyUI (a test runner collecting this folder, say) there is nothing to register.
+    # Outside ComfyUI (for example when a test runner collects this folder) there is nothing to register.
     import comfy_api.latest  # noqa: F401
 except ImportError:
     pass

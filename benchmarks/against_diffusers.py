@@ -1,11 +1,11 @@
-"""The trainer from a shell beside diffusers' own DreamBooth script, in turns, on the same base; prints ratios.
+"""Compares the trainer, run from a shell, with diffusers' own DreamBooth script on the same base; prints ratios.
 
     python benchmarks/against_diffusers.py path/to/diffusers/examples/dreambooth/train_dreambooth_lora.py
 
-Both get the same folder (Stable Diffusion 1.5's layout, random weights: time and memory do not depend on them), photos,
-resolution, rank, optimizer and precision; class images are there beforehand. The rival runs at its best, with
-``--pre_compute_text_embeddings``. A step's time is the difference between a run of STEPS + 1 steps and a run of one,
-divided by STEPS, so that start and end do not count in it. Linux (it reads what each process took at most).
+Both get the same model (Stable Diffusion 1.5's layout with random weights, which do not affect time and memory),
+photos, resolution, rank, optimizer and precision; class images exist beforehand. diffusers runs at its best, with
+``--pre_compute_text_embeddings``. The time per step is the difference between a run of STEPS + 1 steps and a run of
+one, divided by STEPS, which excludes start-up and shutdown. Linux only (it reads the peak memory of each process).
 """
 
 from __future__ import annotations
@@ -34,27 +34,29 @@ RANK = 16
 
 @dataclass(frozen=True)
 class Took:
-    """What a command took: wall seconds, and GiB of memory at most."""
+    """Cost of a command: wall-clock seconds and peak memory in GiB."""
 
     seconds: float
     memory: float
 
 
 Trainer = Callable[[int, bool, Path], list[str]]
-"""Steps, whether the class is kept, a folder of its own -> the command."""
+"""(steps, whether to preserve the class, output folder) -> the command."""
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("rival", type=Path, help="diffusers' train_dreambooth_lora.py")
     options.add_argument("--resolution", type=int, default=256, help="pixels (default 256; 512 is usual, on a GPU)")
-    options.add_argument("--steps", type=int, default=6, help="steps that are timed (default 6)")
-    options.add_argument("--rounds", type=int, default=2, help="times that each is run (default 2)")
-    options.add_argument("--width", type=int, default=320, help="the UNet's first; 320 is the true one, times of 32")
-    options.add_argument("--cpu", action="store_true", help="on the CPU even when there is a GPU")
+    options.add_argument("--steps", type=int, default=6, help="timed steps (default 6)")
+    options.add_argument("--rounds", type=int, default=2, help="repetitions of each run (default 2)")
+    options.add_argument(
+        "--width", type=int, default=320, help="first width of the UNet, a multiple of 32 (default 320, as in SD 1.5)"
+    )
+    options.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     given = options.parse_args()
     if not given.rival.is_file():
-        options.error(f"{given.rival} is not there; needed: train_dreambooth_lora.py of a diffusers checkout")
+        options.error(f"{given.rival} was not found. Required: train_dreambooth_lora.py from a diffusers checkout.")
     given.rival = given.rival.resolve()  # the commands run in this project's folder
     python = ensure_environment().python
     if Path(sys.executable).resolve() != Path(python).resolve():
@@ -67,7 +69,7 @@ def main() -> int:
 
 
 def compare(given: argparse.Namespace, scratch: Path) -> None:
-    """Run everything in turns and print it."""
+    """Run both alternately and print the results."""
     base = scratch / "base"
     write_base(base, given.width)
     fill_class_images(scratch / "class_pictures")
@@ -75,7 +77,7 @@ def compare(given: argparse.Namespace, scratch: Path) -> None:
         "SubjectBooth": lambda steps, keep, folder: ours(given, base, steps, keep, folder),
         "diffusers": lambda steps, keep, folder: rival(given, base, scratch / "class_pictures", steps, keep, folder),
     }
-    print(f"making {CLASS_IMAGES} class images, which are then kept", flush=True)
+    print(f"generating {CLASS_IMAGES} class images for all runs", flush=True)
     run(trainers["SubjectBooth"](1, True, scratch / "SubjectBooth-True"))
     step: dict[tuple[str, bool], list[float]] = {}
     whole: dict[tuple[str, bool], list[Took]] = {}
@@ -88,8 +90,8 @@ def compare(given: argparse.Namespace, scratch: Path) -> None:
                 step.setdefault((name, keep), []).append((many.seconds - one.seconds) / given.steps)
                 whole.setdefault((name, keep), []).append(many)
                 print(
-                    f"round {number + 1}, {name}, class {'kept' if keep else 'not kept'}: "
-                    f"{step[name, keep][-1]:.2f} s a step, {many.seconds:.0f} s in all, {many.memory:.1f} GiB",
+                    f"round {number + 1}, {name}, {'with' if keep else 'without'} class images: "
+                    f"{step[name, keep][-1]:.2f} s per step, {many.seconds:.0f} s in total, {many.memory:.1f} GiB",
                     flush=True,
                 )
     report(
@@ -106,14 +108,14 @@ def report(
     memory: dict[tuple[str, bool], float],
     steps: int,
 ) -> None:
-    """The ratios, from medians of the rounds (memory: the most of them)."""
+    """Print the ratios of the medians over all rounds (memory: of the maxima)."""
     if min(step.values()) <= 0:
-        raise SystemExit("the steps were too few to be told from start and end: raise --steps or --resolution")
+        raise SystemExit("Too few steps to separate them from start-up and shutdown. Raise --steps or --resolution.")
     for keep in (False, True):
-        print(f"\nclass {'kept' if keep else 'not kept'}: diffusers / SubjectBooth")
-        for name, values in (("a step", step), (f"a command of {steps} steps", whole), ("memory", memory)):
+        print(f"\n{'with' if keep else 'without'} class images: diffusers / SubjectBooth")
+        for name, values in (("step", step), (f"command of {steps} steps", whole), ("memory", memory)):
             print(f"  {name:24s} {values['diffusers', keep] / values['SubjectBooth', keep]:.2f}")
-    print("\nwhat keeping the class costs: a step with it / without it")
+    print("\ncost of class images: step with / without")
     for trainer in ("SubjectBooth", "diffusers"):
         print(f"  {trainer:24s} {step[trainer, True] / step[trainer, False]:.2f}")
 
@@ -203,7 +205,7 @@ def rival(
 
 
 def run(command: list[str]) -> Took:
-    """Run it to its end; what it says is shown when it fails."""
+    """Run a command to its end; exit with its output if it fails."""
     began = time.monotonic()
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     with tempfile.TemporaryFile() as said:
@@ -216,7 +218,7 @@ def run(command: list[str]) -> Took:
 
 
 def write_base(folder: Path, width: int) -> None:
-    """A pipeline of Stable Diffusion 1.5's layout as diffusers saves it, with random weights."""
+    """Save a diffusers pipeline in Stable Diffusion 1.5's layout with random weights."""
     import torch
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
@@ -242,7 +244,7 @@ def write_base(folder: Path, width: int) -> None:
 
 
 def tokenizer() -> Any:
-    """CLIP's, out of the merges that come with the pack."""
+    """CLIP's tokenizer, from the merges included with the pack."""
     from transformers import CLIPTokenizerFast
 
     sys.path.insert(0, str(ROOT))  # for the trainer, which is a package of the root here
@@ -252,7 +254,7 @@ def tokenizer() -> Any:
 
 
 def fill_class_images(folder: Path) -> None:
-    """Pictures for the rival, which takes any."""
+    """Class images for diffusers, which accepts any."""
     folder.mkdir()
     photos = sorted(PHOTOS.glob("*.png"))
     for number in range(CLASS_IMAGES):
