@@ -166,7 +166,7 @@ def ours(page: Page) -> list[Any]:
 
 def test_without_a_run_there_is_a_hint_and_no_input(page: Page) -> None:
     load(page, graph(), "idle")
-    assert "appear here while it trains" in page.evaluate(f"{PANEL}.innerText")
+    assert "appear here during training" in page.evaluate(f"{PANEL}.innerText")
     assert page.evaluate(f"{PANEL}.scrollHeight <= {PANEL}.clientHeight"), "the hint is not cut off"
     trainer = "app.graph.nodes.find(n => n.type === 'DreamBoothLoRATrain')"
     saved = page.evaluate(f"JSON.parse(JSON.stringify({trainer}.serialize()))")
