@@ -148,7 +148,7 @@ def loaded_and_read() -> dict[str, Any]:
         "styled": bridge.base_digest(styled, styled_clip, vae),
         "merged": weights.digest_of(merged, UNET),
         "taken": [hash_of(patcher) for patcher in (model, styled, merged)],
-        "family": bridge.check_wired(styled, styled_clip, vae).name,
+        "family": bridge.check_wired(styled, styled_clip, vae).family.name,
     }
     comfy.model_management.load_models_gpu([styled, styled_clip.patcher])
     weights._patched_digests.clear()
