@@ -220,7 +220,7 @@ class TrainConfig:
                 "lr_warmup_steps",
             )
 
-    def lr_at(self, step: int) -> float:
+    def learning_rate_at(self, step: int) -> float:
         """Learning rate of the update number ``step``, counted from 0. A function of the step alone: nothing to save.
 
         The warm-up is linear and reaches the full rate at step ``lr_warmup_steps``; cosine and linear then fall to 0
@@ -236,7 +236,7 @@ class TrainConfig:
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     @property
-    def steps_that_train_text(self) -> int:
+    def text_encoder_steps(self) -> int:
         """After so many steps the text encoder's LoRA stays as it is."""
         return math.ceil(self.text_encoder_share * self.steps) if self.train_text_encoder else 0
 
@@ -246,7 +246,7 @@ class TrainConfig:
             return False
         return step == self.steps or bool(self.validation_interval and step % self.validation_interval == 0)
 
-    def validations_after(self, step: int) -> int:
+    def validations_left(self, step: int) -> int:
         """How many times pictures are still due after ``step`` updates."""
         if not self.validation_prompts or step >= self.steps:
             return 0
@@ -263,7 +263,7 @@ class TrainConfig:
         chosen = {s.name: getattr(self, s.name) for s in dataclasses.fields(self) if s.metadata["in_key"]}
         if not self.train_text_encoder:
             del chosen["text_encoder_lr"], chosen["text_encoder_share"]
-        elif self.lora_dropout and self.steps_that_train_text < self.steps:
+        elif self.lora_dropout and self.text_encoder_steps < self.steps:
             chosen["text_encoder_share_without_dropout"] = True  # before, dropout went on after the share
         if not self.enable_bucket:
             del chosen["enable_bucket"]  # runs from before there were buckets are found again

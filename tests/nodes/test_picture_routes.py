@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter
 from subjectbooth.tests.comfy_server import ComfyClient, ComfyServer
 from subjectbooth.tests.nodes.graphs import text_to_image
 from subjectbooth.tests.nodes.training_graphs import apply_node, train_and_sample, upload_cat
-from subjectbooth.trainer.files.safefile import to_bytes
+from subjectbooth.trainer.files.safetensors_file import to_bytes
 from subjectbooth.trainer.subject.crops import training_square
 from subjectbooth.trainer.subject.photo import Photo
 

@@ -25,7 +25,7 @@ from subjectbooth.tests.comfy_server import (
 )
 from subjectbooth.tests.nodes.fuzz_values import is_refused_as
 from subjectbooth.tests.nodes.graphs import Graph, node
-from subjectbooth.trainer.files.safefile import read_checked
+from subjectbooth.trainer.files.safetensors_file import read_checked
 
 SIZE = 64
 SCALE = 0.18215

@@ -19,7 +19,7 @@ from subjectbooth.tests.nodes.graphs import node
 from subjectbooth.tests.nodes.training_graphs import SIZE, cat_photos, subject_node, train_node, upload_cat
 from subjectbooth.trainer.__main__ import main, parser, read_subject
 from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.files.safefile import read_metadata
+from subjectbooth.trainer.files.safetensors_file import read_metadata
 from subjectbooth.trainer.subject.subject import Subject, caption_lines
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -15,7 +15,7 @@ from subjectbooth.tests.comfy_server import ComfyClient, ComfyServer, Interrupte
 from subjectbooth.tests.fuzzing import is_clean
 from subjectbooth.tests.nodes.graphs import Graph, node
 from subjectbooth.tests.nodes.training_graphs import apply_node, subject_node, train_node, upload_cat
-from subjectbooth.trainer.files.safefile import read_metadata
+from subjectbooth.trainer.files.safetensors_file import read_metadata
 from subjectbooth.trainer.learn import checkpoint
 
 

@@ -20,7 +20,7 @@ logger = logging.getLogger("subjectbooth")
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
+def lock_folder(folder: Path) -> Iterator[None]:
     """Be the only one at work in ``folder``, or say who is not.
 
     The operating system holds the lock and gives it back when its process ends, however it ends, so a lock that is
@@ -59,7 +59,7 @@ def owned(folder: Path) -> Iterator[None]:
         lock.release()
 
 
-def is_owned(folder: Path) -> bool:
+def is_locked(folder: Path) -> bool:
     """Whether a program is at work in ``folder`` at this moment."""
     require("filelock")
     from filelock import FileLock, Timeout

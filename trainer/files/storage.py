@@ -18,7 +18,7 @@ import torch
 from ..errors import SubjectBoothError
 from ..topics import Topic
 
-PART_PREFIX = ".subjectbooth-"
+TEMP_PREFIX = ".subjectbooth-"
 """Begins the name of every file that is being written, so that what a killed program leaves behind can be told."""
 
 
@@ -39,7 +39,7 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], None]) -> N
     make_folder(path.parent)
     # PIL chooses the format by the suffix. Otherwise it is one that no list of LoRAs or pictures shows.
     suffix = path.suffix if callable(content) else ".part"
-    handle, name = tempfile.mkstemp(prefix=PART_PREFIX, suffix=suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=TEMP_PREFIX, suffix=suffix, dir=path.parent)
     os.close(handle)
     beside = Path(name)
     try:
@@ -146,13 +146,13 @@ def _remedy(error: OSError, folder: Path) -> tuple[str, str, Topic | None]:
     )
 
 
-def remove_parts(folder: Path, older_than: float = 0.0) -> None:
+def remove_temp_files(folder: Path, older_than: float = 0.0) -> None:
     """Remove what a killed program has left half-written in ``folder``.
 
     Args:
         older_than: seconds; where somebody else may be writing at this moment, an hour.
     """
-    for path in folder.glob(f"{PART_PREFIX}*"):
+    for path in folder.glob(f"{TEMP_PREFIX}*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime >= older_than:
                 path.unlink()

@@ -21,12 +21,12 @@ DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
 
 
 @contextmanager
-def own_numerics(device: torch.device = CPU) -> Iterator[None]:
+def default_numerics(device: torch.device = CPU) -> Iterator[None]:
     """Inside, torch computes as it does in a fresh process; afterwards everything is as the others had it.
 
     Default dtype float32, no default device, no autocast, gradients, no forced deterministic algorithms, and
-    :func:`fp32_products`. Never hold it across a ``yield`` to the outside: see
-    :func:`with_own_numerics`.
+    :func:`fp32_matmul_precision`. Never hold it across a ``yield`` to the outside: see
+    :func:`with_default_numerics`.
 
     Args:
         device: where the work is done.
@@ -49,22 +49,22 @@ def own_numerics(device: torch.device = CPU) -> Iterator[None]:
         if deterministic:
             stack.callback(torch.use_deterministic_algorithms, True, warn_only=warn_only)
             torch.use_deterministic_algorithms(False)
-        stack.enter_context(fp32_products(device))
+        stack.enter_context(fp32_matmul_precision(device))
         yield
 
 
-def with_own_numerics(events: Generator[T, Any, R], device: torch.device = CPU) -> Generator[T, None, R]:
-    """Read ``events`` to its end, each of its resumptions inside :func:`own_numerics`, and none of its pauses."""
+def with_default_numerics(events: Generator[T, Any, R], device: torch.device = CPU) -> Generator[T, None, R]:
+    """Read ``events`` to its end, each of its resumptions inside :func:`default_numerics`, and none of its pauses."""
     try:
         while True:
             try:
-                with own_numerics(device):
+                with default_numerics(device):
                     event = next(events)
             except StopIteration as finished:
                 return finished.value
             yield event
     finally:
-        with own_numerics(device):
+        with default_numerics(device):
             events.close()
 
 
@@ -106,7 +106,7 @@ def has_tf32(device: torch.device) -> bool:
 
 
 @contextmanager
-def fp32_products(device: torch.device) -> Iterator[None]:
+def fp32_matmul_precision(device: torch.device) -> Iterator[None]:
     """What is computed in fp32 is, but for TF32 where the card has it, whatever others have set; then as it was.
 
     The adapter's own products are small next to the base's, but with precision fp32 TF32 is several times faster. On a

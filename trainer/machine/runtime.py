@@ -36,7 +36,7 @@ def choose_precision(config: TrainConfig, device: torch.device, kept: str | None
     return precision, ()
 
 
-class OwnAccelerate:
+class IsolatedAccelerate:
     """A run's own copy of what accelerate keeps for the whole process.
 
     An ``Accelerator`` has its state in common with every other one in the process, and reads further settings from the
@@ -82,7 +82,7 @@ class OwnAccelerate:
 
 def default_device() -> torch.device:
     """Where a run trains that is not told where."""
-    return OwnAccelerate(None).device()
+    return IsolatedAccelerate(None).device()
 
 
 _installing = threading.RLock()

@@ -99,7 +99,7 @@ def check_text(text: str, name: str) -> str:
     return text
 
 
-def fill(template: str, token: str, class_word: str) -> str:
+def fill_template(template: str, token: str, class_word: str) -> str:
     """Put the words in. ``a {class}`` becomes ``an owl`` where English wants it; other braces stay."""
     values = {"token": token, "class": class_word, "subject": f"{token} {class_word}"}
 

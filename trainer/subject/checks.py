@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 from PIL import Image
 
-from .notes import named
+from .notes import join_names
 from .photo import Photo
 
 ENOUGH_PHOTOS = 3
@@ -40,7 +40,7 @@ class Finding:
 
 
 @dataclass(frozen=True)
-class Look:
+class PhotoStats:
     """What the checks need to know of one photo, a few hundred bytes.
 
     Attributes:
@@ -57,10 +57,10 @@ class Look:
     blurred: bool
 
 
-def look_at(pixels: np.ndarray) -> Look:
-    """Look at a photo uint8 [h, w, 3], as it was read."""
+def photo_stats(pixels: np.ndarray) -> PhotoStats:
+    """Statistics of a photo uint8 [h, w, 3], as it was read."""
     height, width = pixels.shape[:2]
-    return Look(width, height, difference_hash(pixels), _thumbnail(pixels, (8, 8), "RGB"), is_blurred(pixels))
+    return PhotoStats(width, height, difference_hash(pixels), _thumbnail(pixels, (8, 8), "RGB"), is_blurred(pixels))
 
 
 def check_photos(photos: Sequence[Photo], resolution: int) -> list[str]:
@@ -70,11 +70,11 @@ def check_photos(photos: Sequence[Photo], resolution: int) -> list[str]:
         photos: as they were read, before cropping.
         resolution: the training size in pixels.
     """
-    found = findings([photo.name for photo in photos], [look_at(photo.pixels) for photo in photos], resolution)
+    found = findings([photo.name for photo in photos], [photo_stats(photo.pixels) for photo in photos], resolution)
     return [finding.text for finding in found]
 
 
-def findings(names: Sequence[str], looks: Sequence[Look], resolution: int) -> list[Finding]:
+def findings(names: Sequence[str], looks: Sequence[PhotoStats], resolution: int) -> list[Finding]:
     """What there is to say about a set of photos, and of which of them it is said.
 
     Args:
@@ -94,7 +94,7 @@ def findings(names: Sequence[str], looks: Sequence[Look], resolution: int) -> li
         )
     small = [index for index, look in enumerate(looks) if min(look.height, look.width) < resolution]
     found += _about("small", small, _small(names, looks, small, resolution))
-    for group in equal_groups(looks):
+    for group in duplicate_groups(looks):
         found += _about("twice", group, _twice([names[index] for index in group]))
     # An enlarged picture is soft in any case, and that was said above.
     soft = [index for index, look in enumerate(looks) if index not in small and look.blurred]
@@ -102,7 +102,7 @@ def findings(names: Sequence[str], looks: Sequence[Look], resolution: int) -> li
     found += _about(
         "blurred",
         soft,
-        f"{named([names[index] for index in soft])} {verb} blurred: the blur is learned with the subject.",
+        f"{join_names([names[index] for index in soft])} {verb} blurred: the blur is learned with the subject.",
     )
     return found
 
@@ -112,7 +112,7 @@ def _about(kind: str, photos: Sequence[int], text: str) -> list[Finding]:
     return [Finding(kind, text, tuple(photos))] if photos else []
 
 
-def _small(names: Sequence[str], looks: Sequence[Look], photos: Sequence[int], resolution: int) -> str:
+def _small(names: Sequence[str], looks: Sequence[PhotoStats], photos: Sequence[int], resolution: int) -> str:
     if len(photos) == 1:
         look = looks[photos[0]]
         return (
@@ -121,21 +121,21 @@ def _small(names: Sequence[str], looks: Sequence[Look], photos: Sequence[int], r
         )
     sizes = [f"{names[index]} ({looks[index].width}x{looks[index].height})" for index in photos]
     return (
-        f"{named(sizes)} are smaller than the training size {resolution}: they are enlarged, and the subject "
+        f"{join_names(sizes)} are smaller than the training size {resolution}: they are enlarged, and the subject "
         "becomes soft."
     )
 
 
 def _twice(names: Sequence[str]) -> str:
     if len(names) == 2:
-        return f"{named(names)} are (nearly) the same picture: it counts twice and adds nothing."
+        return f"{join_names(names)} are (nearly) the same picture: it counts twice and adds nothing."
     return (
-        f"{len(names)} photos are (nearly) the same picture: {named(names)}. It counts {len(names)} times and adds "
+        f"{len(names)} photos are (nearly) the same picture: {join_names(names)}. It counts {len(names)} times and adds "
         "nothing."
     )
 
 
-def equal_groups(looks: Sequence[Look]) -> list[list[int]]:
+def duplicate_groups(looks: Sequence[PhotoStats]) -> list[list[int]]:
     """Groups of two or more photos of which each is a copy of another one of its group, by number.
 
     Frames of a film are one group, though its first and last may differ. Hundreds of photos make tens of thousands of
@@ -156,7 +156,7 @@ def equal_groups(looks: Sequence[Look]) -> list[list[int]]:
     ]
 
 
-def _are_copies(look: Look, others: Sequence[Look]) -> np.ndarray:
+def _are_copies(look: PhotoStats, others: Sequence[PhotoStats]) -> np.ndarray:
     """bool [n]: which of the others are copies of it, however compressed or scaled?
 
     A difference hash (Krawetz, 2013) of 256 bits says whether the structure is the same, and a small colour

@@ -11,7 +11,7 @@ _SAME = 4
 """Levels of 255. Profiles that are sRGB differ from one another by less, in rounding and in the darkest tones."""
 
 
-def in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Convert from the embedded profile (phones: Display P3; print: CMYK; renderers: linear light).
 
     A damaged profile, or one for another kind of picture, is ignored.

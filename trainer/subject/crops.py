@@ -79,7 +79,7 @@ def _padded(
     return padded, mask
 
 
-def mask_is_cut_away(photo: Photo, size: tuple[int, int], crop: str) -> bool:
+def is_mask_outside_crop(photo: Photo, size: tuple[int, int], crop: str) -> bool:
     """Whether the crop leaves (nearly) nothing of the photo's mask; False for a photo without one.
 
     Args:

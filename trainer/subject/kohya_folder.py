@@ -11,7 +11,7 @@ from ..errors import SubjectBoothError
 _NAME = re.compile(r"\d+_.+")
 
 
-def refuse_kohya_folder(folder: Path, suffixes: Collection[str]) -> None:
+def reject_kohya_folder(folder: Path, suffixes: Collection[str]) -> None:
     """kohya's trainers want folders such as "10_ohwx dog" inside the one that they are given.
 
     Raises:

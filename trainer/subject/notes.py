@@ -47,12 +47,12 @@ def sentences(notes: Iterable[Note]) -> list[str]:
     for note in notes:
         kinds.setdefault(note.kind, []).append(note)
     return [
-        _SENTENCES[kind][len(found) > 1].format(names=named([note.name for note in found]), detail=found[0].detail)
+        _SENTENCES[kind][len(found) > 1].format(names=join_names([note.name for note in found]), detail=found[0].detail)
         for kind, found in kinds.items()
     ]
 
 
-def named(names: Sequence[str], most: int = 3) -> str:
+def join_names(names: Sequence[str], most: int = 3) -> str:
     """``"a.png, b.png and 10 more"``: the first ones of a list that may be long."""
     if len(names) <= most:
         return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)

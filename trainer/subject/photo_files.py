@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .captions import caption_file_of, read_caption
-from .notes import Note, named, sentences
+from .notes import Note, join_names, sentences
 from .photo import Photo
 from .photos import read_photo
 
@@ -50,8 +50,10 @@ def caption_notes(paths: Sequence[Path], captions: str) -> list[str]:
     files = [caption_file_of(path).name for path in paths if caption_file_of(path).is_file()]
     if captions == "template" and files:
         are = "is a caption file" if len(files) == 1 else "are caption files"
-        return [f'There {are} next to the photos ({named(files)}), not read because captions is "template".']
+        return [f'There {are} next to the photos ({join_names(files)}), not read because captions is "template".']
     missing = [path.name for path in paths if not caption_file_of(path).is_file()]
     if captions == "auto" and files and missing:
-        return [f"{named(missing)} {'has' if len(missing) == 1 else 'have'} no caption file: prompt_template is used."]
+        return [
+            f"{join_names(missing)} {'has' if len(missing) == 1 else 'have'} no caption file: prompt_template is used."
+        ]
     return []

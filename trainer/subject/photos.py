@@ -15,11 +15,11 @@ import numpy as np
 from PIL import Image, ImageFile, ImageOps
 
 from ..errors import SubjectBoothError
-from .colour_profile import in_srgb
-from .kohya_folder import refuse_kohya_folder
+from .colour_profile import to_srgb
+from .kohya_folder import reject_kohya_folder
 from .notes import Note
-from .pixel_modes import alpha_of, to_eight_bits
-from .torn_jpeg import missing_rows
+from .pixel_modes import alpha_of, to_8bit
+from .truncated_jpeg import missing_rows
 
 # Every decoder is attack surface (Pillow's EPS one starts Ghostscript), so only what cameras, phones, browsers
 # and ComfyUI itself write is opened.
@@ -35,7 +35,7 @@ MAX_ASPECT = 8.0
 """Long side over short side: past this any square crop shows a sliver of the picture."""
 MAX_PIXELS = 120_000_000
 """Width times height. Above a 108-megapixel phone photo; 120 million RGBA pixels are 480 MB decoded."""
-KEEP_SHORT_SIDE = 2048
+MAX_SHORT_SIDE = 2048
 """Pixels. Larger sources are scaled down to this on reading: twice the largest usual training size."""
 
 _LAST_ROWS = 16
@@ -77,7 +77,7 @@ def list_photos(folder: Path) -> list[Path]:
     wanted = SUFFIXES | UNREADABLE_SUFFIXES
     photos = sorted((e for e in entries if e.suffix.lower() in wanted), key=lambda entry: natural_key(entry.name))
     if not photos:
-        refuse_kohya_folder(folder, SUFFIXES)
+        reject_kohya_folder(folder, SUFFIXES)
         raise SubjectBoothError(
             f"no picture in the folder {folder.name!r} ({len(entries)} other files)",
             "3 to 5 photos as JPEG, PNG or WebP directly in it",
@@ -97,7 +97,7 @@ def read_photo(path: Path, name: str | None = None) -> DecodedPhoto:
 
     EXIF orientation is applied, colour profiles are converted to sRGB, 16-bit and floating-point values are
     scaled to 8 bits, transparency becomes the mask, the first frame of an animation is taken, and a short side
-    above :data:`KEEP_SHORT_SIDE` is scaled down to it.
+    above :data:`MAX_SHORT_SIDE` is scaled down to it.
 
     Args:
         path: the file.
@@ -199,24 +199,24 @@ def _check_whole(image: Image.Image, path: Path, name: str, notes: list[Note]) -
 
 def _decode(image: Image.Image) -> tuple[np.ndarray, np.ndarray | None]:
     """Pixels and mask of an opened image; see :func:`read_photo`."""
-    factor = KEEP_SHORT_SIDE / min(image.size)
+    factor = MAX_SHORT_SIDE / min(image.size)
     if factor < 1:
         # JPEG can be decoded at 1/2, 1/4 or 1/8 for a fraction of the memory; other formats ignore this.
         image.draft(None, (int(image.width * factor) + 1, int(image.height * factor) + 1))
     image.load()
     profile = image.info.get("icc_profile")
     image = ImageOps.exif_transpose(image)
-    image = to_eight_bits(image)
+    image = to_8bit(image)
     alpha = alpha_of(image)
     if alpha is not None:
         rgba = image.convert("RGBA")
         rgba.putalpha(alpha)
         image = Image.alpha_composite(Image.new("RGBA", rgba.size, _WHITE), rgba).convert("RGB")
     elif image.mode != "RGB":
-        image = in_srgb(image, profile) if image.mode == "CMYK" else image
+        image = to_srgb(image, profile) if image.mode == "CMYK" else image
         image = image.convert("RGB")
-    image = in_srgb(image, profile)
-    factor = KEEP_SHORT_SIDE / min(image.size)
+    image = to_srgb(image, profile)
+    factor = MAX_SHORT_SIDE / min(image.size)
     if factor < 1:
         size = (max(1, round(image.width * factor)), max(1, round(image.height * factor)))
         image = image.resize(size, Image.Resampling.LANCZOS)

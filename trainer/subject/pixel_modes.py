@@ -6,7 +6,7 @@ import numpy as np
 from PIL import Image
 
 
-def to_eight_bits(image: Image.Image) -> Image.Image:
+def to_8bit(image: Image.Image) -> Image.Image:
     """16-bit, 32-bit and floating-point greys -> "L" (or "LA"); Pillow's own convert clips them to white."""
     if not image.mode.startswith(("I", "F")):
         return image

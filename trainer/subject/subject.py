@@ -14,10 +14,10 @@ from ..errors import SubjectBoothError
 from ..files.storage import sha256_of
 from ..topics import Topic
 from .buckets import nearest_bucket
-from .captions import DEFAULT_CLASS_TEMPLATE, DEFAULT_TEMPLATE, WEIGHT, check_template, fill
+from .captions import DEFAULT_CLASS_TEMPLATE, DEFAULT_TEMPLATE, WEIGHT, check_template, fill_template
 from .checks import check_photos
-from .crops import CROPS, mask_is_cut_away, training_picture
-from .notes import named
+from .crops import CROPS, is_mask_outside_crop, training_picture
+from .notes import join_names
 from .photo import Photo
 from .trigger import DEFAULT_TOKEN, check_token, check_word
 
@@ -73,12 +73,12 @@ class Subject:
     @property
     def instance_prompt(self) -> str:
         """``"a photo of ohwx dog"``."""
-        return fill(self.prompt_template, self.token, self.class_word)
+        return fill_template(self.prompt_template, self.token, self.class_word)
 
     @property
     def class_prompt(self) -> str:
         """``"a photo of a dog"``, with the article that fits."""
-        return fill(DEFAULT_CLASS_TEMPLATE, self.token, self.class_word)
+        return fill_template(DEFAULT_CLASS_TEMPLATE, self.token, self.class_word)
 
     def prepare(self, resolution: int | None = None, *, with_masks: bool = True) -> PreparedSubject:
         """Crop and scale every photo.
@@ -136,24 +136,24 @@ class Subject:
                 "masked_loss",
                 Topic.MASK,
             )
-        cut = self._masks_cut_away(resolution, buckets)
+        cut = self._masks_outside_crop(resolution, buckets)
         if len(cut) == len(self.photos):
             raise SubjectBoothError(
-                f"masked_loss, and every mask is outside the crop {self.crop!r}: {named(cut, 10)}",
+                f"masked_loss, and every mask is outside the crop {self.crop!r}: {join_names(cut, 10)}",
                 "part of the mask inside the crop, or there is nothing to learn",
                 'set crop to "subject" or "pad", or turn masked_loss off',
                 "masked_loss",
                 Topic.CROP,
             )
-        return cut_away_warning(cut, self.crop)
+        return mask_outside_crop_warning(cut, self.crop)
 
-    def _masks_cut_away(self, resolution: int, buckets: bool = False) -> list[str]:
+    def _masks_outside_crop(self, resolution: int, buckets: bool = False) -> list[str]:
         """Names of the photos of whose mask the crop leaves nothing."""
         cut = []
         for photo in self.photos:
             height, width = photo.pixels.shape[:2]
             size = nearest_bucket(width, height, resolution) if buckets else (resolution, resolution)
-            if mask_is_cut_away(photo, size, self.crop):
+            if is_mask_outside_crop(photo, size, self.crop):
                 cut.append(photo.name)
         return cut
 
@@ -213,9 +213,10 @@ def make_subject(
         raise SubjectBoothError(f"crop {crop!r}", f"one of {', '.join(CROPS)}", "choose one of them", "crop")
     if not photos:
         raise SubjectBoothError("no photo was given", "3 to 5 photos of the subject", "add photos")
-    prompt = fill(template, token, class_word)
+    prompt = fill_template(template, token, class_word)
     filled = tuple(
-        Photo(p.pixels, p.mask, fill(p.caption, token, class_word) if p.caption else prompt, p.name) for p in photos
+        Photo(p.pixels, p.mask, fill_template(p.caption, token, class_word) if p.caption else prompt, p.name)
+        for p in photos
     )
     warnings = [*notes, *check_photos(filled, resolution), *check_token(token, class_word, tokenize)]
     if "{class}" not in template and "{subject}" not in template:
@@ -235,17 +236,17 @@ def make_subject(
             f'token "{token}" in them, so those photos teach it nothing.'
         )
     subject = Subject(filled, token, class_word, resolution, crop, template)
-    warnings += filter(None, [cut_away_warning(subject._masks_cut_away(resolution), crop)])
+    warnings += filter(None, [mask_outside_crop_warning(subject._masks_outside_crop(resolution), crop)])
     return replace(subject, warnings=tuple(warnings))
 
 
-def cut_away_warning(names: Sequence[str], crop: str) -> str:
+def mask_outside_crop_warning(names: Sequence[str], crop: str) -> str:
     """A sentence about photos of whose mask the crop leaves nothing; empty when there are none."""
     if not names:
         return ""
     masks, photos = ("mask", "the photo teaches") if len(names) == 1 else ("masks", "these photos teach")
     return (
-        f"The {masks} of {named(names)} {'is' if len(names) == 1 else 'are'} outside the crop {crop!r}: {photos} "
+        f"The {masks} of {join_names(names)} {'is' if len(names) == 1 else 'are'} outside the crop {crop!r}: {photos} "
         'nothing with masked_loss, and only background without. Set crop to "subject" or "pad".'
     )
 

@@ -16,7 +16,7 @@ from PIL import Image
 from subjectbooth.tests.fuzzing import announced, cases, files_below, is_clean, report, spoiled
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone, Validation
-from subjectbooth.trainer.files.safefile import to_bytes
+from subjectbooth.trainer.files.safetensors_file import to_bytes
 from subjectbooth.trainer.learn import checkpoint
 from subjectbooth.trainer.learn.checkpoint import Checkpoint
 from subjectbooth.trainer.preserve.priors import PriorRecipe, PriorStore

@@ -13,7 +13,7 @@ import torch
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone
 from subjectbooth.trainer.files import storage
-from subjectbooth.trainer.files.lock import owned
+from subjectbooth.trainer.files.lock import lock_folder
 from subjectbooth.trainer.files.storage import make_folder, write_atomic
 from subjectbooth.trainer.learn.checkpoint import Checkpoint
 from subjectbooth.trainer.runs.folder import RunFolder
@@ -73,7 +73,7 @@ def test_new_folders_are_flushed_into_those_above_them(tmp_path: Path, calls: li
     calls.clear()
     make_folder(tmp_path / "one" / "two")
     assert calls == []
-    with owned(tmp_path / "one" / "run"):
+    with lock_folder(tmp_path / "one" / "run"):
         assert calls == [("flush", "one")]
 
 
@@ -135,7 +135,7 @@ def test_windows_is_asked_again_while_somebody_reads_the_file(tmp_path: Path, mo
     with pytest.raises(PermissionError):
         storage.write_atomic(path, "new")
     assert (len(asked), path.read_text()) == (1, "old")
-    monkeypatch.setattr(storage, "_PAUSES", (0.05, 0.2, 1.0))
+    monkeypatch.setattr(storage, "_RETRY_DELAYS", (0.05, 0.2, 1.0))
     asked.clear()
     storage.write_atomic(path, "new")
     assert (len(asked), path.read_text()) == (3, "new")

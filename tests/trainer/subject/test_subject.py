@@ -13,11 +13,11 @@ from skimage import data
 
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.subject.checks import (
-    Look,
+    PhotoStats,
     check_photos,
-    equal_groups,
+    duplicate_groups,
     is_blurred,
-    look_at,
+    photo_stats,
     sharpness,
 )
 from subjectbooth.trainer.subject.photo import Photo
@@ -246,10 +246,10 @@ def test_the_frames_of_a_slow_film_are_one_group() -> None:
     hashes = np.zeros((40, 256), dtype=bool)
     for number in range(40):
         hashes[number, : 6 * number] = True
-    looks = [Look(512, 512, bits.reshape(16, 16), np.zeros((8, 8, 3), np.float32), False) for bits in hashes]
-    apart = Look(512, 512, looks[0].hash, np.full((8, 8, 3), 99, np.float32), False)
+    looks = [PhotoStats(512, 512, bits.reshape(16, 16), np.zeros((8, 8, 3), np.float32), False) for bits in hashes]
+    apart = PhotoStats(512, 512, looks[0].hash, np.full((8, 8, 3), 99, np.float32), False)
     order = np.random.default_rng(0).permutation(40).tolist()
-    groups = equal_groups([apart, *(looks[index] for index in order)])
+    groups = duplicate_groups([apart, *(looks[index] for index in order)])
     assert groups == [list(range(1, 41))]
 
 
@@ -301,7 +301,7 @@ def recompressed(pixels: np.ndarray, quality: int) -> np.ndarray:
 
 
 def equal_pairs(images: list[np.ndarray]) -> list[tuple[int, ...]]:
-    return [tuple(group) for group in equal_groups([look_at(image) for image in images])]
+    return [tuple(group) for group in duplicate_groups([photo_stats(image) for image in images])]
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)

@@ -201,7 +201,7 @@ def test_huge_sources_are_scaled_down(tmp_path: Path) -> None:
                 **({"quality": 95} if suffix == "jpg" else {"compress_level": 1}),
             )
         )
-        assert min(photo.pixels.shape[:2]) == photos.KEEP_SHORT_SIDE
+        assert min(photo.pixels.shape[:2]) == photos.MAX_SHORT_SIDE
         small = np.array(Image.fromarray(photo.pixels).resize((451, 300), Image.Resampling.BOX)).astype(int)
         assert np.abs(small[:, 230:] - CAT[:, 230:]).mean() < 2
     assert photo.mask is not None and photo.mask.shape == photo.pixels.shape[:2]

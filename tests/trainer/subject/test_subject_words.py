@@ -12,7 +12,7 @@ import pytest
 from subjectbooth.tests.comfy_server import find_comfyui
 from subjectbooth.tests.conftest import ROOT
 from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.subject.captions import article, caption_file_of, check_template, fill, read_caption
+from subjectbooth.trainer.subject.captions import article, caption_file_of, check_template, fill_template, read_caption
 from subjectbooth.trainer.subject.trigger import (
     _WORDS,
     DEFAULT_TOKEN,
@@ -52,12 +52,12 @@ def test_article(word: str, expected: str) -> None:
 
 
 def test_fill() -> None:
-    assert fill("a photo of {token} {class}", "ohwx", "dog") == "a photo of ohwx dog"
-    assert fill("a photo of {subject}", "ohwx", "dog") == "a photo of ohwx dog"
-    assert fill("a photo of a {class}", "ohwx", "owl") == "a photo of an owl"
-    assert fill("An {class}, and the {class}", "ohwx", "dog") == "A dog, and the dog"
+    assert fill_template("a photo of {token} {class}", "ohwx", "dog") == "a photo of ohwx dog"
+    assert fill_template("a photo of {subject}", "ohwx", "dog") == "a photo of ohwx dog"
+    assert fill_template("a photo of a {class}", "ohwx", "owl") == "a photo of an owl"
+    assert fill_template("An {class}, and the {class}", "ohwx", "dog") == "A dog, and the dog"
     # A filled-in word is text, not a template, and foreign braces are left alone.
-    assert fill("{token} {0.__class__} {x|y}", "{class}", "dog") == "{class} {0.__class__} {x|y}"
+    assert fill_template("{token} {0.__class__} {x|y}", "{class}", "dog") == "{class} {0.__class__} {x|y}"
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Chosen:
+class ResolvedSettings:
     """What a run uses. A resumed run keeps its first choice, but for the device and the kernels of attention.
 
     Attributes:
@@ -38,7 +38,7 @@ class Chosen:
         }
 
     @classmethod
-    def from_settings(cls, values: Mapping[str, str]) -> Chosen:
+    def from_settings(cls, values: Mapping[str, str]) -> ResolvedSettings:
         """What :meth:`as_settings` gave."""
         return cls(
             values["optimizer"],

@@ -12,7 +12,7 @@ from ..errors import SubjectBoothError
 from .storage import canonical_json, write_atomic
 
 CHECKSUM = "subjectbooth.sha256"
-UNSEALED = (CHECKSUM, "ss_output_name", "modelspec.title")
+NOT_CHECKSUMMED = (CHECKSUM, "ss_output_name", "modelspec.title")
 """Metadata that a checksum leaves out: itself, and the name under which a LoRA is published."""
 
 
@@ -34,13 +34,13 @@ def body_hash(tensors: dict[str, torch.Tensor]) -> str:
     return hashlib.sha256(_split(to_bytes(tensors, {}))[1]).hexdigest()
 
 
-def sealed(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+def to_bytes_with_checksum(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
     """Like :func:`to_bytes`, with a checksum in the metadata over everything else, so that damage can be told."""
     return to_bytes(tensors, {**metadata, CHECKSUM: _checksum(to_bytes(tensors, metadata))})
 
 
-def is_whole(content: bytes) -> bool:
-    """Whether these are the bytes that :func:`sealed` gave, but for the names in :data:`UNSEALED`.
+def checksum_matches(content: bytes) -> bool:
+    """Whether the content matches its own checksum; see :func:`to_bytes_with_checksum`.
 
     Raises:
         Exception: of any kind, for content that is damaged so far that it cannot be taken apart.
@@ -50,7 +50,7 @@ def is_whole(content: bytes) -> bool:
 
 def write_checked(path: Path, tensors: dict[str, torch.Tensor], state: object) -> None:
     """Write tensors and a JSON value in one atomic file that :func:`read_checked` can tell is whole."""
-    write_atomic(path, sealed(tensors, {"state": canonical_json(state)}))
+    write_atomic(path, to_bytes_with_checksum(tensors, {"state": canonical_json(state)}))
 
 
 def read_checked(path: Path) -> tuple[dict[str, torch.Tensor], object]:
@@ -67,7 +67,7 @@ def read_checked(path: Path) -> tuple[dict[str, torch.Tensor], object]:
     )
     content = path.read_bytes()
     try:
-        if not is_whole(content):
+        if not checksum_matches(content):
             raise damaged
         return safetensors.torch.load(content), json.loads(_split(content)[0]["__metadata__"]["state"])
     except MemoryError:
@@ -115,6 +115,6 @@ def _split(content: bytes) -> tuple[dict[str, dict[str, str]], bytes]:
 def _checksum(content: bytes) -> str:
     # Over the header as well: in it stand the tensors' names, and a flipped bit there is damage too.
     header, body = _split(content)
-    metadata = {name: value for name, value in header["__metadata__"].items() if name not in UNSEALED}
+    metadata = {name: value for name, value in header["__metadata__"].items() if name not in NOT_CHECKSUMMED}
     text = canonical_json({**header, "__metadata__": metadata})
     return hashlib.sha256(text.encode("utf-8") + b";" + body).hexdigest()
