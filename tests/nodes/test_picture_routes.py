@@ -130,7 +130,7 @@ def test_captions_and_cut_masks_are_shown_with_their_photos(comfy: ComfyClient) 
     body = {"images": names, "resolution": 64, **WORDS, "captions": "caption files"}
     left, captioned = ask(comfy, "/subjectbooth/photos", body)[1]["photos"]
     assert captioned["caption"] == "ФОТО ohwx НА ТРАВЕ" and "error" not in captioned
-    assert "encoding that cannot be told" in left["error"] and "caption" not in left
+    assert "cannot be detected" in left["error"] and "caption" not in left
     assert left["kinds"] == ["white", "cut"] and "is outside the crop 'center'" in left["warnings"][1]
     said = ask(comfy, "/subjectbooth/photos", {**body, "captions": "template"})[1]
     assert any("not read because captions" in text for text in said["warnings"])

@@ -136,7 +136,7 @@ def test_captions_of_the_shell(tmp_path: Path) -> None:
     template = subject("--captions", "template")
     assert [photo.caption for photo in template.photos] == [filled] * 3
     assert any("(кот 0.txt and кот 1.txt), not read" in warning for warning in template.warnings)
-    with pytest.raises(SubjectBoothError, match=r"There is no caption file кот 2\.txt"):
+    with pytest.raises(SubjectBoothError, match=r"Caption file кот 2\.txt not found"):
         subject("--captions", "files")
 
 

@@ -99,7 +99,7 @@ def test_a_header_of_100_mb_is_refused_unread(tmp_path: Path, monkeypatch: pytes
         file.write((100 * 2**20).to_bytes(8, "little"))
         file.truncate(100 * 2**20 + 8)
     monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("it was read"))
-    with pytest.raises(SubjectBoothError, match=r"A header of 104857600 bytes"):
+    with pytest.raises(SubjectBoothError, match=r"The header claims 104857600 bytes"):
         read_lora(path)
 
 

@@ -45,7 +45,7 @@ def test_a_second_owner_is_told_and_a_killed_one_leaves_nothing(tmp_path: Path) 
     folder = tmp_path / "пробег 🐱"
     holder = _hold(folder)
     try:
-        with pytest.raises(SubjectBoothError, match="one owner at a time"), lock_folder(folder):
+        with pytest.raises(SubjectBoothError, match="one program per run"), lock_folder(folder):
             pass
     finally:
         os.kill(holder.pid, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
@@ -66,7 +66,7 @@ def test_a_run_that_is_being_trained_elsewhere_is_refused_and_a_finished_one_is_
     assert isinstance(first, types.GeneratorType)
     while not isinstance(next(first), StepDone):
         pass
-    with pytest.raises(SubjectBoothError, match="one owner at a time"):
+    with pytest.raises(SubjectBoothError, match="one program per run"):
         list(run().events())
     list(first)
     with lock_folder(run().folder.path):  # another program may even retrain it: the finished adapter is there
