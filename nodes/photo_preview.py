@@ -12,14 +12,14 @@ from typing import Any
 from PIL import Image
 
 from ..trainer.errors import SubjectBoothError
-from ..trainer.subject.captions import caption_file_of, check_template, fill, read_caption
-from ..trainer.subject.checks import Finding, Look, findings, look_at
-from ..trainer.subject.crops import CROPS, mask_is_cut_away, training_square
+from ..trainer.subject.captions import caption_file_of, check_template, fill_template, read_caption
+from ..trainer.subject.checks import Finding, PhotoStats, findings, photo_stats
+from ..trainer.subject.crops import CROPS, is_mask_outside_crop, training_square
 from ..trainer.subject.notes import Note
 from ..trainer.subject.photo import Photo
 from ..trainer.subject.photo_files import caption_notes
 from ..trainer.subject.photos import read_photo
-from ..trainer.subject.subject import check_resolution, cut_away_warning
+from ..trainer.subject.subject import check_resolution, mask_outside_crop_warning
 from ..trainer.subject.trigger import check_token, check_word
 from .photo_sources import Source
 
@@ -41,7 +41,7 @@ class PhotoPreview:
         is_cut: whether the crop cuts off the whole mask.
     """
 
-    look: Look
+    look: PhotoStats
     thumbnail: str
     notes: tuple[Note, ...]
     is_cut: bool
@@ -90,7 +90,7 @@ def describe_photos(widgets: dict[str, Any]) -> dict[str, Any]:
         cut = tuple(number for number, (_, photo) in enumerate(seen) if photo.is_cut)
         found = findings(names, [photo.look for _, photo in seen], resolution)
         if cut:
-            found.append(Finding("cut", cut_away_warning([names[number] for number in cut], crop), cut))
+            found.append(Finding("cut", mask_outside_crop_warning([names[number] for number in cut], crop), cut))
         groups = 0
         for finding in found:
             groups += finding.kind == "twice"
@@ -121,8 +121,8 @@ def _words(widgets: dict[str, Any], sample_class_word: str) -> dict[str, Any]:
     except SubjectBoothError as error:
         return {"sentence": "", "class_sentence": "", "problem": str(error), "warnings": [], "class_word": ""}
     return {
-        "sentence": fill(template, token, class_word),
-        "class_sentence": fill("a photo of a {class}", token, class_word),
+        "sentence": fill_template(template, token, class_word),
+        "class_sentence": fill_template("a photo of a {class}", token, class_word),
         "problem": "",
         "class_word": class_word,
         "warnings": check_token(token, class_word, clip_tokenize()),
@@ -133,7 +133,7 @@ def _add_captions(photos: list[dict[str, Any]], paths: list[Path], widgets: dict
     """Add each photo's caption, or an error if its caption file cannot be used."""
     for entry, path in zip(photos, paths, strict=False):
         try:
-            caption = fill(read_caption(caption_file_of(path)), str(widgets.get("token") or ""), class_word)
+            caption = fill_template(read_caption(caption_file_of(path)), str(widgets.get("token") or ""), class_word)
             entry["caption"] = caption[:MOST_LETTERS]
         except SubjectBoothError as error:
             entry.setdefault("error", str(error))
@@ -156,8 +156,8 @@ def _preview(path: Path, _changed: int, _size: int, resolution: int, crop: str) 
     decoded = read_photo(path)
     photo = Photo(decoded.pixels, decoded.mask, "", path.name)
     pixels, _ = training_square(photo, resolution, crop)
-    is_cut = mask_is_cut_away(photo, (resolution, resolution), crop)
-    return PhotoPreview(look_at(decoded.pixels), data_address(Image.fromarray(pixels)), decoded.notes, is_cut)
+    is_cut = is_mask_outside_crop(photo, (resolution, resolution), crop)
+    return PhotoPreview(photo_stats(decoded.pixels), data_address(Image.fromarray(pixels)), decoded.notes, is_cut)
 
 
 def data_address(picture: Image.Image) -> str:

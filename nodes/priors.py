@@ -28,7 +28,7 @@ from ..trainer.preserve.priors import (
     picture_hash,
     split_excluded,
 )
-from ..trainer.subject.captions import DEFAULT_CLASS_TEMPLATE, check_template, check_text, fill
+from ..trainer.subject.captions import DEFAULT_CLASS_TEMPLATE, check_template, check_text, fill_template
 from ..trainer.subject.subject import Subject
 from .album import Album
 from .bridge import base_digest, check_wired
@@ -166,7 +166,7 @@ class GenerateClassPriors(io.ComfyNode):
         excluded = parse_exclude(exclude)
         recipe = PriorRecipe(
             base_digest=base_digest(model, clip),
-            prompt=fill(template, subject.token, subject.class_word),
+            prompt=fill_template(template, subject.token, subject.class_word),
             negative=check_text(negative, "negative"),
             width=subject.resolution,
             height=subject.resolution,

@@ -14,7 +14,7 @@ from aiohttp import web
 from PIL import Image
 
 from ..trainer.errors import SubjectBoothError
-from ..trainer.files.safefile import read_metadata
+from ..trainer.files.safetensors_file import read_metadata
 from .apply import lora_path
 from .host import pack_output_dir
 from .photo_preview import data_address, describe_photos

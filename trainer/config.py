@@ -1,4 +1,4 @@
-"""The settings of a training run: one frozen dataclass that is the run's key, its metadata and its CLI options."""
+"""The settings of a training run: one frozen dataclass, the source of the run key, the metadata and the CLI options."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .errors import SubjectBoothError
 from .files.storage import canonical_json, sha256_of
 
 FORMAT_VERSION = 2
-"""Part of every run's key: raised when the same settings would no longer give the same weights."""
+"""Part of every run key: increased when the same settings no longer give the same weights."""
 
 AUTO = "auto"
 
@@ -25,7 +25,7 @@ def _setting(
     choices: tuple[str, ...] = (),
     in_key: bool = True,
 ) -> Any:
-    """A field that carries what the check, the CLI and the node's tooltip need to know about it."""
+    """A dataclass field with the metadata for its check, its CLI option and its tooltip."""
     return field(
         default=default,
         metadata={
@@ -40,10 +40,10 @@ def _setting(
 
 @dataclass(frozen=True)
 class TrainConfig:
-    """What the user asked for. ``auto`` stays ``auto`` here; what it became is kept beside the checkpoint.
+    """The requested settings. ``auto`` stays ``auto`` here; its resolved value is saved with the checkpoint.
 
     Raises:
-        SubjectBoothError: on construction, for the first setting that is out of its range or of the wrong type.
+        SubjectBoothError: on construction, for the first setting that is out of range or of the wrong type.
     """
 
     steps: int = _setting(
@@ -220,10 +220,10 @@ class TrainConfig:
                 "lr_warmup_steps",
             )
 
-    def lr_at(self, step: int) -> float:
-        """Learning rate of the update number ``step``, counted from 0. A function of the step alone: nothing to save.
+    def learning_rate_at(self, step: int) -> float:
+        """Learning rate of update ``step``, counted from 0. It depends only on the step, so there is no state to save.
 
-        The warm-up is linear and reaches the full rate at step ``lr_warmup_steps``; cosine and linear then fall to 0
+        The warm-up is linear and reaches the full rate at step ``lr_warmup_steps``; cosine and linear then decay to 0
         at the end of the run.
         """
         if step < self.lr_warmup_steps:
@@ -236,18 +236,18 @@ class TrainConfig:
         return self.learning_rate * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     @property
-    def steps_that_train_text(self) -> int:
-        """After so many steps the text encoder's LoRA stays as it is."""
+    def text_encoder_steps(self) -> int:
+        """Number of steps for which the text encoder's LoRA is trained, before it is frozen."""
         return math.ceil(self.text_encoder_share * self.steps) if self.train_text_encoder else 0
 
     def validation_is_due(self, step: int) -> bool:
-        """Whether validation pictures follow the update after which ``step`` are done."""
+        """Whether to sample validation images once ``step`` updates are done."""
         if not self.validation_prompts:
             return False
         return step == self.steps or bool(self.validation_interval and step % self.validation_interval == 0)
 
-    def validations_after(self, step: int) -> int:
-        """How many times pictures are still due after ``step`` updates."""
+    def validations_left(self, step: int) -> int:
+        """How many more times validation images will be sampled after ``step`` updates."""
         if not self.validation_prompts or step >= self.steps:
             return 0
         if not self.validation_interval:
@@ -256,35 +256,35 @@ class TrainConfig:
         return regular + (self.steps % self.validation_interval != 0)
 
     def key_fields(self) -> dict[str, Any]:
-        """The settings that change the weights.
+        """The settings that affect the weights.
 
-        Where no weight depends on where the run ends, ``steps`` is not one of them: more steps go on from there.
+        ``steps`` is left out if no weight depends on where the run ends, so that more steps continue the run.
         """
         chosen = {s.name: getattr(self, s.name) for s in dataclasses.fields(self) if s.metadata["in_key"]}
         if not self.train_text_encoder:
             del chosen["text_encoder_lr"], chosen["text_encoder_share"]
-        elif self.lora_dropout and self.steps_that_train_text < self.steps:
-            chosen["text_encoder_share_without_dropout"] = True  # before, dropout went on after the share
+        elif self.lora_dropout and self.text_encoder_steps < self.steps:
+            chosen["text_encoder_share_without_dropout"] = True  # older versions kept dropout on once it was frozen
         if not self.enable_bucket:
-            del chosen["enable_bucket"]  # runs from before there were buckets are found again
+            del chosen["enable_bucket"]  # keeps the keys of runs from before buckets existed
         if self.ema_decay:
-            chosen["ema_warm_up"] = True  # without it the same decay saved other weights
+            chosen["ema_warm_up"] = True  # older versions, without the warm-up, saved other weights
         if self.lr_scheduler == "constant" and not (self.train_text_encoder and self.text_encoder_share < 1.0):
             del chosen["steps"]
         return chosen
 
     def to_json(self) -> dict[str, Any]:
-        """All settings as plain JSON values; :meth:`from_json` reads them back."""
+        """All settings as JSON values; the inverse of :meth:`from_json`."""
         values = dataclasses.asdict(self)
         values["validation_prompts"] = list(self.validation_prompts)
         return values
 
     @classmethod
     def from_json(cls, values: dict[str, Any]) -> TrainConfig:
-        """Read what :meth:`to_json` wrote.
+        """The inverse of :meth:`to_json`.
 
         Raises:
-            SubjectBoothError: a name that is no setting, or a value out of range.
+            SubjectBoothError: an unknown setting, or a value out of range.
         """
         names = {s.name for s in dataclasses.fields(cls)}
         unknown = sorted(set(values) - names)
@@ -303,15 +303,15 @@ def run_key(
     preservation: str | None,
     trigger: str = "",
 ) -> str:
-    """Name of a run: 64 hex digits that change when, and only when, what it ends with would.
+    """Key of a run: a hash (64 hex digits) of everything that affects its result, and nothing else.
 
     Args:
         config: the requested settings.
-        subject_digest: over the prepared photos' pixels, masks and captions.
-        base_digest: over the base's weights (patches included), noise schedule and prompt encoder.
-        preservation: what of the way to keep the class changes the weights (of class images, the digest of their
-            latents); None where there is nothing.
-        trigger: the trained words, which the file tells every loader. Captions of one's own need not hold them.
+        subject_digest: digest of the prepared photos' pixels, masks and captions.
+        base_digest: digest of the base's weights (including patches), noise schedule and prompt encoder.
+        preservation: what affects the weights about class preservation (for class images, the digest of their
+            latents); None without it.
+        trigger: the trigger words, which are stored in the LoRA file. User captions do not have to contain them.
     """
     fields = config.key_fields()
     if preservation is None:
@@ -340,7 +340,7 @@ def _check(setting: dataclasses.Field[Any], value: Any) -> None:
         return
     if name == "validation_prompts":
         if not isinstance(value, tuple) or not all(isinstance(prompt, str) for prompt in value):
-            raise SubjectBoothError(f"{name} {value!r}", "a tuple of strings", "give one prompt a line", name)
+            raise SubjectBoothError(f"{name} {value!r}", "a tuple of strings", "write one prompt per line", name)
         return
     if isinstance(setting.default, bool):
         if not isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""What a run tells while it goes on: small frozen values that a node, a shell or a test reads."""
+"""The events that a run yields: small frozen values, read by a node, the CLI or a test."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ class Started:
     """The model is built and the first step is about to run.
 
     Attributes:
-        step: steps already done (above 0 when the run goes on from a checkpoint).
-        steps: steps in all.
-        chosen: what every ``auto`` setting became, and on which device.
-        trainable_parameters: weights that are trained.
-        notes: sentences for the user, such as an option that fell back.
-        plan: one line about what will be in memory.
+        step: steps already done (above 0 for a resumed run).
+        steps: total steps.
+        chosen: the resolved value of every ``auto`` setting, and the device.
+        trainable_parameters: number of weights that are trained.
+        notes: sentences for the user, for example about an option that is unavailable.
+        plan: one line about the expected memory use.
     """
 
     step: int
@@ -36,15 +36,15 @@ class StepDone:
     """One optimizer update.
 
     Attributes:
-        step: steps done so far, this one included.
-        steps: steps in all.
-        loss: the weighted sum of its terms, the mean over the step's batches.
-        losses: its terms by name, unweighted: "instance_loss", the mean squared error on the photos, and what the way
-            to keep the class adds, such as "prior_loss", that on the class images.
-        learning_rate: the rate this update used.
-        grad_norm: the gradient's norm before clipping.
-        seconds: how long this step took.
-        eta_seconds: an estimate of what is left, validation pictures included; None for the first steps.
+        step: steps done so far, including this one.
+        steps: total steps.
+        loss: the weighted sum of the terms, averaged over the step's batches.
+        losses: the unweighted terms by name: "instance_loss" is the mean squared error on the photos; class
+            preservation adds its own, such as "prior_loss" for the class images.
+        learning_rate: learning rate of this update.
+        grad_norm: norm of the gradient before clipping.
+        seconds: duration of this step.
+        eta_seconds: estimated time left, including validation images; None for the first steps.
     """
 
     step: int
@@ -59,12 +59,12 @@ class StepDone:
 
 @dataclass(frozen=True)
 class Adjusted:
-    """The run had to change something to go on, such as using less memory.
+    """The run changed a setting in order to continue, for example to use less memory.
 
     Attributes:
         step: steps done.
         note: a sentence for the user.
-        chosen: what the run uses now.
+        chosen: the settings in use now.
     """
 
     step: int
@@ -74,7 +74,7 @@ class Adjusted:
 
 @dataclass(frozen=True)
 class ValidationStep:
-    """One denoising step of the validation pictures, so that a cancel need not wait for the whole picture."""
+    """One denoising step of the validation images, so that cancelling does not have to wait for a whole image."""
 
     step: int
     done: int
@@ -83,13 +83,13 @@ class ValidationStep:
 
 @dataclass(frozen=True)
 class Validation:
-    """Validation pictures.
+    """Validation images.
 
     Attributes:
-        step: training steps done when they were drawn.
-        prompts: one a picture.
+        step: training steps done when they were sampled.
+        prompts: one per image.
         images: float32 [n, h, w, 3] in 0..1, on the CPU.
-        sampling_steps, guidance_scale: what they were drawn with.
+        sampling_steps, guidance_scale: the sampler's settings.
     """
 
     step: int
@@ -101,7 +101,7 @@ class Validation:
 
 @dataclass(frozen=True)
 class CheckpointSaved:
-    """Everything a resume needs is on the disk."""
+    """Everything needed to resume is on disk."""
 
     step: int
     path: Path
@@ -109,13 +109,13 @@ class CheckpointSaved:
 
 @dataclass(frozen=True)
 class Finished:
-    """The adapter is written.
+    """The LoRA file is written.
 
     Attributes:
         step: steps done.
         path: the LoRA file in the run's folder.
-        trained: False when the run was finished before and nothing was trained now.
-        warning: a sentence for the user when the adapter learned nothing; else empty.
+        trained: False if the run had already finished and nothing was trained now.
+        warning: a sentence for the user if the LoRA learned nothing, otherwise empty.
     """
 
     step: int
@@ -128,7 +128,7 @@ Event = Started | StepDone | Adjusted | ValidationStep | Validation | Checkpoint
 
 
 def to_json(event: Event) -> dict[str, Any]:
-    """The event as a JSON object with its kind under ``"event"``; pictures and absolute paths stay out."""
+    """The event as a JSON object with its type under ``"event"``, without images and absolute paths."""
     if isinstance(event, Validation):
         values: dict[str, Any] = {
             "step": event.step,

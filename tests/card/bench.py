@@ -16,7 +16,7 @@ from subjectbooth.trainer.events import Adjusted, StepDone, Validation
 from subjectbooth.trainer.learn.checkpoint import Checkpoint
 from subjectbooth.trainer.learn.data import TrainingData
 from subjectbooth.trainer.learn.loop import Training
-from subjectbooth.trainer.machine.chosen import Chosen
+from subjectbooth.trainer.machine.resolved_settings import ResolvedSettings
 from subjectbooth.trainer.memory.plan import FreeMemory, Plan
 from subjectbooth.trainer.preserve.class_images import ClassImages
 from subjectbooth.trainer.preserve.priors import ClassPriors
@@ -72,7 +72,7 @@ class Trained:
     notes: list[str] = field(default_factory=list)
     pictures: list[torch.Tensor] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
-    chosen: Chosen = field(default_factory=lambda: Chosen(""))
+    chosen: ResolvedSettings = field(default_factory=lambda: ResolvedSettings(""))
     lora: dict[str, torch.Tensor] = field(default_factory=dict)
     kept: Checkpoint | None = None
     plan: Plan | None = None

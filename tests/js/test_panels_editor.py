@@ -116,7 +116,7 @@ def test_class_images_come_and_a_click_leaves_one_out(page: Page, comfy: ComfyCl
 def test_a_lora_trained_meanwhile_is_in_the_list_with_its_words(page: Page, comfy: ComfyClient) -> None:
     import torch
 
-    from subjectbooth.trainer.files.safefile import to_bytes
+    from subjectbooth.trainer.files.safetensors_file import to_bytes
 
     assert comfy.server is not None
     words = {"subjectbooth.trigger": "ohwx panda", "modelspec.trigger_phrase": "ohwx panda", "ss_network_dim": "8"}

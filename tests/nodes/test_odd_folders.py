@@ -16,7 +16,7 @@ from subjectbooth.tests.fuzzing import files_below
 from subjectbooth.tests.nodes.graphs import node
 from subjectbooth.tests.nodes.training_graphs import SIZE, cat_photos, train_and_sample
 from subjectbooth.tests.shipped import copy_shipped
-from subjectbooth.trainer.files.safefile import read_metadata
+from subjectbooth.trainer.files.safetensors_file import read_metadata
 from subjectbooth.trainer.runs.cleanup import remembered_lora_folders
 
 

@@ -22,7 +22,7 @@ from PIL import Image, ImageFilter
 from subjectbooth.tests.comfy_server import ComfyClient, ComfyServer
 from subjectbooth.tests.nodes.graphs import text_to_image
 from subjectbooth.tests.nodes.training_graphs import apply_node, train_and_sample, upload_cat
-from subjectbooth.trainer.files.safefile import to_bytes
+from subjectbooth.trainer.files.safetensors_file import to_bytes
 from subjectbooth.trainer.subject.crops import training_square
 from subjectbooth.trainer.subject.photo import Photo
 
@@ -130,7 +130,7 @@ def test_captions_and_cut_masks_are_shown_with_their_photos(comfy: ComfyClient) 
     body = {"images": names, "resolution": 64, **WORDS, "captions": "caption files"}
     left, captioned = ask(comfy, "/subjectbooth/photos", body)[1]["photos"]
     assert captioned["caption"] == "ФОТО ohwx НА ТРАВЕ" and "error" not in captioned
-    assert "encoding that cannot be told" in left["error"] and "caption" not in left
+    assert "cannot be detected" in left["error"] and "caption" not in left
     assert left["kinds"] == ["white", "cut"] and "is outside the crop 'center'" in left["warnings"][1]
     said = ask(comfy, "/subjectbooth/photos", {**body, "captions": "template"})[1]
     assert any("not read because captions" in text for text in said["warnings"])

@@ -25,7 +25,7 @@ from subjectbooth.tests.comfy_server import (
 )
 from subjectbooth.tests.nodes.fuzz_values import is_refused_as
 from subjectbooth.tests.nodes.graphs import Graph, node
-from subjectbooth.trainer.files.safefile import read_checked
+from subjectbooth.trainer.files.safetensors_file import read_checked
 
 SIZE = 64
 SCALE = 0.18215
@@ -334,7 +334,7 @@ def test_nothing_of_the_process_is_changed(comfy: ComfyClient) -> None:
     ("inputs", "says"),
     [
         ({"class_prompt": ""}, "class_prompt is empty"),
-        ({"class_prompt": "a photo of {subject}"}, "class_prompt 'a photo of {subject}' names the token"),
+        ({"class_prompt": "a photo of {subject}"}, "class_prompt 'a photo of {subject}' contains the token"),
         ({"class_prompt": "a {clas}"}, "class_prompt has the placeholder {clas}"),
         ({"sampler_name": "best"}, "sampler_name 'best'. Required: one of ComfyUI's"),
         ({"scheduler": "best"}, "scheduler 'best'. Required: one of ComfyUI's"),

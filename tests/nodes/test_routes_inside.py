@@ -16,7 +16,7 @@ from PIL import Image
 
 from subjectbooth.tests.comfy_server import ComfyClient, ComfyServer
 from subjectbooth.tests.nodes.test_fuzz_nodes import _routes
-from subjectbooth.trainer.files.safefile import to_bytes
+from subjectbooth.trainer.files.safetensors_file import to_bytes
 
 SECRET = "SECRETWORD"
 BAIT = "inside_bait"

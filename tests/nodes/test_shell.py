@@ -19,7 +19,7 @@ from subjectbooth.tests.nodes.graphs import node
 from subjectbooth.tests.nodes.training_graphs import SIZE, cat_photos, subject_node, train_node, upload_cat
 from subjectbooth.trainer.__main__ import main, parser, read_subject
 from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.files.safefile import read_metadata
+from subjectbooth.trainer.files.safetensors_file import read_metadata
 from subjectbooth.trainer.subject.subject import Subject, caption_lines
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -136,7 +136,7 @@ def test_captions_of_the_shell(tmp_path: Path) -> None:
     template = subject("--captions", "template")
     assert [photo.caption for photo in template.photos] == [filled] * 3
     assert any("(кот 0.txt and кот 1.txt), not read" in warning for warning in template.warnings)
-    with pytest.raises(SubjectBoothError, match=r"There is no caption file кот 2\.txt"):
+    with pytest.raises(SubjectBoothError, match=r"Caption file кот 2\.txt not found"):
         subject("--captions", "files")
 
 

@@ -172,7 +172,7 @@ def test_captions_from_files(comfy: ComfyClient) -> None:
     (folder / "b.png").write_bytes(png(COFFEE))
     (folder / "a.txt").write_text("фото {token} кота", encoding="cp1251")
     graph = subject_graph(folder="captioned", captions="caption files")
-    assert refusal(comfy, graph).startswith("There is no caption file b.txt. Required: one .txt file beside each photo")
+    assert refusal(comfy, graph).startswith("Caption file b.txt not found. Required: one .txt file next to each photo")
     (folder / "b.txt").write_text("just a cat", encoding="utf-16")
     graph = subject_graph(folder="captioned", captions="caption files", class_word="кот")
     graph["4"] = node("ProbeSubject", subject=["1", 0])
@@ -189,7 +189,7 @@ def test_captions_from_files(comfy: ComfyClient) -> None:
     template = comfy.run(graph)
     assert template.outputs["4"]["report"][0]["captions"] == ["a photo of ohwx кот (toy)"] * 2
     assert (
-        'There are caption files next to the photos (a.txt and b.txt), not read because captions is "template".'
+        'The caption files a.txt and b.txt are ignored because captions is "template".'
         in template.outputs["1"]["warnings"]
     )
     # As a prompt it means the same text, round brackets included.
@@ -218,7 +218,7 @@ def test_wired_image_and_mask(comfy: ComfyClient) -> None:
     graph["1"]["inputs"] |= {"mask": ["10", 1], "class_word": "cat"}
     result = comfy.run(graph)
     assert result.outputs["2"]["report"][0]["sha256"] == hash_of(square(CAT))
-    assert "The mask of image 1 is empty and is not used." in result.outputs["1"]["warnings"]
+    assert "The mask of image 1 is empty and ignored." in result.outputs["1"]["warnings"]
 
 
 def test_an_upload_and_the_same_picture_wired_are_one_subject(comfy: ComfyClient) -> None:
@@ -267,14 +267,14 @@ def test_warnings_are_shown(comfy: ComfyClient) -> None:
     starts = [
         "Only 2 photos",
         "twin1.png (451x300) and twin2.png (451x299) are smaller than the training size 512",
-        "twin1.png and twin2.png are (nearly) the same picture",
+        "twin1.png and twin2.png are near-duplicates",
         'The token "sks" already means a rifle',
     ]
     assert [w for w, s in zip(warnings, starts, strict=True) if not w.startswith(s)] == []
     text = "\n".join(e.data["text"] for e in result.of_type("progress_text"))
     assert all(warning in text for warning in warnings)
     two = comfy.run(subject_graph(images={"__value__": names}, token="zwx")).outputs["1"]["warnings"]
-    assert any('The token "zwx" is 2 CLIP tokens' in warning for warning in two)
+    assert any('The token "zwx" is split into 2 CLIP tokens' in warning for warning in two)
     word = comfy.run(subject_graph(images={"__value__": names}, token="red")).outputs["1"]["warnings"]
     assert any("CLIP already knows" in warning for warning in word)
 
@@ -302,13 +302,13 @@ def test_warnings_are_shown(comfy: ComfyClient) -> None:
         ({"folder": "%2e%2e/"}, "The folder '%2e%2e' cannot be read"),
         ({"folder": "a\x00b"}, "folder 'a\\x00b' is not a valid name"),
         ({"folder": "n" * 5000}, "cannot be read (File name too long)"),
-        ({"folder": "empty"}, "No picture in the folder 'empty'"),
+        ({"folder": "empty"}, "No images found in the folder 'empty'"),
         ({"folder": "for kohya"}, 'Choose the folder for kohya/10_ohwx dog (token "ohwx", class word "dog")'),
         ({"sample": "../../etc"}, "sample '../../etc'. Required: one of"),
         ({"images": "ok.png", "class_word": " "}, "class_word is empty"),
         ({"images": "ok.png", "class_word": "(dog:1.5)"}, "class_word '(dog:1.5)' has '('"),
         ({"images": "ok.png", "token": ""}, "token is empty"),
-        ({"images": "ok.png", "prompt_template": "a photo"}, "prompt_template 'a photo' names no token"),
+        ({"images": "ok.png", "prompt_template": "a photo"}, "prompt_template 'a photo' does not contain the token"),
         ({"images": "ok.png", "captions": "x"}, "captions 'x'. Required: \"template\" or"),
         ({"images": "ok.png", "crop": "x"}, "crop 'x'. Required: one of center, pad, subject"),
         ({"images": "ok.png", "resolution": 500}, "resolution 500. Required: a multiple of 8"),
@@ -371,13 +371,13 @@ def torn_jpeg() -> bytes:
 
 BAD_FILES: dict[str, tuple[Callable[[], bytes], str]] = {
     "zero.jpg": (lambda: b"", "zero.jpg is empty (0 bytes)"),
-    "text.png": (lambda: b"no picture", "text.png is not a picture"),
-    "cut.png": (lambda: corrupt(png(CAT)), "cut.png is damaged or cut off"),
-    "torn.jpg": (torn_jpeg, "torn.jpg is damaged or cut off (the lower "),
+    "text.png": (lambda: b"no picture", "text.png is not an image"),
+    "cut.png": (lambda: corrupt(png(CAT)), "cut.png is damaged or truncated"),
+    "torn.jpg": (torn_jpeg, "torn.jpg is damaged or truncated (the lower "),
     "one.png": (lambda: png(np.zeros((1, 1, 3), np.uint8)), "one.png is 1x1 pixels"),
     "ribbon.png": (lambda: png(np.zeros((50, 20000, 3), np.uint8)), "ribbon.png is 20000x50 pixels"),
     "clear.png": (lambda: png(np.zeros((64, 64, 4), np.uint8)), "clear.png is fully transparent"),
-    "phone.heic": (lambda: b"\0\0\0\x18ftypheic" + bytes(99), "phone.heic is a HEIC picture"),
+    "phone.heic": (lambda: b"\0\0\0\x18ftypheic" + bytes(99), "phone.heic is a HEIC image"),
 }
 
 

@@ -15,7 +15,7 @@ from subjectbooth.tests.comfy_server import ComfyClient, ComfyServer, Interrupte
 from subjectbooth.tests.fuzzing import is_clean
 from subjectbooth.tests.nodes.graphs import Graph, node
 from subjectbooth.tests.nodes.training_graphs import apply_node, subject_node, train_node, upload_cat
-from subjectbooth.trainer.files.safefile import read_metadata
+from subjectbooth.trainer.files.safetensors_file import read_metadata
 from subjectbooth.trainer.learn import checkpoint
 
 
@@ -102,7 +102,7 @@ def test_two_comfyuis_on_one_output_folder(
         since = len(comfy.events)
         prompt = comfy.queue(graph)
         _wait_for_step(comfy, 3, since)
-        with pytest.raises(NodeFailed, match="one owner at a time") as failure:
+        with pytest.raises(NodeFailed, match="one program per run") as failure:
             other.run(graph)
         assert is_clean(failure.value.node_message)
         comfy.interrupt()
@@ -167,4 +167,4 @@ def test_a_run_that_cannot_be_written_is_a_sentence(comfy: ComfyClient) -> None:
         if aside.exists():
             aside.rename(base)
     assert is_clean(failure.value.node_message)
-    assert "Required: room on the disk and the right to write there" in failure.value.node_message
+    assert "Required: free disk space and write permission" in failure.value.node_message

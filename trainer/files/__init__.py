@@ -1,1 +1,1 @@
-"""Writing so that nothing is lost: atomic files, checksums, locks."""
+"""Safe file access: atomic writes, checksums and locks."""

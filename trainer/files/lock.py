@@ -1,4 +1,4 @@
-"""One run, one owner: two programs on the same folder must not write the same files."""
+"""A lock per folder, so that two programs never write to the same run."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from .storage import disk_errors, make_folder
 
 LOCK_NAME = ".lock"
 
-_WITHOUT_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
+_LOCKS_UNSUPPORTED = (errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP)
 
 logger = logging.getLogger("subjectbooth")
 
 
 @contextmanager
-def owned(folder: Path) -> Iterator[None]:
-    """Be the only one at work in ``folder``, or say who is not.
+def lock_folder(folder: Path) -> Iterator[None]:
+    """Hold an exclusive lock on ``folder``.
 
-    The operating system holds the lock and gives it back when its process ends, however it ends, so a lock that is
-    left behind by a crash is none. On file systems without locks (some network drives) it goes on with a warning.
+    The operating system releases the lock when the process ends, even after a crash, so there are no stale locks.
+    File systems without locks (some network drives) only get a warning.
 
     Args:
-        folder: made when it is missing.
+        folder: created if missing.
 
     Raises:
-        SubjectBoothError: another program has it, or the folder cannot be written.
+        SubjectBoothError: another program holds the lock, or the folder is not writable.
     """
     require("filelock")
     from filelock import FileLock, Timeout
@@ -41,26 +41,26 @@ def owned(folder: Path) -> Iterator[None]:
         try:
             lock.acquire()
         except (NotImplementedError, OSError) as error:
-            if isinstance(error, Timeout):  # an OSError too, but not one of the disk
+            if isinstance(error, Timeout):  # a subclass of OSError, but not a disk error
                 if _has_locks(folder):
                     raise SubjectBoothError(
-                        "a run that another process is training at this moment",
-                        "one owner at a time",
-                        "wait until it has finished, which this run then finds done, or stop it there",
+                        "another program is training this run",
+                        "one program per run",
+                        "wait until it has finished (its result is then used here), or stop it there",
                         str(folder),
                         Topic.RUN_IN_PROGRESS,
                     ) from None
-            elif isinstance(error, OSError) and error.errno not in _WITHOUT_LOCKS:
+            elif isinstance(error, OSError) and error.errno not in _LOCKS_UNSUPPORTED:
                 raise
-            logger.warning("%s lies on a drive without file locks: do not use it from two programs", folder)
+            logger.warning("%s is on a drive without file locks: do not use it from two programs at once", folder)
     try:
         yield
     finally:
         lock.release()
 
 
-def is_owned(folder: Path) -> bool:
-    """Whether a program is at work in ``folder`` at this moment."""
+def is_locked(folder: Path) -> bool:
+    """Whether a program currently holds the lock on ``folder``."""
     require("filelock")
     from filelock import FileLock, Timeout
 
@@ -78,14 +78,14 @@ def is_owned(folder: Path) -> bool:
 
 
 def _has_locks(folder: Path) -> bool:
-    """Whether its drive has locks: filelock before 3.21 takes one without them for a lock that somebody else has."""
+    """Whether the drive supports locks: filelock before 3.21 reports one that does not as locked by somebody else."""
     try:
         import fcntl
-    except ImportError:  # Windows, where it tells them apart
+    except ImportError:  # on Windows, filelock can tell the difference
         return True
     with (folder / LOCK_NAME).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            return error.errno not in _WITHOUT_LOCKS
+            return error.errno not in _LOCKS_UNSUPPORTED
     return True

@@ -1,4 +1,4 @@
-"""Writing so that nothing half-written is ever seen, and hashing what was written."""
+"""Atomic writes, disk errors as readable messages, and hashing."""
 
 from __future__ import annotations
 
@@ -18,67 +18,66 @@ import torch
 from ..errors import SubjectBoothError
 from ..topics import Topic
 
-PART_PREFIX = ".subjectbooth-"
-"""Begins the name of every file that is being written, so that what a killed program leaves behind can be told."""
+TEMP_PREFIX = ".subjectbooth-"
+"""Prefix of temporary files, so that those left by a killed program can be found and removed."""
 
-
-_PAUSES = (0.05, 0.2, 1.0) if os.name == "nt" else ()
-"""Seconds. Windows refuses to replace a file that somebody reads, such as a virus scanner, which is soon done."""
+_RETRY_DELAYS = (0.05, 0.2, 1.0) if os.name == "nt" else ()
+"""Seconds. Windows cannot replace a file while another program, such as a virus scanner, reads it."""
 
 
 def write_atomic(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
-    """Write ``path`` in one step: beside it, flushed to the disk, then renamed over it, and the new name flushed too.
+    """Write ``path`` atomically: to a temporary file, flushed to disk, then renamed; the rename is flushed too.
 
     Args:
-        path: the final name; its folder is made when it is missing.
-        content: bytes, text (written as UTF-8), or a function that writes the file it is given (safetensors, PIL).
+        path: the final path; its folder is created if missing.
+        content: bytes, text (written as UTF-8), or a function that writes to the path it is given (safetensors, PIL).
 
     Raises:
-        OSError: the folder cannot be written; the old file, if any, is untouched.
+        OSError: the folder is not writable; an existing file is left unchanged.
     """
     make_folder(path.parent)
-    # PIL chooses the format by the suffix. Otherwise it is one that no list of LoRAs or pictures shows.
+    # PIL chooses the format by the suffix. ".part" keeps other temporary files out of lists of LoRAs and images.
     suffix = path.suffix if callable(content) else ".part"
-    handle, name = tempfile.mkstemp(prefix=PART_PREFIX, suffix=suffix, dir=path.parent)
+    handle, name = tempfile.mkstemp(prefix=TEMP_PREFIX, suffix=suffix, dir=path.parent)
     os.close(handle)
-    beside = Path(name)
+    temporary = Path(name)
     try:
         if callable(content):
-            content(beside)
+            content(temporary)
         else:
-            beside.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
-        with beside.open("rb+") as file:
+            temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+        with temporary.open("rb+") as file:
             os.fsync(file.fileno())
-        _give_default_mode(beside)
-        rename(beside, path)
+        _apply_umask(temporary)
+        rename(temporary, path)
     finally:
         with contextlib.suppress(FileNotFoundError):
-            beside.unlink()
+            temporary.unlink()
 
 
 def rename(source: Path, target: Path) -> None:
-    """Rename a file over ``target`` in the same folder, so that after a power cut the name is still the new one."""
-    for pause in _PAUSES:
+    """Replace ``target`` with a file from the same folder, durably: the new name survives a power cut."""
+    for delay in _RETRY_DELAYS:
         try:
             os.replace(source, target)
             break
         except PermissionError:
-            time.sleep(pause)
+            time.sleep(delay)
     else:
         os.replace(source, target)
-    _flush_names(target.parent)
+    _fsync_folder(target.parent)
 
 
 def user_path(text: str) -> Path:
-    """A path as it is typed in a shell: ``--base=~/x`` reaches a program with its ``~``."""
+    """Expand ``~`` in a path; shells leave it as it is in ``--base=~/x``."""
     try:
         return Path(text).expanduser()
-    except RuntimeError:  # there is no such user, so it is a name like any other
+    except RuntimeError:  # no such user: an ordinary file name
         return Path(text)
 
 
 def make_folder(folder: Path) -> None:
-    """Make a folder and the missing ones above it, so that a power cut does not take them with what is then in them."""
+    """Create a folder and its missing parents durably, so that a power cut cannot lose them with their content."""
     missing = []
     for path in (folder, *folder.parents):
         if path.exists():
@@ -86,14 +85,14 @@ def make_folder(folder: Path) -> None:
         missing.append(path)
     folder.mkdir(parents=True, exist_ok=True)
     for path in reversed(missing):
-        _flush_names(path.parent)
+        _fsync_folder(path.parent)
 
 
-def _flush_names(folder: Path) -> None:
-    """The names in a folder are content of its own: until it is flushed, a power cut may bring the old ones back."""
+def _fsync_folder(folder: Path) -> None:
+    """Flush a folder's entries to disk; until then, a power cut may undo renames in it."""
     if os.name == "nt":
-        return  # a folder cannot be opened there, and NTFS writes renames to its journal itself
-    # Some file systems (network drives, FUSE) refuse. What was written is in its place then, only not yet for certain.
+        return  # folders cannot be opened on Windows, and NTFS journals renames itself
+    # Not supported by some file systems (network drives, FUSE); the file is in place, but may not survive a power cut.
     with contextlib.suppress(OSError):
         handle = os.open(folder, os.O_RDONLY)
         try:
@@ -104,11 +103,11 @@ def _flush_names(folder: Path) -> None:
 
 @contextlib.contextmanager
 def disk_errors(what: str, folder: Path) -> Iterator[None]:
-    """Inside, what the disk refuses becomes a sentence.
+    """Turn any OSError in the block into a readable error.
 
     Args:
-        what: was to be written, with its verb ("the checkpoint cannot be saved").
-        folder: where.
+        what: what failed, as a clause ("the checkpoint cannot be saved").
+        folder: the folder being written to.
 
     Raises:
         SubjectBoothError: for any OSError.
@@ -122,44 +121,44 @@ def disk_errors(what: str, folder: Path) -> Iterator[None]:
 
 
 def _remedy(error: OSError, folder: Path) -> tuple[str, str, Topic | None]:
-    """What the disk needs, what to do about it, and whether another output folder helps."""
-    still_there = "what was saved before is still there"
+    """What is required, what to do about it, and whether another output folder helps."""
+    nothing_lost = "what was saved before is still there"
     if error.errno == errno.ENOENT:
-        gone = "the file in it" if folder.is_dir() else "the folder"
+        missing = "the file in it" if folder.is_dir() else "the folder"
         return (
-            f"{gone}, which was deleted or moved meanwhile",
-            "leave the folder alone while it is in use, and start again: what was in it has to be made again",
+            f"{missing}, which was deleted or moved in the meantime",
+            "leave the folder alone while it is in use, and start again; its content has to be rebuilt",
             None,
         )
-    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):  # Windows has no quota error
-        return "room on the disk", f"free some space; {still_there}", Topic.OUTPUT_FOLDER
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC)):  # Windows has no EDQUOT
+        return "free disk space", f"free some space; {nothing_lost}", Topic.OUTPUT_FOLDER
     if error.errno in (errno.EACCES, errno.EPERM, errno.EROFS):
         return (
-            "the right to write there",
-            f"make the folder writable, or use another output folder; {still_there}",
+            "write permission",
+            f"make the folder writable, or use another output folder; {nothing_lost}",
             Topic.OUTPUT_FOLDER,
         )
     return (
-        "room on the disk and the right to write there",
-        f"free some space, make the folder writable, or use another output folder; {still_there}",
+        "free disk space and write permission",
+        f"free some space, make the folder writable, or use another output folder; {nothing_lost}",
         Topic.OUTPUT_FOLDER,
     )
 
 
-def remove_parts(folder: Path, older_than: float = 0.0) -> None:
-    """Remove what a killed program has left half-written in ``folder``.
+def remove_temp_files(folder: Path, older_than: float = 0.0) -> None:
+    """Remove temporary files that a killed program has left in ``folder``.
 
     Args:
-        older_than: seconds; where somebody else may be writing at this moment, an hour.
+        older_than: minimum age in seconds; use an hour where another program may be writing.
     """
-    for path in folder.glob(f"{PART_PREFIX}*"):
+    for path in folder.glob(f"{TEMP_PREFIX}*"):
         with contextlib.suppress(OSError):
             if time.time() - path.stat().st_mtime >= older_than:
                 path.unlink()
 
 
-def _give_default_mode(path: Path) -> None:
-    """mkstemp makes files only the owner may read; a LoRA is read by whoever may read the folder's other files."""
+def _apply_umask(path: Path) -> None:
+    """Give a file default permissions: mkstemp creates files that only their owner can read."""
     if os.name == "posix":
         mask = os.umask(0)
         os.umask(mask)
@@ -167,7 +166,7 @@ def _give_default_mode(path: Path) -> None:
 
 
 def canonical_json(value: Any) -> str:
-    """The one spelling of ``value`` that hashes are taken of: sorted keys, no spaces, no NaN.
+    """Canonical JSON for hashing: sorted keys, no spaces, no NaN.
 
     Raises:
         ValueError: a float is NaN or infinite.
@@ -176,16 +175,16 @@ def canonical_json(value: Any) -> str:
 
 
 def sha256_of(*parts: bytes | str | torch.Tensor | Path) -> str:
-    """Hex SHA-256 over ``parts``, each preceded by its kind and length so that no two lists of parts meet.
+    """Hex SHA-256 of ``parts``, each prefixed with its type and length so that different lists never collide.
 
-    A tensor counts with dtype, shape and bytes (moved to the CPU); a Path counts by the file's content, not its name.
+    A tensor is hashed as dtype, shape and bytes (moved to the CPU), a Path as the file's content without its name.
     """
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, torch.Tensor):
             tensor = part.detach().to("cpu").contiguous()
             digest.update(f"tensor {tensor.dtype} {tuple(tensor.shape)};".encode())
-            # numpy has no bfloat16 and no float8: hash the bytes themselves.
+            # numpy has no bfloat16 or float8, so hash the raw bytes.
             digest.update(tensor.reshape(-1).view(torch.uint8).numpy().data)
         elif isinstance(part, Path):
             digest.update(f"file {part.stat().st_size};".encode())

@@ -16,10 +16,10 @@ from ..base.base_model import BaseModel
 from ..base.conditioning import Conditioning, concatenate
 from ..config import TrainConfig
 from ..machine.attention import choose_attention
-from ..machine.chosen import Chosen
 from ..machine.numerics import DTYPES
 from ..machine.out_of_memory import free_bytes
-from ..machine.runtime import OwnAccelerate, accelerate_precision, choose_precision
+from ..machine.resolved_settings import ResolvedSettings
+from ..machine.runtime import IsolatedAccelerate, accelerate_precision, choose_precision
 from ..memory.plan import FreeMemory, Load, Plan, make_plan
 from . import adapter
 from .checkpoint import Checkpoint
@@ -70,14 +70,14 @@ class Assembly:
         from accelerate.utils import AutocastKwargs
 
         self._base, self._config = base, config
-        self._accelerate = OwnAccelerate(device)
+        self._accelerate = IsolatedAccelerate(device)
         self.device = device or self._accelerate.device()
         # A resumed run keeps what was chosen at its start: another precision would give other weights.
-        kept = Chosen.from_settings(resume.chosen) if resume else None
+        kept = ResolvedSettings.from_settings(resume.chosen) if resume else None
         precision, self.notes = choose_precision(config, self.device, kept.precision if kept else None)
         asked = kept.optimizer if kept else config.optimizer
         optimizer, missing = usable_optimizer(asked, self.device)
-        self.chosen = Chosen(optimizer, str(self.device), precision)
+        self.chosen = ResolvedSettings(optimizer, str(self.device), precision)
         # Only the outermost autocast empties the cache of weights in half. That one may be another pack's, and then the
         # cache would still have the weights of before the last step.
         without_cache = AutocastKwargs(cache_enabled=False)
@@ -168,7 +168,7 @@ class Assembly:
             encoded = text.encode(self._text_encoders, [self._tokens[prompt] for prompt in unique])
         return dict(zip(unique, encoded, strict=True))
 
-    def use(self, chosen: Chosen) -> None:
+    def use(self, chosen: ResolvedSettings) -> None:
         """Go on with settings that need less memory; another optimizer's own averages start from nothing."""
         before, self.chosen = self.chosen, chosen
         self._use_checkpointing()
@@ -187,7 +187,7 @@ class Assembly:
             self.optimizer = self.accelerator.prepare(self._optimizer)
 
     def _use_attention(self) -> None:
-        # Chosen anew on every machine: kernels differ by rounding only.
+        # ResolvedSettings anew on every machine: kernels differ by rounding only.
         attention, missing = choose_attention(self._config.attention, self.device)
         attention, unusable = self._base.denoiser.use_attention(self.modules[NETWORK], attention)
         self.chosen = replace(self.chosen, attention=attention)
@@ -248,7 +248,7 @@ class Assembly:
         config = replace(self._config, optimizer=self.chosen.optimizer)
         return make_optimizer(*self._groups, config, self.device, self._factors)
 
-    def _make_plan(self, kept: Chosen | None, load: Load, free_memory: FreeMemory) -> Plan:
+    def _make_plan(self, kept: ResolvedSettings | None, load: Load, free_memory: FreeMemory) -> Plan:
         network, *text_encoders = self.modules.values()
         free = free_memory(self.device)
         if free is not None and self.device.type == "cpu":  # the weights lie there already

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from ..errors import SubjectBoothError
-from ..files.safefile import read_checked, write_checked
+from ..files.safetensors_file import read_checked, write_checked
 
 CHECKPOINT_FORMAT = 1
 

@@ -15,7 +15,7 @@ import torch
 from ..base.conditioning import Conditioning, concatenate
 from ..base.denoiser import Denoiser
 from ..config import TrainConfig
-from ..machine.draws import Draws, order
+from ..machine.draws import Draws, shuffled_indices
 from ..memory.plan import Load
 from ..preserve.none import NoPreservation
 from ..preserve.preservation import Part, Preservation
@@ -79,15 +79,15 @@ def photos_of(data: TrainingData, first: int, count: int, micro_step: int, seed:
     """
     buckets = data.buckets
     if len(buckets) == 1:
-        return order(first, count, len(data.latents), seed, "photos")
+        return shuffled_indices(first, count, len(data.latents), seed, "photos")
     total = len(data.latents)
     epoch, place = divmod(micro_step, total)
-    drawn = order(epoch * total, place + 1, total, seed, "buckets")
+    drawn = shuffled_indices(epoch * total, place + 1, total, seed, "buckets")
     number = next(index for index, bucket in enumerate(buckets) if drawn[-1] in bucket)
     bucket = buckets[number]
     # Batches that this bucket had before: all of its photos in each epoch that is over, and those of this one.
     before = epoch * len(bucket) + sum(photo in bucket for photo in drawn[:-1])
-    return [bucket[index] for index in order(before * count, count, len(bucket), seed, f"photos {number}")]
+    return [bucket[index] for index in shuffled_indices(before * count, count, len(bucket), seed, f"photos {number}")]
 
 
 def make_micro_step(
@@ -120,16 +120,16 @@ def make_micro_step(
 
 
 def _photos(data: TrainingData, config: TrainConfig, draws: Draws) -> Part:
-    numbers = photos_of(data, draws.first, draws.whole, draws.micro_step, draws.seed)[draws.own]
+    numbers = photos_of(data, draws.first, draws.batch_size, draws.micro_step, draws.seed)[draws.local]
     latents, masks = _picked(data.latents, numbers), None if data.masks is None else _picked(data.masks, numbers)
     if data.flipped_latents is not None:
-        mirrored = draws.chance(0.5, "flip")
+        mirrored = draws.bernoulli(0.5, "flip")
         latents = torch.where(mirrored[:, None, None, None], _picked(data.flipped_latents, numbers), latents)
         if masks is not None:
             masks = torch.where(mirrored[:, None, None, None], masks.flip(-1), masks)
     prompts = [data.captions[number] for number in numbers]
     if config.caption_dropout:
-        dropped = draws.chance(config.caption_dropout, "caption").tolist()
+        dropped = draws.bernoulli(config.caption_dropout, "caption").tolist()
         prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
     labels = [data.names[number] if data.names else f"photo {number + 1}" for number in numbers]
     return Part(INSTANCE_LOSS, 1.0, latents, prompts, labels, "timesteps", masks)

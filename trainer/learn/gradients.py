@@ -64,7 +64,7 @@ class Gradients:
         config, state = self._config, self._state
         accumulate = config.gradient_accumulation_steps
         state.optimizer.zero_grad()
-        if step >= config.steps_that_train_text:
+        if step >= config.text_encoder_steps:
             state.freeze_text()
         self.labels = []
         sums: Counter[str] = Counter()

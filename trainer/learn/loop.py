@@ -21,9 +21,9 @@ from ..base.conditioning import concatenate
 from ..config import TrainConfig
 from ..errors import SubjectBoothError, require
 from ..events import Adjusted, Event, Started, StepDone, Validation, ValidationStep
-from ..machine.chosen import Chosen
-from ..machine.numerics import DTYPES, own_numerics, with_own_numerics
+from ..machine.numerics import DTYPES, default_numerics, with_default_numerics
 from ..machine.out_of_memory import free_bytes, free_memory, is_out_of_memory, memory_errors
+from ..machine.resolved_settings import ResolvedSettings
 from ..memory.drawing import Drawing, draw_all, pictures_at_once
 from ..memory.plan import FreeMemory, Plan
 from ..memory.step_down import step_down
@@ -93,32 +93,32 @@ class Training:
         return self._assembly is not None and not self._learning
 
     @property
-    def chosen(self) -> Chosen:
+    def chosen(self) -> ResolvedSettings:
         """What every ``auto`` setting is by now."""
         assert self._assembly is not None
         return self._assembly.chosen
 
     def plan(self) -> Plan:
         """Build, count, and train nothing."""
-        with own_numerics():
+        with default_numerics():
             return self._build().plan
 
     def snapshot(self) -> Checkpoint:
         """The run as it is now, copied to the CPU."""
         assert self._assembly is not None
-        with own_numerics():
+        with default_numerics():
             return self._assembly.snapshot(self.step, self.losses)
 
     def lora(self) -> dict[str, torch.Tensor]:
         """The adapter as it is now, with kohya's names."""
         assert self._assembly is not None
-        with own_numerics():
+        with default_numerics():
             return self._assembly.lora()
 
     def averaged_network(self) -> nn.Module:
         """A copy of the network with the adapter that :meth:`lora` gives, to draw with after the training."""
         assert self._assembly is not None
-        with own_numerics(), self._assembly.averaged():
+        with default_numerics(), self._assembly.averaged():
             return copy.deepcopy(self._assembly.modules[NETWORK]).eval()
 
     def events(self) -> Iterator[Event]:
@@ -131,9 +131,9 @@ class Training:
         Raises:
             SubjectBoothError: the loss or the gradient is not finite; the adapter still is the last good one.
         """
-        with own_numerics():
+        with default_numerics():
             state = self._build()
-        yield from with_own_numerics(self._steps(state), state.device)
+        yield from with_default_numerics(self._steps(state), state.device)
 
     def _steps(self, state: Assembly) -> Generator[Event, None, None]:
         config = self._config
@@ -143,7 +143,7 @@ class Training:
         clock = _Clock()
         while self.step < config.steps:
             began = time.perf_counter()
-            learning_rate = config.lr_at(self.step)
+            learning_rate = config.learning_rate_at(self.step)
             for group in state.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * learning_rate / config.learning_rate
             losses, note = self._try_gradients(state)
@@ -156,7 +156,7 @@ class Training:
             self.step += 1
             self.losses.append(losses)
             seconds = clock.step(time.perf_counter() - began)
-            eta = clock.eta(config.steps - self.step, config.validations_after(self.step))
+            eta = clock.eta(config.steps - self.step, config.validations_left(self.step))
             terms = {name: loss for name, loss in losses.items() if name != TOTAL}
             yield StepDone(self.step, config.steps, losses[TOTAL], terms, learning_rate, grad_norm, seconds, eta)
             if config.validation_is_due(self.step):

@@ -13,12 +13,12 @@ from typing import TypeVar
 
 import torch
 
-from ..machine.chosen import Chosen
+from ..machine.resolved_settings import ResolvedSettings
 
 T = TypeVar("T")
 
 
-def threads_for(pictures: int, chosen: Chosen, lora_dropout: float) -> int:
+def threads_for(pictures: int, chosen: ResolvedSettings, lora_dropout: float) -> int:
     """How many threads to share *pictures* out to; 1 where they have to stay together.
 
     On another device the pictures share its one queue. Dropout draws from the random state that all threads have in

@@ -1,1 +1,1 @@
-"""The machine a run finds itself on: numerics, memory, precision, devices."""
+"""The machine a run uses: devices, precision, memory, numerics and random numbers."""

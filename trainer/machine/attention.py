@@ -1,7 +1,7 @@
-"""How attention is computed, and in which precision fp32 products run while a model is trained.
+"""Choice of the attention implementation.
 
-Neither xformers nor TF32 has been run by the project, whose machines have no GPU: choosing, falling back and
-putting back are tested, the rest is ready in scripts/check_gpu.py.
+The project's test machines have no GPU, so xformers itself is untested: choosing it and falling back are tested, and
+scripts/check_gpu.py covers the rest.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from ..config import AUTO
 
 
 def choose_attention(requested: str, device: torch.device) -> tuple[str, str]:
-    """``sdpa`` or ``xformers``, and a sentence when it is not what was asked for (empty otherwise).
+    """``sdpa`` or ``xformers``, and a note if that differs from the request (otherwise empty).
 
-    ``auto`` is torch's own scaled dot product attention everywhere: it picks flash or memory-efficient kernels for the
-    device by itself, the latter being those that xformers brought.
+    ``auto`` always means torch's scaled_dot_product_attention, which picks flash or memory-efficient kernels (the
+    latter come from xformers) for the device by itself.
     """
     if requested in (AUTO, "sdpa"):
         return "sdpa", ""
@@ -30,17 +30,20 @@ def choose_attention(requested: str, device: torch.device) -> tuple[str, str]:
 
 
 def use_attention(unet: Any, attention: str) -> tuple[str, str]:
-    """Bring a diffusers UNet into line with :func:`choose_attention`; what is used, and a sentence if it is not that.
+    """Apply the result of :func:`choose_attention` to a diffusers UNet.
 
-    xformers is built for one version of torch and one of CUDA, and says so only when it is called.
+    xformers is built for one version of torch and of CUDA, and only reports a mismatch when it is called.
+
+    Returns:
+        The implementation in use, and a note if it differs from ``attention``.
     """
     if attention != "xformers":
         return attention, ""
     try:
         unet.enable_xformers_memory_efficient_attention()
-    except Exception as error:  # whatever a package that was built for another torch does
+    except Exception as error:  # a build for another torch can fail in any way
         from diffusers.models.attention_processor import AttnProcessor2_0
 
-        unet.set_attn_processor(AttnProcessor2_0())  # diffusers' "default" one is the plain one, without sdpa
+        unet.set_attn_processor(AttnProcessor2_0())  # diffusers' default processor does not use sdpa
         return "sdpa", f"xformers cannot be used ({type(error).__name__}: {str(error)[:120]}); this run uses sdpa"
     return attention, ""

@@ -1,7 +1,7 @@
-"""What is random in a run: each draw is a function of the seed, a purpose and a number.
+"""Stateless random numbers: each draw is a function of the seed, a purpose and a counter.
 
-So there is no random state to save: a resumed run draws what an uninterrupted one would have drawn. All of it is drawn
-on the CPU, so that every device sees the same.
+There is no random state to save, and a resumed run draws the same numbers as an uninterrupted one. Everything is drawn
+on the CPU, so that all devices get the same numbers.
 """
 
 from __future__ import annotations
@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import torch
 
-GOLDEN_SECTION = (5**0.5 - 1) / 2
+GOLDEN_RATIO_CONJUGATE = (5**0.5 - 1) / 2
 
 
 def derived_seed(seed: int, purpose: str, number: int) -> int:
-    """A seed for one purpose and one step: 63 bits of SHA-256, so that no two of them are related."""
+    """A seed for one purpose and one step: 63 bits of SHA-256, so that seeds are unrelated."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{purpose}/{number}".encode()).digest()[:8], "big") >> 1
 
 
@@ -24,79 +24,79 @@ def generator_for(seed: int, purpose: str, number: int) -> torch.Generator:
     return torch.Generator("cpu").manual_seed(derived_seed(seed, purpose, number))
 
 
-def order(first: int, count: int, size: int, seed: int, purpose: str) -> list[int]:
-    """Items ``first .. first+count`` of an endless sequence of shuffles of ``range(size)``: each is seen as often."""
+def shuffled_indices(first: int, count: int, size: int, seed: int, purpose: str) -> list[int]:
+    """Items ``first .. first+count`` of an endless sequence: ``range(size)``, reshuffled every epoch."""
     shuffles: dict[int, list[int]] = {}
-    picked = []
+    indices = []
     for position in range(first, first + count):
-        epoch, place = divmod(position, size)
+        epoch, offset = divmod(position, size)
         if epoch not in shuffles:
             shuffles[epoch] = torch.randperm(size, generator=generator_for(seed, purpose, epoch)).tolist()
-        picked.append(shuffles[epoch][place])
-    return picked
+        indices.append(shuffles[epoch][offset])
+    return indices
 
 
-def spread_evenly(first: int, count: int, seed: int, purpose: str) -> torch.Tensor:
-    """Draws ``first .. first+count`` of an endless sequence that covers 0..1 evenly, float64 [count].
+def low_discrepancy(first: int, count: int, seed: int, purpose: str) -> torch.Tensor:
+    """Items ``first .. first+count`` of an endless low-discrepancy sequence in 0..1, float64 [count].
 
-    Every stretch of the sequence is spread as evenly as its length allows: a start that the seed chooses, then steps of
-    the golden section, modulo 1 (Kronecker's sequence). Each value is as likely as with independent draws, but the few
-    pictures of a small batch, and of the steps that the optimizer averages over, no longer happen to be all noise or
-    none: most of a step's randomness is in its timesteps. (Within one batch: arXiv 2107.00630.)
+    A Kronecker sequence: a start chosen by the seed, then steps of the golden ratio, modulo 1. Each value is uniformly
+    distributed, but any stretch of the sequence covers 0..1 evenly. Most of the variance of a training step comes from
+    its timesteps, so this keeps a small batch, or the few steps that the optimizer averages over, from having only
+    noisy or only clean images. (Within one batch: arXiv 2107.00630.)
     """
     start = torch.rand((), generator=generator_for(seed, purpose, 0), dtype=torch.float64)
-    return (start + GOLDEN_SECTION * torch.arange(first, first + count, dtype=torch.float64)) % 1.0
+    return (start + GOLDEN_RATIO_CONJUGATE * torch.arange(first, first + count, dtype=torch.float64)) % 1.0
 
 
 @dataclass(frozen=True)
 class Draws:
-    """The draws of one micro-step, of which a process takes its own part.
+    """The random numbers of one micro-step, of which each process takes its share.
 
     Attributes:
-        seed: the run's.
-        micro_step: batches drawn before, over the whole run.
-        whole: pictures a batch, those of all processes together.
-        own: which of them are this process's.
+        seed: the run's seed.
+        micro_step: number of batches drawn before, over the whole run.
+        batch_size: images per batch, over all processes.
+        local: the slice of the batch that belongs to this process.
     """
 
     seed: int
     micro_step: int
-    whole: int
-    own: slice
+    batch_size: int
+    local: slice
 
     @property
     def first(self) -> int:
-        """Pictures drawn before, over the whole run."""
-        return self.micro_step * self.whole
+        """Number of images drawn before, over the whole run."""
+        return self.micro_step * self.batch_size
 
-    def order(self, size: int, purpose: str) -> list[int]:
-        """This process's items of the next batch; see :func:`order`."""
-        return order(self.first, self.whole, size, self.seed, purpose)[self.own]
+    def shuffled(self, size: int, purpose: str) -> list[int]:
+        """This process's part of the next batch of :func:`shuffled_indices`."""
+        return shuffled_indices(self.first, self.batch_size, size, self.seed, purpose)[self.local]
 
     def uniform(self, purpose: str) -> torch.Tensor:
-        """This process's values in 0..1, float64 [own]; see :func:`spread_evenly`."""
-        return spread_evenly(self.first, self.whole, self.seed, purpose)[self.own]
+        """This process's values in 0..1, float64 [local]; see :func:`low_discrepancy`."""
+        return low_discrepancy(self.first, self.batch_size, self.seed, purpose)[self.local]
 
-    def chance(self, share: float, purpose: str) -> torch.Tensor:
-        """bool [own]: which of the pictures something happens to that happens to ``share`` of them."""
+    def bernoulli(self, probability: float, purpose: str) -> torch.Tensor:
+        """bool [local]: for each image, True with this probability."""
         random = generator_for(self.seed, purpose, self.micro_step)
-        return (torch.rand(self.whole, generator=random) < share)[self.own]
+        return (torch.rand(self.batch_size, generator=random) < probability)[self.local]
 
     def noise(self, sizes: list[tuple[int, ...]], offset: float) -> list[torch.Tensor]:
-        """Standard normal noise [own, *size] for each size; drawn at once where they are equal.
+        """Standard normal noise [local, *size] for each size; one draw if all sizes are equal.
 
         Args:
             sizes: (channels, height, width) of each part of the batch.
-            offset: scale of the noise that each channel of a picture gets as a whole; 0 for none.
+            offset: scale of the noise added to each whole channel of an image (noise offset); 0 for none.
         """
         random = generator_for(self.seed, "noise", self.micro_step)
         if len(set(sizes)) == 1:
-            noise = list(torch.randn((len(sizes), self.whole, *sizes[0]), generator=random)[:, self.own])
+            noise = list(torch.randn((len(sizes), self.batch_size, *sizes[0]), generator=random)[:, self.local])
         else:
-            noise = [torch.randn((self.whole, *size), generator=random)[self.own] for size in sizes]
+            noise = [torch.randn((self.batch_size, *size), generator=random)[self.local] for size in sizes]
         if offset:
-            # Drawn after everything else, so that the other noise is the same with and without it.
-            shape = (len(sizes), self.whole, sizes[0][0], 1, 1)
-            shifts = offset * torch.randn(shape, generator=random)[:, self.own]
+            # Drawn last, so that the other noise is the same with and without an offset.
+            shape = (len(sizes), self.batch_size, sizes[0][0], 1, 1)
+            shifts = offset * torch.randn(shape, generator=random)[:, self.local]
             noise = [part + shift for part, shift in zip(noise, shifts, strict=True)]
         return noise

@@ -1,6 +1,6 @@
-"""Torch's switches and random state belong to the whole process: a run works under its own, and leaves no trace.
+"""Isolation from torch's process-wide settings and random state.
 
-Another pack's default dtype, default device or autocast would otherwise train other weights under the same key.
+Otherwise another pack's default dtype, default device or autocast would change a run's weights but not its key.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ R = TypeVar("R")
 CPU = torch.device("cpu")
 
 DTYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
-"""torch's type for each of our precisions."""
+"""The torch dtype of each precision."""
 
 
 @contextmanager
-def own_numerics(device: torch.device = CPU) -> Iterator[None]:
-    """Inside, torch computes as it does in a fresh process; afterwards everything is as the others had it.
+def default_numerics(device: torch.device = CPU) -> Iterator[None]:
+    """Run a block with torch's settings as in a fresh process, and restore them afterwards.
 
-    Default dtype float32, no default device, no autocast, gradients, no forced deterministic algorithms, and
-    :func:`fp32_products`. Never hold it across a ``yield`` to the outside: see
-    :func:`with_own_numerics`.
+    Default dtype float32, no default device, no autocast, gradients enabled, no forced deterministic algorithms, and
+    :func:`fp32_matmul_precision`. A generator must not hold this across a ``yield``; use
+    :func:`with_default_numerics`.
 
     Args:
-        device: where the work is done.
+        device: the device that the block computes on.
     """
     dtype = torch.get_default_dtype()
     deterministic = torch.are_deterministic_algorithms_enabled()
@@ -42,41 +42,41 @@ def own_numerics(device: torch.device = CPU) -> Iterator[None]:
                 stack.callback(torch.set_autocast_enabled, kind, True)
                 torch.set_autocast_enabled(kind, False)
         if torch.empty(0).device.type != "cpu":
-            stack.enter_context(CPU)  # only where it is needed: every call into torch becomes slower by it
+            stack.enter_context(CPU)  # only if needed: it slows down every call into torch
         if dtype != torch.float32:
             stack.callback(torch.set_default_dtype, dtype)
             torch.set_default_dtype(torch.float32)
         if deterministic:
             stack.callback(torch.use_deterministic_algorithms, True, warn_only=warn_only)
             torch.use_deterministic_algorithms(False)
-        stack.enter_context(fp32_products(device))
+        stack.enter_context(fp32_matmul_precision(device))
         yield
 
 
-def with_own_numerics(events: Generator[T, Any, R], device: torch.device = CPU) -> Generator[T, None, R]:
-    """Read ``events`` to its end, each of its resumptions inside :func:`own_numerics`, and none of its pauses."""
+def with_default_numerics(events: Generator[T, Any, R], device: torch.device = CPU) -> Generator[T, None, R]:
+    """Iterate over ``events``, with :func:`default_numerics` active only while the generator itself runs."""
     try:
         while True:
             try:
-                with own_numerics(device):
+                with default_numerics(device):
                     event = next(events)
             except StopIteration as finished:
                 return finished.value
             yield event
     finally:
-        with own_numerics(device):
+        with default_numerics(device):
             events.close()
 
 
 @contextmanager
 def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
-    """Inside, what draws from torch's own random state on the CPU and on ``device`` starts from ``seed``.
+    """Seed torch's global random state on the CPU and on ``device`` for a block, and restore it afterwards.
 
-    Afterwards that state is as it was. ``torch.manual_seed`` is not used, as it also reseeds every GPU there is.
+    ``torch.manual_seed`` is not used because it also reseeds all other GPUs.
 
     Args:
-        seed: any that :meth:`torch.Generator.manual_seed` takes.
-        device: the one device whose state is seeded besides the CPU's.
+        seed: any value that :meth:`torch.Generator.manual_seed` accepts.
+        device: the device to seed in addition to the CPU.
     """
     cpu_state = torch.default_generator.get_state()
     kind: Any = getattr(torch, device.type, None) if device.type != "cpu" else None
@@ -96,26 +96,25 @@ def seeded(seed: int, device: torch.device = CPU) -> Iterator[None]:
 
 
 def _current(kind: Any, device: torch.device) -> AbstractContextManager[Any]:
-    """``torch.cuda`` and its like seed the current device of theirs."""
+    """Make ``device`` the current one: ``torch.cuda`` and similar modules seed the current device."""
     return kind.device(device) if device.index is not None and hasattr(kind, "device") else nullcontext()
 
 
 def has_tf32(device: torch.device) -> bool:
-    """Whether the card multiplies fp32 in TF32 (NVIDIA Ampere and newer)."""
+    """Whether the GPU supports TF32 (NVIDIA Ampere and newer)."""
     return device.type == "cuda" and torch.version.hip is None and torch.cuda.get_device_capability(device)[0] >= 8
 
 
 @contextmanager
-def fp32_products(device: torch.device) -> Iterator[None]:
-    """What is computed in fp32 is, but for TF32 where the card has it, whatever others have set; then as it was.
+def fp32_matmul_precision(device: torch.device) -> Iterator[None]:
+    """Use TF32 matrix products if the GPU supports them, otherwise full fp32; restore the setting afterwards.
 
-    The adapter's own products are small next to the base's, but with precision fp32 TF32 is several times faster. On a
-    CPU a setting of "medium" would let bf16 in.
+    With precision fp32, TF32 is several times faster. On a CPU, another pack's "medium" would allow bf16 products.
     """
     wanted = "high" if has_tf32(device) else "highest"
     try:
         before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    except RuntimeError:  # the host has set torch's newer switches, which these ones must not be mixed with
+    except RuntimeError:  # the host uses torch's newer precision settings, which cannot be mixed with these
         yield
         return
     if before[0] == wanted and (wanted == "highest" or before[1]):

@@ -1,4 +1,4 @@
-"""Running out of memory is not the end of a run: it steps down, aloud, and goes on from the last good step."""
+"""Detecting out-of-memory errors, reporting free memory, and releasing memory after a failed attempt."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ import torch
 
 from ..errors import SubjectBoothError
 
-# What torch says on devices that have no exception class of their own for it (CPU, MPS, DirectML), and what CUDA's
-# libraries say of a workspace of theirs.
-_SAID = ("out of memory", "not enough memory", "can't allocate memory", "status_alloc_failed")
+# Messages of torch on devices without an exception class for it (CPU, MPS, DirectML), and of CUDA's libraries if they
+# cannot allocate a workspace.
+_MESSAGES = ("out of memory", "not enough memory", "can't allocate memory", "status_alloc_failed")
 
 _CUDA_ERROR_MEMORY_ALLOCATION = 2
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether ``error`` means that an allocation failed. The one place that knows how torch and its devices say so."""
+    """Whether ``error`` means that an allocation failed, on any device that torch supports."""
     if isinstance(error, MemoryError):
         return True
-    # Torch 2.5 has it under this name; before, it was torch.cuda's alone.
-    own = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
-    accelerator = getattr(torch, "AcceleratorError", None)  # torch 2.9: any error of a device, out of memory among them
-    if isinstance(error, own):
+    # torch.OutOfMemoryError is new in torch 2.5.
+    out_of_memory = getattr(torch, "OutOfMemoryError", torch.cuda.OutOfMemoryError)
+    accelerator = getattr(torch, "AcceleratorError", None)  # since torch 2.9: any device error, including out of memory
+    if isinstance(error, out_of_memory):
         return True
     if accelerator is not None and isinstance(error, accelerator):
         if getattr(error, "error_code", None) == _CUDA_ERROR_MEMORY_ALLOCATION:
             return True
     elif not isinstance(error, RuntimeError):
         return False
-    return any(words in str(error).lower() for words in _SAID)
+    return any(message in str(error).lower() for message in _MESSAGES)
 
 
 @contextmanager
 def memory_errors(given: str, needed: str, todo: str, where: str) -> Iterator[None]:
-    """Inside, a failed allocation becomes this sentence; its parts are those of :class:`SubjectBoothError`."""
+    """Raise a :class:`SubjectBoothError` with these parts if an allocation in the block fails."""
     try:
         yield
     except Exception as error:
@@ -48,7 +48,7 @@ def memory_errors(given: str, needed: str, todo: str, where: str) -> Iterator[No
 
 
 def free_bytes(device: torch.device) -> int | None:
-    """Bytes free on ``device``, None when nobody can say. Inside ComfyUI, ComfyUI is asked instead."""
+    """Free bytes on ``device``, or None if unknown. A host with a memory manager of its own passes its own function."""
     if device.type == "cuda":
         free, _ = torch.cuda.mem_get_info(device)
         return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
@@ -86,7 +86,7 @@ def _free_on_windows() -> int | None:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give back what the failed attempt still holds."""
+    """Release memory that a failed attempt still holds."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()

@@ -1,4 +1,4 @@
-"""The machine a run finds itself on: device, precision, and accelerate without its process-wide leftovers."""
+"""Device, precision, and isolation from accelerate's process-wide state."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ _ACCELERATE = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
 
 
 def choose_precision(config: TrainConfig, device: torch.device, kept: str | None = None) -> tuple[str, tuple[str, ...]]:
-    """The precision, and sentences about what had to be changed. :mod:`trainer.memory.plan` chooses what else is auto.
+    """The precision, and notes on what had to be changed. :mod:`trainer.memory.plan` resolves the other auto settings.
 
-    Half precision is not used on a CPU: it is right there but hundreds of times slower.
+    Half precision is not used on a CPU: it works there, but is hundreds of times slower.
 
     Args:
         config: the requested settings.
-        device: where to train.
-        kept: the precision that a resumed run had, perhaps on another machine.
+        device: the training device.
+        kept: the precision of the run being resumed, perhaps from another machine.
     """
     precision = kept or config.precision
     if precision == AUTO:
@@ -36,17 +36,16 @@ def choose_precision(config: TrainConfig, device: torch.device, kept: str | None
     return precision, ()
 
 
-class OwnAccelerate:
-    """A run's own copy of what accelerate keeps for the whole process.
+class IsolatedAccelerate:
+    """A private copy of accelerate's process-wide state for one run.
 
-    An ``Accelerator`` has its state in common with every other one in the process, and reads further settings from the
-    environment: a run of another precision, another pack or a line in a shell's profile would decide how this one
-    trains. So objects of accelerate are made inside :meth:`installed`; they keep the state they were made with, and
-    other packs keep theirs, those that they change while a run goes on included.
+    All ``Accelerator`` objects in a process share their state and read more settings from the environment, so another
+    run's precision, another pack or a line in a shell profile would affect how this run trains. Create accelerate's
+    objects inside :meth:`installed`: they keep the state they were created with, and other packs keep theirs, even if
+    they change it during a run.
 
     Args:
-        device: where to train. None: where accelerate says, which under ``accelerate launch`` is told by the
-            environment.
+        device: the training device. None: accelerate's choice (``accelerate launch`` sets it in the environment).
     """
 
     def __init__(self, device: torch.device | None) -> None:
@@ -58,10 +57,10 @@ class OwnAccelerate:
 
     @contextmanager
     def installed(self) -> Iterator[None]:
-        """Inside, accelerate finds this run's state and nothing of it in the environment. A few milliseconds only: the
-        whole process shares both."""
+        """Let accelerate use this run's state and hide its environment variables. Keep the block short (milliseconds),
+        because the whole process shares both."""
         with _installing, _without_settings(self._launched):
-            # The attribute itself and not its content: the objects of other packs have their dict for themselves.
+            # Replace the dict, not its content: objects of other packs hold a reference to theirs.
             before = {kind: kind.__dict__["_shared_state"] for kind in self._states}
             for kind, state in self._states.items():
                 kind._shared_state = state
@@ -72,7 +71,7 @@ class OwnAccelerate:
                     kind._shared_state = state
 
     def device(self) -> torch.device:
-        """Where accelerate would train."""
+        """The device that accelerate chooses."""
         from accelerate.state import PartialState
 
         cpu = os.environ.get("ACCELERATE_USE_CPU", "").lower() in ("1", "true", "yes", "y", "t", "on")
@@ -81,8 +80,8 @@ class OwnAccelerate:
 
 
 def default_device() -> torch.device:
-    """Where a run trains that is not told where."""
-    return OwnAccelerate(None).device()
+    """The device of a run that does not name one."""
+    return IsolatedAccelerate(None).device()
 
 
 _installing = threading.RLock()
@@ -99,15 +98,15 @@ _PROCESSES = (
     "MV2_COMM_WORLD_RANK",
     "MV2_COMM_WORLD_SIZE",
 )
-"""What tells a process that it is one of several; inside ComfyUI, left over from something else."""
+"""Variables that make a process one of several. Without ``accelerate launch`` they are leftovers of something else."""
 
 
 @contextmanager
 def _without_settings(launched: bool) -> Iterator[None]:
-    """Inside, the environment has none of accelerate's settings. What others change meanwhile stays changed.
+    """Hide accelerate's environment variables for a block. Changes that others make in the meantime are kept.
 
     Args:
-        launched: leave in place what ``accelerate launch`` says about processes and the device.
+        launched: keep what ``accelerate launch`` sets for processes and the device.
     """
     kept = ("ACCELERATE_TORCH_DEVICE",) if launched else ()
     hidden = {
@@ -115,7 +114,7 @@ def _without_settings(launched: bool) -> Iterator[None]:
         for name, value in os.environ.items()
         if (name.startswith("ACCELERATE_") or (name in _PROCESSES and not launched)) and name not in kept
     }
-    fall_back = "PYTORCH_ENABLE_MPS_FALLBACK"  # the one thing that accelerate sets here
+    fall_back = "PYTORCH_ENABLE_MPS_FALLBACK"  # the only variable that accelerate itself sets here
     had_fall_back = fall_back in os.environ
     for name in hidden:
         os.environ.pop(name, None)
@@ -129,5 +128,5 @@ def _without_settings(launched: bool) -> Iterator[None]:
 
 
 def accelerate_precision(precision: str) -> str:
-    """accelerate's word for a precision of ours."""
+    """accelerate's name for a precision."""
     return _ACCELERATE[precision]

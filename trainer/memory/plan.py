@@ -17,8 +17,8 @@ from ..base.conditioning import Conditioning
 from ..base.denoiser import Denoiser
 from ..base.trainable_text import TrainableText
 from ..config import AUTO, TrainConfig
-from ..machine.chosen import Chosen
 from ..machine.numerics import DTYPES
+from ..machine.resolved_settings import ResolvedSettings
 from .footprint import Footprint, training_footprint
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class Plan:
     activations: int | None
     free: int | None
     pictures: int
-    chosen: Chosen
+    chosen: ResolvedSettings
 
     @property
     def needed(self) -> int:
@@ -110,8 +110,8 @@ class Plan:
 
 def make_plan(
     config: TrainConfig,
-    chosen: Chosen,
-    kept: Chosen | None,
+    chosen: ResolvedSettings,
+    kept: ResolvedSettings | None,
     denoiser: Denoiser,
     network: nn.Module,
     text: TrainableText | None,
@@ -188,7 +188,7 @@ def optimizer_bytes(name: str, parameters: Sequence[torch.Tensor]) -> int:
     return sum(each * tensor.numel() for tensor in parameters)
 
 
-def _candidates(config: TrainConfig, kept: Chosen | None, pictures: int) -> list[tuple[bool, int]]:
+def _candidates(config: TrainConfig, kept: ResolvedSettings | None, pictures: int) -> list[tuple[bool, int]]:
     """Gradient checkpointing and pictures at once, the fastest first.
 
     Halving the pictures once costs less than computing everything twice; halving them again does not.

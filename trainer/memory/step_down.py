@@ -5,10 +5,10 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from ..machine.chosen import Chosen
+from ..machine.resolved_settings import ResolvedSettings
 
 
-def step_down(chosen: Chosen, pictures: int, eight_bit: bool = False) -> tuple[Chosen, str] | None:
+def step_down(chosen: ResolvedSettings, pictures: int, eight_bit: bool = False) -> tuple[ResolvedSettings, str] | None:
     """The next settings that need less memory.
 
     First gradient checkpointing, which changes no result, then smaller micro-batches with their gradients summed up,

@@ -97,7 +97,7 @@ class ClassImages:
 
     def parts(self, photos: Part, draws: Draws, weight: float) -> Sequence[Part]:
         """The next class images of an endless sequence of shuffles."""
-        numbers = draws.order(len(self._priors.latents), "class images")
+        numbers = draws.shuffled(len(self._priors.latents), "class images")
         prompts = [self._priors.prompt] * len(numbers)
         labels = [f"class image {number + 1}" for number in numbers]
         return [Part(PRIOR_LOSS, weight, self._priors.latents[numbers], prompts, labels, "class timesteps")]

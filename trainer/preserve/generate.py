@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from ..base.base_model import BaseModel
-from ..machine.numerics import DTYPES, with_own_numerics
+from ..machine.numerics import DTYPES, with_default_numerics
 from ..machine.out_of_memory import free_bytes, memory_errors
 from ..memory.drawing import Drawing, draw_all, pictures_at_once
 from ..memory.plan import FreeMemory
@@ -44,7 +44,7 @@ def generate(
     Raises:
         SubjectBoothError: too little memory; the folder cannot be read or written.
     """
-    yield from with_own_numerics(
+    yield from with_default_numerics(
         _generate(base, prompt, count, resolution, root, device, check, steps, guidance_scale, seed, precision, free),
         device,
     )

@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from ..errors import SubjectBoothError
-from ..files.safefile import read_checked, write_checked
-from ..files.storage import canonical_json, disk_errors, remove_parts, sha256_of, write_atomic
+from ..files.safetensors_file import read_checked, write_checked
+from ..files.storage import canonical_json, disk_errors, remove_temp_files, sha256_of, write_atomic
 
 logger = logging.getLogger("subjectbooth")
 
@@ -200,7 +200,7 @@ def make_missing(
     """
     batches = batches_to_make(pictures.keys(), count, batch_size, store.recipe.grouping)
     # No lock: two programs at once make the same files, each in one step, so both end with the same bits.
-    remove_parts(store.path, older_than=3600)
+    remove_temp_files(store.path, older_than=3600)
     for batch in batches:
         latents = sample(batch)
         store.save(batch, latents)

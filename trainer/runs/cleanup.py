@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from ..errors import SubjectBoothError
-from ..files.lock import LOCK_NAME, is_owned, owned
-from ..files.safefile import read_metadata
+from ..files.lock import LOCK_NAME, is_locked, lock_folder
+from ..files.safetensors_file import read_metadata
 from ..files.storage import write_atomic
 
 logger = logging.getLogger("subjectbooth")
@@ -135,7 +135,7 @@ def remove(items: Iterable[Item]) -> int:
     freed = 0
     for item in items:
         try:
-            with owned(item.path):
+            with lock_folder(item.path):
                 for path in sorted(item.path.iterdir()):
                     if path.name != LOCK_NAME:
                         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
@@ -177,7 +177,7 @@ def over_limit_note(output: Path) -> str:
 
 
 def _in_use(folder: Path, changed: float) -> bool:
-    return time.time() - changed < RECENT or is_owned(folder)
+    return time.time() - changed < RECENT or is_locked(folder)
 
 
 def _keys_of(folders: Iterable[Path], ours: Sequence[Path]) -> set[str]:

@@ -20,8 +20,8 @@ from PIL import Image
 
 from ..errors import SubjectBoothError
 from ..events import Event, StepDone, Validation, to_json
-from ..files.safefile import is_whole, read_metadata, sealed
-from ..files.storage import disk_errors, remove_parts, rename, write_atomic
+from ..files.safetensors_file import checksum_matches, read_metadata, to_bytes_with_checksum
+from ..files.storage import disk_errors, remove_temp_files, rename, write_atomic
 from ..learn import checkpoint
 from ..learn.checkpoint import Checkpoint
 
@@ -61,7 +61,7 @@ class RunFolder:
             started = float(int(time.time()))
         with disk_errors("the run's folder cannot be written", self.path):
             for folder in (self.path, self.path / "validation"):
-                remove_parts(folder)
+                remove_temp_files(folder)
             write_atomic(
                 record, json.dumps({"key": self.key, "started": started, **settings}, indent=1, ensure_ascii=False)
             )
@@ -79,7 +79,7 @@ class RunFolder:
         with disk_errors("the adapter cannot be read", self.path):  # which does not say that it is damaged
             content = path.read_bytes()
         try:
-            whole = is_whole(content) and read_metadata(path)["subjectbooth.run_key"] == self.key
+            whole = checksum_matches(content) and read_metadata(path)["subjectbooth.run_key"] == self.key
         except Exception:  # whatever a damaged file does to its reader
             whole = False
         if not whole:
@@ -91,7 +91,7 @@ class RunFolder:
     def write_lora(self, step: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> Path:
         """Write the adapter of that step."""
         with disk_errors("the adapter cannot be saved", self.path):
-            write_atomic(self.lora_path(step), sealed(tensors, metadata))
+            write_atomic(self.lora_path(step), to_bytes_with_checksum(tensors, metadata))
         return self.lora_path(step)
 
     def save_checkpoint(self, state: Checkpoint) -> Path:

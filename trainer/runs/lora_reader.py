@@ -8,7 +8,7 @@ import torch
 
 from ..base.stored.tensors import StoredTensors
 from ..errors import SubjectBoothError
-from ..files.safefile import read_metadata
+from ..files.safetensors_file import read_metadata
 from ..topics import Topic
 from .diffusers_names import with_kohya_names
 

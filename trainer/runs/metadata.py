@@ -15,9 +15,9 @@ import torch
 
 from ..base.base_model import BaseModel
 from ..config import TrainConfig
-from ..files.safefile import body_hash
+from ..files.safetensors_file import body_hash
 from ..learn.adapter import file_alpha
-from ..machine.chosen import Chosen
+from ..machine.resolved_settings import ResolvedSettings
 from ..subject.subject import Subject
 
 IMPLEMENTATION = "SubjectBooth"
@@ -33,7 +33,7 @@ def lora_metadata(
     run_key: str,
     started: float,
     preservation: Mapping[str, str],
-    chosen: Chosen,
+    chosen: ResolvedSettings,
     buckets: Mapping[str, int],
 ) -> dict[str, str]:
     """All metadata but the file's name, which :func:`named` adds.

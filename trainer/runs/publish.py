@@ -12,8 +12,8 @@ from pathlib import Path, PurePosixPath, PureWindowsPath
 import torch
 
 from ..errors import SubjectBoothError
-from ..files.safefile import is_whole, read_metadata, to_bytes
-from ..files.storage import PART_PREFIX, disk_errors, make_folder, remove_parts, write_atomic
+from ..files.safetensors_file import checksum_matches, read_metadata, to_bytes
+from ..files.storage import TEMP_PREFIX, disk_errors, make_folder, remove_temp_files, write_atomic
 from .metadata import named
 
 # Characters that Windows refuses in file names; a workflow made on Linux should run there too.
@@ -81,7 +81,7 @@ def check_folder(folder: Path, output_name: str) -> None:
     parent = (folder / checked_name(output_name)).parent
     with disk_errors("the LoRA cannot be written", parent):
         make_folder(parent)
-        with tempfile.TemporaryFile(dir=parent, prefix=PART_PREFIX):
+        with tempfile.TemporaryFile(dir=parent, prefix=TEMP_PREFIX):
             pass
 
 
@@ -115,7 +115,7 @@ def publish(lora: Path, folder: Path, output_name: str) -> Published:
     with disk_errors("the LoRA cannot be written", target.parent):
         if not (target.is_file() and target.read_bytes() == content):
             write_atomic(target, content)
-        remove_parts(target.parent, older_than=3600)
+        remove_temp_files(target.parent, older_than=3600)
     if edited:
         note = f"{', '.join(edited)} was changed since it was published and is kept: this LoRA is {target.name}"
     elif target.stem != name.name:
@@ -138,7 +138,7 @@ def _is_as_published(path: Path) -> bool:
     """
     try:
         metadata = read_metadata(path)
-        return named(metadata, path.stem) == metadata and is_whole(path.read_bytes())
+        return named(metadata, path.stem) == metadata and checksum_matches(path.read_bytes())
     except Exception:  # whatever somebody else's program has made of it
         return False
 

@@ -15,13 +15,13 @@ from ..base.base_model import BaseModel
 from ..base.finite import check_latents, check_prompts
 from ..config import TrainConfig, run_key
 from ..events import Adjusted, CheckpointSaved, Event, Finished, Started, StepDone, ValidationStep
-from ..files.lock import owned
+from ..files.lock import lock_folder
 from ..files.storage import disk_errors, sha256_of
 from ..learn import adapter
 from ..learn.data import TrainingData
 from ..learn.loop import Training
 from ..learn.optimizers import with_usable_optimizer
-from ..machine.numerics import own_numerics
+from ..machine.numerics import default_numerics
 from ..memory.plan import FreeMemory, Plan
 from ..preserve.none import NoPreservation
 from ..preserve.preservation import BaseIdentity, Preservation
@@ -153,7 +153,7 @@ class Run:
         if done is not None:
             yield Finished(done[0], done[1], trained=False, warning=_learned_nothing(done[1], done[0]))
             return
-        with owned(self.folder.path):
+        with lock_folder(self.folder.path):
             if force_retrain:
                 self.folder.forget()
             elif go_on:
@@ -267,7 +267,7 @@ class Run:
 
     def _encode(self) -> TrainingData:
         """Everything the text encoder and the VAE have to say, once, while they still are in memory."""
-        with own_numerics():
+        with default_numerics():
             return self._encode_all()
 
     def _encode_all(self) -> TrainingData:

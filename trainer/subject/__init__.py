@@ -1,1 +1,1 @@
-"""The subject: photos, words, and what may be wrong with them."""
+"""The subject: its photos, captions and trigger words, and the checks on them."""

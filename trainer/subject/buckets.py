@@ -1,6 +1,6 @@
-"""Aspect-ratio buckets: sizes of about the same area in several shapes, so that a photo need not become a square.
+"""Aspect-ratio bucketing: image sizes of about the same area but different shapes, so that photos need not be square.
 
-As in NovelAI's aspect ratio bucketing (2022) and sd-scripts' ``enable_bucket``, which ``ss_bucket_info`` comes from.
+After NovelAI's aspect ratio bucketing (2022) and sd-scripts' ``enable_bucket``, the source of ``ss_bucket_info``.
 """
 
 from __future__ import annotations
@@ -8,15 +8,15 @@ from __future__ import annotations
 import math
 
 STEP = 64
-"""Pixels between two bucket sides: the UNet halves its latents (8 pixels each) three times."""
+"""Bucket sides are multiples of this many pixels: the UNet halves its latents (8 pixels each) three times."""
 SMALL, SMALL_STEP = 256, 8
-"""Below 256 pixels steps of 64 would leave next to no shapes: there sides are multiples of 8, and the UNet pads."""
+"""Below 256 pixels, steps of 64 would leave almost no shapes, so sides are multiples of 8, and the UNet pads."""
 
 
 def bucket_sizes(resolution: int) -> list[tuple[int, int]]:
-    """Widths and heights with at most ``resolution`` squared pixels; sides from a half to twice the resolution.
+    """(width, height) pairs with at most ``resolution`` squared pixels and sides of 1/2 to 2 times the resolution.
 
-    The square of the resolution itself is always among them, so that square photos are what they are without buckets.
+    The square of the resolution is always included, so that square photos are the same with and without buckets.
     """
     step = STEP if resolution >= SMALL else SMALL_STEP
     found = {(resolution, resolution)}
@@ -28,9 +28,9 @@ def bucket_sizes(resolution: int) -> list[tuple[int, int]]:
 
 
 def nearest_bucket(width: int, height: int, resolution: int) -> tuple[int, int]:
-    """The bucket whose shape is the nearest to a photo's, by the ratio of the two aspect ratios.
+    """The (width, height) of the bucket closest to a photo's shape, by the ratio of the aspect ratios.
 
-    Among equally near ones the one with the most pixels.
+    Ties go to the bucket with the most pixels.
     """
     aspect = math.log(width / height)
     return min(

@@ -1,8 +1,8 @@
-"""Which encoding is a caption file in? Only what is certain counts: a wrong guess would be learned in silence.
+"""Detect the encoding of a caption file, or give up: a wrong guess would silently be trained on.
 
-UTF-8, UTF-16 and UTF-32 say so themselves. 8-bit files do not: the same bytes are text in dozens of code pages. Russian
-is recognised by its letters and word shapes. In the Western code page (Windows-1252), a letter is certain when the
-other Latin code pages have the same one at its place ("é"), or when the words around it are of a language that has it.
+UTF-8, UTF-16 and UTF-32 can be recognised reliably. 8-bit files cannot: the same bytes are valid text in dozens of code
+pages. Russian is recognised by letter frequencies and word shapes. In the Western code page (Windows-1252), a letter is
+certain if other Latin code pages have the same letter there ("é"), or if nearby words are of a language that uses it.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ _MARKS = (
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
 
-# Percent of each letter in Russian text (Lyashevskaya and Sharov, 2009), most frequent first. "ё" is mostly printed as
-# "е", which makes it rarer there than in texts that have it: 0.20 instead of 0.04.
+# Letter frequencies of Russian text in percent (Lyashevskaya and Sharov, 2009), most frequent first. "ё" is mostly
+# printed as "е", so it is more frequent in texts that do use it: 0.20 instead of 0.04.
 _RUSSIAN = dict(
     zip(
         "оеаинтсрвлкмдпуяыьгзбчйхжшюцщэфъё",
@@ -67,25 +67,25 @@ _RUSSIAN_PAIRS = frozenset(
     "ст но то на ен ов ни ра во ко ро ре ос ли не по пр ал ть от ка та го ол ер ет ла ор ан ес ва ск ом ло де од ин ел "
     "ат об ас ит те да ле за ри ми со ог ам ак ки тр ся ой ик".split()
 )
-"""Frequent pairs of letters: 48 % of those in this pack's Russian texts, and 9 % once these are read in KOI8-R."""
+"""Frequent letter pairs: 48 % of the pairs in this pack's Russian texts, 9 % if the texts are misread as KOI8-R."""
 _CYRILLIC_PAGES = ("cp1251", "koi8-r", "cp866", "mac-cyrillic", "iso8859-5")
 _CYRILLIC_WORD = re.compile(r"[А-Яа-яЁё]+")
 _PUNCTUATION = frozenset("«»–—…“”„‘’•·№°\xa0")
-_GLUED = re.compile(r"[–—…“”„‘’•°][А-Яа-яЁё]|[А-Яа-яЁё][•°]|«(?!.*»)", re.DOTALL)
-"""Capitals of another code page."""
-_LEAST_LETTERS = 3
-"""Cyrillic letters in one word: "à" alone would be a Russian word too."""
-_PAIR, _CAPITALS = 1.5, 2.0
-"""What a frequent pair adds to the logarithm of a reading's likelihood, and what words in capitals take from it."""
-_LIKELY = -3.0
-"""Of the mean over its letters, below which a reading is not Russian."""
-_MARGIN = 6.0
-"""By how much the logarithm of the best reading's likelihood must exceed the second's."""
+_MISREAD_CAPITALS = re.compile(r"[–—…“”„‘’•°][А-Яа-яЁё]|[А-Яа-яЁё][•°]|«(?!.*»)", re.DOTALL)
+"""Punctuation where there should be none: capital letters of another code page."""
+_MIN_LETTERS = 3
+"""Cyrillic letters required in one word: "à" alone could be a Russian word too."""
+_PAIR_BONUS, _CAPITALS_PENALTY = 1.5, 2.0
+"""Added to the log-likelihood for each frequent letter pair, and subtracted from it for all-capital words."""
+_MIN_MEAN_LOG_LIKELIHOOD = -3.0
+"""Mean log-likelihood per letter below which text is not Russian."""
+_MIN_MARGIN = 6.0
+"""Minimum difference in log-likelihood between the best decoding and the second best."""
 
 _OTHER_LATIN = ("cp1250", "cp1254", "cp1257")
-"""Central European, Turkish and Baltic: what a file that looks Western may be instead."""
+"""Central European, Turkish and Baltic: code pages that can be mistaken for the Western one."""
 _SYMBOLS = _PUNCTUATION - {"№"} | frozenset("™¡£€¥§©®¼½¾¿")
-# Each language's own letters, and frequent words that no language of the other code pages has.
+# The special letters of each language, and frequent words that no language of the other code pages has.
 _WESTERN = tuple(
     (frozenset(letters + letters.upper()), re.compile(words, re.IGNORECASE))
     for letters, words in (
@@ -102,11 +102,11 @@ _LETTERS = frozenset.union(*(letters for letters, _ in _WESTERN))
 
 
 def decode(data: bytes) -> str | None:
-    """The text, or None where the encoding cannot be told for certain."""
+    """The decoded text, or None if its encoding is uncertain."""
     for mark, encoding in _MARKS:
         if data.startswith(mark):
             return _try(data, encoding)
-    if b"\0" in data:  # UTF-16 without its mark: the zero halves of ASCII letters or spaces sit on one side
+    if b"\0" in data:  # UTF-16 without a BOM: the zero bytes of ASCII characters are all at odd or all at even offsets
         odd, even = data[1::2].count(0), data[::2].count(0)
         return _try(data, "utf-16-le" if odd > even else "utf-16-be")
     text = _try(data, "utf-8")
@@ -124,36 +124,39 @@ def _try(data: bytes, encoding: str) -> str | None:
 
 def _russian(data: bytes) -> str | None:
     texts = {text for page in _CYRILLIC_PAGES if (text := _try(data, page)) is not None and _may_be_russian(text)}
-    readings = sorted((_likelihood(text), text) for text in texts)
-    if not readings or (len(readings) > 1 and readings[-1][0] - readings[-2][0] < _MARGIN):
+    ranked = sorted((_log_likelihood(text), text) for text in texts)
+    if not ranked or (len(ranked) > 1 and ranked[-1][0] - ranked[-2][0] < _MIN_MARGIN):
         return None
-    text = readings[-1][1]
+    text = ranked[-1][1]
     letters = "".join(_CYRILLIC_WORD.findall(text))
-    return text if _likelihood(text) > _LIKELY * len(letters) else None
+    return text if _log_likelihood(text) > _MIN_MEAN_LOG_LIKELIHOOD * len(letters) else None
 
 
 def _may_be_russian(text: str) -> bool:
-    """Whether every word could be one: of one alphabet, spelled in small or capital letters, with a vowel."""
-    if _GLUED.search(text) or any(ord(c) > 127 and c not in _PUNCTUATION and not _CYRILLIC_WORD.match(c) for c in text):
+    """Whether every word is plausible: one alphabet, consistent case, and a vowel."""
+    if _MISREAD_CAPITALS.search(text):
+        return False
+    if any(ord(c) > 127 and c not in _PUNCTUATION and not _CYRILLIC_WORD.match(c) for c in text):
         return False
     words = [word for word in re.findall(r"[^\W\d_]+", text) if _CYRILLIC_WORD.search(word)]
-    return max(map(len, words), default=0) >= _LEAST_LETTERS and all(map(_is_russian_word, words))
+    return max(map(len, words), default=0) >= _MIN_LETTERS and all(map(_is_russian_word, words))
 
 
-def _likelihood(text: str) -> float:
-    """Logarithm of how likely these letters and pairs of them are in Russian, up to a constant."""
+def _log_likelihood(text: str) -> float:
+    """Log-likelihood of the letters and letter pairs in Russian, up to a constant."""
     words = _CYRILLIC_WORD.findall(text)
     letters = sum(math.log(_RUSSIAN[c] / 100) for word in words for c in word.lower())
     pairs = sum(word[at : at + 2] in _RUSSIAN_PAIRS for word in map(str.lower, words) for at in range(len(word) - 1))
-    # Capitals throughout are rarer than small letters, which settles what is a word in both.
-    return letters + _PAIR * pairs - _CAPITALS * any(len(word) > 1 and word.isupper() for word in words)
+    # All capitals are rarer than lower case; this decides for text that is valid Russian in two code pages.
+    has_capitals = any(len(word) > 1 and word.isupper() for word in words)
+    return letters + _PAIR_BONUS * pairs - _CAPITALS_PENALTY * has_capitals
 
 
 def _is_russian_word(word: str) -> bool:
-    whole = _CYRILLIC_WORD.fullmatch(word) is not None  # no Latin letters in it
-    cased = word.islower() or word.isupper() or word.istitle()
-    spoken = len(word) < _LEAST_LETTERS or any(c in "аеёиоуыэюя" for c in word.lower())
-    return whole and cased and spoken and word[0].lower() not in "ъыь"
+    all_cyrillic = _CYRILLIC_WORD.fullmatch(word) is not None
+    consistent_case = word.islower() or word.isupper() or word.istitle()
+    pronounceable = len(word) < _MIN_LETTERS or any(c in "аеёиоуыэюя" for c in word.lower())
+    return all_cyrillic and consistent_case and pronounceable and word[0].lower() not in "ъыь"
 
 
 def _western(data: bytes) -> str | None:
@@ -167,24 +170,24 @@ def _western(data: bytes) -> str | None:
 
 
 def _is_latin(text: str) -> bool:
-    """Accented letters stand alone among plain ones ("café"); two neighbours mean that it is another alphabet."""
+    """Accented letters occur singly ("café"); two in a row mean another alphabet."""
     if re.search(r"\w„", text) or any(ord(c) > 127 and c not in _LETTERS and c not in _SYMBOLS for c in text):
         return False
     return all(set(run) <= _PUNCTUATION and len(run) < 3 for run in re.findall(r"[^\x00-\x7f]{2,}", text))
 
 
 def _is_certain(text: str, data: bytes) -> bool:
-    """Whether every letter beyond ASCII is within a word, and the same in the other Latin code pages.
+    """Whether every non-ASCII letter is part of a word and the same in the other Latin code pages.
 
-    A symbol is certain as well, unless another page makes it a letter that its neighbours would turn into a word, or
-    another symbol than a lone accent.
+    A symbol is certain too, unless in another code page it is a letter that would be part of a word, or a different
+    symbol other than a bare accent.
     """
     if any(ord(c) > 127 and c.isalpha() and not _is_joined(text, at) for at, c in enumerate(text)):
         return False  # "à", or a Russian word of one letter
     for page in _OTHER_LATIN:
         other = data.decode(page, "replace")
         for at, (here, there) in enumerate(zip(text, other, strict=True)):
-            if here == there or there == "\ufffd":  # nothing is written with a byte that the page does not have
+            if here == there or there == "\ufffd":  # undefined in the other code page, so the text is not in it
                 continue
             is_accent = unicodedata.category(there) == "Sk"
             if _is_joined(other, at) if there.isalpha() else here.isalpha() or not is_accent:

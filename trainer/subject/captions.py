@@ -1,4 +1,4 @@
-"""Prompts about the subject: the template with its placeholders, and caption files in whatever encoding."""
+"""Prompt templates with placeholders, and caption files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ DEFAULT_CLASS_TEMPLATE = "a photo of a {class}"
 PLACEHOLDERS = ("token", "class", "subject")
 MAX_CAPTION_BYTES = 64 * 1024
 WEIGHT = re.compile(r"\([^()]*:\s*\d*\.?\d+\s*\)")
-"""How prompts weight a word: ``(word:1.2)``."""
+"""A weighted word in a prompt: ``(word:1.2)``."""
 
 _PLACEHOLDER = re.compile(r"\{([^{}]*)\}")
 _ARTICLE = re.compile(r"\b(a|an)(\s+)(?=\{class\})", re.IGNORECASE)
 _LEADING_ARTICLE = re.compile(r"(?:a|an|the)\s+(?=\S)", re.IGNORECASE)
-# Written with a vowel, spoken with a consonant, and the other way round.
+# Vowel letter but consonant sound, and vice versa.
 _CONSONANT_SOUND = re.compile(
     r"(?:uni(?!n|m)|us[abeu]|eu|one\b|once\b|ur[aeiou]|ut[aeiou]|u\b|ukulele|ubiqu)", re.IGNORECASE
 )
@@ -26,27 +26,28 @@ _VOWEL_SOUND = re.compile(r"(?:hour|honest|honou?r|heir)", re.IGNORECASE)
 
 
 def article(word: str) -> str:
-    """``"a"`` or ``"an"``, by the first sound of an English word: a dog, an owl, a unicorn, an hourglass."""
+    """``"a"`` or ``"an"``, by an English word's first sound: a dog, an owl, a unicorn, an hourglass."""
     if _VOWEL_SOUND.match(word):
         return "an"
     return "an" if word[:1].lower() in tuple("aeiou") and not _CONSONANT_SOUND.match(word) else "a"
 
 
 def without_article(words: str) -> str:
-    """``"old man"`` of ``"an old man"``: prompts have an article of their own."""
-    found = _LEADING_ARTICLE.match(words)
-    return words[found.end() :] if found else words
+    """Remove a leading article (``"an old man"`` -> ``"old man"``), since the prompt template has one."""
+    match = _LEADING_ARTICLE.match(words)
+    return words[match.end() :] if match else words
 
 
 def check_template(template: str, *, needs_token: bool, name: str = "prompt_template") -> str:
-    """The template with its white space tidied.
+    """Check a prompt template and normalise its white space.
 
     Args:
-        template: text with ``{token}``, ``{class}`` and ``{subject}`` (= token and class) in it.
-        needs_token: the photos' template must name the token; the class images' must not.
+        template: text with the placeholders ``{token}``, ``{class}`` and ``{subject}`` (token and class).
+        needs_token: True for photos, whose template must contain the token; False for class images, whose template
+            must not.
 
     Raises:
-        SubjectBoothError: empty, an unknown placeholder, a stray brace, or the token missing or out of place.
+        SubjectBoothError: empty, an unknown placeholder, an unpaired brace, or the token missing or not allowed.
     """
     tidy = " ".join(check_text(template, name).split())
     if not tidy:
@@ -69,15 +70,15 @@ def check_template(template: str, *, needs_token: bool, name: str = "prompt_temp
     has_token = "{token}" in tidy or "{subject}" in tidy
     if needs_token and not has_token:
         raise SubjectBoothError(
-            f"{name} {tidy!r} names no token",
-            "{token} or {subject} in it, or nothing would call the subject",
+            f"{name} {tidy!r} does not contain the token",
+            "{token} or {subject}, so that the prompt refers to the subject",
             f'write "{DEFAULT_TEMPLATE}"',
             name,
         )
     if not needs_token and has_token:
         raise SubjectBoothError(
-            f"{name} {tidy!r} names the token",
-            "the class alone: class images show what the subject is one of",
+            f"{name} {tidy!r} contains the token",
+            "only the class: class images show other members of the class, not the subject",
             f'write "{DEFAULT_CLASS_TEMPLATE}"',
             name,
         )
@@ -85,7 +86,7 @@ def check_template(template: str, *, needs_token: bool, name: str = "prompt_temp
 
 
 def check_text(text: str, name: str) -> str:
-    """``text`` when it can be written down: JSON lets half a surrogate pair through, which no encoder takes.
+    """Return ``text`` if it is valid Unicode: JSON allows unpaired surrogates, which cannot be encoded.
 
     Raises:
         SubjectBoothError: it cannot be encoded as UTF-8.
@@ -94,13 +95,13 @@ def check_text(text: str, name: str) -> str:
         text.encode("utf-8")
     except UnicodeEncodeError:
         raise SubjectBoothError(
-            f"{name} has a broken character in it ({text[:60]!a})", "Unicode text", "type it again", name
+            f"{name} contains an invalid character ({text[:60]!a})", "valid Unicode text", "type it again", name
         ) from None
     return text
 
 
-def fill(template: str, token: str, class_word: str) -> str:
-    """Put the words in. ``a {class}`` becomes ``an owl`` where English wants it; other braces stay."""
+def fill_template(template: str, token: str, class_word: str) -> str:
+    """Fill in the placeholders, with the right article: ``a {class}`` becomes ``an owl``. Other braces are kept."""
     values = {"token": token, "class": class_word, "subject": f"{token} {class_word}"}
 
     def right_article(match: re.Match[str]) -> str:
@@ -112,38 +113,38 @@ def fill(template: str, token: str, class_word: str) -> str:
 
 
 def caption_file_of(photo: Path) -> Path:
-    """``dog.txt`` beside ``dog.jpg``, the convention of every trainer."""
+    """``dog.txt`` for ``dog.jpg``, in the same folder: the convention of all trainers."""
     return photo.with_suffix(".txt")
 
 
 def read_caption(path: Path) -> str:
-    """A caption file's text on one line.
+    """Read a caption file as one line of text.
 
-    Its encoding is recognised (see :mod:`trainer.subject.caption_encoding`); what cannot be told for certain is refused
-    rather than learned as garbage.
+    The encoding is detected (see :mod:`trainer.subject.caption_encoding`). If it is uncertain, the file is rejected
+    rather than trained on as garbage.
 
     Raises:
-        SubjectBoothError: missing, empty, far too long, or in an encoding that cannot be told.
+        SubjectBoothError: missing, empty, much too long, or in an unknown encoding.
     """
     try:
         size = path.stat().st_size
         data = path.read_bytes() if size <= MAX_CAPTION_BYTES else b""
     except OSError as error:
         raise SubjectBoothError(
-            f"there is no caption file {path.name}",
-            "one .txt file beside each photo, of the same name",
+            f"caption file {path.name} not found",
+            "one .txt file next to each photo, with the same name",
             'write it, or set captions to "template"',
         ) from error
     if size > MAX_CAPTION_BYTES:
         raise SubjectBoothError(
-            f"{path.name} holds {size // 1024} KB",
-            f"a caption, at most {MAX_CAPTION_BYTES // 1024} KB",
-            "shorten it, or move it away from beside the photo",
+            f"{path.name} is {size // 1024} KB long",
+            f"a caption of at most {MAX_CAPTION_BYTES // 1024} KB",
+            "shorten it, or move it out of the folder of the photo",
         )
     text = decode(data)
     if text is None or any(ord(c) < 32 and c not in "\t\r\n\f\v" for c in text):
         raise SubjectBoothError(
-            f"{path.name} is in an encoding that cannot be told for certain",
+            f"the encoding of {path.name} cannot be detected",
             "UTF-8",
             "open it in a text editor, check that the text is right, and save it as UTF-8",
         )

@@ -1,4 +1,4 @@
-"""Embedded colour profiles: what a picture's numbers look like in sRGB."""
+"""Convert images with an embedded colour profile to sRGB."""
 
 from __future__ import annotations
 
@@ -7,18 +7,18 @@ import io
 import numpy as np
 from PIL import Image
 
-_SAME = 4
-"""Levels of 255. Profiles that are sRGB differ from one another by less, in rounding and in the darkest tones."""
+_SRGB_TOLERANCE = 4
+"""Out of 255 levels. sRGB profiles differ from one another by less than this, in rounding and in the darkest tones."""
 
 
-def in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
+def to_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
     """Convert from the embedded profile (phones: Display P3; print: CMYK; renderers: linear light).
 
-    A damaged profile, or one for another kind of picture, is ignored.
+    A damaged profile, or one for another mode, is ignored.
 
     Args:
-        image: of mode "RGB" or "CMYK"; others are returned as they are.
-        profile: the file's ICC profile, if it has one.
+        image: of mode "RGB" or "CMYK"; other modes are returned unchanged.
+        profile: the file's ICC profile, or None.
     """
     if not profile or image.mode not in ("RGB", "CMYK"):
         return image
@@ -30,14 +30,14 @@ def in_srgb(image: Image.Image, profile: bytes | None) -> Image.Image:
             return image
         transform = ImageCms.buildTransform(source, ImageCms.createProfile("sRGB"), image.mode, "RGB")
         if "srgb" in ImageCms.getProfileDescription(source).casefold() and _changes_nothing(transform):
-            return image  # a round trip through sRGB -> sRGB would only add rounding errors
+            return image  # converting sRGB to sRGB would only add rounding errors
         return ImageCms.applyTransform(image, transform) or image
     except (ImageCms.PyCMSError, OSError, ValueError, TypeError):
         return image
 
 
 def _changes_nothing(transform: object) -> bool:
-    """Whether greys and pure colours of every brightness stay what they are: a profile's name may lie."""
+    """Whether greys and pure colours of every brightness stay the same: a profile's name cannot be trusted."""
     from PIL import ImageCms
 
     levels = np.arange(256, dtype=np.uint8)
@@ -46,4 +46,4 @@ def _changes_nothing(transform: object) -> bool:
     for channel in range(3):
         ramps[1 + channel, :, channel] = levels
     shown = ImageCms.applyTransform(Image.fromarray(ramps), transform)  # type: ignore[arg-type]
-    return shown is not None and int(np.abs(np.asarray(shown).astype(int) - ramps).max()) <= _SAME
+    return shown is not None and int(np.abs(np.asarray(shown).astype(int) - ramps).max()) <= _SRGB_TOLERANCE

@@ -1,4 +1,4 @@
-"""How a photo becomes a training image: which part of it is kept, and how it is scaled."""
+"""Crop and scale photos to training images."""
 
 from __future__ import annotations
 
@@ -9,16 +9,16 @@ from .photo import Photo
 
 CROPS = ("center", "pad", "subject")
 _SUBJECT_MARGIN = 0.1
-"""Room left on each side of the mask's box by the crop "subject", as a part of the box."""
-_LEAST_MASK = 0.01
-"""Part of a mask that has to be inside the crop; less is a sliver at its border."""
+"""Margin around the mask's bounding box for crop "subject", as a fraction of the box."""
+_MIN_MASK_INSIDE = 0.01
+"""Fraction of a mask that must be inside the crop; less is only a sliver at the border."""
 
 
 def training_square(photo: Photo, side: int, crop: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """A photo as training sees it: pixels uint8 [side, side, 3] and mask uint8 [side, side] or None.
+    """A square training image: pixels uint8 [side, side, 3] and mask uint8 [side, side] or None.
 
     Args:
-        photo: as it was read.
+        photo: the photo, before cropping.
         side: pixels.
         crop: one of :data:`CROPS`.
     """
@@ -26,30 +26,30 @@ def training_square(photo: Photo, side: int, crop: str) -> tuple[np.ndarray, np.
 
 
 def training_picture(photo: Photo, size: tuple[int, int], crop: str) -> tuple[np.ndarray, np.ndarray | None]:
-    """The same for any width and height: uint8 [height, width, 3] and uint8 [height, width] or None."""
+    """A training image of any (width, height): uint8 [height, width, 3] and uint8 [height, width] or None."""
     image = Image.fromarray(photo.pixels)
-    # 8 bits of mask are plenty, and the same on every machine, which a hash over floats would not be.
+    # 8 bits are enough for a mask, and hash to the same digest on every machine, unlike floats.
     mask = None if photo.mask is None else Image.fromarray(np.rint(photo.mask * 255.0).astype(np.uint8))
     if crop == "pad":
         image, mask = _padded(image, mask, size)
     box = _crop_box(photo, image.size, size, crop)
-    # Cropped before scaling, so that nothing from outside the box bleeds in at its border.
+    # Crop before scaling, so that nothing from outside the box bleeds in at its border.
     pixels = image.crop(box).resize(size, Image.Resampling.LANCZOS)
-    # Lanczos overshoots at a mask's hard edge; a triangle filter does not.
+    # Lanczos overshoots at a mask's hard edges; a bilinear filter does not.
     scaled = None if mask is None else np.array(mask.crop(box).resize(size, Image.Resampling.BILINEAR))
     return np.array(pixels), scaled
 
 
 def _crop_box(photo: Photo, available: tuple[int, int], size: tuple[int, int], crop: str) -> tuple[int, int, int, int]:
-    """The box (left, top, right, bottom) of ``size``'s shape that is kept, inside ``available``."""
+    """The crop box (left, top, right, bottom) with the aspect ratio of ``size``, inside ``available``."""
     width, height = available
-    scale = min(width / size[0], height / size[1])  # photo pixels a training pixel
+    scale = min(width / size[0], height / size[1])  # photo pixels per training pixel
     center_x, center_y = width / 2, height / 2
     if crop == "subject" and photo.mask is not None and (photo.mask >= 0.5).any():
         rows = np.flatnonzero((photo.mask >= 0.5).any(axis=1))
         columns = np.flatnonzero((photo.mask >= 0.5).any(axis=0))
         extent = max((columns[-1] - columns[0] + 1) / size[0], (rows[-1] - rows[0] + 1) / size[1])
-        # Never closer than the training size: enlarging a small subject adds blur and no detail.
+        # Never enlarge: a small subject would gain blur but no detail.
         scale = min(scale, max(float(extent) * (1 + 2 * _SUBJECT_MARGIN), 1.0))
         center_x, center_y = (columns[0] + columns[-1] + 1) / 2, (rows[0] + rows[-1] + 1) / 2
     box_width, box_height = min(round(size[0] * scale), width), min(round(size[1] * scale), height)
@@ -61,7 +61,7 @@ def _crop_box(photo: Photo, available: tuple[int, int], size: tuple[int, int], c
 def _padded(
     image: Image.Image, mask: Image.Image | None, size: tuple[int, int]
 ) -> tuple[Image.Image, Image.Image | None]:
-    """The picture in the middle of one of ``size``'s shape whose bars have the mean colour of the edges they touch."""
+    """Centre the image on bars that give it the aspect ratio of ``size``, in the mean colour of the adjacent edges."""
     scale = max(image.width / size[0], image.height / size[1])
     whole = max(round(size[0] * scale), image.width), max(round(size[1] * scale), image.height)
     if whole == image.size:
@@ -79,15 +79,15 @@ def _padded(
     return padded, mask
 
 
-def mask_is_cut_away(photo: Photo, size: tuple[int, int], crop: str) -> bool:
-    """Whether the crop leaves (nearly) nothing of the photo's mask; False for a photo without one.
+def is_mask_outside_crop(photo: Photo, size: tuple[int, int], crop: str) -> bool:
+    """Whether (almost) the whole mask is outside the crop; False for a photo without a mask.
 
     Args:
-        photo: as it was read.
+        photo: the photo, before cropping.
         size: width and height of the training image.
         crop: one of :data:`CROPS`.
     """
-    if photo.mask is None or crop == "pad":  # which keeps all of it
+    if photo.mask is None or crop == "pad":  # "pad" keeps the whole photo
         return False
     left, top, right, bottom = _crop_box(photo, (photo.mask.shape[1], photo.mask.shape[0]), size, crop)
-    return bool(photo.mask[top:bottom, left:right].sum() <= _LEAST_MASK * photo.mask.sum())
+    return bool(photo.mask[top:bottom, left:right].sum() <= _MIN_MASK_INSIDE * photo.mask.sum())

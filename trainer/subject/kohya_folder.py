@@ -1,4 +1,4 @@
-"""Folders as kohya's trainers want them: repeats and words are in their names."""
+"""Detect folders in kohya's layout, which have repeats and caption words in their names."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from ..errors import SubjectBoothError
 _NAME = re.compile(r"\d+_.+")
 
 
-def refuse_kohya_folder(folder: Path, suffixes: Collection[str]) -> None:
-    """kohya's trainers want folders such as "10_ohwx dog" inside the one that they are given.
+def reject_kohya_folder(folder: Path, suffixes: Collection[str]) -> None:
+    """Explain what to do with a folder of subfolders such as "10_ohwx dog", the layout of kohya's trainers.
 
     Raises:
-        SubjectBoothError: there are such folders with pictures in them; how to use one of them here.
+        SubjectBoothError: ``folder`` has such subfolders with images; the message says how to use one of them.
     """
     inner = [
         path
@@ -31,9 +31,8 @@ def refuse_kohya_folder(folder: Path, suffixes: Collection[str]) -> None:
     words = f'token "{token}", class word "{class_word}"' if class_word else f'token or class word "{token}"'
     others = f" and {len(inner) - 1} more" if len(inner) > 1 else ""
     raise SubjectBoothError(
-        f"no picture directly in the folder {folder.name[:80]!r}, but folders in kohya's layout: "
+        f"the folder {folder.name[:80]!r} has no images of its own, but subfolders in kohya's layout: "
         f"{first.name[:80]!r}{others}",
-        "the folder that holds the photos",
-        f"choose the folder {folder.name[:80]}/{first.name[:80]} ({words}). Its repeats are not needed: set steps "
-        "instead",
+        "the folder that contains the photos",
+        f"choose the folder {folder.name[:80]}/{first.name[:80]} ({words}). Repeats are not used; set steps instead",
     )

@@ -1,4 +1,4 @@
-"""What reading a photo has changed or left out, told once for all photos that it happened to."""
+"""Notes about changes made when reading photos, grouped into one sentence per kind."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ _SENTENCES = {
         "{names} have several frames or pages: only the first is used.",
     ),
     "white": (
-        "The transparent part of {names} becomes white: masked_loss leaves it out of what is learned.",
-        "The transparent parts of {names} become white: masked_loss leaves them out of what is learned.",
+        "The transparent part of {names} becomes white; with masked_loss it is not trained on.",
+        "The transparent parts of {names} become white; with masked_loss they are not trained on.",
     ),
     "torn": (
-        "{names} is cut off: its last rows of pixels are missing. Copy or download it again.",
-        "{names} are cut off: their last rows of pixels are missing. Copy or download them again.",
+        "{names} is truncated: its last rows of pixels are missing. Copy or download it again.",
+        "{names} are truncated: their last rows of pixels are missing. Copy or download them again.",
     ),
-    "empty mask": ("The mask of {names} is empty and is not used.", "The masks of {names} are empty and are not used."),
+    "empty mask": ("The mask of {names} is empty and ignored.", "The masks of {names} are empty and ignored."),
 }
 
 
 @dataclass(frozen=True)
 class Note:
-    """Something to say about one photo.
+    """A note about one photo.
 
     Attributes:
         kind: "frames", "white", "torn" or "empty mask".
-        name: the photo's.
-        detail: what the sentence about a single photo says besides, such as "3 frames".
+        name: the photo's name.
+        detail: a detail for the sentence about a single photo, such as "3 frames".
     """
 
     kind: str
@@ -42,18 +42,18 @@ class Note:
 
 
 def sentences(notes: Iterable[Note]) -> list[str]:
-    """One sentence a kind, however many photos there are, in the order in which the kinds come up."""
+    """One sentence per kind, however many photos it concerns, in order of first occurrence."""
     kinds: dict[str, list[Note]] = {}
     for note in notes:
         kinds.setdefault(note.kind, []).append(note)
     return [
-        _SENTENCES[kind][len(found) > 1].format(names=named([note.name for note in found]), detail=found[0].detail)
+        _SENTENCES[kind][len(found) > 1].format(names=join_names([note.name for note in found]), detail=found[0].detail)
         for kind, found in kinds.items()
     ]
 
 
-def named(names: Sequence[str], most: int = 3) -> str:
-    """``"a.png, b.png and 10 more"``: the first ones of a list that may be long."""
+def join_names(names: Sequence[str], most: int = 3) -> str:
+    """``"a.png, b.png and 10 more"``: shorten a list of names."""
     if len(names) <= most:
         return " and ".join([", ".join(names[:-1]), names[-1]] if len(names) > 1 else names)
     shown = names[: most - 1]

@@ -9,13 +9,13 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Photo:
-    """One photo as it was read.
+    """One photo, before cropping.
 
     Attributes:
         pixels: uint8 [h, w, 3], sRGB.
-        mask: float32 [h, w] in 0..1, 1 = the subject; None when it has none.
-        caption: what the photo shows, token included.
-        name: a short label for messages; never written into a LoRA's metadata.
+        mask: float32 [h, w] in 0..1, 1 = the subject; None without a mask.
+        caption: what the photo shows, including the token.
+        name: a short label for messages; never written to a LoRA's metadata.
     """
 
     pixels: np.ndarray

@@ -1,4 +1,4 @@
-"""The photos of a subject and their captions, out of files."""
+"""Read photos and their captions from files."""
 
 from __future__ import annotations
 
@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from .captions import caption_file_of, read_caption
-from .notes import Note, named, sentences
+from .notes import Note, join_names, sentences
 from .photo import Photo
 from .photos import read_photo
 
 CAPTIONS = ("auto", "template", "files")
-"""Where captions come from: files where there are some, always the template, always files."""
+"""Source of the captions: caption files if they exist, always the template, or always files."""
 
 
 def read_photos(
@@ -19,18 +19,18 @@ def read_photos(
     captions: str,
     before_each: Callable[[], None] = lambda: None,
 ) -> tuple[list[Photo], list[str]]:
-    """Read photos, and their captions where wanted.
+    """Read photos and their captions.
 
     Args:
-        paths: picture files.
+        paths: image files.
         captions: one of :data:`CAPTIONS`.
-        before_each: called before each picture is read; may raise to stop there.
+        before_each: called before each image is read; may raise to stop.
 
     Returns:
-        The photos, with an empty caption where the template is to be used, and sentences about what was found.
+        The photos (an empty caption means: use the template), and notes for the user.
 
     Raises:
-        SubjectBoothError: a picture or a caption file cannot be used.
+        SubjectBoothError: an image or a caption file cannot be used.
     """
     photos: list[Photo] = []
     notes: list[Note] = []
@@ -46,12 +46,14 @@ def read_photos(
 
 
 def caption_notes(paths: Sequence[Path], captions: str) -> list[str]:
-    """What there is to say about caption files that are missing, or there and not read."""
+    """Notes about caption files that are missing or ignored."""
     files = [caption_file_of(path).name for path in paths if caption_file_of(path).is_file()]
     if captions == "template" and files:
-        are = "is a caption file" if len(files) == 1 else "are caption files"
-        return [f'There {are} next to the photos ({named(files)}), not read because captions is "template".']
+        are = "The caption file {} is" if len(files) == 1 else "The caption files {} are"
+        return [f'{are.format(join_names(files))} ignored because captions is "template".']
     missing = [path.name for path in paths if not caption_file_of(path).is_file()]
     if captions == "auto" and files and missing:
-        return [f"{named(missing)} {'has' if len(missing) == 1 else 'have'} no caption file: prompt_template is used."]
+        return [
+            f"{join_names(missing)} {'has' if len(missing) == 1 else 'have'} no caption file: prompt_template is used."
+        ]
     return []

@@ -1,4 +1,4 @@
-"""Pillow's many kinds of pixels, as 8-bit colour and transparency."""
+"""Convert Pillow's many pixel modes to 8-bit colour and alpha."""
 
 from __future__ import annotations
 
@@ -6,14 +6,18 @@ import numpy as np
 from PIL import Image
 
 
-def to_eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit, 32-bit and floating-point greys -> "L" (or "LA"); Pillow's own convert clips them to white."""
+def to_8bit(image: Image.Image) -> Image.Image:
+    """Scale 16-bit, 32-bit and floating-point greyscale to "L" (or "LA"); Pillow's convert() clips it to white.
+
+    Raises:
+        ValueError: the image contains NaN or infinity.
+    """
     if not image.mode.startswith(("I", "F")):
         return image
     values = np.asarray(image).astype(np.float64)
     if not np.isfinite(values).all():
-        raise ValueError("the picture holds values that are not numbers")
-    # Files do not say what their white is, except that 16-bit ones mean 65535.
+        raise ValueError("the image contains NaN or infinity")
+    # Files do not define their white level, except for 16-bit ones, where it is 65535.
     peak = float(values.max())
     if image.mode.startswith("I;16") or (image.mode == "I" and 255 < peak <= 65535):
         white = 65535.0
@@ -23,14 +27,14 @@ def to_eight_bits(image: Image.Image) -> Image.Image:
         white = 255.0 if peak <= 255 else peak
     grey = Image.fromarray(np.clip(np.rint(values * (255.0 / white)), 0, 255).astype(np.uint8))
     transparent = image.info.get("transparency")
-    if isinstance(transparent, int):  # a 16-bit grey PNG names one value as transparent
+    if isinstance(transparent, int):  # a 16-bit greyscale PNG can declare one value transparent
         opaque = np.where(values == transparent, 0, 255).astype(np.uint8)
         grey.putalpha(Image.fromarray(opaque))
     return grey
 
 
 def alpha_of(image: Image.Image) -> Image.Image | None:
-    """The 8-bit alpha channel, from a band, a palette or a colour key; None when everything is opaque."""
+    """The 8-bit alpha channel, from a band, a palette or a colour key; None if everything is opaque."""
     keyed = "transparency" in image.info and image.mode in ("1", "L", "P", "RGB")
     if not keyed and image.mode not in ("LA", "La", "PA", "RGBA", "RGBa"):
         return None

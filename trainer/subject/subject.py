@@ -1,4 +1,4 @@
-"""The subject: its photos, what they are called, and how they become square training images."""
+"""The subject: its photos, its trigger words, and its training images."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from ..errors import SubjectBoothError
 from ..files.storage import sha256_of
 from ..topics import Topic
 from .buckets import nearest_bucket
-from .captions import DEFAULT_CLASS_TEMPLATE, DEFAULT_TEMPLATE, WEIGHT, check_template, fill
+from .captions import DEFAULT_CLASS_TEMPLATE, DEFAULT_TEMPLATE, WEIGHT, check_template, fill_template
 from .checks import check_photos
-from .crops import CROPS, mask_is_cut_away, training_picture
-from .notes import named
+from .crops import CROPS, is_mask_outside_crop, training_picture
+from .notes import join_names
 from .photo import Photo
 from .trigger import DEFAULT_TOKEN, check_token, check_word
 
@@ -28,14 +28,14 @@ MIN_RESOLUTION, MAX_RESOLUTION = 64, 4096
 class PreparedSubject:
     """Images of one size, ready for the latent codec.
 
-    The order is by content, not by file name, so that a renamed photo changes nothing about a run.
+    They are sorted by content, not by file name, so that renaming a photo does not affect a run.
 
     Attributes:
-        images: float32 [n, 3, h, w] in 0..1, on the CPU; square but for aspect-ratio buckets.
-        masks: float32 [n, 1, h, w] in 0..1, None when no photo has one (among others, one without is all 1).
-        captions: one an image.
-        digest: SHA-256 over pixels, masks and captions.
-        order: ``images[i]`` is made of the subject's ``photos[order[i]]``.
+        images: float32 [n, 3, h, w] in 0..1, on the CPU; square unless bucketed.
+        masks: float32 [n, 1, h, w] in 0..1; None if no photo has a mask (otherwise all 1 for a photo without one).
+        captions: one per image.
+        digest: SHA-256 of pixels, masks and captions.
+        order: ``images[i]`` comes from the subject's ``photos[order[i]]``.
     """
 
     images: torch.Tensor
@@ -47,14 +47,14 @@ class PreparedSubject:
 
 @dataclass(frozen=True)
 class Subject:
-    """What is to be learned: photos, the words for it, and how the photos are cropped.
+    """The subject to train: its photos, its words, and how to crop the photos.
 
     Attributes:
         resolution: pixels, a multiple of 8.
-        crop: ``center`` (the largest square in the middle), ``pad`` (all of the picture, bars in its border's
-            mean colour), or ``subject`` (a square around the mask; ``center`` for photos without one).
-        prompt_template: with ``{token}``, ``{class}`` or ``{subject}`` (both) in it.
-        warnings: sentences about what may spoil a run.
+        crop: ``center`` (the largest centred square), ``pad`` (the whole photo, with bars in the mean colour of its
+            edges), or ``subject`` (a square around the mask; ``center`` for photos without one).
+        prompt_template: contains ``{token}``, ``{class}`` or ``{subject}`` (both).
+        warnings: sentences about possible problems.
     """
 
     photos: tuple[Photo, ...]
@@ -67,41 +67,41 @@ class Subject:
 
     @property
     def trigger(self) -> str:
-        """The trained words: ``"ohwx dog"``."""
+        """The trigger words: ``"ohwx dog"``."""
         return f"{self.token} {self.class_word}"
 
     @property
     def instance_prompt(self) -> str:
         """``"a photo of ohwx dog"``."""
-        return fill(self.prompt_template, self.token, self.class_word)
+        return fill_template(self.prompt_template, self.token, self.class_word)
 
     @property
     def class_prompt(self) -> str:
-        """``"a photo of a dog"``, with the article that fits."""
-        return fill(DEFAULT_CLASS_TEMPLATE, self.token, self.class_word)
+        """``"a photo of a dog"``, with the right article."""
+        return fill_template(DEFAULT_CLASS_TEMPLATE, self.token, self.class_word)
 
     def prepare(self, resolution: int | None = None, *, with_masks: bool = True) -> PreparedSubject:
         """Crop and scale every photo.
 
         Args:
-            resolution: side in pixels; the subject's own when None.
-            with_masks: without, masks say no more than where to crop, and count for no more in the digest.
+            resolution: side in pixels; None for the subject's resolution.
+            with_masks: False: masks only affect the crop, and are not part of the digest.
 
         Raises:
-            SubjectBoothError: a resolution that is no multiple of 8 or out of range.
+            SubjectBoothError: the resolution is out of range or not a multiple of 8.
         """
         side = check_resolution(self.resolution if resolution is None else resolution)
         return self._prepare(range(len(self.photos)), (side, side), f"subject 1 {side}", with_masks)
 
     def prepare_buckets(self, resolution: int | None = None, *, with_masks: bool = True) -> tuple[PreparedSubject, ...]:
-        """Crop and scale every photo to the aspect-ratio bucket that is nearest to its shape.
+        """Crop and scale every photo to the nearest aspect-ratio bucket.
 
         Args:
-            resolution: the side of the square whose area all buckets have about; the subject's own when None.
+            resolution: side of a square with about the same area as all buckets; None for the subject's resolution.
             with_masks: as for :meth:`prepare`.
 
         Returns:
-            the photos of each bucket that has some.
+            The photos of each bucket that is not empty.
 
         Raises:
             SubjectBoothError: as for :meth:`prepare`.
@@ -110,7 +110,7 @@ class Subject:
         sizes = [nearest_bucket(photo.pixels.shape[1], photo.pixels.shape[0], side) for photo in self.photos]
         return tuple(
             self._prepare(
-                [index for index, own in enumerate(sizes) if own == size],
+                [index for index, bucket in enumerate(sizes) if bucket == size],
                 size,
                 f"subject bucket {size[0]}x{size[1]}",
                 with_masks,
@@ -136,24 +136,24 @@ class Subject:
                 "masked_loss",
                 Topic.MASK,
             )
-        cut = self._masks_cut_away(resolution, buckets)
+        cut = self._masks_outside_crop(resolution, buckets)
         if len(cut) == len(self.photos):
             raise SubjectBoothError(
-                f"masked_loss, and every mask is outside the crop {self.crop!r}: {named(cut, 10)}",
-                "part of the mask inside the crop, or there is nothing to learn",
+                f"masked_loss, and every mask is outside the crop {self.crop!r}: {join_names(cut, 10)}",
+                "at least part of a mask inside the crop, so that there is something to learn",
                 'set crop to "subject" or "pad", or turn masked_loss off',
                 "masked_loss",
                 Topic.CROP,
             )
-        return cut_away_warning(cut, self.crop)
+        return mask_outside_crop_warning(cut, self.crop)
 
-    def _masks_cut_away(self, resolution: int, buckets: bool = False) -> list[str]:
-        """Names of the photos of whose mask the crop leaves nothing."""
+    def _masks_outside_crop(self, resolution: int, buckets: bool = False) -> list[str]:
+        """Names of the photos whose mask is outside the crop."""
         cut = []
         for photo in self.photos:
             height, width = photo.pixels.shape[:2]
             size = nearest_bucket(width, height, resolution) if buckets else (resolution, resolution)
-            if mask_is_cut_away(photo, size, self.crop):
+            if is_mask_outside_crop(photo, size, self.crop):
                 cut.append(photo.name)
         return cut
 
@@ -173,7 +173,7 @@ class Subject:
             digest.update(content.encode())
         order = tuple(index for _, index, _, _ in items)
         captions = tuple(self.photos[index].caption for index in order)
-        # ComfyUI runs nodes in inference mode, and what is made there can never be trained on.
+        # ComfyUI runs nodes in inference mode, and tensors created there cannot be used for training.
         with torch.inference_mode(False):
             batch = torch.from_numpy(np.stack([pixels for _, _, pixels, _ in items]))
             images = (batch.permute(0, 3, 1, 2).float() / 255.0).contiguous()
@@ -195,15 +195,15 @@ def make_subject(
     tokenize: Callable[[str], list[int]] | None = None,
     notes: Sequence[str] = (),
 ) -> Subject:
-    """Check everything, collect the warnings, and put a subject together.
+    """Create a subject: check everything and collect the warnings.
 
     Args:
         photos: at least one. Those with an empty caption get the filled-in template.
-        tokenize: CLIP token ids of a text, for the check of the token; None skips that check.
-        notes: further sentences to warn with, such as those of the reading.
+        tokenize: returns the CLIP token ids of a text, to check the token; None skips that check.
+        notes: further warnings, such as those from reading the photos.
 
     Raises:
-        SubjectBoothError: no photo, or a setting that cannot be used.
+        SubjectBoothError: no photos, or an invalid setting.
     """
     token = check_word(token, "token", DEFAULT_TOKEN)
     class_word = check_word(class_word, "class_word", "dog")
@@ -212,52 +212,51 @@ def make_subject(
     if crop not in CROPS:
         raise SubjectBoothError(f"crop {crop!r}", f"one of {', '.join(CROPS)}", "choose one of them", "crop")
     if not photos:
-        raise SubjectBoothError("no photo was given", "3 to 5 photos of the subject", "add photos")
-    prompt = fill(template, token, class_word)
+        raise SubjectBoothError("no photos were given", "3 to 5 photos of the subject", "add photos")
+    prompt = fill_template(template, token, class_word)
     filled = tuple(
-        Photo(p.pixels, p.mask, fill(p.caption, token, class_word) if p.caption else prompt, p.name) for p in photos
+        Photo(p.pixels, p.mask, fill_template(p.caption, token, class_word) if p.caption else prompt, p.name)
+        for p in photos
     )
     warnings = [*notes, *check_photos(filled, resolution), *check_token(token, class_word, tokenize)]
     if "{class}" not in template and "{subject}" not in template:
-        warnings.append(
-            "prompt_template has no {class}: naming what the subject is one of helps more than any other setting."
-        )
+        warnings.append("prompt_template has no {class}: naming the class helps more than any other setting.")
     weights = [found[0] for p in filled if (found := WEIGHT.search(p.caption))]
     if weights:
         warnings.append(
-            f"{len(weights)} of {len(filled)} captions have a weight in them ({weights[0][:60]}): captions are learned "
-            "as they are written, so it is text and no weight."
+            f"{len(weights)} of {len(filled)} captions contain a prompt weight ({weights[0][:60]}). Captions are taken "
+            "literally, so it is treated as text."
         )
     unnamed = [p.name for p in filled if token.casefold() not in p.caption.casefold()]
     if unnamed:
         warnings.append(
-            f"{len(unnamed)} of {len(filled)} captions (the first is that of {unnamed[0]}) do not have the "
-            f'token "{token}" in them, so those photos teach it nothing.'
+            f"{len(unnamed)} of {len(filled)} captions (first: {unnamed[0]}) do not contain the "
+            f'token "{token}", so these photos do not train it.'
         )
     subject = Subject(filled, token, class_word, resolution, crop, template)
-    warnings += filter(None, [cut_away_warning(subject._masks_cut_away(resolution), crop)])
+    warnings += filter(None, [mask_outside_crop_warning(subject._masks_outside_crop(resolution), crop)])
     return replace(subject, warnings=tuple(warnings))
 
 
-def cut_away_warning(names: Sequence[str], crop: str) -> str:
-    """A sentence about photos of whose mask the crop leaves nothing; empty when there are none."""
+def mask_outside_crop_warning(names: Sequence[str], crop: str) -> str:
+    """A warning about photos whose mask is outside the crop; empty if there are none."""
     if not names:
         return ""
-    masks, photos = ("mask", "the photo teaches") if len(names) == 1 else ("masks", "these photos teach")
+    masks, photos = ("mask", "this photo trains") if len(names) == 1 else ("masks", "these photos train")
     return (
-        f"The {masks} of {named(names)} {'is' if len(names) == 1 else 'are'} outside the crop {crop!r}: {photos} "
-        'nothing with masked_loss, and only background without. Set crop to "subject" or "pad".'
+        f"The {masks} of {join_names(names)} {'is' if len(names) == 1 else 'are'} outside the crop {crop!r}: {photos} "
+        'nothing with masked_loss, and only the background without it. Set crop to "subject" or "pad".'
     )
 
 
 def caption_lines(subject: Subject, most: int = 12) -> list[str]:
-    """``"a.png: ohwx on a sofa"`` for each photo, to be shown: the first ones, and how many more there are."""
+    """``"a.png: ohwx on a sofa"`` for each photo, for display; a long list is shortened to ``most`` lines."""
     shown = [f"{photo.name}: {textwrap.shorten(photo.caption, 200, placeholder=' ...')}" for photo in subject.photos]
     return shown if len(shown) <= most else [*shown[: most - 1], f"and {len(shown) - most + 1} more"]
 
 
 def check_resolution(resolution: int) -> int:
-    """``resolution`` when it is a usable training size.
+    """Return ``resolution`` if it is a valid training size.
 
     Raises:
         SubjectBoothError: not a whole number, not a multiple of 8, below 64 or above 4096.

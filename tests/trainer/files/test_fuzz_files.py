@@ -16,7 +16,7 @@ from PIL import Image
 from subjectbooth.tests.fuzzing import announced, cases, files_below, is_clean, report, spoiled
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone, Validation
-from subjectbooth.trainer.files.safefile import to_bytes
+from subjectbooth.trainer.files.safetensors_file import to_bytes
 from subjectbooth.trainer.learn import checkpoint
 from subjectbooth.trainer.learn.checkpoint import Checkpoint
 from subjectbooth.trainer.preserve.priors import PriorRecipe, PriorStore
@@ -99,7 +99,7 @@ def test_a_header_of_100_mb_is_refused_unread(tmp_path: Path, monkeypatch: pytes
         file.write((100 * 2**20).to_bytes(8, "little"))
         file.truncate(100 * 2**20 + 8)
     monkeypatch.setattr(Path, "read_bytes", lambda self: pytest.fail("it was read"))
-    with pytest.raises(SubjectBoothError, match=r"A header of 104857600 bytes"):
+    with pytest.raises(SubjectBoothError, match=r"The header claims 104857600 bytes"):
         read_lora(path)
 
 

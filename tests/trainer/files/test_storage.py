@@ -13,7 +13,7 @@ import torch
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone
 from subjectbooth.trainer.files import storage
-from subjectbooth.trainer.files.lock import owned
+from subjectbooth.trainer.files.lock import lock_folder
 from subjectbooth.trainer.files.storage import make_folder, write_atomic
 from subjectbooth.trainer.learn.checkpoint import Checkpoint
 from subjectbooth.trainer.runs.folder import RunFolder
@@ -73,17 +73,17 @@ def test_new_folders_are_flushed_into_those_above_them(tmp_path: Path, calls: li
     calls.clear()
     make_folder(tmp_path / "one" / "two")
     assert calls == []
-    with owned(tmp_path / "one" / "run"):
+    with lock_folder(tmp_path / "one" / "run"):
         assert calls == [("flush", "one")]
 
 
 @pytest.mark.parametrize(
     ("code", "needed", "todo"),
     [
-        (errno.ENOSPC, "Required: room on the disk.", "Free some space; what was saved before is still there."),
-        (errno.EACCES, "Required: the right to write there.", "Make the folder writable"),
-        (errno.EROFS, "Required: the right to write there.", "Make the folder writable"),
-        (errno.EIO, "Required: room on the disk and the right to write there.", "Free some space"),
+        (errno.ENOSPC, "Required: free disk space.", "Free some space; what was saved before is still there."),
+        (errno.EACCES, "Required: write permission.", "Make the folder writable"),
+        (errno.EROFS, "Required: write permission.", "Make the folder writable"),
+        (errno.EIO, "Required: free disk space and write permission.", "Free some space"),
     ],
 )
 def test_each_refusal_of_the_disk_has_its_remedy(tmp_path: Path, code: int, needed: str, todo: str) -> None:
@@ -99,7 +99,7 @@ def test_a_deleted_folder_is_no_full_disk(tmp_path: Path) -> None:
     with pytest.raises(SubjectBoothError) as caught:
         folder.log(StepDone(1, 3, 0.1, {"instance_loss": 0.1}, 1e-4, 1.0, 0.5, None))
     message = str(caught.value)
-    assert "Required: the folder, which was deleted or moved meanwhile. Leave the folder alone" in message
+    assert "Required: the folder, which was deleted or moved in the meantime. Leave the folder alone" in message
     assert "space" not in message and "still there" not in message and str(folder.path) in message
 
 
@@ -135,7 +135,7 @@ def test_windows_is_asked_again_while_somebody_reads_the_file(tmp_path: Path, mo
     with pytest.raises(PermissionError):
         storage.write_atomic(path, "new")
     assert (len(asked), path.read_text()) == (1, "old")
-    monkeypatch.setattr(storage, "_PAUSES", (0.05, 0.2, 1.0))
+    monkeypatch.setattr(storage, "_RETRY_DELAYS", (0.05, 0.2, 1.0))
     asked.clear()
     storage.write_atomic(path, "new")
     assert (len(asked), path.read_text()) == (3, "new")

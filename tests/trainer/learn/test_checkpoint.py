@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from subjectbooth.trainer.files.safefile import read_checked, write_checked
+from subjectbooth.trainer.files.safetensors_file import read_checked, write_checked
 from subjectbooth.trainer.learn.checkpoint import Checkpoint, load, save
 
 ADAPTER = {"unet/a": torch.ones(2, 2)}

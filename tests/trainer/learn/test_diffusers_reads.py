@@ -17,7 +17,7 @@ from subjectbooth.trainer.base.sd.target_layers import text_target_layers
 from subjectbooth.trainer.base.sd.unet import predict
 from subjectbooth.trainer.base.stored.stored_base import load_base
 from subjectbooth.trainer.config import TrainConfig
-from subjectbooth.trainer.files.safefile import to_bytes
+from subjectbooth.trainer.files.safetensors_file import to_bytes
 from subjectbooth.trainer.learn import adapter
 
 

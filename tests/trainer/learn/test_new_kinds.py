@@ -23,7 +23,7 @@ from subjectbooth.trainer.base.conditioning import Conditioning
 from subjectbooth.trainer.base.denoiser import Denoiser
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import CheckpointSaved, Event, Finished, StepDone, Validation
-from subjectbooth.trainer.files.safefile import read_metadata
+from subjectbooth.trainer.files.safetensors_file import read_metadata
 from subjectbooth.trainer.learn import adapter
 from subjectbooth.trainer.learn.data import TrainingData, make_micro_step
 from subjectbooth.trainer.learn.loop import Training

@@ -32,7 +32,7 @@ from subjectbooth.trainer.learn.data import TrainingData, make_micro_step
 from subjectbooth.trainer.learn.ema import AdapterAverage
 from subjectbooth.trainer.learn.loss import weighted_losses
 from subjectbooth.trainer.learn.optimizers import make_optimizer
-from subjectbooth.trainer.machine.draws import order, spread_evenly
+from subjectbooth.trainer.machine.draws import low_discrepancy, shuffled_indices
 from subjectbooth.trainer.preserve.class_images import ClassImages
 from subjectbooth.trainer.preserve.priors import ClassPriors
 from subjectbooth.trainer.runs.run import Run
@@ -74,7 +74,7 @@ DENOISER = small_denoiser()
 
 
 def spread_timesteps(first: int, count: int, seed: int) -> torch.Tensor:
-    return DENOISER.times(spread_evenly(first, count, seed, "timesteps"))
+    return DENOISER.times(low_discrepancy(first, count, seed, "timesteps"))
 
 
 def make_batch(*arguments: Any) -> Batch:
@@ -152,7 +152,7 @@ def test_caption_dropout_flip_and_order() -> None:
     seen = []
     for step in range(300):
         batch = make_batch(data, config, DENOISER, step, CPU)
-        photos = order(step * 2, 2, 3, 0, "photos")
+        photos = shuffled_indices(step * 2, 2, 3, 0, "photos")
         seen += photos
         for place, photo in enumerate(photos):
             value = float(batch.conditioning.hidden_states[place, 0, 0])
@@ -203,7 +203,7 @@ def test_class_images_keep_their_caption_and_are_not_mirrored() -> None:
         batch = make_batch(data, _config(caption_dropout=1.0, flip=True), DENOISER, step, CPU)
         assert batch.prompts == ("", "", "a class", "a class")
         assert batch.conditioning.hidden_states[:, 0, 0].tolist() == [0.0, 0.0, 9.0, 9.0]
-        assert torch.equal(batch.latents[2:], classes[order(step * 2, 2, 4, 0, "class images")])
+        assert torch.equal(batch.latents[2:], classes[shuffled_indices(step * 2, 2, 4, 0, "class images")])
 
 
 def test_timesteps_are_spread_evenly_over_any_stretch_and_each_is_as_likely() -> None:

@@ -16,7 +16,7 @@ from subjectbooth.tests.small_base import small_base, small_class_images, small_
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone
 from subjectbooth.trainer.learn.side_by_side import SideBySide, threads_for
-from subjectbooth.trainer.machine.chosen import Chosen
+from subjectbooth.trainer.machine.resolved_settings import ResolvedSettings
 from subjectbooth.trainer.runs.run import Run
 
 CONFIG = TrainConfig(steps=3, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2)
@@ -96,7 +96,7 @@ def test_no_more_pictures_at_once_than_memory_was_planned_for(tmp_path: Path) ->
 
 def test_pictures_stay_together_where_they_have_to() -> None:
     torch.set_num_threads(8)
-    cpu = Chosen("adamw", "cpu", "fp32")
+    cpu = ResolvedSettings("adamw", "cpu", "fp32")
     assert [threads_for(pictures, cpu, 0.0) for pictures in (1, 4, 20)] == [1, 4, 8]
     assert threads_for(4, cpu, 0.1) == threads_for(4, dataclasses.replace(cpu, precision="bf16"), 0.0) == 1
     assert threads_for(4, dataclasses.replace(cpu, device="cuda"), 0.0) == 1

@@ -16,7 +16,7 @@ from subjectbooth.trainer.learn import assembly, gradients
 from subjectbooth.trainer.learn.loss import Losses, batch_losses
 from subjectbooth.trainer.machine import numerics
 from subjectbooth.trainer.machine.attention import choose_attention, use_attention
-from subjectbooth.trainer.machine.numerics import fp32_products, has_tf32
+from subjectbooth.trainer.machine.numerics import fp32_matmul_precision, has_tf32
 from subjectbooth.trainer.runs.run import Run
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -123,11 +123,11 @@ def test_tf32_is_on_while_a_step_is_made_and_never_for_others_however_the_run_en
 
 def test_tf32_is_left_alone_where_the_card_has_none_or_the_host_has_set_it(monkeypatch: pytest.MonkeyPatch) -> None:
     before = _switches()
-    with fp32_products(CPU):
+    with fp32_matmul_precision(CPU):
         assert _switches() == before
     torch.set_float32_matmul_precision("medium")  # on a CPU with bf16 products that is what they would be
     try:
-        with fp32_products(CPU):
+        with fp32_matmul_precision(CPU):
             assert _switches() == ("highest", before[1])
         assert _switches() == ("medium", before[1])
     finally:
@@ -146,6 +146,6 @@ def test_tf32_is_left_alone_where_the_card_has_none_or_the_host_has_set_it(monke
 
     monkeypatch.setattr(torch, "get_float32_matmul_precision", mixed)
     monkeypatch.setattr(torch, "set_float32_matmul_precision", set_to.append)
-    with fp32_products(GPU):
+    with fp32_matmul_precision(GPU):
         pass
     assert set_to == []

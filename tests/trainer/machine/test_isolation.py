@@ -24,7 +24,7 @@ from subjectbooth.tests.small_base import (
 from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone, Validation
-from subjectbooth.trainer.machine.numerics import own_numerics, seeded
+from subjectbooth.trainer.machine.numerics import default_numerics, seeded
 from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
@@ -272,7 +272,7 @@ def test_a_device_of_ones_own_is_seeded_and_put_back(monkeypatch: pytest.MonkeyP
 def test_numerics_are_put_back_after_an_error() -> None:
     with _default_dtype(torch.float64), torch.autocast("cpu", torch.bfloat16):
         before = _switches()
-        with pytest.raises(ZeroDivisionError), own_numerics():
+        with pytest.raises(ZeroDivisionError), default_numerics():
             assert _switches()[:2] == (torch.float32, False)
             raise ZeroDivisionError
         assert _switches() == before

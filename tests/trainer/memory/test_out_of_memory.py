@@ -15,8 +15,8 @@ from subjectbooth.tests.small_base import small_base, small_class_images, small_
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Adjusted, StepDone
-from subjectbooth.trainer.machine.chosen import Chosen
 from subjectbooth.trainer.machine.out_of_memory import is_out_of_memory
+from subjectbooth.trainer.machine.resolved_settings import ResolvedSettings
 from subjectbooth.trainer.memory.step_down import step_down
 from subjectbooth.trainer.runs.run import Run
 
@@ -181,7 +181,7 @@ def test_the_last_thing_to_try_is_the_8_bit_optimizer(tmp_path: Path, monkeypatc
 
 
 def test_without_bitsandbytes_there_is_no_8_bit_optimizer_to_step_down_to() -> None:
-    chosen = Chosen("adamw", gradient_checkpointing=True, micro_batch=1)
+    chosen = ResolvedSettings("adamw", gradient_checkpointing=True, micro_batch=1)
     assert step_down(chosen, 2, eight_bit=False) is None
     assert step_down(dataclasses.replace(chosen, optimizer="adafactor"), 2, eight_bit=True) is None
 
@@ -247,5 +247,5 @@ def test_what_counts_as_out_of_memory(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_batch_is_never_empty() -> None:
-    assert step_down(Chosen("adamw", gradient_checkpointing=True, micro_batch=1), 2) is None
-    assert step_down(Chosen("adamw", gradient_checkpointing=True, micro_batch=2), 1) is None
+    assert step_down(ResolvedSettings("adamw", gradient_checkpointing=True, micro_batch=1), 2) is None
+    assert step_down(ResolvedSettings("adamw", gradient_checkpointing=True, micro_batch=2), 1) is None

@@ -28,8 +28,8 @@ from subjectbooth.trainer.events import Started, StepDone
 from subjectbooth.trainer.learn import adapter
 from subjectbooth.trainer.learn.data import TrainingData, largest_load, make_micro_step
 from subjectbooth.trainer.learn.optimizers import make_optimizer
-from subjectbooth.trainer.machine.chosen import Chosen
 from subjectbooth.trainer.machine.out_of_memory import free_bytes
+from subjectbooth.trainer.machine.resolved_settings import ResolvedSettings
 from subjectbooth.trainer.machine.runtime import choose_precision
 from subjectbooth.trainer.memory import plan
 from subjectbooth.trainer.memory.footprint import Footprint, drawing_bytes, training_footprint
@@ -138,7 +138,7 @@ def _choose(
     monkeypatch: pytest.MonkeyPatch,
     free: int | None,
     pictures: int = 4,
-    kept: Chosen | None = None,
+    kept: ResolvedSettings | None = None,
     config: TrainConfig = CONFIG,
 ) -> plan.Plan:
     """With activations of 2 GB a picture, 0.4 GB with checkpointing."""
@@ -147,7 +147,7 @@ def _choose(
     unet = small_unet()
     with_lora(unet, config)
     load = Load(PROMPT, (8, 8), pictures)
-    return make_plan(config, Chosen("adamw"), kept, small_denoiser(), unet, None, [], load, free)
+    return make_plan(config, ResolvedSettings("adamw"), kept, small_denoiser(), unet, None, [], load, free)
 
 
 @pytest.mark.parametrize(
@@ -183,11 +183,11 @@ def test_what_was_asked_for_or_kept_stays(monkeypatch: pytest.MonkeyPatch) -> No
     assert _choose(monkeypatch, GB, config=asked).chosen.micro_batch == 3
     on = dataclasses.replace(CONFIG, gradient_checkpointing="on")
     assert _choose(monkeypatch, 100 * GB, config=on).chosen.gradient_checkpointing
-    kept = Chosen("adamw", gradient_checkpointing=True, micro_batch=1)
+    kept = ResolvedSettings("adamw", gradient_checkpointing=True, micro_batch=1)
     made = _choose(monkeypatch, 100 * GB, kept=kept, config=asked)
     assert made.chosen == kept
     # Who has asked for less memory since then gets it.
-    kept = Chosen("adamw", gradient_checkpointing=False, micro_batch=4)
+    kept = ResolvedSettings("adamw", gradient_checkpointing=False, micro_batch=4)
     less = dataclasses.replace(CONFIG, gradient_checkpointing="on", pictures_per_forward=2)
     made = _choose(monkeypatch, 100 * GB, kept=kept, config=less)
     assert made.chosen.gradient_checkpointing
@@ -214,7 +214,9 @@ def test_a_trained_text_encoder_counts(monkeypatch: pytest.MonkeyPatch) -> None:
     with_lora(unet, CONFIG)
     adapter.inject(text, CONFIG, text_target_layers(text, CONFIG.lora_targets))
     load = Load(PROMPT, (8, 8), 4)
-    both = make_plan(CONFIG, Chosen("adamw"), None, small_denoiser(), unet, small_base().text, [text], load, None)
+    both = make_plan(
+        CONFIG, ResolvedSettings("adamw"), None, small_denoiser(), unet, small_base().text, [text], load, None
+    )
     frozen = sum(
         tensor.nbytes for name, tensor in (*text.named_parameters(), *text.named_buffers()) if ".subject." not in name
     )

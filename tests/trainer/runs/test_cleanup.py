@@ -15,8 +15,8 @@ import torch
 from subjectbooth.tests.fuzzing import files_below
 from subjectbooth.trainer.__main__ import main
 from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.files.lock import owned
-from subjectbooth.trainer.files.safefile import to_bytes
+from subjectbooth.trainer.files.lock import lock_folder
+from subjectbooth.trainer.files.safetensors_file import to_bytes
 from subjectbooth.trainer.preserve.priors import PriorRecipe, PriorStore
 from subjectbooth.trainer.runs import cleanup
 from subjectbooth.trainer.runs.cleanup import (
@@ -128,7 +128,7 @@ def test_a_run_that_somebody_is_at_work_in_stays_with_its_class_images(tmp_path:
     run = _run(tmp_path, 1, 90, store.path.name)
     items = survey(tmp_path, images, [])
     assert len(choose(items, 0)) == 2
-    with owned(run.path):
+    with lock_folder(run.path):
         _age(run.path, 90)
         assert choose(survey(tmp_path, images, []), 0) == []
         assert remove([item for item in items if item.kind == "run"]) == 0  # begun after it was looked at

@@ -17,7 +17,7 @@ from subjectbooth.tests.small_base import small_base, small_class_images, small_
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Finished, StepDone
-from subjectbooth.trainer.files.lock import owned
+from subjectbooth.trainer.files.lock import lock_folder
 from subjectbooth.trainer.runs.run import Run
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -27,8 +27,8 @@ from pathlib import Path
 package = types.ModuleType("subjectbooth")
 package.__path__ = [sys.argv[1]]
 sys.modules["subjectbooth"] = package
-from subjectbooth.trainer.files.lock import owned
-with owned(Path(sys.argv[2])):
+from subjectbooth.trainer.files.lock import lock_folder
+with lock_folder(Path(sys.argv[2])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -45,14 +45,14 @@ def test_a_second_owner_is_told_and_a_killed_one_leaves_nothing(tmp_path: Path) 
     folder = tmp_path / "пробег 🐱"
     holder = _hold(folder)
     try:
-        with pytest.raises(SubjectBoothError, match="one owner at a time"), owned(folder):
+        with pytest.raises(SubjectBoothError, match="one program per run"), lock_folder(folder):
             pass
     finally:
         os.kill(holder.pid, signal.SIGTERM if os.name == "nt" else signal.SIGKILL)
         holder.wait()
         assert holder.stdout is not None
         holder.stdout.close()
-    with owned(folder):
+    with lock_folder(folder):
         pass
 
 
@@ -66,10 +66,10 @@ def test_a_run_that_is_being_trained_elsewhere_is_refused_and_a_finished_one_is_
     assert isinstance(first, types.GeneratorType)
     while not isinstance(next(first), StepDone):
         pass
-    with pytest.raises(SubjectBoothError, match="one owner at a time"):
+    with pytest.raises(SubjectBoothError, match="one program per run"):
         list(run().events())
     list(first)
-    with owned(run().folder.path):  # another program may even retrain it: the finished adapter is there
+    with lock_folder(run().folder.path):  # another program may even retrain it: the finished adapter is there
         assert [type(event) for event in run().events()] == [Finished]
 
 
@@ -83,6 +83,6 @@ def test_a_drive_without_locks_is_used_with_a_warning(
         raise OSError(errno.ENOLCK, "No locks available")
 
     monkeypatch.setattr(fcntl, "flock", refuse)
-    with owned(tmp_path):
+    with lock_folder(tmp_path):
         pass
     assert "without file locks" in caplog.text

@@ -32,8 +32,8 @@ from subjectbooth.trainer.events import (
     StepDone,
     Validation,
 )
-from subjectbooth.trainer.files.safefile import read_metadata
-from subjectbooth.trainer.machine.chosen import Chosen
+from subjectbooth.trainer.files.safetensors_file import read_metadata
+from subjectbooth.trainer.machine.resolved_settings import ResolvedSettings
 from subjectbooth.trainer.preserve.class_images import ClassImages
 from subjectbooth.trainer.runs.metadata import lora_metadata
 from subjectbooth.trainer.runs.run import Run
@@ -391,7 +391,7 @@ def test_other_tools_are_told_the_family_in_their_words(
         run_key="0" * 64,
         started=0.0,
         preservation={},
-        chosen=Chosen("adamw"),
+        chosen=ResolvedSettings("adamw"),
         buckets={"64x64": 3},
     )
     assert metadata["ss_base_model_version"] == version

@@ -19,8 +19,8 @@ from subjectbooth.tests.fuzzing import files_below, is_clean
 from subjectbooth.trainer.config import TrainConfig, run_key
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone
-from subjectbooth.trainer.files.safefile import sealed
-from subjectbooth.trainer.files.storage import PART_PREFIX, write_atomic
+from subjectbooth.trainer.files.safetensors_file import to_bytes_with_checksum
+from subjectbooth.trainer.files.storage import TEMP_PREFIX, write_atomic
 from subjectbooth.trainer.learn.checkpoint import Checkpoint
 from subjectbooth.trainer.runs.folder import RunFolder
 from subjectbooth.trainer.runs.publish import publish
@@ -104,11 +104,11 @@ def test_a_full_disk_is_a_sentence_and_what_was_there_stays(
     """A stub for the disk: flushing to it fails as it does when nothing is left."""
     folder = _folder(tmp_path / "runs")
     lora = tmp_path / "lora.safetensors"
-    lora.write_bytes(sealed({"a": torch.zeros(4)}, {"subjectbooth.run_key": "k"}))
+    lora.write_bytes(to_bytes_with_checksum({"a": torch.zeros(4)}, {"subjectbooth.run_key": "k"}))
     actions = _actions(folder, lora, tmp_path / "loras")
     for do in actions.values():
         do()  # type: ignore[operator]
-    lora.write_bytes(sealed({"a": torch.ones(4)}, {"subjectbooth.run_key": "k"}))
+    lora.write_bytes(to_bytes_with_checksum({"a": torch.ones(4)}, {"subjectbooth.run_key": "k"}))
     before = {path: path.read_bytes() for path in files_below(tmp_path)}
 
     def full(_handle: int) -> None:
@@ -145,11 +145,11 @@ def test_a_disk_that_is_really_full_and_another_than_the_usual_one(small_disk: P
     with pytest.raises(SubjectBoothError, match=r"the checkpoint cannot be saved \(No space left on device\)"):
         folder.save_checkpoint(big)
     assert folder.load_checkpoint(9).step == 3
-    assert not list(folder.path.glob(f"{PART_PREFIX}*"))
+    assert not list(folder.path.glob(f"{TEMP_PREFIX}*"))
     lora = small_disk.parent / "lora.safetensors"
-    lora.write_bytes(sealed({"a": torch.zeros(9)}, {"subjectbooth.run_key": "k"}))
+    lora.write_bytes(to_bytes_with_checksum({"a": torch.zeros(9)}, {"subjectbooth.run_key": "k"}))
     assert publish(lora, small_disk, "рекс").path.is_file()
-    lora.write_bytes(sealed({"a": torch.zeros(1 << 20)}, {"subjectbooth.run_key": "k"}))
+    lora.write_bytes(to_bytes_with_checksum({"a": torch.zeros(1 << 20)}, {"subjectbooth.run_key": "k"}))
     whole = (small_disk / "рекс.safetensors").read_bytes()
     with pytest.raises(SubjectBoothError, match="The LoRA cannot be written"):
         publish(lora, small_disk, "рекс")
@@ -159,7 +159,7 @@ def test_a_disk_that_is_really_full_and_another_than_the_usual_one(small_disk: P
 def test_half_written_files_of_a_killed_program_go_when_the_run_is_taken_up(tmp_path: Path) -> None:
     folder = _folder(tmp_path)
     folder.open({})
-    left = folder.path / f"{PART_PREFIX}abc.part"
+    left = folder.path / f"{TEMP_PREFIX}abc.part"
     left.write_bytes(b"half")
     foreign = folder.path / ".notes"
     foreign.write_bytes(b"somebody's")

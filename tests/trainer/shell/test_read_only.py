@@ -25,7 +25,7 @@ from subjectbooth.tests.trainer.shell.read_only_child import NO_RIGHT, digests
 pytestmark = pytest.mark.skipif(os.name != "posix", reason="Windows has other rights, and no other user to become")
 
 READ_ONLY, SHUT, OPEN = 0o555, 0o000, 0o777
-RIGHT = "the right to write there"
+RIGHT = "write permission"
 CASES = {
     "an empty folder": ("empty", [], RIGHT),
     "a folder that is to be made": ("empty/new", [], RIGHT),

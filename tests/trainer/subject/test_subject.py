@@ -13,11 +13,11 @@ from skimage import data
 
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.subject.checks import (
-    Look,
+    PhotoStats,
     check_photos,
-    equal_groups,
+    duplicate_groups,
     is_blurred,
-    look_at,
+    photo_stats,
     sharpness,
 )
 from subjectbooth.trainer.subject.photo import Photo
@@ -52,7 +52,7 @@ def test_a_class_word_with_an_article_gives_one_article() -> None:
 def test_a_weight_in_a_caption_is_text() -> None:
     given = [photo(CAT, caption="ohwx (toy:1.2)"), photo(COFFEE, caption="ohwx cat (toy)"), photo(ROCKET)]
     (warning,) = subject(*given).warnings
-    assert warning.startswith("1 of 3 captions have a weight in them ((toy:1.2)): captions are learned as they are")
+    assert warning.startswith("1 of 3 captions contain a prompt weight ((toy:1.2)). Captions are taken literally")
 
 
 def test_prompts() -> None:
@@ -189,7 +189,7 @@ def test_the_digest_is_of_content_and_nothing_else() -> None:
         ({"resolution": 512.0}, "resolution 512.0"),
         ({"crop": "stretch"}, "crop 'stretch'. Required: one of center, pad, subject"),
         ({"token": ""}, "token is empty"),
-        ({"prompt_template": "a photo"}, "names no token"),
+        ({"prompt_template": "a photo"}, "does not contain the token"),
     ],
 )
 def test_settings_that_cannot_be_used(options: dict[str, object], says: str) -> None:
@@ -199,7 +199,7 @@ def test_settings_that_cannot_be_used(options: dict[str, object], says: str) -> 
 
 
 def test_no_photo() -> None:
-    with pytest.raises(SubjectBoothError, match="No photo was given"):
+    with pytest.raises(SubjectBoothError, match="No photos were given"):
         make_subject([], class_word="cat")
 
 
@@ -217,9 +217,9 @@ def test_warnings_name_what_is_wrong() -> None:
         "cat.png has 3 frames",
         "Only 2 photos",
         "cat.png (451x300) and copy.png (451x300) are smaller than the training size 512",
-        "cat.png and copy.png are (nearly) the same picture",
+        "cat.png and copy.png are near-duplicates",
         "prompt_template has no {class}",
-        "1 of 2 captions (the first is that of copy.png)",
+        "1 of 2 captions (first: copy.png)",
     ]
     assert len(poor.warnings) == len(starts)
     for warning, start in zip(poor.warnings, starts, strict=True):
@@ -236,8 +236,8 @@ def test_a_flood_of_frames_is_one_sentence_a_kind() -> None:
     assert check_photos(frames, 256) == [
         "0.png (113x75), 1.png (113x75) and 298 more are smaller than the training size 256: they are enlarged, and "
         "the subject becomes soft.",
-        "300 photos are (nearly) the same picture: 0.png, 1.png and 298 more. It counts 300 times and adds nothing.",
-        "a.png and b.png are (nearly) the same picture: it counts twice and adds nothing.",
+        "300 photos are near-duplicates: 0.png, 1.png and 298 more. This view gets 300 times the weight.",
+        "a.png and b.png are near-duplicates: this view gets double weight.",
     ]
 
 
@@ -246,10 +246,10 @@ def test_the_frames_of_a_slow_film_are_one_group() -> None:
     hashes = np.zeros((40, 256), dtype=bool)
     for number in range(40):
         hashes[number, : 6 * number] = True
-    looks = [Look(512, 512, bits.reshape(16, 16), np.zeros((8, 8, 3), np.float32), False) for bits in hashes]
-    apart = Look(512, 512, looks[0].hash, np.full((8, 8, 3), 99, np.float32), False)
+    looks = [PhotoStats(512, 512, bits.reshape(16, 16), np.zeros((8, 8, 3), np.float32), False) for bits in hashes]
+    apart = PhotoStats(512, 512, looks[0].hash, np.full((8, 8, 3), 99, np.float32), False)
     order = np.random.default_rng(0).permutation(40).tolist()
-    groups = equal_groups([apart, *(looks[index] for index in order)])
+    groups = duplicate_groups([apart, *(looks[index] for index in order)])
     assert groups == [list(range(1, 41))]
 
 
@@ -264,7 +264,7 @@ def test_a_mask_outside_the_crop_is_named() -> None:
     cut = left_cut_out("0.png")
     made = subject(cut, photo(COFFEE), photo(ROCKET))
     (warning,) = made.warnings
-    assert warning.startswith("The mask of 0.png is outside the crop 'center': the photo teaches nothing with masked")
+    assert warning.startswith("The mask of 0.png is outside the crop 'center': this photo trains nothing with masked")
     assert made.check_masks(128) == warning, "the other photos are learned whole"
     assert made.check_masks(128, buckets=True) == "", "the bucket of this shape keeps it"
     for crop in ("pad", "subject"):
@@ -301,7 +301,7 @@ def recompressed(pixels: np.ndarray, quality: int) -> np.ndarray:
 
 
 def equal_pairs(images: list[np.ndarray]) -> list[tuple[int, ...]]:
-    return [tuple(group) for group in equal_groups([look_at(image) for image in images])]
+    return [tuple(group) for group in duplicate_groups([photo_stats(image) for image in images])]
 
 
 @pytest.mark.parametrize("name", PHOTOGRAPHS)

@@ -80,7 +80,7 @@ def test_alpha_becomes_white_and_mask(tmp_path: Path) -> None:
     assert np.array_equal(photo.pixels[50:200, 100:300], CAT[50:200, 100:300])
     assert (photo.pixels[:50] == 255).all()
     assert [str(note) for note in photo.notes] == [
-        "The transparent part of cut.png becomes white: masked_loss leaves it out of what is learned."
+        "The transparent part of cut.png becomes white; with masked_loss it is not trained on."
     ]
     half = CAT[200:250, 100:300] * (128 / 255) + 255 * (127 / 255)
     assert np.abs(photo.pixels[200:250, 100:300] - half).max() <= 1.0
@@ -201,7 +201,7 @@ def test_huge_sources_are_scaled_down(tmp_path: Path) -> None:
                 **({"quality": 95} if suffix == "jpg" else {"compress_level": 1}),
             )
         )
-        assert min(photo.pixels.shape[:2]) == photos.KEEP_SHORT_SIDE
+        assert min(photo.pixels.shape[:2]) == photos.MAX_SHORT_SIDE
         small = np.array(Image.fromarray(photo.pixels).resize((451, 300), Image.Resampling.BOX)).astype(int)
         assert np.abs(small[:, 230:] - CAT[:, 230:]).mean() < 2
     assert photo.mask is not None and photo.mask.shape == photo.pixels.shape[:2]
@@ -277,18 +277,22 @@ def missing(path: Path) -> None:
     ("name", "make", "says"),
     [
         ("zero.jpg", zero_bytes, "zero.jpg is empty (0 bytes)"),
-        ("text.png", text, "text.png is not a picture"),
-        ("cut.jpg", cut_off, "cut.jpg is damaged or cut off"),
-        ("cut.png", cut_off, "cut.png is damaged or cut off"),
-        ("flip.png", flipped, "flip.png is damaged or cut off"),
-        ("bomb.png", bomb, "bomb.png claims a size far beyond any photo. Required: at most 120 million pixels"),
+        ("text.png", text, "text.png is not an image"),
+        ("cut.jpg", cut_off, "cut.jpg is damaged or truncated"),
+        ("cut.png", cut_off, "cut.png is damaged or truncated"),
+        ("flip.png", flipped, "flip.png is damaged or truncated"),
+        (
+            "bomb.png",
+            bomb,
+            "The header of bomb.png gives a size far beyond that of any photo. Required: at most 120 million pixels",
+        ),
         ("bomb2.png", small_bomb, "bomb2.png is 13000x10000 pixels. Required: at most 120 million pixels"),
         ("one.png", one_pixel, "one.png is 1x1 pixels. Required: at least 32 pixels on each side"),
-        ("ribbon.png", ribbon, "ribbon.png is 20000x50 pixels. Required: a long side at most 8 times"),
+        ("ribbon.png", ribbon, "ribbon.png is 20000x50 pixels. Required: a long side of at most 8 times"),
         ("clear.png", transparent, "clear.png is fully transparent"),
-        ("nan.tif", not_numbers, "nan.tif is damaged or cut off"),
-        ("phone.heic", heic, "phone.heic is a HEIC picture. Required: JPEG, PNG or WebP"),
-        ("camera.DNG", heic, "camera.DNG is a camera's RAW file. Required: JPEG, PNG or WebP"),
+        ("nan.tif", not_numbers, "nan.tif is damaged or truncated"),
+        ("phone.heic", heic, "phone.heic is a HEIC image. Required: JPEG, PNG or WebP"),
+        ("camera.DNG", heic, "camera.DNG is a camera RAW file. Required: JPEG, PNG or WebP"),
         ("dir.png", folder, "dir.png is a folder"),
         ("gone.png", missing, "gone.png does not exist"),
     ],
@@ -305,7 +309,7 @@ def test_what_cannot_be_read_says_why(tmp_path: Path, name: str, make: Callable[
 def test_a_process_wide_tolerance_for_damage_does_not_reach_us(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
     cut_off(tmp_path / "cut.jpg")
-    with pytest.raises(SubjectBoothError, match="damaged or cut off"):
+    with pytest.raises(SubjectBoothError, match="damaged or truncated"):
         read_photo(tmp_path / "cut.jpg")
     assert ImageFile.LOAD_TRUNCATED_IMAGES is True
 
@@ -332,7 +336,9 @@ def test_a_torn_jpeg_with_a_proper_end_is_found(tmp_path: Path, options: dict[st
         path.write_bytes(whole[: int(len(whole) * share)].rstrip(b"\xff") + b"\xff\xd9")
         with Image.open(path) as torn:
             torn.load()  # which the decoder does without a word
-        with pytest.raises(SubjectBoothError, match=r"torn\.jpg is damaged or cut off \(the lower \d+ % of it\)"):
+        with pytest.raises(
+            SubjectBoothError, match=r"torn\.jpg is damaged or truncated \(the lower \d+ % is missing\)"
+        ):
             read_photo(path)
     path.write_bytes(whole[:-30].rstrip(b"\xff") + b"\xff\xd9")
     assert [note.kind for note in read_photo(path).notes] == ["torn"], "the last row of blocks alone"
@@ -342,15 +348,14 @@ def test_one_sentence_for_many_photos() -> None:
     notes = [photo_notes.Note("white", f"{number}.png") for number in range(300)]
     notes.insert(1, photo_notes.Note("frames", "a.gif", "3 frames"))
     assert photo_notes.sentences(notes) == [
-        "The transparent parts of 0.png, 1.png and 298 more become white: masked_loss leaves them out of what is "
-        "learned.",
+        "The transparent parts of 0.png, 1.png and 298 more become white; with masked_loss they are not trained on.",
         "a.gif has 3 frames: only the first is used.",
     ]
 
 
 def test_postscript_is_never_handed_to_an_interpreter(tmp_path: Path) -> None:
     (tmp_path / "x.png").write_bytes(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\n")
-    with pytest.raises(SubjectBoothError, match="is not a picture"):
+    with pytest.raises(SubjectBoothError, match="is not an image"):
         read_photo(tmp_path / "x.png")
 
 
@@ -384,7 +389,7 @@ def test_folders_are_listed_in_natural_order(tmp_path: Path) -> None:
         (tmp_path / name).write_bytes(b"x")
     (tmp_path / "sub").mkdir()
     assert [p.name for p in list_photos(tmp_path)] == ["dog1.png", "Dog2.JPG", "dog10.png", "x.heic"]
-    with pytest.raises(SubjectBoothError, match="No picture in the folder 'sub'"):
+    with pytest.raises(SubjectBoothError, match="No images found in the folder 'sub'"):
         list_photos(tmp_path / "sub")
     (tmp_path / "sub" / "10_ohwx old dog").mkdir()
     (tmp_path / "sub" / "10_ohwx old dog" / "a.PNG").write_bytes(b"x")

@@ -12,7 +12,7 @@ import pytest
 from subjectbooth.tests.comfy_server import find_comfyui
 from subjectbooth.tests.conftest import ROOT
 from subjectbooth.trainer.errors import SubjectBoothError
-from subjectbooth.trainer.subject.captions import article, caption_file_of, check_template, fill, read_caption
+from subjectbooth.trainer.subject.captions import article, caption_file_of, check_template, fill_template, read_caption
 from subjectbooth.trainer.subject.trigger import (
     _WORDS,
     DEFAULT_TOKEN,
@@ -52,23 +52,23 @@ def test_article(word: str, expected: str) -> None:
 
 
 def test_fill() -> None:
-    assert fill("a photo of {token} {class}", "ohwx", "dog") == "a photo of ohwx dog"
-    assert fill("a photo of {subject}", "ohwx", "dog") == "a photo of ohwx dog"
-    assert fill("a photo of a {class}", "ohwx", "owl") == "a photo of an owl"
-    assert fill("An {class}, and the {class}", "ohwx", "dog") == "A dog, and the dog"
+    assert fill_template("a photo of {token} {class}", "ohwx", "dog") == "a photo of ohwx dog"
+    assert fill_template("a photo of {subject}", "ohwx", "dog") == "a photo of ohwx dog"
+    assert fill_template("a photo of a {class}", "ohwx", "owl") == "a photo of an owl"
+    assert fill_template("An {class}, and the {class}", "ohwx", "dog") == "A dog, and the dog"
     # A filled-in word is text, not a template, and foreign braces are left alone.
-    assert fill("{token} {0.__class__} {x|y}", "{class}", "dog") == "{class} {0.__class__} {x|y}"
+    assert fill_template("{token} {0.__class__} {x|y}", "{class}", "dog") == "{class} {0.__class__} {x|y}"
 
 
 @pytest.mark.parametrize(
     ("template", "needs_token", "says"),
     [
         ("", True, "prompt_template is empty"),
-        ("a photo of a {class}", True, "names no token"),
+        ("a photo of a {class}", True, "does not contain the token"),
         ("a photo of {tokn} {class}", True, "has the placeholder {tokn}"),
         ("a photo of {token.__class__}", True, "has the placeholder {token.__class__}"),
         ("a photo of {token} {class", True, "unpaired brace"),
-        ("a photo of {subject}", False, "names the token"),
+        ("a photo of {subject}", False, "contains the token"),
     ],
 )
 def test_templates_that_cannot_be_used(template: str, needs_token: bool, says: str) -> None:
@@ -120,20 +120,20 @@ def test_caption_encodings(tmp_path: Path, text: str, encoding: str) -> None:
 @pytest.mark.parametrize(
     ("content", "says"),
     [
-        ("一张狗在草地上奔跑的照片".encode("gbk"), "encoding that cannot be told"),
-        ("犬の写真です".encode("shift-jis"), "encoding that cannot be told"),
-        ("zdjęcie psa ohwx".encode("cp1250"), "encoding that cannot be told for certain"),
-        ("ohwx kočka".encode("cp1250"), "encoding that cannot be told for certain"),
-        ("ohwx köpek fotoğrafı".encode("cp1254"), "encoding that cannot be told for certain"),
-        ("ohwx šuo, gėlė".encode("cp1257"), "encoding that cannot be told for certain"),
-        ("à ohwx".encode("cp1252"), "encoding that cannot be told for certain"),  # in Windows-1251 a Russian "а"
-        ("ohwx и".encode("cp1251"), "encoding that cannot be told for certain"),
-        (bytes(range(256)), "encoding that cannot be told"),
-        (b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01" * 9, "encoding that cannot be told"),
+        ("一张狗在草地上奔跑的照片".encode("gbk"), "cannot be detected"),
+        ("犬の写真です".encode("shift-jis"), "cannot be detected"),
+        ("zdjęcie psa ohwx".encode("cp1250"), "cannot be detected"),
+        ("ohwx kočka".encode("cp1250"), "cannot be detected"),
+        ("ohwx köpek fotoğrafı".encode("cp1254"), "cannot be detected"),
+        ("ohwx šuo, gėlė".encode("cp1257"), "cannot be detected"),
+        ("à ohwx".encode("cp1252"), "cannot be detected"),  # in Windows-1251 a Russian "а"
+        ("ohwx и".encode("cp1251"), "cannot be detected"),
+        (bytes(range(256)), "cannot be detected"),
+        (b"\xff\xd8\xff\xe0\x00\x10JFIF\x00\x01" * 9, "cannot be detected"),
         (b"", "is empty"),
         (b" \n\t\r\n", "is empty"),
         (b"\xef\xbb\xbf", "is empty"),
-        (b"dog " * 20_000, "holds 78 KB"),
+        (b"dog " * 20_000, "is 78 KB long"),
     ],
 )
 def test_captions_that_are_refused(tmp_path: Path, content: bytes, says: str) -> None:
@@ -177,7 +177,7 @@ def test_russian_is_read_right_or_not_at_all(tmp_path: Path, encoding: str) -> N
 
 def test_a_missing_caption_file_is_named(tmp_path: Path) -> None:
     assert caption_file_of(tmp_path / "my dog.final.jpg").name == "my dog.final.txt"
-    with pytest.raises(SubjectBoothError, match="There is no caption file dog.txt"):
+    with pytest.raises(SubjectBoothError, match="Caption file dog.txt not found"):
         read_caption(tmp_path / "dog.txt")
 
 
@@ -209,10 +209,10 @@ def clip_tokenize() -> Callable[[str], list[int]]:
         ("corgi", "CLIP already knows"),
         ("teapot", "CLIP already knows (number 40,749"),
         ("fawn", "CLIP already knows"),
-        ("zwx", "is 2 CLIP tokens"),
-        ("[V]", "is 3 CLIP tokens"),
-        ("<new1>", "is 4 CLIP tokens"),
-        ("ohwx toy", "is 2 CLIP tokens"),
+        ("zwx", "is split into 2 CLIP tokens"),
+        ("[V]", "is split into 3 CLIP tokens"),
+        ("<new1>", "is split into 4 CLIP tokens"),
+        ("ohwx toy", "is split into 2 CLIP tokens"),
     ],
 )
 def test_tokens_that_are_warned_about(token: str, says: str) -> None:

@@ -1,4 +1,4 @@
-"""What every ``auto`` of a run became on the machine that it found itself on."""
+"""The values that a run's ``auto`` settings resolved to on this machine."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from dataclasses import dataclass
 
 
 @dataclass(frozen=True)
-class Chosen:
-    """What a run uses. A resumed run keeps its first choice, but for the device and the kernels of attention.
+class ResolvedSettings:
+    """What a run uses. A resumed run keeps its first values, except for the device and the attention kernels.
 
     Attributes:
-        optimizer: one of those of :class:`trainer.config.TrainConfig`.
-        device: as torch writes it.
+        optimizer: one of those in :class:`trainer.config.TrainConfig`.
+        device: in torch's notation.
         precision: ``fp32``, ``fp16`` or ``bf16``.
         gradient_checkpointing: whether it is on.
-        micro_batch: pictures in a forward pass; the setting is called ``pictures_per_forward``.
+        micro_batch: images per forward pass; the setting is called ``pictures_per_forward``.
         attention: ``sdpa`` or ``xformers``.
     """
 
@@ -27,7 +27,7 @@ class Chosen:
     attention: str = "sdpa"
 
     def as_settings(self) -> dict[str, str]:
-        """By the names and in the words of the settings: what is logged, shown and kept in a checkpoint."""
+        """The names and values of the settings, for logs, display and checkpoints."""
         return {
             "optimizer": self.optimizer,
             "device": self.device,
@@ -38,8 +38,8 @@ class Chosen:
         }
 
     @classmethod
-    def from_settings(cls, values: Mapping[str, str]) -> Chosen:
-        """What :meth:`as_settings` gave."""
+    def from_settings(cls, values: Mapping[str, str]) -> ResolvedSettings:
+        """The inverse of :meth:`as_settings`."""
         return cls(
             values["optimizer"],
             values["device"],

@@ -1,7 +1,7 @@
-"""JPEG files whose data ends too early though the file ends properly: decoders fill what is missing with grey, unasked.
+"""Detect JPEG files whose image data ends early but which have a proper end marker: decoders fill the rest with grey.
 
-Such files come from interrupted copies that some program has closed, and from failing memory cards. A file that just
-stops is refused by the decoder itself.
+Such files come from interrupted copies that some program has finalised, and from failing memory cards. A file without
+an end marker is rejected by the decoder itself.
 """
 
 from __future__ import annotations
@@ -14,21 +14,21 @@ from PIL import Image
 
 _START_OF_SCAN, _END = 0xDA, b"\xff\xd9"
 _FRAMES = (0xC0, 0xC2)
-"""Baseline to progressive."""
+"""Start-of-frame markers, baseline to progressive."""
 _MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
-"""Within compressed data: a marker that ends it. 0xFF 0x00 is data, 0xD0 to 0xD7 only restart the decoder."""
+"""A marker that ends compressed data. 0xFF 0x00 is data, and 0xD0 to 0xD7 only restart the decoder."""
 _NOISE = bytes(value for value in np.random.default_rng(0).integers(0, 255, 64).astype(np.uint8))  # without 0xFF
 _PADDING = b"".join(_NOISE + bytes([0xFF, 0xD0 + number]) for number in range(8)) + _NOISE
 
 
 def missing_rows(data: bytes) -> int:
-    """Rows of pixels at the bottom of a JPEG that its file holds no data for; 0 for a whole one.
+    """Number of pixel rows at the bottom of a JPEG without data; 0 for a complete file.
 
-    The file is decoded as it is, and with noise put before its end. A decoder that has all its blocks by then skips the
-    noise. One that still needs some takes it for them, and the pictures differ.
+    Decodes the file twice: as it is, and with noise inserted before the end marker. A decoder that already has all
+    blocks skips the noise; one that still needs some decodes it, and the two images differ.
 
     Args:
-        data: the file. What is no JPEG, or cannot be decoded, counts as whole: decoding it says more.
+        data: the file. Other formats and undecodable files return 0, because decoding them gives a better error.
     """
     end, has_all_scans = _parse(data)
     if end is None:
@@ -39,14 +39,14 @@ def missing_rows(data: bytes) -> int:
         if not has_all_scans:
             return height
         whole, padded = _decoded(data), _decoded(data[:end] + _PADDING + _END)
-    except Exception:  # decoders raise nearly anything
+    except Exception:  # decoders raise almost anything
         return 0
     rows = np.flatnonzero((whole != padded).reshape(len(whole), -1).any(axis=1))
     return round((len(whole) - int(rows[0])) * height / len(whole)) if len(rows) else 0
 
 
 def _decoded(data: bytes) -> np.ndarray:
-    """The picture at an eighth of its size, which costs a fraction of the time, but for one with its detail last."""
+    """The image at 1/8 of its size, which is much faster; at full size if progressive, where the detail comes last."""
     with Image.open(io.BytesIO(data), formats=["JPEG"]) as image:
         if not image.info.get("progressive"):
             image.draft(None, (1, 1))
@@ -55,12 +55,12 @@ def _decoded(data: bytes) -> np.ndarray:
 
 
 def _parse(data: bytes) -> tuple[int | None, bool]:
-    """Where the end marker of the first picture is, and whether a progressive one has all of its scans.
+    """The offset of the first image's end marker, and whether a progressive image has all of its scans.
 
-    Phones and cameras put more behind the first picture.
+    Phones and cameras append more data after the first image.
     """
     at, components, is_progressive = 2, 0, False
-    finished: set[tuple[int, int]] = set()  # component and coefficient that some scan gives to the last bit
+    finished: set[tuple[int, int]] = set()  # (component, coefficient) pairs with all their bits
     while data[at : at + 1] == b"\xff" and at + 4 <= len(data):
         marker, body = data[at + 1], at + 4
         if marker == _END[1]:
