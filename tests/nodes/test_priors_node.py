@@ -304,7 +304,7 @@ def test_a_damaged_file_is_said_and_made_again(comfy: ComfyClient) -> None:
     result = comfy.run(priors_graph(comfy, exclude="0" * 64, **settings))
     assert result.outputs["20"]["text"][:2] == [
         '4 class images ready (2 new), "a photo of a cat"',
-        "00002-00003.safetensors was damaged; its class images are made again.",
+        "00002-00003.safetensors was damaged; its class images are generated again.",
     ]
     assert priors_of(result) == priors_of(whole) and result.outputs["22"] == whole.outputs["22"]
     assert picture.read_bytes() == good
@@ -339,7 +339,7 @@ def test_nothing_of_the_process_is_changed(comfy: ComfyClient) -> None:
         ({"sampler_name": "best"}, "sampler_name 'best'. Required: one of ComfyUI's"),
         ({"scheduler": "best"}, "scheduler 'best'. Required: one of ComfyUI's"),
         ({"cfg": float("nan")}, "cfg nan. Required: a number from 0 to 100"),
-        ({"exclude": "abc"}, "exclude has 'abc' in it"),
+        ({"exclude": "abc"}, "exclude contains 'abc'"),
         ({"model": ["40", 0]}, "The MODEL has patches that are not weights"),
     ],
 )

@@ -203,7 +203,7 @@ def test_a_mistyped_checkpoint_is_refused_at_once(tmp_path: Path) -> None:
     arguments = _arguments(tmp_path / "nothing.safetensors", write_photos(tmp_path / "photos"), tmp_path / "out")
     done = run_in_shell(*arguments, python=("-X", "importtime"))
     assert done.returncode == 2
-    assert "A checkpoint that is not there. Required: a file or folder" in done.stderr
+    assert "The checkpoint was not found. Required: a file or folder" in done.stderr
     imported = {line.split("|")[-1].strip() for line in done.stderr.splitlines() if line.startswith("import time:")}
     assert "torch" in imported
     assert not {"diffusers", "transformers", "peft", "accelerate"} & imported, "they take seconds"

@@ -1,1 +1,1 @@
-"""The base model that an adapter is trained on."""
+"""The base model that a LoRA is trained on."""

@@ -1,4 +1,4 @@
-"""The frozen base that an adapter is trained on: a denoiser, what encodes prompts, and what encodes pictures."""
+"""The frozen base that a LoRA is trained on: denoiser, prompt encoder and latent codec."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from .trainable_text import TrainableText
 
 @dataclass
 class BaseModel:
-    """A base model in the parts that training needs.
+    """The parts of a base model that training needs.
 
     Attributes:
         family: the name that users know it by ("SD 1.x").
-        denoiser: the network and its noise.
-        prompts: encodes prompts with the model's own text encoder(s).
-        codec: encodes and decodes pictures with the model's own VAE.
-        digest: SHA-256 over all of the above, part of a run's key.
-        text: its text encoders as something to train; None where they can only stay frozen.
-        prompt_of: a caption as a prompt of the encoder's own syntax that means the caption's text, letter by letter.
-        sampling_digest: like ``digest``, over what class images are drawn by; empty where that is the same.
+        denoiser: the network and its noise process.
+        prompts: encodes prompts with the model's text encoders.
+        codec: encodes and decodes images with the model's VAE.
+        digest: SHA-256 of all of the above; part of a run's key.
+        text: the trainable text encoders; None if they must stay frozen.
+        prompt_of: escapes a caption, so that the encoder's prompt syntax reads it literally.
+        sampling_digest: SHA-256 of the parts that affect class images; empty if that is ``digest``.
     """
 
     family: str

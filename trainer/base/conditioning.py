@@ -1,4 +1,4 @@
-"""Encoded prompts, as the UNet takes them."""
+"""Encoded prompts, and the protocols of what encodes prompts and images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class Conditioning:
 
     Attributes:
         hidden_states: float32 [b, tokens, context_dim]; tokens is 77 for each chunk of a prompt.
-        pooled: float32 [b, d], for families whose UNet takes a pooled prompt besides; None for the others.
+        pooled: float32 [b, d], for families whose UNet also takes a pooled prompt; None for the others.
     """
 
     hidden_states: torch.Tensor
@@ -24,7 +24,7 @@ class Conditioning:
 
     @property
     def first(self) -> Conditioning:
-        """The first prompt alone, in the length that it has in the batch."""
+        """The first prompt only, padded as in the batch."""
         return self.rows(0, 1)
 
     def rows(self, first: int, last: int) -> Conditioning:
@@ -39,15 +39,15 @@ class Conditioning:
 
 
 class PromptEncoder(Protocol):
-    """Turns prompts into conditioning; ComfyUI's CLIP inside a graph, transformers from a shell."""
+    """Encodes prompts: with ComfyUI's CLIP in a graph, with transformers from a shell."""
 
     def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
-        """One conditioning of batch size 1 for each prompt, as normal tensors on the CPU."""
+        """One conditioning of batch size 1 for each prompt, as CPU tensors that autograd accepts."""
         ...
 
 
 class LatentCodec(Protocol):
-    """Turns pictures into latents and back; ComfyUI's VAE inside a graph, diffusers from a shell."""
+    """Encodes and decodes images: with ComfyUI's VAE in a graph, with diffusers from a shell."""
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """[n, 3, h, w] in 0..1 -> the posterior's mean, scaled for the UNet, float32 [n, 4, h/8, w/8] on the CPU."""
@@ -59,10 +59,10 @@ class LatentCodec(Protocol):
 
 
 def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
-    """One batch from several; prompts of fewer chunks are repeated to the length of the longest.
+    """Concatenate to one batch; shorter prompts are repeated to a common length.
 
-    Repeating every key and value of a cross-attention the same number of times leaves its softmax average as it
-    was, so a repeated prompt means exactly what the single one did (ComfyUI batches prompts the same way).
+    Repeating all keys and values of a cross-attention equally often does not change its softmax average, so a
+    repeated prompt is equivalent to the original (ComfyUI batches prompts the same way).
     """
     length = math.lcm(*(part.hidden_states.shape[1] for part in parts))
     hidden_states = torch.cat(

@@ -1,4 +1,4 @@
-"""What is trained on, whatever its architecture: a network and its noise."""
+"""The network that is trained, of any architecture, and its noise process."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from .conditioning import Conditioning
 
 
 class Denoiser(Protocol):
-    """A network that can be trained on, with its noise. The training knows no more of a model than this.
+    """A trainable network with its noise process; the training loop needs nothing else of a model.
 
-    The weights are not part of it: :meth:`build` makes the network when training starts, and everything else takes the
-    network (perhaps wrapped by accelerate, or a stand-in without weights) as an argument. *Times* are whatever the
-    network's noise is counted in: a timestep, a sigma, a time of a flow.
+    It holds no weights: :meth:`build` creates the network when training starts, and the other methods take the network
+    (which may be wrapped by accelerate, or on the meta device) as an argument. *Times* are the network's measure of
+    noise: a timestep, a sigma, or the time of a flow.
 
     Attributes:
-        latent_channels: of its latents.
-        latent_factor: pixels a side of one latent.
-        native_resolution: pixels a side that it was trained at.
-        metadata: what a LoRA file tells of the architecture, in the keys of kohya and of ModelSpec.
+        latent_channels: number of channels of its latents.
+        latent_factor: image pixels per latent pixel, along a side.
+        native_resolution: side of the images it was trained on, in pixels.
+        metadata: the architecture, as LoRA files state it in kohya's and ModelSpec's keys.
     """
 
     latent_channels: int
@@ -36,83 +36,83 @@ class Denoiser(Protocol):
     def metadata(self) -> Mapping[str, str]: ...
 
     def latent_size(self, width: int, height: int) -> tuple[int, int, int]:
-        """(channels, height, width) of the latents of a picture of so many pixels."""
+        """(channels, height, width) of the latents of an image of ``width`` x ``height`` pixels."""
         ...
 
     # The network
 
     def build(self, dtype: torch.dtype) -> nn.Module:
-        """The network, frozen, on the CPU, its weights in ``dtype``. Called once, when training (or drawing) starts:
-        before that the memory is the host's."""
+        """The frozen network on the CPU, in ``dtype``. Called once, when training or sampling starts; until then it
+        takes no memory."""
         ...
 
     def outline(self) -> nn.Module | None:
-        """The network on the meta device, to look at its layers early and cheaply; None where that cannot be had."""
+        """The network on the meta device, for cheap checks of its layers before training; None if not supported."""
         ...
 
     def adapter_layers(self, network: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
-        """The layers that get a LoRA, by the name of the module in the network.
+        """The layers that get a LoRA, by module name.
 
         Args:
             lora_targets: as in :class:`trainer.config.TrainConfig`.
 
         Raises:
-            SubjectBoothError: the network has none of them.
+            SubjectBoothError: the network has no such layer.
         """
         ...
 
     def file_key(self, layer: str) -> str:
-        """What a LoRA file calls a layer, without what follows the last underscore group: ``lora_unet_..._to_q``."""
+        """A layer's key in a LoRA file, without the suffix: ``lora_unet_..._to_q``."""
         ...
 
     def enable_gradient_checkpointing(self, network: nn.Module) -> None:
-        """Compute blocks again in the backward pass and keep only what goes into them."""
+        """Keep only the inputs of blocks, and recompute the blocks in the backward pass."""
         ...
 
     def use_attention(self, network: nn.Module, attention: str) -> tuple[str, str]:
-        """Compute attention that way (see :func:`trainer.machine.attention.choose_attention`).
+        """Switch the attention implementation (see :func:`trainer.machine.attention.choose_attention`).
 
         Returns:
-            what is used, and a sentence for the user where that is something else.
+            the implementation in use, and a note for the user if it is another one.
         """
         ...
 
-    # Its noise
+    # Noise
 
     def times(self, uniform: torch.Tensor) -> torch.Tensor:
-        """Times to train at, for uniform draws.
+        """Map uniform random numbers to training times.
 
         Args:
-            uniform: float64 [b] in 0..1 (1 excluded), on the CPU.
+            uniform: float64 [b] in [0, 1), on the CPU.
         """
         ...
 
     def noisy_latents(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        """Latents float32 [b, c, h, w] with so much of the noise in them."""
+        """The latents, float32 [b, c, h, w], noised to the given times."""
         ...
 
     def target(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        """What the network should predict, like ``latents``."""
+        """The training target, shaped like ``latents``."""
         ...
 
     def loss_weights(self, times: torch.Tensor, snr_gamma: float) -> torch.Tensor | None:
-        """float32 [b], a factor for each picture's loss; None where all count the same.
+        """A factor for each image's loss, float32 [b]; None if all are 1.
 
         Args:
-            snr_gamma: of min-SNR weighting (arXiv 2303.09556); 0 turns it off.
+            snr_gamma: gamma of min-SNR weighting (arXiv 2303.09556); 0 turns it off.
         """
         ...
 
     def predict(
         self, network: Any, noisy_latents: torch.Tensor, times: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        """The network's prediction, float32, like ``noisy_latents``.
+        """The network's prediction, float32, shaped like ``noisy_latents``.
 
         Args:
-            network: from :meth:`build`, perhaps wrapped.
-            noisy_latents: [b, c, h, w], in the training space.
+            network: from :meth:`build`, possibly wrapped.
+            noisy_latents: [b, c, h, w], scaled for the network.
             times: [b].
-            conditioning: b prompts.
+            conditioning: batch size b.
         """
         ...
 
@@ -127,30 +127,29 @@ class Denoiser(Protocol):
         seeds: Sequence[int],
         device: torch.device,
     ) -> Generator[int, None, torch.Tensor]:
-        """Draw pictures' latents together, with classifier-free guidance.
+        """Sample latents in one batch, with classifier-free guidance.
 
         Args:
-            prompts: one a picture, or one for all.
-            negative: for all, batch size 1.
+            prompts: one per image, or one for all.
+            negative: for all images, batch size 1.
             size: (channels, height, width).
             steps: denoising steps.
-            seeds: of each picture's first noise.
+            seeds: seed of each image's initial noise.
 
         Yields:
             denoising steps done, 1..steps.
 
         Returns:
-            latents, float32 [n, c, h, w], on the CPU, in the training space.
+            latents, float32 [n, c, h, w], on the CPU, scaled for the network.
         """
         ...
 
-    # How its memory is counted
+    # Memory estimates
 
     def blocks(self, network: nn.Module) -> list[nn.Module]:
-        """The blocks that gradient checkpointing computes again, one at a time. Each takes the hidden states first."""
+        """The blocks that gradient checkpointing recomputes one by one; their first argument is the hidden states."""
         ...
 
     def countable(self, network: nn.Module) -> AbstractContextManager[None]:
-        """Inside, the network runs on the meta device and keeps as much memory as it does on a real one; afterwards it
-        is as it was."""
+        """Inside, the network runs on the meta device and allocates as much as on a real device; restored on exit."""
         ...

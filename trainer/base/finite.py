@@ -1,4 +1,4 @@
-"""A base whose own weights are not numbers is named before training; later it would look like a fault of the photos."""
+"""Checks for NaN and infinity in the base, before training: later they would look like a problem of the photos."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from .conditioning import Conditioning
 
 
 def is_finite(tensor: torch.Tensor) -> bool:
-    """Whether every value is a number. Ten times as fast as ``torch.isfinite(tensor).all()``."""
+    """Whether all values are finite; ten times as fast as ``torch.isfinite(tensor).all()``."""
     if not tensor.is_floating_point() or not tensor.numel():
         return True
-    low, high = torch.aminmax(tensor.detach())  # NaN passes through
+    low, high = torch.aminmax(tensor.detach())  # NaN propagates
     return abs(float(low)) < float("inf") and abs(float(high)) < float("inf")
 
 
 def check_weight(name: str, kept: torch.Tensor, stored: torch.Tensor, what: str, where: str) -> None:
-    """Check a weight of the base that was just copied.
+    """Check a copied weight of the base.
 
     Args:
-        name: as the checkpoint has it.
-        kept: the copy, in the dtype it is used in.
+        name: its name in the checkpoint.
+        kept: the copy, in the dtype in use.
         stored: the original.
-        what: which part of the base it is of ("UNet").
-        where: what the weights came from.
+        what: the part of the base ("UNet").
+        where: source of the weights, for the message.
 
     Raises:
-        SubjectBoothError: it holds NaN or infinity.
+        SubjectBoothError: it contains NaN or infinity.
     """
     if is_finite(kept):
         return
@@ -43,15 +43,15 @@ def check_weight(name: str, kept: torch.Tensor, stored: torch.Tensor, what: str,
             where,
         )
     raise SubjectBoothError(
-        f"the {what}'s weight {name!r} holds values that are not numbers (NaN or infinity)",
-        "a base model with whole weights",
+        f"the {what}'s weight {name!r} contains NaN or infinity",
+        "a base model with finite weights",
         "get the checkpoint again or use another one; merging models or LoRAs in half precision is a usual cause",
         where,
     )
 
 
 def check_prompts(encoded: Mapping[str, Conditioning]) -> None:
-    """Check what the text encoder made of every prompt.
+    """Check all encoded prompts.
 
     Raises:
         SubjectBoothError: NaN or infinity.
@@ -65,13 +65,13 @@ def check_prompts(encoded: Mapping[str, Conditioning]) -> None:
         return
     if len(wrong) == len(encoded):
         raise SubjectBoothError(
-            "the text encoder turns every prompt into values that are not numbers (NaN or infinity)",
-            "a text encoder with whole weights",
+            "the text encoder turns every prompt into NaN or infinity",
+            "a text encoder with finite weights",
             "get the checkpoint again, or use another text encoder",
             about=Topic.TEXT_ENCODER,
         )
     raise SubjectBoothError(
-        f"the text encoder turns the prompt {wrong[0][:60]!r} into values that are not numbers (NaN or infinity)",
+        f"the text encoder turns the prompt {wrong[0][:60]!r} into NaN or infinity",
         "finite numbers",
         "change that prompt, or use another text encoder",
         about=Topic.TEXT_ENCODER,
@@ -79,11 +79,11 @@ def check_prompts(encoded: Mapping[str, Conditioning]) -> None:
 
 
 def check_latents(latents: torch.Tensor | Sequence[torch.Tensor], names: Sequence[str]) -> None:
-    """Check what the VAE made of every photo.
+    """Check the latents of all photos.
 
     Args:
-        latents: n, one a photo.
-        names: n, for the message.
+        latents: one per photo, n.
+        names: names of the photos, n, for the message.
 
     Raises:
         SubjectBoothError: NaN or infinity.
@@ -94,13 +94,13 @@ def check_latents(latents: torch.Tensor | Sequence[torch.Tensor], names: Sequenc
     todo = "use another VAE, or one in fp32"  # SDXL's, for one, overflows in fp16
     if len(wrong) == len(names):
         raise SubjectBoothError(
-            "the VAE turns every photo into values that are not numbers (NaN or infinity)",
-            "a VAE with whole weights, in a precision it can run in",
+            "the VAE turns every photo into NaN or infinity",
+            "a VAE with finite weights, in a precision it can run in",
             todo,
             about=Topic.VAE,
         )
     raise SubjectBoothError(
-        f"the VAE turns {' and '.join(wrong)} into values that are not numbers (NaN or infinity)",
+        f"the VAE turns {' and '.join(wrong)} into NaN or infinity",
         "finite numbers",
         f"{todo}, or leave that photo out",
         about=Topic.VAE,

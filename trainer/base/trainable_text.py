@@ -1,4 +1,4 @@
-"""Text encoders that can get a LoRA of their own."""
+"""Text encoders that can be trained."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from .conditioning import Conditioning
 
 
 class TrainableText(Protocol):
-    """The text encoders of a base that can be trained with the network; a base without one keeps its own frozen.
+    """The text encoders of a base, for training with the network. A base without it keeps them frozen.
 
     Attributes:
-        clip_skip: which layer prompts come from, by kohya's count: 1 is the last.
+        clip_skip: the layer that prompts are taken from, in kohya's counting: 1 is the last.
         narrowest: width of the narrowest layer that can get a LoRA.
     """
 
@@ -30,30 +30,30 @@ class TrainableText(Protocol):
         ...
 
     def tokenize(self, prompt: str) -> Any:
-        """A prompt as :meth:`encode` takes it.
+        """A prompt in the form that :meth:`encode` takes.
 
         Raises:
-            SubjectBoothError: a prompt that a text encoder in training cannot take in.
+            SubjectBoothError: the prompt cannot be used for training a text encoder.
         """
         ...
 
     def encode(self, models: Sequence[Any], tokens: Sequence[Any]) -> list[Conditioning]:
-        """One conditioning a prompt, float32, on the models' device; differentiable where they have trainable weights.
+        """One conditioning per prompt, float32, on the models' device; differentiable in trainable weights.
 
         Args:
-            models: from :meth:`build`, in its order, perhaps wrapped by accelerate.
+            models: from :meth:`build`, in its order, possibly wrapped by accelerate.
             tokens: from :meth:`tokenize`.
         """
         ...
 
     def adapter_layers(self, prefix: str, model: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
-        """The layers that get a LoRA, by module name: only those that a prompt comes from."""
+        """The layers that get a LoRA, by module name: only those that affect the encoded prompt."""
         ...
 
     def file_key(self, prefix: str, layer: str) -> str:
-        """What a LoRA file calls a layer."""
+        """A layer's key in a LoRA file, without the suffix."""
         ...
 
     def activation_bytes(self, tokens: int, dtype: torch.dtype) -> int:
-        """Bytes kept for the backward pass of prompts of so many tokens."""
+        """Bytes kept for the backward pass of prompts with ``tokens`` tokens in total."""
         ...

@@ -1,1 +1,1 @@
-"""Ways to keep the class."""
+"""Class preservation: methods that stop the model from forgetting the class."""

@@ -1,4 +1,4 @@
-"""Class images without ComfyUI: the trainer's own sampler on the untouched base, kept on disk like the node's."""
+"""Class images without ComfyUI: sampled by the trainer from the base, and stored like those of the node."""
 
 from __future__ import annotations
 
@@ -30,16 +30,16 @@ def generate(
     precision: str = "fp32",
     free: FreeMemory = free_bytes,
 ) -> Iterator[int | ClassPriors]:
-    """Make the class images that are not on the disk yet.
+    """Generate the class images that are missing on disk.
 
-    On a GPU as many together as fit in its memory, and where they do not fit after all, fewer.
+    On a GPU the batch size is what fits in memory; it is lowered if memory still runs out.
 
     Args:
-        check: called before the first one is drawn, when not all are there: raises what training would be refused for.
+        check: called before the first image is generated, if any is missing; raises errors that training would raise.
         free: bytes free on a device.
 
     Yields:
-        how many of ``count`` are there, after each picture or batch; the finished :class:`ClassPriors` last.
+        the number of images ready, of ``count``, after each batch; the :class:`ClassPriors` last.
 
     Raises:
         SubjectBoothError: too little memory; the folder cannot be read or written.
@@ -83,11 +83,11 @@ def _generate(
         check()
         with memory_errors(
             f"too little memory on {device} for a class image of {resolution} pixels",
-            "a smaller picture",
+            "a smaller image",
             "lower resolution or close other programs; the finished class images are kept",
             "class images",
         ):
-            conditioning, negative = base.prompts.encode([prompt, ""])  # before the network takes the memory
+            conditioning, negative = base.prompts.encode([prompt, ""])  # before the network takes memory
             denoiser, dtype = base.denoiser, DTYPES[precision]
             network = denoiser.build(dtype).to(device)
             size = denoiser.latent_size(resolution, resolution)
@@ -105,7 +105,7 @@ def _generate(
                     pass
                 return drawing.latents
 
-            # A picture depends on its batch in its last bits only, as it does on the card: no part of the recipe.
+            # Not in the recipe: the batch size affects an image only by rounding, as the GPU does.
             for _ in make_missing(store, pictures, count, at_once, draw):
                 yield sum(number in pictures for number in range(count))
     used, _ = split_excluded(pictures, count, ())

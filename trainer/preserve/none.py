@@ -1,4 +1,4 @@
-"""Nothing keeps the class: the fastest way, for subjects that may become all of their class."""
+"""No class preservation: the fastest method, for when the model may forget the class."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from .preservation import AdapterLayer, BaseIdentity, Part
 
 
 class NoPreservation:
-    """Adds nothing, costs nothing and needs nothing."""
+    """Adds no loss, costs nothing and needs nothing."""
 
     name: ClassVar[str] = "none"
     losses: ClassVar[Mapping[str, str]] = {}
@@ -22,17 +22,17 @@ class NoPreservation:
     metadata: Mapping[str, str] = {"ss_num_reg_images": "0"}
 
     def check(self, size: tuple[int, ...], base: BaseIdentity) -> tuple[str, ...]:
-        """Fits every training."""
+        """Never fails."""
         return ()
 
     def pictures(self, photos: int) -> int:
-        """None."""
+        """No images."""
         return 0
 
     def parts(self, photos: Part, draws: Draws, weight: float) -> Sequence[Part]:
-        """None."""
+        """No images."""
         return ()
 
     def penalty(self, layers: Iterator[AdapterLayer], weight: float) -> Mapping[str, torch.Tensor]:
-        """None."""
+        """No terms."""
         return {}

@@ -1,4 +1,4 @@
-"""What a way to keep the class has to say: what it adds to a step, what that costs, and what it needs."""
+"""The interface of class preservation: what a method adds to a training step, and what it needs."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from ..machine.draws import Draws
 
 @dataclass(frozen=True)
 class Part:
-    """Pictures of one size that a micro-step learns from, for one term of the loss.
+    """Images of one size in a micro-step that contribute to one term of the loss.
 
     Attributes:
         loss: the term's name, such as "prior_loss".
-        weight: the term's factor in the whole loss.
-        latents: float32 [b, c, h, w], on the CPU, in the training space.
-        prompts: b of them.
-        labels: b, what each picture is called in messages.
-        purpose: what its times are drawn for; two parts with one purpose get the same times.
-        masks: float32 [b, 1, h, w] in 0..1, the part of each picture that counts; None counts all of it.
-        from_base: the target is what the base predicts, the adapter switched off, and not the picture's own noise.
-        like: the part whose noise and times these pictures share; None draws their own.
+        weight: the term's factor in the total loss.
+        latents: float32 [b, c, h, w], on the CPU, scaled for the network.
+        prompts: one per image, b.
+        labels: the images' names in messages, b.
+        purpose: name of the random stream of its times; parts with the same purpose get the same times.
+        masks: float32 [b, 1, h, w] in 0..1, a weight for each pixel; None for 1.
+        from_base: the target is the base's prediction, with the LoRA switched off, instead of the noise.
+        like: the part to share noise and times with; None for new ones.
     """
 
     loss: str
@@ -40,11 +40,11 @@ class Part:
 
 @dataclass(frozen=True)
 class AdapterLayer:
-    """One layer's low-rank change of a weight: ``scale * up @ down``.
+    """The LoRA of one layer, which adds ``scale * up @ down`` to its weight.
 
     Attributes:
-        down: float32 [rank, in], or of a convolution [rank, in, 1, 1].
-        up: float32 [out, rank], likewise.
+        down: float32 [rank, in], for a convolution [rank, in, 1, 1].
+        up: float32 [out, rank], for a convolution [out, rank, 1, 1].
         scale: ``alpha / rank``.
     """
 
@@ -55,12 +55,12 @@ class AdapterLayer:
 
 @dataclass(frozen=True)
 class BaseIdentity:
-    """What tells the base that is trained on from others.
+    """Identifies the base to train on.
 
     Attributes:
-        family: its name.
-        digest: SHA-256 over what it draws class images by.
-        latent_factor: pixels a side of one of its latents.
+        family: the family's name.
+        digest: SHA-256 of everything in it that affects class images.
+        latent_factor: image pixels per latent pixel, along a side.
     """
 
     family: str
@@ -69,69 +69,70 @@ class BaseIdentity:
 
 
 class Preservation(Protocol):
-    """A way to keep what the model knows of the class while it learns the subject.
+    """A method that preserves the class while the model learns the subject.
 
-    Implementations are small files in this package, registered in :mod:`trainer.preserve.ways`. Their docstring names
-    the paper, what it costs and what it needs.
+    Implementations are modules of this package, registered in :mod:`trainer.preserve.ways`. The module's docstring
+    names the paper, the cost and the requirements.
     """
 
     name: ClassVar[str]
-    """What a user chooses it by."""
+    """The name that users choose it by."""
 
     losses: ClassVar[Mapping[str, str]]
-    """The terms that it adds to the loss, by name; with what the panel's curve is called."""
+    """The terms it adds to the loss: the label of the panel's curve by the term's name."""
 
     @property
     def key(self) -> str | None:
-        """What of it changes the weights, for the run's key; None where there is nothing."""
+        """A digest of everything that affects the trained weights, for the run's key; None if nothing does."""
         ...
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """What has to be encoded for it."""
+        """The prompts to encode."""
         ...
 
     @property
     def record(self) -> Mapping[str, str]:
-        """What the run's folder remembers of it."""
+        """Entries for the record in the run's folder."""
         ...
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """What the LoRA file tells of it."""
+        """Entries for the LoRA file's metadata."""
         ...
 
     def check(self, size: tuple[int, ...], base: BaseIdentity) -> tuple[str, ...]:
-        """
+        """Check that it can be used for this training.
+
         Args:
             size: (channels, height, width) of latents at the training resolution.
-            base: what is trained on.
+            base: the base to train on.
 
         Returns:
             warnings for the user.
 
         Raises:
-            SubjectBoothError: it cannot be used for this training.
+            SubjectBoothError: it cannot.
         """
         ...
 
     def pictures(self, photos: int) -> int:
-        """How many pictures it adds to a batch of so many photos, for the memory plan."""
+        """The number of images it adds to a batch of ``photos`` photos, for the memory plan."""
         ...
 
     def parts(self, photos: Part, draws: Draws, weight: float) -> Sequence[Part]:
-        """What it adds to one micro-step.
+        """The images it adds to a micro-step.
 
         Args:
-            photos: what is learned from in this micro-step.
-            draws: of this micro-step.
+            photos: the photos of this micro-step.
+            draws: the random draws of this micro-step.
             weight: ``prior_loss_weight``.
         """
         ...
 
     def penalty(self, layers: Iterator[AdapterLayer], weight: float) -> Mapping[str, torch.Tensor]:
-        """Terms of the loss that depend on the adapter alone, by name: each already weighted, with its gradient.
+        """Terms of the loss that depend only on the adapter, by name: already weighted, and differentiable.
 
-        Called once a step.
+        Called once per step.
         """
         ...

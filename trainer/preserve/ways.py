@@ -1,4 +1,4 @@
-"""All ways to keep the class."""
+"""The registry of class preservation methods."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from .preservation import Preservation
 from .priors import ClassPriors
 
 WAYS: dict[str, type[Preservation]] = {way.name: way for way in (NoPreservation, ClassImages)}
-"""By the name a user chooses it by."""
+"""By the name that users choose them by."""
 
 
 def keeping_class(priors: ClassPriors | None) -> Preservation:
-    """The way that a graph or a command asks for: with class images where there are some, else none."""
+    """The method to use: class images if there are any, otherwise none."""
     return NoPreservation() if priors is None else ClassImages(priors)
 
 
 def loss_labels() -> dict[str, str]:
-    """What the panel calls the curve of each term of the loss, by the term's name."""
+    """The labels of the panel's curves, by the loss term's name."""
     return {"instance_loss": "subject"} | {name: label for way in WAYS.values() for name, label in way.losses.items()}

@@ -299,8 +299,8 @@ def _edit_model(folder: Path) -> None:
         (_index, "An index that names no files beside it"),
         (_other_vae, "A VAE with 16 latent channels"),
         (_edit_model, "8 input channels, an edit model"),
-        (lambda folder: shutil.rmtree(folder / "vae"), "A checkpoint without a VAE"),
-        (lambda folder: shutil.rmtree(folder / "text_encoder"), "A checkpoint without a text encoder"),
+        (lambda folder: shutil.rmtree(folder / "vae"), "The checkpoint has no VAE"),
+        (lambda folder: shutil.rmtree(folder / "text_encoder"), "The checkpoint has no text encoder"),
         (lambda folder: shutil.rmtree(folder / "unet"), "A folder without unet/"),
         (
             _config("scheduler", "scheduler_config.json", _class_name="EDMEulerScheduler"),

@@ -99,13 +99,13 @@ ONE = torch.zeros(1)
         (_with(edm_mean=ONE, edm_std=ONE), "samples by EDM"),
         (_with(**{"edm_vpred__sigma_max": ONE}), "samples by EDM"),
         (_other_vae, "A VAE with 16 latent channels (of another family, such as SD 3 or Flux)"),
-        (_without("first_stage_model."), "A checkpoint without a VAE"),
-        (_without("cond_stage_model."), "A checkpoint without a text encoder"),
-        (_bare, "A UNet alone, without text encoder and VAE"),
-        (_bare_of_diffusers, "A UNet alone, without text encoder and VAE"),
+        (_without("first_stage_model."), "The checkpoint has no VAE"),
+        (_without("cond_stage_model."), "The checkpoint has no text encoder"),
+        (_bare, "The file has only a UNet, no text encoder and no VAE"),
+        (_bare_of_diffusers, "The file has only a UNet, no text encoder and no VAE"),
         (
             lambda state: {f"{UNET}{name}": tensor for name, tensor in _bare(state).items()},
-            "A UNet alone, without text encoder and VAE",
+            "The file has only a UNet, no text encoder and no VAE",
         ),
         (_with(**{f"{UNET.replace('.', '__')}unknown__weight": ONE}), "The UNet weight 'unknown.weight'"),
     ],
@@ -145,7 +145,7 @@ def test_a_file_cut_short_and_one_that_is_not_there(checkpoints: dict[str, State
     path.write_bytes(content[:-1])
     with pytest.raises(SubjectBoothError, match="cannot be read"):
         load_base(path)
-    with pytest.raises(SubjectBoothError, match="not there"):
+    with pytest.raises(SubjectBoothError, match="was not found"):
         load_base(tmp_path / "other.safetensors")
 
 

@@ -52,5 +52,5 @@ def test_another_file_under_the_name_is_noticed(tmp_path: Path) -> None:
     with pytest.raises(SubjectBoothError, match="changed while it was read"):
         stored["scalar"]
     path.unlink()
-    with pytest.raises(SubjectBoothError, match="A checkpoint that is not there"):
+    with pytest.raises(SubjectBoothError, match="The checkpoint was not found"):
         stored["scalar"]

@@ -162,7 +162,7 @@ def test_damaged_files_are_found_said_and_made_again(tmp_path: Path, how: str) -
     whole, _, _ = made(tmp_path, 8)
     damage(PriorStore(tmp_path, RECIPE).path / "00000-00003.safetensors", how)
     again, sampler, notes = made(tmp_path, 8)
-    assert notes == ["00000-00003.safetensors was damaged; its class images are made again."]
+    assert notes == ["00000-00003.safetensors was damaged; its class images are generated again."]
     assert sampler.batches == [(0, 1, 2, 3)] and same(again, whole)
     assert made(tmp_path, 8)[2] == []
 
@@ -188,7 +188,7 @@ def test_every_flipped_bit_is_found(tmp_path: Path) -> None:
 
 def test_values_that_are_not_numbers_are_not_kept(tmp_path: Path) -> None:
     store = PriorStore(tmp_path, RECIPE)
-    with pytest.raises(SubjectBoothError, match="Class images 5 to 6 came out as values that are not numbers"):
+    with pytest.raises(SubjectBoothError, match="Class images 5 to 6 contain NaN or infinity"):
         store.save([4, 5], torch.full((2, 4, 8, 8), torch.nan))
     assert store.load() == ({}, [])
 
@@ -196,13 +196,13 @@ def test_values_that_are_not_numbers_are_not_kept(tmp_path: Path) -> None:
 @pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
 def test_a_folder_that_cannot_be_written(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
-    with pytest.raises(SubjectBoothError, match="Class images cannot be kept"):
+    with pytest.raises(SubjectBoothError, match="Class images cannot be saved"):
         PriorStore(tmp_path, RECIPE).save([0], torch.zeros(1, 4, 8, 8))
 
 
 def test_a_file_where_the_folder_should_be(tmp_path: Path) -> None:
     (tmp_path / "root").write_bytes(b"")
-    with pytest.raises(SubjectBoothError, match="Class images cannot be kept"):
+    with pytest.raises(SubjectBoothError, match="Class images cannot be saved"):
         PriorStore(tmp_path / "root", RECIPE).save([0], torch.zeros(1, 4, 8, 8))
 
 
@@ -254,7 +254,7 @@ def test_exclude_is_parsed() -> None:
     assert parse_exclude(f" {first.upper()},\n{second}; ") == (first, second)
     assert parse_exclude("") == ()
     for bad in ("1234567", "g" * 64, "a" * 65, "../../etc"):
-        with pytest.raises(SubjectBoothError, match="exclude has"):
+        with pytest.raises(SubjectBoothError, match="exclude contains"):
             parse_exclude(bad)
 
 

@@ -1,4 +1,4 @@
-"""A base's CLIP text encoders as something to train."""
+"""The CLIP text encoders of a Stable Diffusion base, for training."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ class ClipText:
     """See :class:`trainer.base.trainable_text.TrainableText`.
 
     Attributes:
-        family: whose text encoders these are.
-        clip_layer: which of their layers, by ComfyUI's count (-1 is the last); None for the family's own.
-        chunks: a prompt's chunks for each text encoder, as the sampler would see them.
-        models: makes the text encoders, in the family's order.
+        family: family of the text encoders.
+        clip_layer: the layer to take, in ComfyUI's counting (-1 is the last); None for the family's default.
+        chunks: splits a prompt into chunks for each text encoder, as for sampling.
+        models: builds the text encoders, in the family's order.
     """
 
     family: Family
@@ -33,16 +33,16 @@ class ClipText:
 
     @property
     def clip_skip(self) -> int:
-        """By kohya's count."""
+        """In kohya's counting."""
         return -self.clip_layer if self.clip_layer is not None else 1
 
     @property
     def narrowest(self) -> int:
-        """Width of the narrowest encoder."""
+        """Width of the narrowest text encoder."""
         return min(shape.width for shape in self.family.text_encoders)
 
     def build(self, dtype: torch.dtype) -> dict[str, nn.Module]:
-        """By kohya's prefix."""
+        """The text encoders by kohya's key prefix."""
         shapes = self.family.text_encoders
         return {shape.prefix: model for shape, model in zip(shapes, self.models(dtype), strict=True)}
 
@@ -55,17 +55,17 @@ class ClipText:
         return encode(models, self.family.text_encoders, tokens, self.clip_layer)
 
     def adapter_layers(self, prefix: str, model: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
-        """Those that the prompt comes from."""
+        """The layers up to the one that prompts are taken from."""
         shapes = {shape.prefix: shape for shape in self.family.text_encoders}
         return text_target_layers(model, lora_targets, used_layers(shapes[prefix], self.clip_layer))
 
     def file_key(self, prefix: str, layer: str) -> str:
-        """kohya's."""
+        """kohya's key."""
         return f"{prefix}_{lora_layer_name(layer)}".replace(".", "_")
 
     def activation_bytes(self, tokens: int, dtype: torch.dtype) -> int:
-        """``s h (34 + 5 a s / h)`` bytes a layer in half precision (arXiv 2205.05198, section 4.1), for prompts of so
-        many tokens in chunks of 77."""
+        """``s h (34 + 5 a s / h)`` bytes per layer in half precision (arXiv 2205.05198, section 4.1), with ``tokens``
+        tokens in chunks of 77."""
         return sum(
             round(
                 shape.layers * tokens * shape.width * (34 + 5 * shape.heads * LENGTH / shape.width) * dtype.itemsize / 2

@@ -1,4 +1,4 @@
-"""Pictures to latents and back without ComfyUI: TAESD and Stable Diffusion's own VAE."""
+"""Latent codecs without ComfyUI: TAESD and Stable Diffusion's VAE."""
 
 from __future__ import annotations
 
@@ -17,24 +17,24 @@ from ..finite import check_weight
 logger = logging.getLogger("subjectbooth")
 
 LATENT_CHANNELS = 4
-"""Of every family that is trained here."""
+"""In all supported families."""
 
-# What attention layers of VAEs were called before diffusers 0.17; most published SD 1.x folders still have them so.
+# Names of attention layers before diffusers 0.17, as in most published SD 1.x folders.
 _OLD_NAMES = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
 
 
 class TinyCodec:
-    """TAESD (MIT, github.com/madebyollin/taesd), whose latents are in the training space as they come.
+    """TAESD (MIT, github.com/madebyollin/taesd). Its latents need no scaling.
 
     Args:
-        weights: with diffusers' names.
-        where: what the weights came from, for messages.
+        weights: in diffusers' naming.
+        where: source of the weights, for messages.
 
     Attributes:
-        device: where pictures are encoded and decoded; see :func:`_on_device`.
+        device: where images are encoded and decoded; see :func:`_on_device`.
 
     Raises:
-        SubjectBoothError: a weight is not a number.
+        SubjectBoothError: a weight is not finite.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], where: str) -> None:
@@ -59,18 +59,18 @@ class TinyCodec:
 
 
 class KLCodec:
-    """Stable Diffusion's own VAE. Encoding gives the posterior's mean, as inside ComfyUI.
+    """Stable Diffusion's VAE. Encodes to the posterior's mean, like ComfyUI.
 
     Args:
-        weights: with diffusers' names; widths and depths are read from them.
-        latent_scale: what latents are multiplied by for the UNet.
-        where: what the weights came from, for messages.
+        weights: in diffusers' naming; widths and depths are read from their shapes.
+        latent_scale: factor from the VAE's latents to the UNet's.
+        where: source of the weights, for messages.
 
     Attributes:
-        device: where pictures are encoded and decoded; see :func:`_on_device`.
+        device: where images are encoded and decoded; see :func:`_on_device`.
 
     Raises:
-        SubjectBoothError: weights are missing or not numbers, or it is another family's VAE.
+        SubjectBoothError: weights are missing or not finite, or the VAE is of another family.
     """
 
     def __init__(self, weights: Mapping[str, torch.Tensor], latent_scale: float, where: str) -> None:
@@ -86,7 +86,10 @@ class KLCodec:
             model.load_state_dict(named)
         except RuntimeError as error:
             raise SubjectBoothError(
-                "a VAE with missing or unknown weights", "Stable Diffusion's VAE", "use an unmodified checkpoint", where
+                "the VAE has missing or unknown weights",
+                "Stable Diffusion's VAE",
+                "use an unmodified checkpoint",
+                where,
             ) from error
         _check_weights(model, where)
         self._model = torch.nn.Module.to(model, torch.float32).requires_grad_(False).eval()
@@ -95,7 +98,7 @@ class KLCodec:
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """See :class:`trainer.base.conditioning.LatentCodec`."""
-        # One at a time: a photo at 512 px needs several GB of activations in the VAE.
+        # One by one: an image of 512 px needs several GB of activations.
         means = _on_device(
             self._model,
             self.device,
@@ -122,10 +125,10 @@ def _on_device(
     parts: Sequence[torch.Tensor],
     work: Callable[[torch.Tensor], torch.Tensor],
 ) -> torch.Tensor:
-    """What ``work`` makes of each part with the model on the device, as one tensor, float32 on the CPU.
+    """Apply ``work`` to each part with the model on the device; the concatenated results, float32 on the CPU.
 
-    The model is there only meanwhile: a VAE's 0.34 GB take a tenth of a second to copy, a training step needs them
-    all the time. Where the device has too little memory for its activations, the CPU does the work.
+    The model is on the device only during the call: copying a VAE's 0.34 GB takes a tenth of a second, and training
+    steps need that memory. If the device runs out of memory, the CPU is used.
     """
     if device != CPU:
         try:
@@ -137,7 +140,7 @@ def _on_device(
         finally:
             torch.nn.Module.to(model, CPU)
         free_memory(device)  # outside the handler, which keeps the failed attempt's tensors alive
-        logger.warning("too little memory on %s for the VAE: this picture is done on the CPU", device)
+        logger.warning("too little memory on %s for the VAE: using the CPU", device)
     return torch.cat([work(part).float() for part in parts])
 
 
@@ -147,18 +150,18 @@ def _check_weights(model: torch.nn.Module, where: str) -> None:
 
 
 def from_taesd(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """TAESD's own names (``taesd_encoder.0.weight``) -> diffusers'."""
+    """From TAESD's names (``taesd_encoder.0.weight``) to diffusers'."""
     renamed = {}
     for name, tensor in weights.items():
         part, number, rest = name.split(".", 2)
-        # TAESD's decoder counts its clamp as a layer, diffusers' does not.
+        # In TAESD's decoder the clamp counts as a layer, in diffusers' it does not.
         shift = 1 if part == "taesd_decoder" else 0
         renamed[f"{part.removeprefix('taesd_')}.layers.{int(number) - shift}.{rest}"] = tensor
     return renamed
 
 
 def from_ldm_vae(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The names of single-file checkpoints -> diffusers'."""
+    """From the names of single-file checkpoints to diffusers'."""
     from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 
     levels = _count(weights, r"encoder\.down\.(\d+)\.")
@@ -167,14 +170,15 @@ def from_ldm_vae(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]
 
 
 def refuse_other_latents(channels: int, where: str) -> None:
-    """
+    """Reject the VAE of another family.
+
     Raises:
-        SubjectBoothError: the VAE is one of SD 3, Flux or a video model.
+        SubjectBoothError: the VAE is of SD 3, Flux or a video model.
     """
     if channels != LATENT_CHANNELS:
         raise SubjectBoothError(
-            f"a VAE with {channels} latent channels (of another family, such as SD 3 or Flux)",
-            f"one with {LATENT_CHANNELS}, as the model works in",
+            f"the VAE has {channels} latent channels (it is of another family, such as SD 3 or Flux)",
+            f"a VAE with {LATENT_CHANNELS}, as the model has",
             "use the VAE that belongs to the model",
             where,
         )
@@ -185,7 +189,7 @@ def _config(weights: Mapping[str, torch.Tensor], where: str) -> dict[str, Any]:
     levels = _count(weights, r"encoder\.down_blocks\.(\d+)\.")
     if into_decoder is None or not levels:
         raise SubjectBoothError(
-            "a VAE of an unknown layout", "Stable Diffusion's VAE", "use an unmodified checkpoint", where
+            "the VAE has an unknown layout", "Stable Diffusion's VAE", "use an unmodified checkpoint", where
         )
     refuse_other_latents(into_decoder.shape[1], where)
     first = "encoder.down_blocks.{}.resnets.0.conv2.weight"

@@ -1,4 +1,4 @@
-"""How diffusers' UNet is run to count its memory, on the meta device; see :mod:`trainer.memory.footprint`."""
+"""Prepares diffusers' UNet for counting its memory on the meta device; see :mod:`trainer.memory.footprint`."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ import torch
 from torch import nn
 
 _BLOCKS = ("ResnetBlock2D", "BasicTransformerBlock")
-"""What diffusers recomputes one at a time under gradient checkpointing."""
+"""The modules that diffusers recomputes one by one under gradient checkpointing."""
 
 
 def checkpointed_blocks(unet: nn.Module) -> list[nn.Module]:
-    """The blocks that gradient checkpointing computes again, one at a time."""
+    """The blocks that gradient checkpointing recomputes one by one."""
     return [module for module in unet.modules() if type(module).__name__ in _BLOCKS]
 
 
 @contextmanager
 def countable(unet: nn.Module) -> Iterator[None]:
-    """Inside, the UNet keeps as much memory as on a real device: with a memory-saving attention, and everything that
-    the backward pass needs."""
+    """Inside, the UNet allocates as much as on a real device with memory-efficient attention and without gradient
+    checkpointing."""
     checkpointed = [module for module in unet.modules() if getattr(module, "gradient_checkpointing", False)]
     processors = dict(unet.attn_processors)  # type: ignore[arg-type]
     try:
@@ -36,7 +36,7 @@ def countable(unet: nn.Module) -> Iterator[None]:
 
 
 class _Attention(torch.autograd.Function):
-    """What every memory-saving attention keeps: its input, its output and one float32 number a query."""
+    """Keeps what any memory-efficient attention keeps: inputs, output and one float32 per query."""
 
     @staticmethod
     def forward(context: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
@@ -51,7 +51,7 @@ class _Attention(torch.autograd.Function):
 
 
 class _Processor:
-    """diffusers' attention, without the kernel: the meta device would take the one that keeps whole score matrices."""
+    """diffusers' attention without the kernel: on the meta device torch's would keep whole score matrices."""
 
     def __call__(
         self,

@@ -1,4 +1,4 @@
-"""The first kind of denoiser: a UNet of Stable Diffusion (1.x, 2.x, SDXL) through diffusers."""
+"""The denoiser of Stable Diffusion (1.x, 2.x, SDXL): a diffusers UNet."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class DiffusersUNet:
     """See :class:`trainer.base.denoiser.Denoiser`.
 
     Attributes:
-        layout: of the weights.
-        noise_scheduler: the model's own noise schedule and prediction type.
-        weights: gives the weights, in the LDM layout.
+        layout: layout of the weights.
+        noise_scheduler: the model's noise schedule and prediction type.
+        weights: returns the weights, in the LDM layout.
     """
 
     layout: LdmLayout
@@ -45,12 +45,12 @@ class DiffusersUNet:
 
     @property
     def native_resolution(self) -> int:
-        """As far as its family tells."""
+        """The family's default for this prediction type."""
         return native_resolution(self.layout.family, str(self.noise_scheduler.config["prediction_type"]))
 
     @property
     def metadata(self) -> Mapping[str, str]:
-        """kohya's base version and ModelSpec's architecture, by which other tools tell the family."""
+        """kohya's base version and ModelSpec's architecture, from which other tools identify the family."""
         family, v = self.layout.family, predicts_v(self.noise_scheduler)
         return {
             "ss_base_model_version": family.kohya_base_model_version[v],
@@ -68,7 +68,7 @@ class DiffusersUNet:
         return build_unet(self.layout, self.weights, dtype)
 
     def outline(self) -> nn.Module | None:
-        """Seconds for SDXL."""
+        """See :func:`trainer.base.sd.unet.outline_unet`; takes seconds for SDXL."""
         return outline_unet(self.layout)
 
     def adapter_layers(self, network: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
@@ -76,11 +76,11 @@ class DiffusersUNet:
         return target_layers(network, lora_targets)
 
     def file_key(self, layer: str) -> str:
-        """kohya's, by diffusers' layer names (SD 1.x and 2.x) or by those of single files (SDXL)."""
+        """kohya's key, from diffusers' layer names (SD 1.x and 2.x) or those of single files (SDXL)."""
         return f"{LORA_PREFIX}_{self.layout.file_layer(layer)}".replace(".", "_")
 
     def enable_gradient_checkpointing(self, network: nn.Module) -> None:
-        """diffusers' own."""
+        """With diffusers' implementation."""
         network.enable_gradient_checkpointing()  # type: ignore[operator]
 
     def use_attention(self, network: nn.Module, attention: str) -> tuple[str, str]:
@@ -93,7 +93,7 @@ class DiffusersUNet:
         return (uniform * length).long().clamp(max=length - 1)
 
     def noisy_latents(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        """sqrt(a) x + sqrt(1 - a) noise."""
+        """``sqrt(a) x + sqrt(1 - a) noise``, with ``a`` = ``alphas_cumprod``."""
         return self.noise_scheduler.add_noise(latents, noise, times)  # type: ignore[arg-type]
 
     def target(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
@@ -107,7 +107,7 @@ class DiffusersUNet:
     def predict(
         self, network: Any, noisy_latents: torch.Tensor, times: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        """Epsilon or v; see :func:`trainer.base.sd.unet.predict`."""
+        """Predict epsilon or v; see :func:`trainer.base.sd.unet.predict`."""
         return predict(network, noisy_latents, times, conditioning)
 
     def sample(
@@ -121,11 +121,11 @@ class DiffusersUNet:
         seeds: Sequence[int],
         device: torch.device,
     ) -> Generator[int, None, torch.Tensor]:
-        """DDIM; see :func:`trainer.base.sd.sample.sample`."""
+        """Sample with DDIM; see :func:`trainer.base.sd.sample.sample`."""
         return sample(network, self.noise_scheduler, prompts, negative, size, steps, guidance_scale, seeds, device)
 
     def blocks(self, network: nn.Module) -> list[nn.Module]:
-        """Residual and transformer blocks."""
+        """The residual and transformer blocks."""
         return checkpointed_blocks(network)
 
     def countable(self, network: nn.Module) -> AbstractContextManager[None]:

@@ -1,4 +1,4 @@
-"""All that differs between families of base models. A new family is a new entry of ``FAMILIES`` and nothing else."""
+"""All differences between families of base models. Adding a family means adding an entry to ``FAMILIES``."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from .unsupported import input_kind
 
 @dataclass(frozen=True)
 class TextEncoderShape:
-    """One CLIP text encoder of a family.
+    """A CLIP text encoder of a family.
 
     Attributes:
-        name: what ComfyUI calls it: l, h or g.
+        name: ComfyUI's name for it: l, h or g.
         width, layers, heads, activation: of the transformer; its MLP is 4 times as wide.
-        padding: the token that fills up a chunk.
-        layer: the layer whose states the UNet takes, -1 for the last, unless CLIP skip says another.
-        norms_hidden_layer: the final norm is applied to that layer's states.
-        projects: gives the pooled prompt.
+        padding: the token that pads a chunk.
+        layer: the layer whose hidden states the UNet takes, -1 for the last, if CLIP skip does not set another.
+        norms_hidden_layer: whether the final norm is applied to these hidden states.
+        projects: whether it has a projection, which gives the pooled prompt.
         prefix: kohya's key prefix.
-        single_file: where a single-file checkpoint keeps it.
-        open_clip: the single file keeps it in OpenCLIP's layout.
+        single_file: its key prefix in single-file checkpoints.
+        open_clip: whether single files have it in OpenCLIP's layout.
     """
 
     name: str
@@ -41,24 +41,24 @@ class TextEncoderShape:
 
 @dataclass(frozen=True)
 class Family:
-    """What one family's UNet looks like, and how its LoRA files name things.
+    """A family's UNet, text encoders, and names in LoRA files.
 
     Attributes:
-        name: the name users know ("SD 1.x").
-        context_dim: width of the text encoder's output(s) as the UNet sees it.
-        linear_projection: proj_in/proj_out of the attention blocks are Linear instead of 1x1 Conv.
-        adm_channels: width of the extra vector input (pooled text and sizes), None without one.
-        heads: number of attention heads where it is fixed; None where the width of a head (64) is.
-        text_encoders: in the order in which their states stand side by side.
-        kohya_ldm_names: LoRA files name the UNet's layers as single-file checkpoints do, not as diffusers does.
-        latent_scale: what the VAE's latents are multiplied by for the UNet.
-        default_resolution: pixels a side that it was trained at: what predicts noise, and what predicts v.
-        kohya_base_model_version: ``ss_base_model_version`` of what predicts noise and of what predicts v, which other
-            tools tell the family by.
+        name: the common name ("SD 1.x").
+        context_dim: width of the UNet's text input.
+        linear_projection: whether proj_in/proj_out of the attention blocks are Linear instead of 1x1 Conv.
+        adm_channels: width of the additional vector input (pooled text and sizes); None without one.
+        heads: number of attention heads if it is fixed; None if the width of a head is, at 64.
+        text_encoders: in the order in which their hidden states are concatenated.
+        kohya_ldm_names: whether LoRA files name the UNet's layers as single-file checkpoints do, not as diffusers does.
+        latent_scale: factor from the VAE's latents to the UNet's.
+        default_resolution: side of the training images in pixels, of models that predict noise and of those that
+            predict v.
+        kohya_base_model_version: ``ss_base_model_version``, likewise; other tools identify the family by it.
         kohya_v2: ``ss_v2``.
         modelspec_architecture: ``modelspec.architecture`` without the ``/lora``, likewise.
-        v_told_by: a bias of the UNet whose standard deviation is over 0.09 in what was trained on v, by which ComfyUI
-            tells single files that say nothing; None where a file's marks alone say it.
+        v_told_by: a bias of the UNet whose standard deviation exceeds 0.09 in models that predict v; ComfyUI uses it
+            for single files that do not state it. None if only marks in the file state it.
     """
 
     name: str
@@ -184,11 +184,11 @@ SDXL = Family(
 FAMILIES: tuple[Family, ...] = (SD1, SD2, SDXL)
 
 REFINER_CONTEXT = 1280
-"""Text width of SDXL's refiner, which sees the second text encoder only."""
+"""Width of the text input of SDXL's refiner, which uses only the second text encoder."""
 
 
 def native_resolution(family: Family, prediction_type: str) -> int:
-    """Pixels a side that a base of this family was trained at."""
+    """Side in pixels of the images that such a base was trained on."""
     return family.default_resolution[prediction_type == "v_prediction"]
 
 
@@ -198,23 +198,23 @@ def family_of(unet_shape: dict[str, Any], where: str) -> Family:
     Args:
         unet_shape: ``context_dim``, ``linear_projection``, ``adm_channels`` and ``in_channels`` as read from the
             weights by :func:`trainer.base.sd.ldm_unet.unet_shape`.
-        where: what the weights came from, for the message.
+        where: source of the weights, for the message.
 
     Raises:
-        SubjectBoothError: no family has it: an inpainting or edit model, SD 3, Flux and the like.
+        SubjectBoothError: no family has it, such as inpainting or edit models, SD 3 and Flux.
     """
     supported = ", ".join(family.name for family in FAMILIES)
     if unet_shape["in_channels"] != 4:
         raise SubjectBoothError(
-            f"a UNet with {unet_shape['in_channels']} input channels, {input_kind(unet_shape['in_channels'])}",
-            "a text-to-image model with 4",
+            f"the UNet has {unet_shape['in_channels']} input channels: it is {input_kind(unet_shape['in_channels'])}",
+            "a text-to-image model, which has 4",
             "load the model it was made from",
             where,
         )
     if unet_shape["context_dim"] == REFINER_CONTEXT:
         raise SubjectBoothError(
-            "SDXL's refiner, which only finishes pictures",
-            f"a model of one of: {supported}",
+            "the model is SDXL's refiner, which only refines finished images",
+            f"a model of one of these families: {supported}",
             "train the SDXL base model, and leave the refiner out",
             where,
         )
@@ -224,8 +224,8 @@ def family_of(unet_shape: dict[str, Any], where: str) -> Family:
         ):
             return family
     raise SubjectBoothError(
-        f"a UNet with a text width of {unet_shape['context_dim']}",
-        f"a model of one of: {supported}",
+        f"the UNet's text input is {unet_shape['context_dim']} wide",
+        f"a model of one of these families: {supported}",
         "use a checkpoint of one of these families",
         where,
     )

@@ -1,4 +1,4 @@
-"""What the names and shapes of a UNet's weights say about it, found once and passed on."""
+"""A UNet's structure, derived once from the names and shapes of its weights."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ class LdmLayout:
     """A UNet in the layout of single-file checkpoints (LDM).
 
     Attributes:
-        family: which it is of.
-        shapes: of every weight by name, without the ``model.diffusion_model.`` in front.
+        family: its family.
+        shapes: shapes by weight name, without the prefix ``model.diffusion_model.``.
         names: LDM weight name -> diffusers weight name.
         config: arguments of diffusers' ``UNet2DConditionModel``.
-        where: what the weights came from, for messages.
+        where: source of the weights, for messages.
     """
 
     family: Family
@@ -34,13 +34,13 @@ class LdmLayout:
 
     @classmethod
     def of(cls, shapes: Mapping[str, torch.Size], where: str, dtypes: Mapping[str, str] | None = None) -> LdmLayout:
-        """The layout of these weights; none of them is read.
+        """Derive the layout from names and shapes; no weight is read.
 
         Args:
-            dtypes: what every weight is stored as, by torch's or safetensors' names.
+            dtypes: stored type of every weight, as named by torch or safetensors.
 
         Raises:
-            SubjectBoothError: they are of no family, quantised, or of a layout that diffusers cannot build; see
+            SubjectBoothError: no family has such a UNet, it is quantised, or diffusers cannot build it; see
                 :func:`trainer.base.sd.families.family_of` and :func:`trainer.base.sd.unsupported.refuse_quantised`.
         """
         refuse_quantised(dtypes or {}, where)
@@ -48,7 +48,7 @@ class LdmLayout:
         return cls(family, shapes, diffusers_names(shapes), diffusers_config(shapes, family, where), where)
 
     def file_layer(self, layer: str) -> str:
-        """What LoRA files of the family call a layer of the diffusers UNet."""
+        """The name in the family's LoRA files of a layer of the diffusers UNet."""
         return self._ldm_layers[layer] if self.family.kohya_ldm_names else layer
 
     @cached_property

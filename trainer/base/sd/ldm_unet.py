@@ -1,8 +1,8 @@
-"""Reading a UNet in the layout of single-file checkpoints (LDM) as a diffusers ``UNet2DConditionModel``.
+"""Maps a UNet in the single-file layout (LDM) to a diffusers ``UNet2DConditionModel``.
 
-ComfyUI and single files name and nest the blocks by one running number, diffusers by level and kind. The arithmetic
-is the same, so a renaming of the weights is all there is to it. Everything is derived from the tensors' names and
-shapes: no configuration file, and any number of levels and blocks.
+ComfyUI and single files number all blocks consecutively, diffusers numbers them by level and kind. The arithmetic is
+the same, so weights only need new names. Everything is derived from the tensors' names and shapes, without a
+configuration file and for any number of levels and blocks.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ _OUTSIDE = {
 
 
 def unet_shape(shapes: Shapes, where: str) -> dict[str, Any]:
-    """What tells families apart: ``in_channels, context_dim, linear_projection, adm_channels``.
+    """What distinguishes families: ``in_channels, context_dim, linear_projection, adm_channels``.
 
     Raises:
-        SubjectBoothError: the weights are no LDM UNet with cross-attention.
+        SubjectBoothError: the weights are not an LDM UNet with cross-attention.
     """
     first = shapes.get("input_blocks.0.0.weight")
     context = next((s for name, s in shapes.items() if name.endswith("attn2.to_k.weight")), None)
     projection = next((s for name, s in shapes.items() if name.endswith(".proj_in.weight")), None)
     if first is None or context is None or projection is None:
         raise SubjectBoothError(
-            f"a model that is not a Stable Diffusion UNet ({architecture(shapes)})",
-            "a UNet with cross-attention, as Stable Diffusion has",
+            f"the model is not a Stable Diffusion UNet ({architecture(shapes)})",
+            "a UNet with cross-attention, like Stable Diffusion's",
             "use an SD 1.x, SD 2.x or SDXL checkpoint",
             where,
         )
@@ -68,7 +68,7 @@ def diffusers_config(shapes: Shapes, family: Family, where: str) -> dict[str, An
     """Arguments of ``UNet2DConditionModel`` for weights of these shapes.
 
     Raises:
-        SubjectBoothError: levels are built unevenly in a way that diffusers has no block for.
+        SubjectBoothError: blocks within a level differ, which diffusers does not support.
     """
     levels = _levels(shapes)
     heads = family.heads
@@ -76,7 +76,7 @@ def diffusers_config(shapes: Shapes, family: Family, where: str) -> dict[str, An
     middle = "middle_block.0.in_layers.0.weight" in shapes
     if any(level.attended not in (0, len(level.blocks)) for level in levels):
         raise SubjectBoothError(
-            "a UNet that attends to the text in some blocks of a level only",
+            "only some blocks of a UNet level have cross-attention",
             "all blocks of a level or none",
             "use an unmodified checkpoint",
             where,
@@ -109,7 +109,7 @@ def diffusers_names(shapes: Shapes) -> dict[str, str]:
     """``{LDM weight name: diffusers weight name}`` for every weight of the UNet.
 
     Raises:
-        SubjectBoothError: a weight that has no place in the layout.
+        SubjectBoothError: an unknown weight.
     """
     levels = _levels(shapes)
     modules = dict(_OUTSIDE)
@@ -124,7 +124,7 @@ def diffusers_names(shapes: Shapes) -> dict[str, str]:
         modules |= {f"middle_block.2.{ldm}": f"mid_block.resnets.1.{ours}" for ldm, ours in _RESNET.items()}
     block = 0
     for number, level in enumerate(reversed(levels)):
-        # The way up has one block more a level: it also takes in the skip from before the level's first block.
+        # The way up has one more block per level, for the skip connection from before the level's first block.
         for index in range(len(level.blocks) + 1):
             _add_block(modules, f"output_blocks.{block}", f"up_blocks.{number}", index)
             for inside in ("1", "2"):
@@ -135,10 +135,10 @@ def diffusers_names(shapes: Shapes) -> dict[str, str]:
 
 
 def ldm_names(names: Iterable[str]) -> dict[str, str]:
-    """``{diffusers weight name: LDM weight name}`` for a UNet in a diffusers folder: :func:`diffusers_names` backwards.
+    """``{diffusers weight name: LDM weight name}`` for a diffusers UNet; the inverse of :func:`diffusers_names`.
 
     Raises:
-        SubjectBoothError: a weight that has no place in the layout.
+        SubjectBoothError: an unknown weight.
     """
     given = list(names)
     modules = {ours: ldm for ldm, ours in _OUTSIDE.items()}
@@ -158,14 +158,14 @@ def ldm_names(names: Iterable[str]) -> dict[str, str]:
         for index in range(_count(given, rf"up_blocks\.{level}\.resnets\.(\d+)\.")):
             block = next(blocks)
             _add_ldm_block(modules, f"output_blocks.{block}", up, index)
-            # The upsampler stands last in the level's last block: behind its attention, where it has one.
+            # The upsampler is last in the level's last block, after attention if there is one.
             attended = f"{up}.attentions.{index}.proj_in.weight" in given
             modules[f"{up}.upsamplers.0.conv"] = f"output_blocks.{block}.{2 if attended else 1}.conv"
     return {name: _rename(name, modules) for name in given}
 
 
 class _Level:
-    """One resolution of the way down."""
+    """A resolution level of the way down."""
 
     def __init__(self) -> None:
         self.blocks: list[int] = []
@@ -218,14 +218,17 @@ def _count(names: Iterable[str], numbered: str) -> int:
 
 
 def _rename(name: str, modules: dict[str, str]) -> str:
-    """The longest known module that ``name`` starts with is exchanged for its other name."""
+    """Replace the longest known module name that ``name`` starts with."""
     parts = name.split(".")
     for length in range(len(parts) - 1, 0, -1):
         known = modules.get(".".join(parts[:length]))
         if known is not None:
             return ".".join([known, *parts[length:]])
     raise SubjectBoothError(
-        f"the UNet weight {name!r}", "a weight of the Stable Diffusion layout", "use an unmodified checkpoint", name
+        f"the UNet weight {name!r} is unknown",
+        "a weight of the Stable Diffusion layout",
+        "use an unmodified checkpoint",
+        name,
     )
 
 
@@ -233,6 +236,9 @@ def _number(name: str, prefix: str) -> int:
     found = re.match(rf"{re.escape(prefix)}\.(\d+)\.", name)
     if found is None:
         raise SubjectBoothError(
-            f"the UNet weight {name!r}", f"a number after {prefix}", "use an unmodified checkpoint", name
+            f"the UNet weight {name!r} has no block number",
+            f"a number after {prefix}",
+            "use an unmodified checkpoint",
+            name,
         )
     return int(found.group(1))

@@ -1,4 +1,4 @@
-"""Pictures by DDIM on the trainer's own UNet, with random states of their own, so that looking changes nothing."""
+"""DDIM sampling with the trained UNet, with separate random generators, so that sampling never affects training."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def ddim_from(noise_scheduler: DDPMScheduler) -> DDIMScheduler:
-    """A sampler (DDIM, arXiv 2010.02502) on exactly the training's noise schedule."""
+    """A DDIM sampler (arXiv 2010.02502) with the noise schedule of the training."""
     from diffusers import DDIMScheduler
 
     sampler = DDIMScheduler(
@@ -40,20 +40,19 @@ def sample(
     seeds: Sequence[int],
     device: torch.device,
 ) -> Generator[int, None, torch.Tensor]:
-    """Draw pictures' latents at once with classifier-free guidance (arXiv 2207.12598).
+    """Sample latents in one batch with classifier-free guidance (arXiv 2207.12598).
 
     Args:
-        prompts: one a picture, or one for all.
-        negative: for all, batch size 1.
+        prompts: one per image, or one for all.
+        negative: for all images, batch size 1.
         shape: (4, h/8, w/8).
-        seeds: of each picture's first noise; the same seed gives the same noise at every step of a training, and in
-            every batch.
+        seeds: seed of each image's initial noise; it does not depend on the training step or the batch.
 
     Yields:
         denoising steps done, 1..steps.
 
     Returns:
-        latents, float32 [n, 4, h/8, w/8], on the CPU, in the training space.
+        latents, float32 [n, 4, h/8, w/8], on the CPU, scaled for the UNet.
     """
     count = len(seeds)
     sampler = ddim_from(noise_scheduler)

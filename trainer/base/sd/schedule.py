@@ -1,4 +1,4 @@
-"""The noise of Stable Diffusion: a DDPM schedule, and a network that predicts epsilon or v."""
+"""Stable Diffusion's noise: a DDPM schedule, with prediction of epsilon or v."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction")
 
 
 def make_noise_scheduler(alphas_cumprod: torch.Tensor, prediction_type: str) -> DDPMScheduler:
-    """A diffusers scheduler with exactly this schedule.
+    """A diffusers scheduler with this schedule.
 
     Args:
         alphas_cumprod: float32 [timesteps], the cumulative product of 1 - beta, as in DDPM (arXiv 2006.11239).
@@ -30,7 +30,7 @@ def make_noise_scheduler(alphas_cumprod: torch.Tensor, prediction_type: str) -> 
 
     if prediction_type not in PREDICTION_TYPES:
         raise SubjectBoothError(
-            f"a model that predicts {prediction_type!r}",
+            f"the model predicts {prediction_type!r}",
             "epsilon or v_prediction",
             "use a Stable Diffusion checkpoint that predicts one of them",
             about=Topic.UNET,
@@ -39,7 +39,7 @@ def make_noise_scheduler(alphas_cumprod: torch.Tensor, prediction_type: str) -> 
         num_train_timesteps=len(alphas_cumprod), prediction_type=prediction_type, clip_sample=False
     )
     alphas = alphas_cumprod.detach().to("cpu", torch.float32).clone()
-    # The product is the truth here (a zero-terminal-SNR schedule is defined on it); betas and alphas follow from it.
+    # alphas_cumprod defines the schedule (also with zero terminal SNR); betas and alphas are derived from it.
     scheduler.alphas_cumprod = alphas
     previous = torch.cat([torch.ones(1, dtype=torch.float32), alphas[:-1]])
     scheduler.alphas = alphas / previous
@@ -48,24 +48,24 @@ def make_noise_scheduler(alphas_cumprod: torch.Tensor, prediction_type: str) -> 
 
 
 def predicts_v(noise_scheduler: DDPMScheduler) -> bool:
-    """Whether the network predicts v, and not the noise."""
+    """Whether the network predicts v instead of noise."""
     return str(noise_scheduler.config["prediction_type"]) == "v_prediction"
 
 
 def prediction_target(
     noise_scheduler: DDPMScheduler, latents: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor
 ) -> torch.Tensor:
-    """What the UNet should predict: the noise (DDPM, arXiv 2006.11239), or v = sqrt(a) noise - sqrt(1-a) x
-    (arXiv 2202.00512), like ``latents``."""
+    """The training target, shaped like ``latents``: the noise (DDPM, arXiv 2006.11239), or
+    ``v = sqrt(a) noise - sqrt(1 - a) x`` (arXiv 2202.00512)."""
     if predicts_v(noise_scheduler):
         return noise_scheduler.get_velocity(latents, noise, timesteps)  # type: ignore[arg-type]
     return noise
 
 
 def min_snr_weights(noise_scheduler: DDPMScheduler, timesteps: torch.Tensor, snr_gamma: float) -> torch.Tensor:
-    """float32 [b]: ``min(snr, gamma) / snr`` for epsilon, ``/ (snr + 1)`` for v (arXiv 2303.09556, section 3.4).
+    """``min(snr, gamma) / snr`` for epsilon, ``/ (snr + 1)`` for v, float32 [b] (arXiv 2303.09556, section 3.4).
 
-    With a zero terminal SNR the epsilon form would be 0/0 at the last timestep, where it is taken to be 1, its limit.
+    With zero terminal SNR the epsilon form is 0/0 at the last timestep; its limit, 1, is used.
     """
     alphas = noise_scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
     snr = alphas / (1.0 - alphas)

@@ -1,4 +1,4 @@
-"""Which layers of a UNet and of a CLIP text encoder get a LoRA."""
+"""The layers of a UNet and of a CLIP text encoder that get a LoRA."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TEXT_MLP = ("fc1", "fc2")
 
 
 def target_layers(module: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
-    """The layers of a UNet by name, in its order; see ``lora_targets`` of :class:`trainer.config.TrainConfig`.
+    """The layers of a UNet by name, in module order; see ``lora_targets`` of :class:`trainer.config.TrainConfig`.
 
     Raises:
-        SubjectBoothError: the model has none of them.
+        SubjectBoothError: the UNet has no such layer.
     """
     if lora_targets == "all":
         layers = {name: layer for name, layer in module.named_modules() if _is_linear_or_1x1(layer)}
@@ -34,7 +34,7 @@ def target_layers(module: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
         }
     if not layers:
         raise SubjectBoothError(
-            "a model without layers to train",
+            "the model has no layers to train",
             "a UNet with attention",
             "use a Stable Diffusion checkpoint",
             about=Topic.UNET,
@@ -43,21 +43,21 @@ def target_layers(module: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
 
 
 def text_target_layers(module: nn.Module, lora_targets: str, used: int | None = None) -> dict[str, nn.Module]:
-    """The same for a CLIP text encoder; "all" is attention and MLP there.
+    """The layers of a CLIP text encoder by name; "all" means attention and MLP here.
 
     Args:
-        used: how many of the encoder's layers, from the first, the prompt comes from
-            (:func:`trainer.base.sd.text_encoder.used_layers`): the others would never get a gradient. None for all.
+        used: number of layers that affect the encoded prompt (:func:`trainer.base.sd.text_encoder.used_layers`); the
+            layers after them would never get a gradient. None for all.
     """
     endings = TEXT_ATTENTION if lora_targets == "attention" else TEXT_ATTENTION + TEXT_MLP
     return {
         name: layer
         for name, layer in module.named_modules()
-        if name.rsplit(".", 1)[-1] in endings and (used is None or encoder_layer(name) < used)
+        if name.rsplit(".", 1)[-1] in endings and (used is None or _encoder_layer(name) < used)
     }
 
 
-def encoder_layer(name: str) -> int:
+def _encoder_layer(name: str) -> int:
     """``"text_model.encoder.layers.3.mlp.fc1"`` -> 3."""
     return int(name.partition("encoder.layers.")[2].partition(".")[0])
 

@@ -1,7 +1,7 @@
-"""CLIP text encoders as Stable Diffusion uses them: frozen from a shell, trainable everywhere.
+"""Stable Diffusion's CLIP text encoders: trainable ones, and frozen ones for runs from a shell.
 
-A trained text encoder has to see what ComfyUI's sampler will show it: the same chunks of 77 tokens, the same weights of
-``(word:1.2)``, the same layer, the same final norm.
+Training must match ComfyUI's sampling: the same chunks of 77 tokens, the same weights for ``(word:1.2)``, the same
+layer and the same final norm.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ INNER = "text_model."
 
 @dataclass(frozen=True)
 class TokenChunks:
-    """A prompt for one text encoder.
+    """A tokenized prompt for one text encoder.
 
     Attributes:
         ids: int64 [chunks, 77], start and end tokens included.
-        weights: float32 [chunks, 77]; 1 is plain.
+        weights: float32 [chunks, 77]; 1 by default.
     """
 
     ids: torch.Tensor
@@ -44,10 +44,10 @@ def build_text_encoder(
     dtype: torch.dtype,
     where: str,
 ) -> CLIPTextModel | CLIPTextModelWithProjection:
-    """A frozen transformers model on the CPU from weights with transformers' names (``text_model.encoder...``).
+    """A frozen transformers model on the CPU. The weights have transformers' names (``text_model.encoder...``).
 
     Raises:
-        SubjectBoothError: a weight is missing, has another shape or is not a number.
+        SubjectBoothError: a weight is missing, has a wrong shape or is not finite.
     """
     require("transformers")
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
@@ -65,7 +65,7 @@ def build_text_encoder(
         eos_token_id=END,
     )
     with torch.inference_mode(False), torch.no_grad():
-        with torch.device("meta"):  # first weights that nobody uses would take 10 seconds for SDXL's second one
+        with torch.device("meta"):  # unused initial weights would take 10 seconds for SDXL's second encoder
             model = (CLIPTextModelWithProjection if shape.projects else CLIPTextModel)(config)
         model = torch.nn.Module.to(model.to_empty(device="cpu"), dtype)
         for name, buffer in model.named_buffers():
@@ -77,7 +77,7 @@ def build_text_encoder(
             if found is None or found.shape != parameter.shape:
                 problem = "missing" if found is None else f"of shape {tuple(found.shape)}"
                 raise SubjectBoothError(
-                    f"a text encoder whose weight {name!r} is {problem}",
+                    f"the text encoder's weight {name!r} is {problem}",
                     f"shape {tuple(parameter.shape)}",
                     "use an unmodified checkpoint of this family",
                     where,
@@ -88,23 +88,23 @@ def build_text_encoder(
 
 
 def transformers_name(name: str) -> str:
-    """A weight's name with ``text_model.`` in front, which transformers 5.6 and NovelAI's checkpoints leave out."""
+    """Add the prefix ``text_model.``, which transformers 5.6 and NovelAI's checkpoints leave out."""
     return name if name.startswith((INNER, "text_projection.")) else INNER + name
 
 
 def lacks_last_layer(names: Iterable[str], shape: TextEncoderShape) -> bool:
-    """Whether the encoder was saved without its last layer, as SD 2.x's often is, whose UNet takes the one before.
+    """Whether the last layer is missing, as often in SD 2.x, whose UNet takes the one before.
 
     Args:
         names: transformers' names.
     """
     last = f"{INNER}encoder.layers.{shape.layers - 1}."
-    # A pooled prompt comes from the last layer, so an encoder that gives one cannot do without.
+    # An encoder with a pooled prompt needs its last layer.
     return shape.layer == -2 and not shape.projects and not any(name.startswith(last) for name in names)
 
 
 def with_last_layer(weights: Mapping[str, torch.Tensor], shape: TextEncoderShape) -> dict[str, torch.Tensor]:
-    """The weights with a last layer of zeros where it is missing: an exact identity, so that layers count as always."""
+    """Add a missing last layer as zeros, which is the identity, so that layers are counted as usual."""
     if not lacks_last_layer(weights, shape):
         return dict(weights)
     last, before = (f"{INNER}encoder.layers.{shape.layers - number}." for number in (1, 2))
@@ -117,38 +117,36 @@ def with_last_layer(weights: Mapping[str, torch.Tensor], shape: TextEncoderShape
 
 
 def refuse_missing_last_layer(clip_layer: int | None, where: str) -> None:
-    """For an encoder of which :func:`lacks_last_layer` is true.
+    """Check the requested layer of an encoder for which :func:`lacks_last_layer` is true.
 
     Raises:
-        SubjectBoothError: the last layer is asked for.
+        SubjectBoothError: the last layer is requested.
     """
     if clip_layer == -1:
         raise SubjectBoothError(
-            "clip_skip 1 with a text encoder that was saved without the last layer",
+            "clip_skip is 1, but the text encoder was saved without its last layer",
             "clip_skip 2",
-            "leave clip_skip out, or use a checkpoint that has all layers",
+            "leave clip_skip out, or use a checkpoint with all layers",
             where,
         )
 
 
 def lora_layer_name(layer: str) -> str:
-    """A layer's name in LoRA files, in which ``text_model.`` always is."""
+    """A layer's name in LoRA files, always with ``text_model.``."""
     return layer if layer.startswith(INNER) else INNER + layer
 
 
 def used_layers(shape: TextEncoderShape, clip_layer: int | None) -> int:
-    """How many of the encoder's layers, from the first, have a part in what :func:`encode` gives.
+    """The number of layers, from the first, that affect the result of :func:`encode`.
 
-    Where the states of an earlier layer are taken, those behind it are computed for nothing, unless the pooled prompt
-    comes from the last one.
+    Layers after the one whose hidden states are taken have no effect, unless the pooled prompt comes from the last one.
     """
     layer = clip_layer if clip_layer is not None else shape.layer
     return shape.layers if shape.projects or _is_past(layer, shape) else shape.layers + 1 + layer
 
 
 def _is_past(layer: int, shape: TextEncoderShape) -> bool:
-    """Whether the encoder does not have that layer. ComfyUI then takes what comes out of it: the last one, with the
-    final norm."""
+    """Whether the layer number exceeds the encoder's depth. ComfyUI then takes the last layer with the final norm."""
     return abs(layer) > shape.layers
 
 
@@ -158,17 +156,17 @@ def encode(
     prompts: Sequence[Sequence[TokenChunks]],
     clip_layer: int | None,
 ) -> list[Conditioning]:
-    """Encode prompts; differentiable where the models have trainable weights.
+    """Encode prompts; differentiable in trainable weights.
 
     Args:
-        models: one a text encoder of the family, perhaps wrapped by accelerate.
+        models: one per text encoder of the family, possibly wrapped by accelerate.
         shapes: like ``models``.
-        prompts: for each prompt the chunks for each text encoder.
-        clip_layer: ComfyUI's count (-1 last, -2 the one before; past the first one the last); None for the family's
-            own.
+        prompts: for each prompt, the chunks for each text encoder.
+        clip_layer: in ComfyUI's counting (-1 is the last, -2 the one before; beyond the first layer, the last); None
+            for the family's default.
 
     Returns:
-        One conditioning a prompt, float32, on the models' device; several encoders stand side by side.
+        one conditioning per prompt, float32, on the models' device; several encoders are concatenated.
     """
     encoded = []
     for chunks in prompts:
@@ -194,7 +192,7 @@ def _encode_one(
     clip_layer: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     device = next(model.parameters()).device
-    weighted = bool((chunks.weights != 1.0).any())  # asked on the CPU: the host would wait for a GPU's answer
+    weighted = bool((chunks.weights != 1.0).any())  # checked on the CPU, to avoid a synchronisation with the GPU
     ids, weights = chunks.ids.to(device), chunks.weights.to(device)
     if weighted:
         empty = torch.tensor([[START, END] + [shape.padding] * (LENGTH - 2)], device=device)
@@ -204,13 +202,13 @@ def _encode_one(
     is_past = _is_past(layer, shape)
     hidden_states = output.hidden_states[-1 if is_past else layer].float()
     if shape.norms_hidden_layer or is_past:
-        # In float32 whatever the weights are: accelerate's wrapper, which would see to it, is not around this layer.
+        # In float32 for any dtype of the weights: accelerate's autocast does not wrap this layer.
         norm = _final_layer_norm(model)
         hidden_states = torch.nn.functional.layer_norm(
             hidden_states, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
         )
     if weighted:
-        # A weight moves a token's states away from what no text at all would have given.
+        # A weight scales a token's difference from the empty prompt.
         plain, nothing = hidden_states[:-1], hidden_states[-1:]
         hidden_states = nothing + weights[..., None] * (plain - nothing)
     pooled = output.text_embeds[:1].float() if shape.projects else None
@@ -226,7 +224,7 @@ def _final_layer_norm(model: Any) -> torch.nn.LayerNorm:
 
 
 def from_open_clip(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """OpenCLIP's names (SD 2.x and SDXL's second text encoder in single files) -> transformers' names."""
+    """From OpenCLIP's names (in single files of SD 2.x and SDXL) to transformers'."""
     renamed: dict[str, torch.Tensor] = {}
     simple = {
         "token_embedding.weight": "embeddings.token_embedding.weight",
@@ -245,7 +243,7 @@ def from_open_clip(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tenso
         if name in simple:
             renamed[INNER + simple[name]] = tensor
         elif name in ("text_projection", "text_projection.weight"):
-            # OpenCLIP multiplies by a matrix from the right, a Linear layer by its transpose.
+            # OpenCLIP multiplies by the matrix, a Linear layer by its transpose.
             renamed["text_projection.weight"] = tensor.T if name == "text_projection" else tensor
         elif name.startswith("transformer.resblocks."):
             _, _, number, rest = name.split(".", 3)

@@ -1,6 +1,6 @@
-"""CLIP's tokenizer from the merges that come with the pack, so that a run from a shell asks no hub for it.
+"""CLIP's tokenizer, from merges that the pack includes, so that a run from a shell needs no download.
 
-Inside ComfyUI its own tokenizer is used instead. The merges are OpenAI's (github.com/openai/CLIP, MIT licence).
+In ComfyUI its own tokenizer is used instead. The merges are OpenAI's (github.com/openai/CLIP, MIT licence).
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 MERGES = Path(__file__).parent / "assets" / "clip_merges.txt.xz"
 START, END = 49406, 49407
 CHUNK = 75
-"""Words' tokens in a chunk of 77: the other two are start and end."""
+"""Text tokens in a chunk of 77; the other two are start and end."""
 
 _WORD = r"<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"
 
@@ -59,12 +59,12 @@ def clip_tokenizer() -> Tokenizer:
 
 
 def tokenize(text: str) -> list[int]:
-    """Token ids of a text, without start and end."""
+    """Token ids of a text, without start and end tokens."""
     return list(clip_tokenizer().encode(text, add_special_tokens=False).ids)
 
 
 def chunks(text: str, padding: int = END) -> torch.Tensor:
-    """int64 [n, 77]: start, up to 75 tokens, end, padding; as many chunks as the text needs, one for an empty one."""
+    """Chunks of a text, int64 [n, 77]: start, up to 75 tokens, end, padding. One chunk for an empty text."""
     ids = tokenize(text)
     rows = [_row(ids[first : first + CHUNK], padding) for first in range(0, max(1, len(ids)), CHUNK)]
     return torch.tensor(rows)
@@ -75,7 +75,7 @@ def _row(ids: Sequence[int], padding: int) -> list[int]:
 
 
 def _byte_letters() -> list[str]:
-    """The 256 letters that stand for bytes, in CLIP's order: printable ones first, the others moved behind 255."""
+    """The 256 letters that represent bytes, in CLIP's order: printable ones first, then the others, from 256 up."""
     printable = [*range(ord("!"), ord("~") + 1), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     moved = [byte for byte in range(256) if byte not in printable]
     return [chr(byte) for byte in printable] + [chr(256 + number) for number in range(len(moved))]

@@ -1,4 +1,4 @@
-"""A diffusers UNet out of weights in the LDM layout, and what it predicts."""
+"""Builds a diffusers UNet from weights in the LDM layout, and runs it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from diffusers import UNet2DConditionModel
 
 LATENT_FACTOR = 8
-"""Pixels a side of one latent."""
+"""Image pixels per latent pixel, along a side."""
 
 
 def outline_unet(layout: LdmLayout) -> UNet2DConditionModel:
@@ -34,17 +34,17 @@ def build_unet(
     """A frozen UNet.
 
     Args:
-        layout: of the weights.
-        weights: gives the weights when called, before memory is taken for the copies; they are copied, never kept.
-        dtype: what the weights are kept in.
+        layout: layout of the weights.
+        weights: returns the weights; called before memory is allocated. They are copied and not kept.
+        dtype: dtype of the copies.
 
     Returns:
-        The UNet on the CPU, in eval mode, with ``requires_grad`` off everywhere.
+        the UNet on the CPU, in eval mode, with ``requires_grad`` off.
 
     Raises:
-        SubjectBoothError: weights are missing or left over, have other shapes than the layout says, or are not numbers.
+        SubjectBoothError: weights are missing, unknown, of a wrong shape or not finite.
     """
-    # Inside ComfyUI everything runs in inference mode, and tensors made there can never take part in training.
+    # ComfyUI runs in inference mode, and tensors created in it cannot be used for training.
     with torch.inference_mode(False), torch.no_grad():
         unet = outline_unet(layout)
         names = layout.names
@@ -53,21 +53,21 @@ def build_unet(
         left_over = sorted(set(names.values()) - set(expected))
         if missing or left_over:
             raise SubjectBoothError(
-                f"a UNet with {len(missing)} weights missing and {len(left_over)} unknown "
+                f"the UNet lacks {len(missing)} weights and has {len(left_over)} unknown ones "
                 f"(such as {(missing or left_over)[0]!r})",
                 f"the layout of {layout.family.name}",
                 "use an unmodified checkpoint",
                 layout.where,
             )
         given = weights()
-        # torch's own .to(): diffusers' warns about casting although nothing is to stay in fp32 here.
+        # Not diffusers' .to(), which warns about casting, although nothing here must stay in fp32.
         torch.nn.Module.to(unet.to_empty(device="cpu"), dtype)
         parameters = dict(unet.named_parameters()) | dict(unet.named_buffers())
         for name, weight in given.items():
             target = parameters[names[name]]
             if target.shape != weight.shape:
                 raise SubjectBoothError(
-                    f"the weight {name!r} of shape {tuple(weight.shape)}",
+                    f"the UNet's weight {name!r} has shape {tuple(weight.shape)}",
                     f"shape {tuple(target.shape)}",
                     "use an unmodified checkpoint",
                     layout.where,
@@ -80,14 +80,14 @@ def build_unet(
 def predict(
     unet: Any, noisy_latents: torch.Tensor, timesteps: torch.Tensor, conditioning: Conditioning
 ) -> torch.Tensor:
-    """The UNet's raw output (epsilon or v), float32 [b, 4, h/8, w/8].
+    """The UNet's output (epsilon or v), float32 [b, 4, h/8, w/8].
 
     Args:
-        unet: a ``UNet2DConditionModel``, perhaps wrapped by accelerate.
-        noisy_latents: [b, 4, h/8, w/8], in the training space.
+        unet: a ``UNet2DConditionModel``, possibly wrapped by accelerate.
+        noisy_latents: [b, 4, h/8, w/8], scaled for the UNet.
         timesteps: int64 [b].
-        conditioning: batch of b prompts; with ``pooled`` for families that take it (SDXL), whose size and crop ids are
-            then those that the sampler uses: the picture's own size, uncropped.
+        conditioning: batch size b; with ``pooled`` for SDXL, whose size and crop ids are those used for sampling: the
+            image's size, uncropped.
     """
     dtype = next(unet.parameters()).dtype
     added = None

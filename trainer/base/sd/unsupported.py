@@ -1,6 +1,6 @@
-"""What a base cannot be, told apart early and by name, from names, shapes and stored types alone.
+"""Identifies unsupported bases early and by name, from names, shapes and stored types of their weights.
 
-The marks of other architectures are facts of their published checkpoints (ComfyUI tells them apart by the same names).
+The name prefixes of other architectures are those of their published checkpoints; ComfyUI uses the same ones.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _INPUT_CHANNELS = {
 
 _PLAIN = frozenset(("F64", "F32", "F16", "BF16", "float64", "float32", "float16", "bfloat16"))
 _INTEGER = frozenset(("I64", "I32", "int64", "int32"))
-# Beside the weights of quantised checkpoints lie their scales and tables.
+# Quantised checkpoints store scales and tables next to the weights.
 _SCALES = (
     "scaled_fp8",
     ".scale_weight",
@@ -44,16 +44,16 @@ _SCALES = (
 
 
 def architecture(names: Iterable[str]) -> str:
-    """What a model that is no Stable Diffusion UNet is, from its weights' names."""
+    """The architecture of a model that is not a Stable Diffusion UNet, from its weights' names."""
     known = list(names)
     for mark, name in _ARCHITECTURES:
         if any(weight.startswith(mark) for weight in known):
             return name
-    return "Flux, SD 3, a video model or the like"
+    return "Flux, SD 3, a video model or similar"
 
 
 def is_bare_unet(names: Iterable[str]) -> bool:
-    """Whether a file holds a Stable Diffusion UNet and nothing else, by the original's or by diffusers' names."""
+    """Whether the names are those of a Stable Diffusion UNet without prefix, in the original's or diffusers' naming."""
     known = set(names)
     return (
         "time_embed.0.weight" in known
@@ -64,26 +64,26 @@ def is_bare_unet(names: Iterable[str]) -> bool:
 
 
 def input_kind(channels: int) -> str:
-    """What a UNet with so many input channels is for."""
+    """The kind of model that has this number of input channels."""
     return _INPUT_CHANNELS.get(channels, "not a text-to-image model")
 
 
 def refuse_quantised(dtypes: Mapping[str, str], where: str) -> None:
-    """A quantised base cannot be trained on: nothing says what its weights were.
+    """Reject a quantised base: its original weights are unknown.
 
     Args:
-        dtypes: what every weight is stored as, by torch's or safetensors' names.
-        where: what the weights came from, for the message.
+        dtypes: stored type of every weight, as named by torch or safetensors.
+        where: source of the weights, for the message.
 
     Raises:
-        SubjectBoothError: it is stored in fp8, int8, nf4, GGUF or the like.
+        SubjectBoothError: weights are stored in fp8, int8, nf4, GGUF or similar.
     """
     odd = next((kind for kind in dtypes.values() if kind not in _PLAIN | _INTEGER), None)
     if odd is None and any(name.endswith(_SCALES) for name in dtypes):
         odd = "fp8 with scales"
     if odd is not None:
         raise SubjectBoothError(
-            f"a base quantised to {odd}",
+            f"the base is quantised to {odd}",
             "weights in fp32, fp16 or bf16",
             "load the unquantised checkpoint, with weight_dtype default",
             where,
@@ -91,15 +91,16 @@ def refuse_quantised(dtypes: Mapping[str, str], where: str) -> None:
 
 
 def refuse_sampling_marks(names: Iterable[str], where: str) -> None:
-    """
+    """Reject checkpoints whose marks name an unsupported way of sampling.
+
     Raises:
-        SubjectBoothError: the checkpoint says that it samples in another way than Stable Diffusion (EDM).
+        SubjectBoothError: the checkpoint is marked for EDM sampling.
     """
     edm = next((name for name in names if name in ("edm_mean", "edm_std", "edm_vpred.sigma_max")), None)
     if edm is not None:
         raise SubjectBoothError(
-            f"a checkpoint that samples by EDM (it holds {edm!r})",
-            "one that predicts epsilon or v",
+            f"the checkpoint samples with EDM (it has {edm!r})",
+            "a checkpoint that predicts epsilon or v",
             "use a Stable Diffusion checkpoint without EDM",
             where,
         )

@@ -1,6 +1,6 @@
-"""What a diffusers pipeline's folder holds: unet/, text_encoder/, text_encoder_2/, vae/ and scheduler/.
+"""Reads a folder of a diffusers pipeline: unet/, text_encoder/, text_encoder_2/, vae/ and scheduler/.
 
-Only safetensors and JSON are read. The tokenizer is the pack's own: all families here use CLIP's.
+Only safetensors and JSON are read. The tokenizer is not: all supported families use CLIP's, which the pack has.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from .parts import (
 from .tensors import StoredTensors
 
 _TEXT_FOLDERS = ("text_encoder", "text_encoder_2")
-# diffusers and transformers call a model's weights by these names, with ".fp16" before the ending in half precision.
+# File names of diffusers and transformers, with ".fp16" before the extension in half precision.
 _STEMS = ("diffusion_pytorch_model", "model")
 _VARIANTS = ("", ".fp16", ".bf16", ".non_ema")
 
 
 def read_folder(path: Path) -> StoredParts:
-    """The parts of a pipeline's folder; nothing but headers and small JSON files is read yet.
+    """The parts of a pipeline's folder. Reads only file headers and small JSON files.
 
     Raises:
-        SubjectBoothError: it is no such folder, of another pipeline, its weights are pickled, or parts are missing.
+        SubjectBoothError: not a pipeline's folder, an unsupported pipeline, pickled weights, or a missing part.
     """
     where = str(path)
     if not (path / "unet").is_dir():
@@ -81,25 +81,25 @@ def _not_a_pipeline(path: Path) -> SubjectBoothError:
     if (path / "transformer").is_dir():
         kind = str(_json(path / "model_index.json").get("_class_name", "a pipeline with a transformer"))
         return SubjectBoothError(
-            f"a folder of {kind} (Flux, SD 3 or the like)",
+            f"the folder holds a {kind} (such as Flux or SD 3)",
             "a Stable Diffusion pipeline",
             "use an SD 1.x, SD 2.x or SDXL model",
             str(path),
         )
     return SubjectBoothError(
-        "a folder without unet/",
-        "a folder as diffusers saves pipelines, or a .safetensors file",
+        "the folder has no unet/",
+        "a pipeline saved by diffusers, or a .safetensors file",
         "check the path",
         str(path),
     )
 
 
 def _refuse_other_kinds(path: Path) -> None:
-    """Kinds that the weights' shapes do not tell: how the noise is made, and what the pipeline adds around the UNet."""
+    """Reject models whose weights look like a Stable Diffusion UNet, but whose configuration says otherwise."""
     scheduler = str(_json(path / "scheduler" / "scheduler_config.json").get("_class_name", ""))
     if scheduler.startswith(("EDM", "FlowMatch")):
         raise SubjectBoothError(
-            f"a model that samples by {scheduler}",
+            f"the model samples with {scheduler}",
             "one that predicts epsilon or v",
             "use an SD 1.x, SD 2.x or SDXL model",
             str(path),
@@ -108,12 +108,12 @@ def _refuse_other_kinds(path: Path) -> None:
     kind = unet.get("_class_name", "UNet2DConditionModel")
     if kind != "UNet2DConditionModel":
         raise SubjectBoothError(
-            f"a UNet of the kind {kind}", "UNet2DConditionModel", "use an SD 1.x, SD 2.x or SDXL model", str(path)
+            f"the UNet is a {kind}", "UNet2DConditionModel", "use an SD 1.x, SD 2.x or SDXL model", str(path)
         )
 
 
 def _weights(folder: Path) -> tuple[StoredTensors, tuple[Path, ...]]:
-    """The weights of one part and the files they lie in: full precision where both are there."""
+    """The weights of one part, and their files; full precision is preferred to half."""
     for variant in _VARIANTS:
         for stem in _STEMS:
             single = folder / f"{stem}{variant}.safetensors"
@@ -126,12 +126,14 @@ def _weights(folder: Path) -> tuple[StoredTensors, tuple[Path, ...]]:
     pickled = next((file for ending in (".bin", ".ckpt", ".pt") for file in sorted(folder.glob(f"*{ending}"))), None)
     if pickled is not None:
         raise SubjectBoothError(
-            f"weights in {pickled.name}",
+            f"the weights are in {pickled.name}",
             "a .safetensors file",
-            "save the pipeline with safe_serialization; pickled files are never opened",
+            "save the pipeline with safe_serialization=True; pickled files are never opened",
             str(folder),
         )
-    raise SubjectBoothError("a folder without weights", "a .safetensors file in it", "get the model again", str(folder))
+    raise SubjectBoothError(
+        "the folder has no weights", "a .safetensors file in it", "get the model again", str(folder)
+    )
 
 
 def _shards(index: Path) -> tuple[Path, ...]:
@@ -139,7 +141,10 @@ def _shards(index: Path) -> tuple[Path, ...]:
     outside = [name for name in names if not isinstance(name, str) or Path(name).name != name]
     if not names or outside:
         raise SubjectBoothError(
-            "an index that names no files beside it", "one as diffusers writes it", "get the model again", str(index)
+            "the index does not list files next to it",
+            "an index written by diffusers",
+            "get the model again",
+            str(index),
         )
     return tuple(index.parent / name for name in names)
 
@@ -149,10 +154,10 @@ def _text_weights(stored: StoredTensors, shape: TextEncoderShape) -> dict[str, t
 
 
 def _schedule(config: Mapping[str, Any], where: str) -> torch.Tensor:
-    """``alphas_cumprod`` as the folder's scheduler would make it.
+    """``alphas_cumprod`` of the folder's scheduler.
 
     Raises:
-        SubjectBoothError: its betas are made in a way that is not known here.
+        SubjectBoothError: an unknown beta schedule.
     """
     timesteps = int(config.get("num_train_timesteps", 1000))
     first, last = float(config.get("beta_start", 0.00085)), float(config.get("beta_end", 0.012))
@@ -165,7 +170,7 @@ def _schedule(config: Mapping[str, Any], where: str) -> torch.Tensor:
         betas = torch.linspace(first, last, timesteps, dtype=torch.float64)
     else:
         raise SubjectBoothError(
-            f"a noise schedule of the kind {str(kind)[:40]!r}",
+            f"the noise schedule is {str(kind)[:40]!r}",
             "scaled_linear or linear",
             "use an unmodified Stable Diffusion model",
             where,
@@ -174,10 +179,10 @@ def _schedule(config: Mapping[str, Any], where: str) -> torch.Tensor:
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """What a small configuration file says; nothing when it is not there.
+    """The content of a small configuration file; empty if there is none.
 
     Raises:
-        SubjectBoothError: it is no JSON object.
+        SubjectBoothError: not a JSON object.
     """
     if not path.is_file():
         return {}
@@ -187,6 +192,6 @@ def _json(path: Path) -> dict[str, Any]:
         found = None
     if not isinstance(found, dict):
         raise SubjectBoothError(
-            "a configuration that is not JSON", "one as diffusers writes it", "get the model again", str(path)
+            "the configuration is not JSON", "a configuration written by diffusers", "get the model again", str(path)
         )
     return found

@@ -1,4 +1,4 @@
-"""What the readers of a single file and of a diffusers folder give."""
+"""The result of reading a single file or a diffusers folder."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ WeightsReader = Callable[[], Mapping[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class StoredParts:
-    """What a checkpoint file or a diffusers folder holds, in the names that the trainer works with.
+    """The content of a checkpoint, in the trainer's naming.
 
     Attributes:
-        files: everything that decides what the base is.
-        unet: in the layout of single files, without the prefix.
-        text_encoders: for a family and a layer to take (ComfyUI's count), what reads each text encoder's weights, with
+        files: all files that define the base.
+        unet: in the single-file layout, without the prefix.
+        text_encoders: for a family and a layer (in ComfyUI's counting), a reader of each text encoder's weights, with
             transformers' names (``text_model.encoder...``).
-        codec: makes the latent codec.
-        prediction_type: what the checkpoint says of itself; None when it says nothing.
+        codec: builds the latent codec.
+        prediction_type: as stated by the checkpoint; None if it does not state it.
         alphas_cumprod: the noise schedule.
-        latent_scale: of the codec, where the checkpoint says it itself.
+        latent_scale: of the codec, as stated by the checkpoint; None if it does not state it.
     """
 
     files: tuple[Path, ...]
@@ -41,9 +41,9 @@ class StoredParts:
 
 
 def missing_part(name: str, where: str) -> SubjectBoothError:
-    """What to say of a checkpoint without a text encoder or a VAE."""
+    """The error for a checkpoint without a text encoder or a VAE."""
     return SubjectBoothError(
-        f"a checkpoint without a {name}", "a whole checkpoint", "use one that was saved with all its parts", where
+        f"the checkpoint has no {name}", "a complete checkpoint", "use one that was saved with all its parts", where
     )
 
 
@@ -54,10 +54,9 @@ def stable_diffusion_schedule(
     """``alphas_cumprod``, float32 [timesteps].
 
     Args:
-        zero_terminal_snr: rescale so that the last step is pure noise (arXiv 2305.08891, algorithm 1), but for the
-            small remainder that ComfyUI leaves too.
-        betas: float64 [timesteps]; None for Stable Diffusion's own, from 0.00085 to 0.012, linear in their square
-            root.
+        zero_terminal_snr: rescale so that the last step is pure noise (arXiv 2305.08891, algorithm 1), except for the
+            small remainder that ComfyUI leaves, too.
+        betas: float64 [timesteps]; None for Stable Diffusion's, from 0.00085 to 0.012, linear in their square root.
     """
     if betas is None:
         betas = scaled_linear_betas(0.00085, 0.012, 1000)

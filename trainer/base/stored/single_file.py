@@ -1,4 +1,4 @@
-"""What a single-file checkpoint holds: the layout of the original Stable Diffusion releases."""
+"""Reads single-file checkpoints, in the layout of the original Stable Diffusion releases."""
 
 from __future__ import annotations
 
@@ -26,26 +26,26 @@ from .tensors import StoredTensors
 
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 V_SPREAD = 0.09
-"""Standard deviation of a family's ``v_told_by`` between those trained on noise and those trained on v."""
+"""Threshold for the standard deviation of a family's ``v_told_by``; it is larger in models that predict v."""
 
 
 def read_file(path: Path) -> StoredParts:
-    """The parts of a .safetensors checkpoint; nothing but its header is read yet.
+    """The parts of a .safetensors checkpoint. Reads only its header.
 
     Raises:
-        SubjectBoothError: it is of another format, or parts are missing.
+        SubjectBoothError: another format, or a missing part.
     """
     where = str(path)
     if path.suffix.lower() == ".gguf":
         raise SubjectBoothError(
-            "a base quantised to GGUF",
+            "the base is quantised to GGUF",
             "weights in fp32, fp16 or bf16",
             "load the unquantised .safetensors checkpoint",
             where,
         )
     if path.suffix.lower() != ".safetensors":
         raise SubjectBoothError(
-            f"a checkpoint of the format {path.suffix or '(none)'}",
+            f"the checkpoint has the format {path.suffix or '(none)'}",
             "a .safetensors file",
             "convert it; pickled files are never opened",
             where,
@@ -55,7 +55,7 @@ def read_file(path: Path) -> StoredParts:
     unet, vae = whole.below(UNET), whole.below(VAE)
     if is_bare_unet(whole) or (is_bare_unet(unet) and len(unet) == len(whole)):
         raise SubjectBoothError(
-            "a UNet alone, without text encoder and VAE",
+            "the file has only a UNet, no text encoder and no VAE",
             "a checkpoint with all three",
             "use the checkpoint that this UNet belongs to, or one saved with all three",
             where,
@@ -63,7 +63,7 @@ def read_file(path: Path) -> StoredParts:
         )
     if not unet:
         raise SubjectBoothError(
-            f"a file that is not a Stable Diffusion checkpoint ({architecture(whole)})",
+            f"the file is not a Stable Diffusion checkpoint ({architecture(whole)})",
             "a checkpoint with UNet, text encoder and VAE",
             "use an SD 1.x, SD 2.x or SDXL checkpoint",
             where,
@@ -85,7 +85,7 @@ def read_file(path: Path) -> StoredParts:
 
 
 def _prediction_type(whole: StoredTensors) -> str | None:
-    """What a file says of itself, read as ComfyUI does: by a mark, or by a weight that tells it for the family."""
+    """As stated by a mark in the file, or told from a weight, as ComfyUI does; None if unknown."""
     if "v_pred" in whole:
         return "v_prediction"
     for family in families.FAMILIES:

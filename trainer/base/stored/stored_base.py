@@ -1,6 +1,6 @@
-"""A base model from the disk, for runs from a shell: no network, no configuration files but those beside the weights.
+"""A base model from disk, for runs from a shell. Needs no network, and no configuration files besides the folder's own.
 
-Inside ComfyUI the base comes from the wired MODEL, CLIP and VAE instead.
+In ComfyUI the base is built from the connected MODEL, CLIP and VAE instead.
 """
 
 from __future__ import annotations
@@ -38,19 +38,20 @@ def load_base(
     """Read a model of one of the families in :mod:`trainer.base.sd.families`.
 
     Args:
-        path: a .safetensors file in the layout of the original Stable Diffusion release, or a folder as diffusers
-            saves pipelines.
-        clip_skip: kohya's count: 1 takes the text encoder's last layer, 2 the one before; None the family's own.
-        prediction_type: ``epsilon`` or ``v_prediction``, for a checkpoint that does not say so itself; one that does
-            (a folder's scheduler, the marks ``v_pred`` and ``ztsnr`` in a file) is believed. None: epsilon.
-        device: where prompts and pictures are encoded, and pictures decoded. Only meanwhile is anything there.
+        path: a .safetensors file in the layout of the original Stable Diffusion releases, or a folder of a diffusers
+            pipeline.
+        clip_skip: in kohya's counting: 1 takes the text encoder's last layer, 2 the one before; None for the
+            family's default.
+        prediction_type: ``epsilon`` or ``v_prediction``, for a checkpoint that does not state it; one that does (in a
+            folder's scheduler, or by the marks ``v_pred`` and ``ztsnr`` in a file) overrides it. None: epsilon.
+        device: where prompts and images are encoded and decoded. Models are on it only while they are in use.
 
     Raises:
-        SubjectBoothError: it is of another format or family, or parts are missing.
+        SubjectBoothError: another format or family, or a missing part.
     """
     parts, layout = _read(path)
     family, where = layout.family, layout.where
-    require("diffusers", "transformers")  # not before: they take seconds to import, and a mistyped path none to refuse
+    require("diffusers", "transformers")  # not earlier: they take seconds to import
     prediction_type = parts.prediction_type or prediction_type or "epsilon"
     noise_scheduler = make_noise_scheduler(parts.alphas_cumprod, prediction_type)
     clip_layer = None if clip_skip is None else -clip_skip
@@ -75,7 +76,7 @@ def load_base(
 
 
 def stored_resolution(path: Path, prediction_type: str | None = None) -> int:
-    """Pixels a side that the model was trained at, from the files' headers alone. See :func:`load_base`."""
+    """Side in pixels of the images the model was trained on. Reads only file headers. See :func:`load_base`."""
     parts, layout = _read(path)
     return native_resolution(layout.family, parts.prediction_type or prediction_type or "epsilon")
 
@@ -86,10 +87,10 @@ def _read(path: Path) -> tuple[StoredParts, LdmLayout]:
 
 
 class StoredPromptEncoder:
-    """Encodes prompts with transformers. Text is taken literally: ``(word:1.2)`` is ComfyUI's syntax, not CLIP's.
+    """Encodes prompts with transformers. Prompts are literal: ``(word:1.2)`` is ComfyUI's syntax, not CLIP's.
 
-    The text encoders are built for each call and dropped after it: prompts are encoded once in a run, and SDXL's
-    would take 3.3 GB beside the UNet for the rest of it.
+    The text encoders are built for each call and released after it: prompts are encoded once in a run, and SDXL's
+    would take 3.3 GB next to the UNet for the rest of it.
     """
 
     def __init__(
@@ -110,7 +111,7 @@ class StoredPromptEncoder:
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-            models = [model.to(CPU) for model in models]  # outside the handler: until here the failed attempt is alive
+            models = [model.to(CPU) for model in models]  # outside the handler, which keeps tensors alive
             free_memory(self._device)
         return self._encode(models, prompts)
 
@@ -122,13 +123,13 @@ class StoredPromptEncoder:
 
 
 def token_chunks(prompt: str, family: Family) -> tuple[TokenChunks, ...]:
-    """A prompt's chunks for each text encoder of the family, all at weight 1."""
+    """A prompt's chunks for each text encoder of the family, with weights of 1."""
     ids = [chunks(prompt, shape.padding) for shape in family.text_encoders]
     return tuple(TokenChunks(rows, torch.ones(rows.shape)) for rows in ids)
 
 
 def _digest(parts: StoredParts, family: Family, clip_layer: int | None, prediction_type: str) -> str:
-    # The usual scale is left out, so that a folder and a file of one model, and runs of before, have one digest.
+    # The usual scale is left out, so that a folder and a file of the same model have the same digest.
     unusual = parts.latent_scale not in (None, family.latent_scale)
     scale = (f"latent scale {parts.latent_scale}",) if unusual else ()
     return sha256_of(*parts.files, parts.alphas_cumprod, f"clip layer {clip_layer}", prediction_type, *scale)

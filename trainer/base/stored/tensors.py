@@ -1,10 +1,10 @@
-"""Tensors that lie in safetensors files and are read one at a time, when they are asked for.
+"""Lazy access to tensors in safetensors files: each is read when it is needed.
 
-A checkpoint of SDXL is 7 GB: what it holds is known from the files' headers alone, and a model that is built from it
-never shares the memory with a second copy of its weights. A file is open only while a tensor is read: held open, its
-pages would stay in memory beside the model, and on Windows nobody could replace it for as long as a run takes. The
-safetensors library checks a file when it is first opened. It would do so again at each opening, 3 ms in a file of
-SDXL's size, so the tensors' bytes are read from where the header says.
+An SDXL checkpoint is 7 GB. Its names and shapes are known from the header alone, and building a model from it never
+holds a second copy of its weights. A file is open only while a tensor is read: otherwise its pages would stay in memory
+next to the model, and on Windows nobody could replace the file during a run. The safetensors library validates the
+header at each opening, 3 ms for a file of SDXL's size, so it opens a file once; tensors are then read directly, from
+the offsets in the header.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ _DTYPES = {
 
 @dataclass(frozen=True)
 class _Entry:
-    """Where a tensor lies: from byte ``begin`` to ``end`` of a file that had this size and time of change."""
+    """A tensor's place: bytes ``begin`` to ``end`` of a file of this size and modification time."""
 
     path: Path
     stamp: tuple[int, int]
@@ -60,7 +60,7 @@ class StoredTensors(Mapping[str, torch.Tensor]):
         """All tensors of several files.
 
         Raises:
-            SubjectBoothError: a file cannot be read, is cut short or is no safetensors file.
+            SubjectBoothError: a file cannot be read, is truncated, or is not a safetensors file.
         """
         entries: dict[str, _Entry] = {}
         for path in paths:
@@ -68,30 +68,29 @@ class StoredTensors(Mapping[str, torch.Tensor]):
         return cls(entries)
 
     def __getitem__(self, name: str) -> torch.Tensor:
-        """One tensor, read anew each time.
+        """One tensor, read from the file each time.
 
         Raises:
-            SubjectBoothError: the file cannot be read or is another one now, or the tensor is of a type that torch
-                does not have.
+            SubjectBoothError: the file cannot be read or has changed, or torch does not have the tensor's type.
         """
         entry = self._entries[name]
         if entry.dtype not in _DTYPES:
             raise SubjectBoothError(
-                f"a tensor stored as {entry.dtype}",
+                f"a weight is stored as {entry.dtype}",
                 "weights in fp32, fp16 or bf16",
                 "use another checkpoint",
                 f"{entry.path}, {name}",
             )
-        # Outside the block below: too little memory is not the file's fault. The device is named, as another pack may
-        # have set another default.
+        # Outside the block below: running out of memory is not a problem of the file. The device is explicit, because
+        # another pack may have changed the default.
         data = torch.empty(entry.end - entry.begin, dtype=torch.uint8, device="cpu")
-        with _sentences(entry.path), entry.path.open("rb") as file:
+        with _readable_errors(entry.path), entry.path.open("rb") as file:
             file.seek(entry.begin)
             if _stamp(file) != entry.stamp or file.readinto(data.numpy().data) != len(data):
                 raise SubjectBoothError(
-                    "a checkpoint that was changed while it was read",
-                    "the file as it was",
-                    "start again when it is whole",
+                    "the checkpoint changed while it was read",
+                    "an unchanged file",
+                    "start again when it is complete",
                     str(entry.path),
                 )
         return data.view(_DTYPES[entry.dtype]).reshape(entry.shape)
@@ -103,20 +102,20 @@ class StoredTensors(Mapping[str, torch.Tensor]):
         return len(self._entries)
 
     def __contains__(self, name: object) -> bool:
-        return name in self._entries  # Mapping's own way would read the tensor
+        return name in self._entries  # the default of Mapping would read the tensor
 
     @property
     def shapes(self) -> dict[str, torch.Size]:
-        """Shape of every tensor."""
+        """Shapes by name."""
         return {name: entry.shape for name, entry in self._entries.items()}
 
     @property
     def dtypes(self) -> dict[str, str]:
-        """What every tensor is stored as, by safetensors' names (F32, F16, BF16, F8_E4M3, U8 ...)."""
+        """Stored types by name, as safetensors calls them (F32, F16, BF16, F8_E4M3, U8 ...)."""
         return {name: entry.dtype for name, entry in self._entries.items()}
 
     def below(self, prefix: str) -> StoredTensors:
-        """Those whose names start with ``prefix``, which is taken off."""
+        """The tensors whose names start with ``prefix``, without it."""
         return StoredTensors(
             {name.removeprefix(prefix): entry for name, entry in self._entries.items() if name.startswith(prefix)}
         )
@@ -129,8 +128,8 @@ class StoredTensors(Mapping[str, torch.Tensor]):
 def _entries_of(path: Path) -> dict[str, _Entry]:
     from safetensors import safe_open
 
-    # Python's own open says why a file cannot be opened; safetensors says it is not there.
-    with _sentences(path), path.open("rb") as file, safe_open(path, framework="pt"):
+    # Python's open reports why a file cannot be opened; safetensors only that it was not found.
+    with _readable_errors(path), path.open("rb") as file, safe_open(path, framework="pt"):
         stamp = _stamp(file)
         length = int.from_bytes(file.read(8), "little")
         data = 8 + length
@@ -154,11 +153,11 @@ def _stamp(file: BinaryIO) -> tuple[int, int]:
 
 
 @contextmanager
-def _sentences(path: Path) -> Iterator[None]:
-    """What may go wrong with a file that is read inside.
+def _readable_errors(path: Path) -> Iterator[None]:
+    """Turn any error in reading the file into a message.
 
     Raises:
-        SubjectBoothError: for any error.
+        SubjectBoothError: in place of any error.
     """
     try:
         yield
@@ -166,19 +165,19 @@ def _sentences(path: Path) -> Iterator[None]:
         raise
     except FileNotFoundError:
         raise SubjectBoothError(
-            "a checkpoint that is not there", "a file or folder", "check the path", str(path)
+            "the checkpoint was not found", "a file or folder", "check the path", str(path)
         ) from None
     except OSError as error:
         raise SubjectBoothError(
-            f"a checkpoint that cannot be opened ({error.strerror or type(error).__name__})",
-            "a file that may be read",
+            f"the checkpoint cannot be opened ({error.strerror or type(error).__name__})",
+            "a readable file",
             "check its permissions",
             str(path),
         ) from error
-    except Exception as error:  # whatever a damaged file does to its reader
+    except Exception as error:  # a damaged file may raise anything
         raise SubjectBoothError(
-            f"a checkpoint that cannot be read ({type(error).__name__})",
-            "a whole .safetensors file",
+            f"the checkpoint cannot be read ({type(error).__name__})",
+            "an intact .safetensors file",
             "get the file again",
             str(path),
         ) from error
