@@ -61,10 +61,10 @@ class ClassImagesPanel {
     const folder = this.node.properties?.[FOLDER];
     if (!folder || this.pictures.length) return;
     try {
-      const said = await ask(api, `/class_images?folder=${encodeURIComponent(folder)}`);
+      const listed = await ask(api, `/class_images?folder=${encodeURIComponent(folder)}`);
       if (this.pictures.length) return; // a run was faster
-      this.pictures = said.pictures;
-      this.status = t("{n} class images from an earlier run", { n: said.count });
+      this.pictures = listed.pictures;
+      this.status = t("{n} class images from an earlier run", { n: listed.count });
       this.show();
     } catch {
       // The workflow is from another machine, or the folder was deleted: the next run fills the panel.

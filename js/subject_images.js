@@ -136,13 +136,13 @@ class PhotoPanel {
   }
 
   tile(photo, index, own) {
-    const said = photo.error ? [photo.error] : photo.warnings;
-    const tile = make("div", { className: "sb-tile", tabIndex: 0, title: [photo.name, photo.caption, ...said].filter(Boolean).join("\n") });
+    const messages = photo.error ? [photo.error] : photo.warnings;
+    const tile = make("div", { className: "sb-tile", tabIndex: 0, title: [photo.name, photo.caption, ...messages].filter(Boolean).join("\n") });
     tile.dataset.photo = photo.name;
     if (photo.error) tile.classList.add("sb-bad");
-    else if (said.length) tile.classList.add("sb-warn");
+    else if (messages.length) tile.classList.add("sb-warn");
     if (photo.thumbnail) tile.append(make("img", { src: photo.thumbnail, alt: photo.name, draggable: false }));
-    if (said.length) tile.append(make("span", { className: "sb-mark" }, photo.error ? "✕" : signOf(photo, this.answer.photos)));
+    if (messages.length) tile.append(make("span", { className: "sb-mark" }, photo.error ? "✕" : signOf(photo, this.answer.photos)));
     if (own) this.addTools(tile, index);
     return tile;
   }

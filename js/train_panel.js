@@ -108,12 +108,12 @@ class TrainPanel {
     const run = this.run;
     this.set("after_stop", "keep");
     const answer = await api.fetchApi(`/subjectbooth/runs/${encodeURIComponent(run.run)}/stop`, { method: "POST" });
-    const said = await answer.json();
+    const data = await answer.json();
     if (answer.ok) {
       run.state = "stopping";
       this.show();
     } else {
-      app.extensionManager?.toast?.add({ severity: "warn", summary: this.words.stopFailed, detail: said.error, life: 5000 });
+      app.extensionManager?.toast?.add({ severity: "warn", summary: this.words.stopFailed, detail: data.error, life: 5000 });
       await this.read(run.run);
     }
   }

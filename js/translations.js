@@ -15,8 +15,8 @@ function translate(definition, words) {
       if (tooltip) spec[1] = { ...spec[1], tooltip };
     }
   }
-  for (const [slot, said] of Object.entries(words.outputs ?? {})) {
-    if (said.tooltip && definition.output_tooltips) definition.output_tooltips[slot] = said.tooltip;
+  for (const [slot, translated] of Object.entries(words.outputs ?? {})) {
+    if (translated.tooltip && definition.output_tooltips) definition.output_tooltips[slot] = translated.tooltip;
   }
 }
 
@@ -25,8 +25,8 @@ function label(node, words) {
   const named = (part) => words.inputs?.[part.name]?.name;
   for (const input of node.inputs ?? []) input.localized_name = named(input) ?? input.localized_name;
   for (const widget of node.widgets ?? []) widget.label = named(widget) ?? widget.label;
-  for (const [slot, said] of Object.entries(words.outputs ?? {})) {
-    if (said.name && node.outputs?.[slot]) node.outputs[slot].localized_name = said.name;
+  for (const [slot, translated] of Object.entries(words.outputs ?? {})) {
+    if (translated.name && node.outputs?.[slot]) node.outputs[slot].localized_name = translated.name;
   }
 }
 
@@ -37,10 +37,10 @@ app.registerExtension({
     if (locale === "en") return;
     try {
       const words = (await (await api.fetchApi("/i18n")).json())[locale]?.nodeDefs ?? {};
-      for (const [kind, said] of Object.entries(words)) {
+      for (const [kind, translated] of Object.entries(words)) {
         if (!definitions[kind]?.category?.startsWith("SubjectBooth")) continue;
-        translate(definitions[kind], said);
-        table[kind] = said;
+        translate(definitions[kind], translated);
+        table[kind] = translated;
       }
     } catch (error) {
       console.info(`SubjectBooth: could not load translations; node names stay English (${error.message}).`);

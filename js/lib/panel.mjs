@@ -152,9 +152,9 @@ export function setWidget(node, name, value) {
 export async function ask(api, path, body) {
   const request = body === undefined ? {} : { method: "POST", body: JSON.stringify(body) };
   const answer = await api.fetchApi(`/subjectbooth${path}`, request);
-  const said = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
-  if (!answer.ok) throw new Error(said.error ?? `the server answered ${answer.status}`);
-  return said;
+  const data = await answer.json().catch(() => ({ error: `the server answered ${answer.status}` }));
+  if (!answer.ok) throw new Error(data.error ?? `the server answered ${answer.status}`);
+  return data;
 }
 
 export function copyButton(text, label = "copy") {

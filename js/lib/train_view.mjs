@@ -191,8 +191,8 @@ export class TrainView {
       entries.push(entry);
     }
     this._legend.replaceChildren(...entries);
-    const said = curves.map(([name, series]) => `${name} ${series.last.toFixed(4)}`).join(", ");
-    this._canvas.setAttribute("aria-label", `${this._words.chart}: ${said}`);
+    const summary = curves.map(([name, series]) => `${name} ${series.last.toFixed(4)}`).join(", ");
+    this._canvas.setAttribute("aria-label", `${this._words.chart}: ${summary}`);
     this._draw();
   }
 
