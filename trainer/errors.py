@@ -40,7 +40,7 @@ class SubjectBoothError(Exception):
         return SubjectBoothError(self.given, self.needed, todo, where)
 
 
-_PLAIN_WORD = re.compile(r"[a-z]+(?=[ ,;:'’-]|$)")
+_PLAIN_WORD = re.compile(r"[a-z]+(?=[ ,;:'’-]|\.? |\.?$)")
 """The start of a text that may be capitalised: not an identifier, a file name or an option."""
 
 

@@ -27,6 +27,7 @@ from subjectbooth.trainer.errors import SubjectBoothError, require
          "The subject's model_a. Required: a clip. Clip it. Where: lip"),
         (("a damaged file", "the file as written", "delete it", "/a b/(1).bin"),
          "A damaged file. Required: the file as written. Delete it. Where: /a b/(1).bin"),
+        (("a lock", "none", "wait. Or stop it", ""), "A lock. Required: none. Wait. Or stop it."),
         (("no photos", "3 to 5", "did you mean a folder?", ""), "No photos. Required: 3 to 5. Did you mean a folder?"),
     ],
 )  # fmt: skip
