@@ -1,11 +1,11 @@
-"""Compares the trainer, run from a shell, with diffusers' own DreamBooth script on the same base; prints ratios.
+"""Compare the trainer's speed and memory with diffusers' DreamBooth script on the same base; prints the ratios.
 
     python benchmarks/against_diffusers.py path/to/diffusers/examples/dreambooth/train_dreambooth_lora.py
 
-Both get the same model (Stable Diffusion 1.5's layout with random weights, which do not affect time and memory),
-photos, resolution, rank, optimizer and precision; class images exist beforehand. diffusers runs at its best, with
-``--pre_compute_text_embeddings``. The time per step is the difference between a run of STEPS + 1 steps and a run of
-one, divided by STEPS, which excludes start-up and shutdown. Linux only (it reads the peak memory of each process).
+Both use the same model folder (Stable Diffusion 1.5's layout with random weights, which do not affect time or memory),
+photos, resolution, rank, optimizer and precision, and existing class images. diffusers runs with its fastest option,
+``--pre_compute_text_embeddings``. The time per step is the difference between a run of STEPS + 1 steps and a run of one
+step, divided by STEPS, which excludes start-up and shutdown. Linux only, because it reads each process's peak memory.
 """
 
 from __future__ import annotations
@@ -33,36 +33,34 @@ RANK = 16
 
 
 @dataclass(frozen=True)
-class Took:
-    """Cost of a command: wall-clock seconds and peak memory in GiB."""
+class Usage:
+    """Wall time in seconds and peak memory in GiB of a command."""
 
     seconds: float
     memory: float
 
 
 Trainer = Callable[[int, bool, Path], list[str]]
-"""(steps, whether to preserve the class, output folder) -> the command."""
+"""(steps, with class images, output folder) -> command."""
 
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("rival", type=Path, help="diffusers' train_dreambooth_lora.py")
     options.add_argument("--resolution", type=int, default=256, help="pixels (default 256; 512 is usual, on a GPU)")
-    options.add_argument("--steps", type=int, default=6, help="timed steps (default 6)")
-    options.add_argument("--rounds", type=int, default=2, help="repetitions of each run (default 2)")
-    options.add_argument(
-        "--width", type=int, default=320, help="first width of the UNet, a multiple of 32 (default 320, as in SD 1.5)"
-    )
+    options.add_argument("--steps", type=int, default=6, help="number of timed steps (default 6)")
+    options.add_argument("--rounds", type=int, default=2, help="number of runs of each (default 2)")
+    options.add_argument("--width", type=int, default=320, help="first UNet width, a multiple of 32 (SD 1.5: 320)")
     options.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     given = options.parse_args()
     if not given.rival.is_file():
-        options.error(f"{given.rival} was not found. Required: train_dreambooth_lora.py from a diffusers checkout.")
+        options.error(f"{given.rival} not found; use train_dreambooth_lora.py of a diffusers checkout")
     given.rival = given.rival.resolve()  # the commands run in this project's folder
     python = ensure_environment().python
     if Path(sys.executable).resolve() != Path(python).resolve():
         return subprocess.run([str(python), __file__, *sys.argv[1:]], check=False).returncode
     if given.cpu:
-        os.environ["ACCELERATE_USE_CPU"] = "true"  # the rival has no option for it
+        os.environ["ACCELERATE_USE_CPU"] = "true"  # diffusers' script has no option for it
     with tempfile.TemporaryDirectory(prefix="against_diffusers_") as scratch:
         compare(given, Path(scratch))
     return 0
@@ -77,10 +75,10 @@ def compare(given: argparse.Namespace, scratch: Path) -> None:
         "SubjectBooth": lambda steps, keep, folder: ours(given, base, steps, keep, folder),
         "diffusers": lambda steps, keep, folder: rival(given, base, scratch / "class_pictures", steps, keep, folder),
     }
-    print(f"generating {CLASS_IMAGES} class images for all runs", flush=True)
+    print(f"generating {CLASS_IMAGES} class images, which are then reused", flush=True)
     run(trainers["SubjectBooth"](1, True, scratch / "SubjectBooth-True"))
     step: dict[tuple[str, bool], list[float]] = {}
-    whole: dict[tuple[str, bool], list[Took]] = {}
+    whole: dict[tuple[str, bool], list[Usage]] = {}
     for number in range(given.rounds):
         for keep in (False, True):
             for name, command in trainers.items():
@@ -96,8 +94,8 @@ def compare(given: argparse.Namespace, scratch: Path) -> None:
                 )
     report(
         {key: statistics.median(values) for key, values in step.items()},
-        {key: statistics.median(took.seconds for took in values) for key, values in whole.items()},
-        {key: max(took.memory for took in values) for key, values in whole.items()},
+        {key: statistics.median(usage.seconds for usage in values) for key, values in whole.items()},
+        {key: max(usage.memory for usage in values) for key, values in whole.items()},
         given.steps + 1,
     )
 
@@ -108,14 +106,14 @@ def report(
     memory: dict[tuple[str, bool], float],
     steps: int,
 ) -> None:
-    """Print the ratios of the medians over all rounds (memory: of the maxima)."""
+    """Print the ratios of the medians over the rounds (memory: of the maxima)."""
     if min(step.values()) <= 0:
-        raise SystemExit("Too few steps to separate them from start-up and shutdown. Raise --steps or --resolution.")
+        raise SystemExit("too few steps to measure: increase --steps or --resolution")
     for keep in (False, True):
         print(f"\n{'with' if keep else 'without'} class images: diffusers / SubjectBooth")
-        for name, values in (("step", step), (f"command of {steps} steps", whole), ("memory", memory)):
+        for name, values in (("one step", step), (f"command of {steps} steps", whole), ("memory", memory)):
             print(f"  {name:24s} {values['diffusers', keep] / values['SubjectBooth', keep]:.2f}")
-    print("\ncost of class images: step with / without")
+    print("\ncost of class images: one step with them / without them")
     for trainer in ("SubjectBooth", "diffusers"):
         print(f"  {trainer:24s} {step[trainer, True] / step[trainer, False]:.2f}")
 
@@ -204,8 +202,8 @@ def rival(
     ]
 
 
-def run(command: list[str]) -> Took:
-    """Run a command to its end; exit with its output if it fails."""
+def run(command: list[str]) -> Usage:
+    """Run a command and measure it; its output is shown if it fails."""
     began = time.monotonic()
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
     with tempfile.TemporaryFile() as said:
@@ -214,11 +212,11 @@ def run(command: list[str]) -> Took:
         if status:
             said.seek(0)
             raise SystemExit(said.read().decode("utf-8", "replace")[-4000:])
-    return Took(time.monotonic() - began, used.ru_maxrss * 1024 / GIB)
+    return Usage(time.monotonic() - began, used.ru_maxrss * 1024 / GIB)
 
 
 def write_base(folder: Path, width: int) -> None:
-    """Save a diffusers pipeline in Stable Diffusion 1.5's layout with random weights."""
+    """A pipeline of Stable Diffusion 1.5's layout as diffusers saves it, with random weights."""
     import torch
     from diffusers import DDIMScheduler, StableDiffusionPipeline
 
@@ -244,17 +242,17 @@ def write_base(folder: Path, width: int) -> None:
 
 
 def tokenizer() -> Any:
-    """CLIP's tokenizer, from the merges included with the pack."""
+    """CLIP's tokenizer, from the merges that ship with the pack."""
     from transformers import CLIPTokenizerFast
 
-    sys.path.insert(0, str(ROOT))  # for the trainer, which is a package of the root here
+    sys.path.insert(0, str(ROOT))  # to import the trainer
     from trainer.base.sd.tokenizer import clip_tokenizer
 
     return CLIPTokenizerFast(tokenizer_object=clip_tokenizer(), model_max_length=77)
 
 
 def fill_class_images(folder: Path) -> None:
-    """Class images for diffusers, which accepts any."""
+    """Class images for diffusers' script; any images will do."""
     folder.mkdir()
     photos = sorted(PHOTOS.glob("*.png"))
     for number in range(CLASS_IMAGES):

@@ -1,1 +1,1 @@
-"""The small base model and the sample subjects that ship with the pack; `making` holds what they were made with."""
+"""The small base model and the sample subjects that ship with the pack; `making` is the code that created them."""

@@ -1,6 +1,6 @@
-"""The demo base as a file: compact weights in, a full SD 1.5-layout checkpoint out, written once and checked.
+"""Expand the demo base's compact weights to a checkpoint in SD 1.5's layout, once, with a checksum.
 
-Used by the `LoadDemoBase` node, so it imports nothing but torch and safetensors.
+Used by the `LoadDemoBase` node, so it only imports torch and safetensors.
 """
 
 from __future__ import annotations
@@ -29,18 +29,18 @@ _checked: dict[Path, tuple[int, int, str]] = {}
 
 
 def read_packed(path: Path = WEIGHTS) -> dict[str, torch.Tensor]:
-    """The compact weights as they are stored (fp16, divided)."""
+    """The compact weights as stored (fp16, divided)."""
     return load_file(path)
 
 
 def manifest() -> dict[str, str]:
-    """sha256 of the compact weights and of the checkpoint they make."""
+    """The SHA-256 of the compact weights and of the expanded checkpoint."""
     recorded: dict[str, str] = json.loads(MANIFEST.read_text(encoding="utf-8"))
     return recorded
 
 
 def sha256_of(path: Path) -> str:
-    """Hex digest of a file."""
+    """Hex SHA-256 of a file."""
     with path.open("rb") as handle:
         digest = hashlib.sha256()
         while chunk := handle.read(1 << 22):
@@ -49,7 +49,7 @@ def sha256_of(path: Path) -> str:
 
 
 def write_checkpoint(packed: dict[str, torch.Tensor], handle: IO[bytes]) -> str:
-    """Write the wide checkpoint as safetensors; returns its sha256. The same weights give the same bytes everywhere."""
+    """Write the wide checkpoint as safetensors and return its SHA-256. Deterministic on all machines."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     at = 0
     for name, value in wide_tensors(packed):
@@ -67,15 +67,15 @@ def write_checkpoint(packed: dict[str, torch.Tensor], handle: IO[bytes]) -> str:
         digest.update(chunk)
         handle.write(chunk)
     for _, value in wide_tensors(packed):
-        # safetensors is little-endian; so is every machine torch runs ComfyUI on.
+        # safetensors is little-endian, like every machine that runs ComfyUI.
         chunk = value.contiguous().numpy().tobytes()
         digest.update(chunk)
         handle.write(chunk)
     return digest.hexdigest()
 
 
-def _is_whole(path: Path, expected: str) -> bool:
-    """Whether the file has the expected digest. Remembered while its size and time of change stay the same."""
+def _has_checksum(path: Path, expected: str) -> bool:
+    """Whether the file has the expected SHA-256. Cached as long as its size and modification time stay the same."""
     if not path.is_file():
         return False
     stat = path.stat()
@@ -88,22 +88,24 @@ def _is_whole(path: Path, expected: str) -> bool:
 
 
 def ensure_checkpoint(folder: Path) -> Path:
-    """The demo base as a checkpoint file in *folder*: written if it is not there or not whole, else left alone.
+    """The path of the demo base's checkpoint in *folder*; it is written if it is missing or corrupt.
 
-    Takes a few seconds and about 460 MB the first time. Nothing half-written ever stands under the final name.
+    Takes a few seconds and about 460 MB the first time. The file is written atomically.
 
-    Raises OSError when the folder cannot be written, and ValueError when the shipped weights are damaged.
+    Raises:
+        OSError: the folder is not writable.
+        ValueError: the shipped weights are corrupt.
     """
     expected = manifest()
     path = folder / NAME
-    if _is_whole(path, expected["checkpoint"]):
+    if _has_checksum(path, expected["checkpoint"]):
         return path
     if path.exists():
-        logger.warning("%s is damaged or of another version; writing it again", path.name)
+        logger.warning("%s is corrupt or from another version; writing it again", path.name)
     if sha256_of(WEIGHTS) != expected["weights"]:
         raise ValueError(
-            f"The demo base's weights are damaged: {WEIGHTS.name} does not have its recorded checksum. "
-            "It must be the file that ships with the pack. Get the pack again (git checkout, or install it anew)."
+            f"The demo base's weights are damaged: the checksum of {WEIGHTS.name} is wrong. "
+            "It must be the file that ships with the pack. Reinstall the pack, or restore the file with git checkout."
         )
     folder.mkdir(parents=True, exist_ok=True)
     handle, part = tempfile.mkstemp(prefix=f".{NAME}.", suffix=".part", dir=folder)
@@ -114,8 +116,8 @@ def ensure_checkpoint(folder: Path) -> Path:
             os.fsync(stream.fileno())
         if written != expected["checkpoint"]:
             raise ValueError(
-                f"The demo base's checkpoint has sha256 {written[:12]}, recorded is {expected['checkpoint'][:12]}. "
-                "The pack's files must belong together. Install the pack anew."
+                f"The demo base's checkpoint has SHA-256 {written[:12]}, expected {expected['checkpoint'][:12]}. "
+                "The pack's files must all be of the same version. Reinstall the pack."
             )
         Path(part).chmod(0o644)
         os.replace(part, path)

@@ -1,12 +1,12 @@
-"""The compact weights written out as a full checkpoint in the layout of Stable Diffusion 1.5.
+"""Expand the compact weights to a full checkpoint in the layout of Stable Diffusion 1.5.
 
-GroupNorm and LayerNorm see the same statistics when every channel is there r times, so a net with each channel r times
-and its input-side weights divided by r is the same function (Net2Net, Chen et al. 2016, without the noise). A head's
-dot product then grows r times while attention divides by sqrt(r) more, so query weights are divided by sqrt(r) besides.
-TAESD has no norms: its channels are padded with zeros.
+Repeating every channel r times does not change the statistics of GroupNorm and LayerNorm, so a net with each channel
+repeated r times and its input-side weights divided by r computes the same function (Net2Net, Chen et al. 2016, without
+the noise). The dot product of a head grows r times while attention only divides by another sqrt(r), so the query
+weights are also divided by sqrt(r). TAESD has no norms: its channels are padded with zeros.
 
-The compact file holds the *divided* weights in fp16, each once. Repeating them is exact, so the wide fp16 checkpoint
-loses nothing against the narrow model, which multiplies them back in fp32 (`narrow_state`).
+The compact file stores the *divided* weights in fp16, each once. Repeating them is exact, so the wide fp16 checkpoint
+is as precise as the narrow model, which multiplies them back in fp32 (`narrow_state`).
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ WIDE_VAE = "first_stage_model."
 
 
 def divisor(key: str) -> float:
-    """What the wide weight *key* ('unet.…', 'text.…' or 'vae.…') is divided by against the narrow one."""
+    """The factor by which the weight *key* ('unet.…', 'text.…' or 'vae.…') is larger in the narrow model."""
     part, name = key.split(".", 1)
     if part == "unet":
-        # The latents, and the sinusoidal features, are the two inputs that are not repeated.
+        # The latents and the sinusoidal features are the two inputs that are not repeated.
         if name in ("input_blocks.0.0.weight", "time_embed.0.weight") or not name.endswith(".weight"):
             return 1.0
         if ".to_q." in name:
@@ -62,7 +62,7 @@ def _is_norm(name: str) -> bool:
 
 
 def pack_state(narrow: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Narrow fp32 weights -> what the compact file holds, fp16 (integer tensors stay)."""
+    """Narrow fp32 weights -> the compact file's fp16 weights (integer tensors stay the same)."""
     packed = {}
     for key, value in narrow.items():
         if value.is_floating_point():
@@ -90,7 +90,7 @@ def _repeat(value: torch.Tensor, *repeats: int) -> torch.Tensor:
 
 def _wide_unet(name: str, value: torch.Tensor) -> torch.Tensor:
     if name == "time_embed.0.weight":
-        # Narrow frequency i is wide frequency 5 i; cosines come first, then sines.
+        # Frequency i of the narrow model is frequency 5 i of the wide one; cosines come first, then sines.
         wide = value.new_zeros(value.shape[0], value.shape[1] * UNET_REPEAT)
         wide[:, ::UNET_REPEAT] = value
         return _repeat(wide, UNET_REPEAT)
@@ -106,7 +106,7 @@ def _wide_unet(name: str, value: torch.Tensor) -> torch.Tensor:
 
 
 def _text_shapes() -> dict[str, tuple[int, ...]]:
-    """Every tensor of a CLIP ViT-L/14 text model, by name, with its shape."""
+    """The names and shapes of all tensors of a CLIP ViT-L/14 text model."""
     width = TEXT_WIDTH
     shapes: dict[str, tuple[int, ...]] = {
         "embeddings.token_embedding.weight": (VOCABULARY, width),
@@ -129,7 +129,7 @@ def _text_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def _wide_text(packed: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """CLIP's tensors. Rows of unused tokens and further layers are zero: a zero layer is the identity."""
+    """CLIP's tensors. Unused tokens and layers are zero; a zero layer is the identity."""
     for name, shape in _text_shapes().items():
         wide = torch.zeros(shape, dtype=torch.float16)
         if name == "embeddings.token_embedding.weight":
@@ -145,7 +145,7 @@ def _wide_text(packed: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Ten
 
 
 def _wide_vae(name: str, value: torch.Tensor) -> torch.Tensor:
-    """Pad every inner channel axis to 64; the picture's 3 and the latents' 4 stay at the two ends."""
+    """Pad every inner channel axis to 64, but not the 3 image and 4 latent channels at the two ends."""
     first = name in ("encoder.0.weight", "decoder.1.weight")
     last = name.rsplit(".", 1)[0] in ("encoder.14", "decoder.19")
     outputs = value.shape[0] if last else VAE_WIDTH
@@ -157,7 +157,7 @@ def _wide_vae(name: str, value: torch.Tensor) -> torch.Tensor:
 
 
 def wide_tensors(packed: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
-    """All tensors of the wide checkpoint, fp16, in a fixed order, made one at a time."""
+    """Yield all tensors of the wide checkpoint, fp16, in a fixed order."""
     for key in sorted(packed):
         part, name = key.split(".", 1)
         if part == "unet":
@@ -167,7 +167,7 @@ def wide_tensors(packed: dict[str, torch.Tensor]) -> Iterator[tuple[str, torch.T
             yield f"{WIDE_VAE}taesd_{net}.{inner}", _wide_vae(name, packed[key])
     for name, value in _wide_text(packed):
         yield WIDE_TEXT + name, value
-    # In fp32: it multiplies every latent, and 0.18215 in fp16 is off by 2e-5 of itself.
+    # fp32, because it scales every latent, and fp16 would round it by a relative 2e-5.
     yield f"{WIDE_VAE}vae_scale", torch.tensor(VAE_SCALE)
     yield f"{WIDE_VAE}vae_shift", torch.tensor(0.0)
 

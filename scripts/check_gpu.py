@@ -1,13 +1,12 @@
-"""All that only a GPU can show, in one table and some minutes.
+"""Check everything that needs a GPU, and print one table. Takes a few minutes.
 
     python scripts/check_gpu.py [--minutes 8] [--only WORD ...] [--cpu]
 
-In any environment that has torch for the card and what requirements.txt names; xformers and bitsandbytes are checked
-where they are installed, ComfyUI (0.33 or newer) where COMFYUI_PATH names it. Ends with 0 when nothing failed, with 1
-when something did, and with 2 without a GPU. `--cpu` runs the same checks with a small model on the CPU, which shows
-that they themselves run.
+Runs in any environment that has torch with GPU support and the packages of requirements.txt; xformers and bitsandbytes
+are checked if they are installed, ComfyUI (0.33 or newer) if COMFYUI_PATH is set. Exit code: 0 if nothing failed, 1 if
+something failed, 2 without a GPU. `--cpu` runs the same checks with a small model on the CPU, to test the checks.
 
-The project's machines have no GPU: no card has run this yet. The same checks are the tests of tests/card/test_gpu.py.
+The project's machines have no GPU, so this has not been run on one yet. tests/card/test_gpu.py runs the same checks.
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-OK, FAILED, NOT_HERE, NOT_RUN = "ok", "FAILED", "not here", "not run"
+OK, FAILED, UNAVAILABLE, NOT_RUN = "ok", "FAILED", "unavailable", "not run"
 FAILURE, NO_GPU = 1, 2
 
 
 @dataclass(frozen=True)
 class Row:
-    """A line of the table."""
+    """A row of the table."""
 
     name: str
     result: str
@@ -42,8 +41,8 @@ class Row:
 def main(arguments: Sequence[str] | None = None) -> int:
     assert __doc__ is not None
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--minutes", type=float, default=8.0, help="no check starts after so many (8)")
-    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="checks with one of these in their names")
+    parser.add_argument("--minutes", type=float, default=8.0, help="start no check after this time (default 8)")
+    parser.add_argument("--only", nargs="+", default=[], metavar="WORD", help="checks whose names contain one of these")
     parser.add_argument("--cpu", action="store_true", help="a small model on the CPU")
     options = parser.parse_args(arguments)
     os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -57,8 +56,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     }
     if not (options.cpu or torch.cuda.is_available()):
         print(
-            "This needs an NVIDIA GPU and a torch that sees it (torch.cuda.is_available() is false); it would check: "
-            f"{', '.join(chosen)}. `--cpu` runs what a CPU can of it, with a small model."
+            "This needs an NVIDIA GPU and a torch build that supports it (torch.cuda.is_available() is false). Checks: "
+            f"{', '.join(chosen)}. `--cpu` runs those that a CPU can, with a small model."
         )
         return NO_GPU
     device = torch.device("cpu") if options.cpu else torch.device("cuda", torch.cuda.current_device())
@@ -77,13 +76,13 @@ def run(
     seconds: float,
     show: Callable[[str], None] = lambda line: print(line, flush=True),
 ) -> list[Row]:
-    """Each check by itself: one that fails stops no other.
+    """Run each check independently: a failure does not stop the others.
 
     Args:
-        bench: what each is given.
-        not_here: what a check raises that lacks something.
-        seconds: after so many no more check starts.
-        show: takes each line as soon as it is known.
+        bench: passed to each check.
+        not_here: the exception that a check raises if something it needs is missing.
+        seconds: start no check after this time.
+        show: called with each line of the table as soon as it is known.
     """
     rows: list[Row] = []
     began = time.monotonic()
@@ -96,33 +95,33 @@ def run(
             try:
                 result, figure = OK, check(bench)
             except not_here as missing:
-                result, figure = NOT_HERE, str(missing)
+                result, figure = UNAVAILABLE, str(missing)
             except Exception as error:
                 result, figure = FAILED, f"{type(error).__name__}: {error}".splitlines()[0][:300]
                 lost = _lost(bench)
             row = Row(name, result, figure, time.monotonic() - started)
         rows.append(row)
-        show(f"{row.result:8}  {row.name}: {row.figure} ({row.seconds:.0f} s)")
+        show(f"{row.result:11}  {row.name}: {row.figure} ({row.seconds:.0f} s)")
     return rows
 
 
 def _lost(bench: Any) -> str:
-    """Whether the card is of no more use to this process: some errors of CUDA end everything."""
+    """Why this process can no longer use the GPU (some CUDA errors are fatal); empty if it can."""
     import torch
 
     try:
         torch.zeros(1, device=bench.device).item()
     except Exception as error:
-        return f"the card no longer answers: {str(error).splitlines()[0][:100]}"
+        return f"the GPU no longer responds: {str(error).splitlines()[0][:100]}"
     return ""
 
 
 def table(rows: Sequence[Row]) -> str:
-    """Name, result, seconds and figure of all checks."""
+    """The table with the name, result, seconds and figure of all checks."""
     width = max((len(row.name) for row in rows), default=4)
-    lines = [f"{'check':{width}}  {'result':8}  {'s':>5}  figure"]
-    lines += [f"{row.name:{width}}  {row.result:8}  {row.seconds:5.0f}  {row.figure}" for row in rows]
-    counts = {result: sum(row.result == result for row in rows) for result in (OK, FAILED, NOT_HERE, NOT_RUN)}
+    lines = [f"{'check':{width}}  {'result':11}  {'s':>5}  figure"]
+    lines += [f"{row.name:{width}}  {row.result:11}  {row.seconds:5.0f}  {row.figure}" for row in rows]
+    counts = {result: sum(row.result == result for row in rows) for result in (OK, FAILED, UNAVAILABLE, NOT_RUN)}
     return "\n".join([*lines, ", ".join(f"{count} {result}" for result, count in counts.items())])
 
 
@@ -136,7 +135,7 @@ def _machine(device: Any) -> str:
 
 
 def _package(name: str) -> Any:
-    """A module of tests/card, which needs the pack under its own name, as the tests have it."""
+    """Import a module of tests/card; it needs the pack under the name `subjectbooth`, as in the tests."""
     package = types.ModuleType("subjectbooth")
     package.__path__ = [str(ROOT)]
     sys.modules.setdefault("subjectbooth", package)

@@ -1,4 +1,4 @@
-"""Remove everything that the other scripts have made: .venv, .cache, demo_output and the tools' caches.
+"""Remove everything that the other scripts have created: .venv, .cache, demo_output and the tools' caches.
 
 python scripts/clean.py
 """
@@ -9,7 +9,7 @@ import shutil
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-MADE = (
+GENERATED = (
     ".venv",
     ".cache",
     "demo_output",
@@ -20,8 +20,8 @@ MADE = (
 )
 
 if __name__ == "__main__":
-    for name in MADE:
-        # Links in .cache (the pack inside its own ComfyUI folder) are removed as links, never followed.
+    for name in GENERATED:
+        # rmtree removes links in .cache (ComfyUI's custom_nodes links to the pack) without following them.
         if (ROOT / name).exists():
             shutil.rmtree(ROOT / name)
             print(f"removed {name}")

@@ -1,10 +1,10 @@
-"""Train and sample in a real ComfyUI, from nothing: set up, start it, queue the example workflow, save what came out.
+"""Train and sample in a real ComfyUI from scratch: set it up, start it, run the example workflow, save the results.
 
     python scripts/demo.py [workflow.json]     results go to demo_output/
     python scripts/demo.py --ui                leave ComfyUI running for a browser
 
-COMFYUI_PATH uses an existing ComfyUI; its own models and outputs are left alone, since it runs on the folders in
-.cache/demo. SUBJECTBOOTH_PYTHON uses an existing Python instead of .venv.
+Set COMFYUI_PATH to use an existing ComfyUI; its models and outputs stay untouched, because it runs with the folders in
+.cache/demo. Set SUBJECTBOOTH_PYTHON to use an existing Python instead of .venv.
 """
 
 from __future__ import annotations
@@ -39,21 +39,21 @@ from workflow import to_api
 WORKFLOW = ROOT / "example_workflows" / "train_and_sample.json"
 OUTPUT = ROOT / "demo_output"
 PACK = "SubjectBooth"
-USUAL_PORT = 8188
+DEFAULT_PORT = 8188
 TIME_LIMIT = 3 * 3600.0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("workflow", nargs="?", type=Path, default=WORKFLOW, help="as the graph editor saves it")
+    parser.add_argument("workflow", nargs="?", type=Path, default=WORKFLOW, help="a workflow saved by the graph editor")
     parser.add_argument("--ui", action="store_true", help="leave the server running for a browser")
-    parser.add_argument("--output", type=Path, default=OUTPUT, help="where the results go")
+    parser.add_argument("--output", type=Path, default=OUTPUT, help="folder for the results")
     parser.add_argument("--base-directory", type=Path, default=CACHE / "demo", help="ComfyUI's models, input, output")
     options = parser.parse_args()
 
     environment = ensure_environment()
     if Path(sys.executable).absolute() != environment.python:
-        # ComfyUI's client needs what is installed there.
+        # The ComfyUI client needs the packages of that environment.
         env = {
             **os.environ,
             "COMFYUI_PATH": str(environment.comfyui),
@@ -61,7 +61,7 @@ def main() -> int:
         }
         command = [str(environment.python), *sys.argv]
         if os.name != "nt":
-            os.execve(command[0], command, env)  # the same process: a kill or Ctrl-C needs no handing on
+            os.execve(command[0], command, env)  # keeps the process, so that signals need no forwarding
         return subprocess.run(command, env=env).returncode
 
     exit_on_sigterm()
@@ -73,7 +73,7 @@ def main() -> int:
         packs={PACK: ROOT},
         args=[*flags, "--disable-api-nodes"],
         cpu=device == "CPU",
-        port=_usual_port() if options.ui else None,
+        port=_default_port() if options.ui else None,
     )
     try:
         with server:
@@ -100,24 +100,24 @@ def _device() -> tuple[str, tuple[str, ...]]:
     return "CPU", FP32_FLAGS
 
 
-def _usual_port() -> int:
+def _default_port() -> int:
     import socket
 
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         try:
-            sock.bind(("127.0.0.1", USUAL_PORT))
+            sock.bind(("127.0.0.1", DEFAULT_PORT))
         except OSError:
             return free_port()
-    return USUAL_PORT
+    return DEFAULT_PORT
 
 
 def _leave_running(server: ComfyServer) -> None:
-    print(f"\nComfyUI is at {server.url}")
+    print(f"\nComfyUI is running at {server.url}")
     print(f"With the example: {server.url}/?template={WORKFLOW.stem}&source={PACK}")
-    print("Ctrl-C ends it.", flush=True)
+    print("Press Ctrl-C to stop it.", flush=True)
     while server.alive():
         time.sleep(1)
-    raise ComfyError(f"ComfyUI has ended.\n{server.log_tail()}")
+    raise ComfyError(f"ComfyUI has exited.\n{server.log_tail()}")
 
 
 def _run_workflow(server: ComfyServer, path: Path, output: Path) -> None:
@@ -138,7 +138,7 @@ def _run_workflow(server: ComfyServer, path: Path, output: Path) -> None:
 
 
 class _Reporter:
-    """Prints what happens, a line a second at most."""
+    """Prints the progress, at most one line per second."""
 
     def __init__(self, client: ComfyClient, prompt: dict[str, dict[str, Any]]) -> None:
         self.client = client
@@ -150,7 +150,7 @@ class _Reporter:
         self.printed = ""
 
     def follow(self, prompt_id: str) -> None:
-        """Until the prompt has ended, well or not."""
+        """Print the progress until the prompt has ended, successfully or not."""
         seen = 0
         started = time.monotonic()
         while True:
@@ -159,7 +159,7 @@ class _Reporter:
                 if self.client.history(prompt_id) is not None:
                     return
                 if time.monotonic() - started > TIME_LIMIT:
-                    raise ComfyError(f"It still ran after {TIME_LIMIT / 3600:.0f} hours.")
+                    raise ComfyError(f"The workflow was still running after {TIME_LIMIT / 3600:.0f} hours.")
                 continue
             seen += 1
             if event.type in ENDS and event.prompt_id == prompt_id:
@@ -170,7 +170,7 @@ class _Reporter:
         data = event.data
         if event.type == "execution_cached" and data.get("nodes"):
             names = ", ".join(self.titles.get(str(n), str(n)) for n in data["nodes"])
-            self._print(f"nothing changed for: {names}")
+            self._print(f"cached: {names}")
         elif event.type == "executing" and data.get("node") in self.titles:
             self.node, self.node_started = data["node"], event.time
             self._print(f"{self.titles[data['node']]} ...")
@@ -197,13 +197,13 @@ def _save_results(
     server: ComfyServer,
     output: Path,
 ) -> list[Path]:
-    """Copy every picture a node showed (but not the user's own photos), and the LoRA."""
+    """Copy all images that nodes showed, except the user's photos, and the LoRA."""
     output.mkdir(parents=True, exist_ok=True)
     saved = []
     for node_id, shown in entry["outputs"].items():
         title = _plain(prompt[node_id]["_meta"]["title"])
-        made = [record for record in shown.get("images", []) if record["type"] != "input"]
-        for number, record in enumerate(made, 1):
+        generated = [record for record in shown.get("images", []) if record["type"] != "input"]
+        for number, record in enumerate(generated, 1):
             target = output / f"{title}_{number:03}{Path(record['filename']).suffix}"
             target.write_bytes(client.view(record["filename"], record["subfolder"], record["type"]))
             saved.append(target)
@@ -212,27 +212,27 @@ def _save_results(
                 shutil.copyfile(lora, output / name)
                 saved.append(output / name)
     if not saved:
-        raise ComfyError(f"The workflow ran, but no node showed a picture or a LoRA.\n{server.log_tail()}")
+        raise ComfyError(f"The workflow ran, but no node showed an image or a LoRA.\n{server.log_tail()}")
     return saved
 
 
 def _save_grid(
     client: ComfyClient, entry: dict[str, Any], prompt: dict[str, dict[str, Any]], output: Path
 ) -> list[Path]:
-    """The photos, the class before, the subject in new scenes and the class after, in one picture."""
-    # Pillow is in the environment that ensure_environment() made, not in the Python that the script began in.
+    """Save one image of the photos, the class before, the subject in new scenes, and the class after training."""
+    # Pillow is installed in the environment of ensure_environment(), not in the Python that started the script.
     from demo_grid import draw_grid, grid_rows
     from PIL import Image
 
-    asked = grid_rows(prompt)
-    if asked is None:
+    grid = grid_rows(prompt)
+    if grid is None:
         return []
     print("Drawing the grid ...", flush=True)
     loader = next(name for name, node in prompt.items() if node["class_type"] == "LoadSubjectImages")
     shown = entry["outputs"].get(loader, {}).get("images", [])
     photos: list[Image.Image] = [Image.open(io.BytesIO(client.view(**record))) for record in shown]
     target = output / "grid.png"
-    draw_grid(client, *asked, photos).save(target)
+    draw_grid(client, *grid, photos).save(target)
     return [target]
 
 

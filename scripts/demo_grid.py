@@ -1,6 +1,7 @@
-"""The picture that says whether it worked: the photos, the class before, the subject in new scenes, the class after.
+"""The image that shows whether training worked: the photos, the class before, the subject in new scenes, the class
+after.
 
-Added to what the example workflow has trained already: everything before the samplers is found again.
+It reuses what the example workflow has already trained: everything before the samplers is cached.
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from PIL import Image, ImageDraw
 Graph = dict[str, dict[str, Any]]
 
 SCENES = ("on a beach", "at night", "on a purple background", "on a striped background")
-"""The sample subjects were photographed in none of these."""
+"""None of these is in the photos of the sample subjects."""
 SIDE, LABEL, GAP = 160, 20, 4
 SEED = 1
 
 
 def grid_rows(prompt: Graph) -> tuple[Graph, dict[str, list[str]]] | None:
-    """A graph that draws the rows of the grid, and the save nodes of each row; None if the workflow trains nothing.
+    """A graph that samples the rows of the grid, and the save nodes of each row; None if the workflow trains nothing.
 
     Args:
-        prompt: the example in API format, as it was run.
+        prompt: the workflow that was run, in API format.
     """
     found = {node["class_type"]: name for name, node in prompt.items()}
     if not {"LoadSubjectImages", "DreamBoothLoRATrain", "ApplySubjectLoRA", "KSampler"} <= found.keys():
@@ -62,12 +63,12 @@ def _picture(name: str, sampler: dict[str, Any], models: dict[str, Any], vae: An
         return {"class_type": "CLIPTextEncode", "inputs": {"clip": models["clip"], "text": words}}
 
     settings = {key: sampler[key] for key in ("steps", "cfg", "sampler_name", "scheduler", "denoise")}
-    wires = {
+    links = {
         "positive": [f"{name}.text", 0],
         "negative": [f"{name}.none", 0],
         "latent_image": ["grid.latent", 0],
     }
-    sampled = {**settings, **wires, "model": models["model"], "seed": SEED}
+    sampled = {**settings, **links, "model": models["model"], "seed": SEED}
     return {
         f"{name}.text": encode(text),
         f"{name}.none": encode(""),
@@ -81,7 +82,7 @@ def _picture(name: str, sampler: dict[str, Any], models: dict[str, Any], vae: An
 
 
 def draw_grid(client: ComfyClient, graph: Graph, rows: dict[str, list[str]], photos: list[Image.Image]) -> Image.Image:
-    """Run the graph and lay the rows, the photos first, under one another with their labels."""
+    """Run the graph and draw the rows with their labels below each other, the photos first."""
     prompt_id = client.queue(graph)
     _follow(client, prompt_id, {save for saves in rows.values() for save in saves})
     outputs = client.wait(prompt_id, timeout=3600)["outputs"]
@@ -103,7 +104,7 @@ def draw_grid(client: ComfyClient, graph: Graph, rows: dict[str, list[str]], pho
 
 
 def _follow(client: ComfyClient, prompt_id: str, saves: set[str]) -> None:
-    """Print how many of the pictures are there, until all are or none has come for five minutes."""
+    """Print the progress until all images are done, or none has arrived for five minutes."""
     started, left = time.monotonic(), set(saves)
 
     def is_news(event: Event) -> bool:
@@ -117,7 +118,7 @@ def _follow(client: ComfyClient, prompt_id: str, saves: set[str]) -> None:
         left.remove(event.data["node"])
         done = len(saves) - len(left)
         eta = (time.monotonic() - started) / done * len(left)
-        print(f"  {done}/{len(saves)} pictures  ETA {eta:.0f} s", flush=True)
+        print(f"  {done}/{len(saves)} images  ETA {eta:.0f} s", flush=True)
 
 
 def _source(prompt: Graph, link: Any) -> dict[str, Any]:
@@ -125,7 +126,7 @@ def _source(prompt: Graph, link: Any) -> dict[str, Any]:
 
 
 def _needed(prompt: Graph, name: str) -> Graph:
-    """The node and everything that it is wired to, directly or not."""
+    """The node and all nodes that it depends on."""
 
     def walk(at: str) -> Iterator[str]:
         yield at

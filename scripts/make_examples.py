@@ -1,13 +1,12 @@
-"""Make all pictures of the example workflows anew, in a real ComfyUI and a real browser; needs chromium.
+"""Regenerate the screenshots of the example workflows in a real ComfyUI and a real browser; needs chromium.
 
-    python scripts/make_examples.py                     every example, run to its end
-    python scripts/make_examples.py train_only --quick  one of them with a few steps, to try this program
-    python scripts/make_examples.py --no-run            as they open, without running them
+    python scripts/make_examples.py                     run all examples
+    python scripts/make_examples.py train_only --quick  run one of them with a few steps, to test this script
+    python scripts/make_examples.py --no-run            only open them
 
-Each workflow is opened in the graph editor, saved as the editor saves it (so that new inputs are in it), run, and
-photographed: example_workflows/<name>.json and .jpg (the first is the README's picture too), and each node as it looks
-then for its help page (js/docs/<node>/node.jpg). What cannot be run here for want of its checkpoint is photographed as
-it opens.
+Each workflow is opened in the graph editor, saved by the editor (which adds new inputs) and run. Then screenshots are
+taken: of the graph for example_workflows/<name>.jpg (the first one is also in the README), and of each node for its
+help page (js/docs/<node>/node.jpg). Workflows whose checkpoint is not available here are not run.
 """
 
 from __future__ import annotations
@@ -36,7 +35,7 @@ QUICK = {
     "DreamBoothLoRATrain": {"steps": 8, "validation_interval": 2},
     "KSampler": {"steps": 4},
 }
-# Which example shows a node at work; a node that is in none is photographed as it is when new.
+# The example that each node's screenshot is taken from.
 SHOWN_IN = {
     "LoadDemoBase": FIRST,
     "LoadSubjectImages": FIRST,
@@ -45,16 +44,16 @@ SHOWN_IN = {
     "DreamBoothOptions": FIRST,
     "ApplySubjectLoRA": "use_a_trained_lora",
 }
-MOST_BYTES, MOST_BYTES_OF_A_NODE = 150_000, 60_000
+MAX_BYTES, MAX_NODE_BYTES = 150_000, 60_000
 TIME_LIMIT = 3 * 3600.0
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("names", nargs="*", help="examples, without .json; all when none is named")
-    parser.add_argument("--quick", action="store_true", help="few steps; JSON files and js/docs/ are left alone")
-    parser.add_argument("--no-run", action="store_true", help="do not run them")
-    parser.add_argument("--output", type=Path, default=EXAMPLES, help="where the pictures go")
+    parser.add_argument("names", nargs="*", help="names of examples, without .json; default: all")
+    parser.add_argument("--quick", action="store_true", help="few steps; do not change JSON files and js/docs/")
+    parser.add_argument("--no-run", action="store_true", help="do not run the workflows")
+    parser.add_argument("--output", type=Path, default=EXAMPLES, help="folder for the screenshots")
     options = parser.parse_args()
     environment = ensure_environment()
     names = options.names or sorted((path.stem for path in EXAMPLES.glob("*.json")), key=lambda name: name != FIRST)
@@ -66,7 +65,7 @@ def main() -> int:
         python=environment.python,
     )
     options.output.mkdir(parents=True, exist_ok=True)
-    if FIRST in names:  # a LoRA that another training has left would keep its name
+    if FIRST in names:  # so that the new LoRA gets the default name
         shutil.rmtree(server.models_dir / "loras", ignore_errors=True)
     with server, ComfyClient(server.url, server) as client, Browser(width=2200, height=1300) as browser:
         for setting, value in OUT_OF_THE_WAY.items():
@@ -74,17 +73,17 @@ def main() -> int:
         page = browser.open(server.url)
         page.wait_for(READY, 300)
         for name in names:
-            picture = _make(page, name, options.quick, options.no_run or name in NOT_RUN)
+            picture = _screenshot_example(page, name, options.quick, options.no_run or name in NOT_RUN)
             (options.output / f"{name}.jpg").write_bytes(picture)
             print(f"{name}.jpg: {len(picture) / 1000:.0f} kB", flush=True)
             for kind in [kind for kind, shown in SHOWN_IN.items() if shown == name]:
                 target = options.output / f"{kind}.jpg" if options.quick else ROOT / "js" / "docs" / kind / "node.jpg"
-                target.write_bytes(photograph_node(page, kind))
+                target.write_bytes(screenshot_node(page, kind))
     return 0
 
 
-def _make(page: Page, name: str, quick: bool, no_run: bool) -> bytes:
-    """Open one example, save it as the editor does, run it, and photograph it."""
+def _screenshot_example(page: Page, name: str, quick: bool, no_run: bool) -> bytes:
+    """Open one example in the editor, save it, run it, and take a screenshot."""
     path = EXAMPLES / f"{name}.json"
     workflow = json.loads(path.read_text(encoding="utf-8"))
     page.evaluate(f"app.loadGraphData({json.dumps(workflow)}).then(() => 1)")
@@ -110,30 +109,30 @@ def _make(page: Page, name: str, quick: bool, no_run: bool) -> bytes:
         ended = page.wait_for("window.ended", TIME_LIMIT)
         if ended["kind"] != "execution_success":
             raise SystemExit(f"{name}: {ended['kind']} {ended['said']}")
-    return photograph(page)
+    return screenshot_graph(page)
 
 
 def as_shipped(name: str, workflow: dict[str, Any]) -> dict[str, Any]:
-    """Without where the canvas was and which front end drew it, so that a file changes only with its workflow."""
-    # A graph may have no id (all zeros); by their ids the training panel tells workflows apart.
-    own = uuid.uuid5(uuid.NAMESPACE_URL, f"https://github.com/subjectbooth/SubjectBooth/example_workflows/{name}")
+    """Remove the canvas position and the front end's version, so that a file only changes with its workflow."""
+    # The training panel distinguishes workflows by their id, which the editor may leave empty (all zeros).
+    fixed_id = uuid.uuid5(uuid.NAMESPACE_URL, f"https://github.com/subjectbooth/SubjectBooth/example_workflows/{name}")
     for node in workflow["nodes"]:
-        for left in ("class_images", "subjectbooth_run"):  # what a panel showed last
-            node.get("properties", {}).pop(left, None)
-    return {**workflow, "id": str(own), "extra": {"ds": {"scale": 1, "offset": [0, 0]}}}
+        for panel_state in ("class_images", "subjectbooth_run"):
+            node.get("properties", {}).pop(panel_state, None)
+    return {**workflow, "id": str(fixed_id), "extra": {"ds": {"scale": 1, "offset": [0, 0]}}}
 
 
-def photograph(page: Page) -> bytes:
-    """The whole graph as a JPEG of at most :data:`MOST_BYTES`."""
+def screenshot_graph(page: Page) -> bytes:
+    """The whole graph as a JPEG of at most :data:`MAX_BYTES`."""
     page.evaluate("document.querySelectorAll('.p-toast-message').forEach(e => e.remove())")
     page.evaluate("app.canvas.deselectAll?.()")
     page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
-    time.sleep(6)  # the view glides, and pictures load once they are on the screen
-    return _clip(page, "app.graph.nodes", 20, MOST_BYTES)
+    time.sleep(6)  # the view is animated, and images load once they are visible
+    return _clip(page, "app.graph.nodes", 20, MAX_BYTES)
 
 
-def photograph_node(page: Page, kind: str) -> bytes:
-    """One node at its natural size; a new one of this kind when the graph has none that is open."""
+def screenshot_node(page: Page, kind: str) -> bytes:
+    """One node at its natural size; a new one if the graph has none of this type, or only collapsed ones."""
     page.evaluate(
         f"(() => {{ window.shown ="
         f" app.graph.nodes.find(n => n.type === {json.dumps(kind)} && !n.flags.collapsed);"
@@ -143,11 +142,11 @@ def photograph_node(page: Page, kind: str) -> bytes:
         " ds.offset[1] = 150 - window.shown.pos[1]; app.graph.setDirtyCanvas(true, true); })()"
     )
     time.sleep(4)
-    return _clip(page, "[window.shown]", 8, MOST_BYTES_OF_A_NODE)
+    return _clip(page, "[window.shown]", 8, MAX_NODE_BYTES)
 
 
-def _clip(page: Page, nodes: str, margin: int, most: int) -> bytes:
-    """What the page shows of these nodes (a JavaScript list) and of `margin` pixels around them, as a JPEG."""
+def _clip(page: Page, nodes: str, margin: int, max_bytes: int) -> bytes:
+    """A JPEG of these nodes (a JavaScript list) with `margin` pixels around them."""
     from PIL import Image
 
     box = page.evaluate(
@@ -162,10 +161,10 @@ def _clip(page: Page, nodes: str, margin: int, most: int) -> bytes:
     file = CACHE / "examples" / "picture.png"
     page.screenshot(file, clip=box)
     picture = Image.open(file).convert("RGB")
-    for quality in (70, 60, 50, 40):  # all of them ship with the pack
+    for quality in (70, 60, 50, 40):  # the pack ships these files, so they should be small
         content = io.BytesIO()
         picture.save(content, "JPEG", quality=quality, optimize=True, progressive=True)
-        if content.tell() <= most:
+        if content.tell() <= max_bytes:
             break
     return content.getvalue()
 

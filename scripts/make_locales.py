@@ -1,4 +1,4 @@
-"""Write locales/en/nodeDefs.json from the nodes' own strings, and say what the other languages still lack.
+"""Generate locales/en/nodeDefs.json from the nodes' strings, and list what the other languages lack.
 
 python scripts/make_locales.py
 """
@@ -16,8 +16,8 @@ from comfy_server import FP32_FLAGS, ComfyClient, ComfyServer
 from setup_env import CACHE, ROOT, ensure_environment
 
 LOCALES = ROOT / "locales"
-OTHERS = {"images", "folder", "sample", "lora_name", "sampler_name", "scheduler"}
-"""Lists of files or of ComfyUI's own names: nothing to translate."""
+UNTRANSLATED = {"images", "folder", "sample", "lora_name", "sampler_name", "scheduler"}
+"""Inputs whose options are file names or ComfyUI's own names."""
 
 
 def main() -> int:
@@ -43,10 +43,10 @@ def main() -> int:
 
 
 def node_words(definitions: dict[str, Any]) -> dict[str, Any]:
-    """What the nodes say, in the form of the front end's nodeDefs.json: names, descriptions, tooltips.
+    """The nodes' names, descriptions and tooltips, in the format of the front end's nodeDefs.json.
 
     Args:
-        definitions: the answer of /object_info; only nodes of the category SubjectBooth count.
+        definitions: the response of /object_info; only nodes of the category SubjectBooth are used.
     """
     words: dict[str, Any] = {}
     for kind, info in sorted(definitions.items()):
@@ -58,7 +58,7 @@ def node_words(definitions: dict[str, Any]) -> dict[str, Any]:
             for name, spec in info["input"].get(group, {}).items():
                 about = spec[1] if len(spec) > 1 else {}
                 inputs[name] = {"name": about.get("display_name") or name, "tooltip": about.get("tooltip", "")}
-                if spec[0] == "COMBO" and name not in OTHERS:
+                if spec[0] == "COMBO" and name not in UNTRANSLATED:
                     inputs[name]["options"] = {option: option for option in about["options"]}
         if inputs:
             entry["inputs"] = inputs
@@ -70,7 +70,7 @@ def node_words(definitions: dict[str, Any]) -> dict[str, Any]:
 
 
 def _paths(words: Any, at: str = "") -> set[str]:
-    """The places of all texts in a nested table ("Node.inputs.steps.tooltip"); empty texts count as missing."""
+    """The paths of all texts in a nested dict ("Node.inputs.steps.tooltip"); empty texts count as missing."""
     if not isinstance(words, dict):
         return {at} if words else set()
     return {path for key, value in words.items() for path in _paths(value, f"{at}.{key}" if at else key)}

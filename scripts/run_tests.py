@@ -1,10 +1,10 @@
-"""Set up and run the tests; then those that matter with the oldest libraries that requirements.txt allows, and those
-in the graph editor with a newer front end.
+"""Set up and run the tests: all of them, then a subset with the oldest libraries that requirements.txt allows, then the
+graph editor's with a newer front end.
 
 python scripts/run_tests.py [--newest | --oldest | --editor | --comfyui] [pytest arguments, such as -k priors]
 
-Each switch runs one of them only. --comfyui runs the tests of nodes and panels alone, on the ComfyUI that COMFYUI_PATH
-names: a newer one than the others run on.
+Each switch runs one of these passes only. --comfyui runs only the tests of nodes and panels, in another (newer) ComfyUI
+given by COMFYUI_PATH.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from setup_env import (
 )
 
 OTHER_COMFYUI = "SUBJECTBOOTH_OTHER_COMFYUI"
-INTERRUPTED, NOTHING_CHOSEN = 2, 5  # pytest's exit codes
+INTERRUPTED, NO_TESTS_COLLECTED = 2, 5  # pytest's exit codes
 WORKERS = max(1, min(4, os.cpu_count() or 1))
 
 
@@ -38,43 +38,43 @@ def run(environment: Environment, arguments: list[str], **variables: str) -> int
 
 
 def newest(environment: Environment, arguments: list[str]) -> int:
-    print("\n=== The tests", flush=True)
+    print("\n=== All tests", flush=True)
     return run(environment, arguments)
 
 
 def oldest(environment: Environment, arguments: list[str]) -> int:
     overlay = str(ensure_oldest(environment.python))
-    print("\n=== With the oldest libraries that requirements.txt allows", flush=True)
+    print("\n=== Tests with the oldest libraries that requirements.txt allows", flush=True)
     return run(environment, ["-m", "oldest", *arguments], PYTHONPATH=overlay, SUBJECTBOOTH_OVERLAY=overlay)
 
 
 def editor(environment: Environment, arguments: list[str]) -> int:
     front_end = str(ensure_front_end(environment.python))
-    print(f"\n=== The graph editor with {NEWEST_FRONT_END}", flush=True)
+    print(f"\n=== Graph editor tests with {NEWEST_FRONT_END}", flush=True)
     return run(environment, ["-m", "editor", *arguments], SUBJECTBOOTH_FRONT_END=front_end)
 
 
 def comfyui(environment: Environment, arguments: list[str]) -> int:
-    # Both must train the same (tests/nodes/test_versions.py).
-    usual = str(get_comfyui(CACHE / "comfyui", str(environment.python)))
+    # tests/nodes/test_versions.py compares the training results of the two.
+    default = str(get_comfyui(CACHE / "comfyui", str(environment.python)))
     print(f"\n=== Nodes and panels in {environment.comfyui}", flush=True)
-    return run(environment, ["nodes", "js", *arguments], **{OTHER_COMFYUI: os.environ.get(OTHER_COMFYUI, usual)})
+    return run(environment, ["nodes", "js", *arguments], **{OTHER_COMFYUI: os.environ.get(OTHER_COMFYUI, default)})
 
 
 def main(arguments: list[str]) -> int:
-    usual = {"--newest": newest, "--oldest": oldest, "--editor": editor}
-    passes = {**usual, "--comfyui": comfyui}
-    chosen = [one for switch, one in passes.items() if switch in arguments] or list(usual.values())
+    default = {"--newest": newest, "--oldest": oldest, "--editor": editor}
+    passes = {**default, "--comfyui": comfyui}
+    chosen = [test_pass for switch, test_pass in passes.items() if switch in arguments] or list(default.values())
     rest = [argument for argument in arguments if argument not in passes]
     if comfyui in chosen and not os.environ.get("COMFYUI_PATH"):
-        raise SystemExit("Set COMFYUI_PATH to the folder of the ComfyUI to test on, a git checkout of its master, say.")
+        raise SystemExit("Set COMFYUI_PATH to the ComfyUI folder to test with, such as a git checkout of its master.")
     environment = ensure_environment()
     failed = False
-    for one in chosen:
-        code = one(environment, rest)
+    for test_pass in chosen:
+        code = test_pass(environment, rest)
         if code == INTERRUPTED:
             return INTERRUPTED
-        failed |= code not in (0, NOTHING_CHOSEN if len(chosen) > 1 else 0)  # a run that was killed has a negative code
+        failed |= code not in (0, NO_TESTS_COLLECTED if len(chosen) > 1 else 0)  # negative if killed
     return int(failed)
 
 

@@ -1,9 +1,9 @@
-"""Does a change leave every bit as it was? Trains with two checkouts in turns and compares LoRA tensors and losses.
+"""Check that a change is bit-exact: train with two checkouts and compare the LoRA tensors and the losses.
 
     python scripts/same_bits.py BEFORE [AFTER] [--only plain classes ...]
 
-BEFORE and AFTER are checkouts of this repository (AFTER: this one). Only what users call is used (the shell's options,
-the nodes over ComfyUI's API), so that the inside may differ in any way. Exit code 1 when anything differs.
+BEFORE and AFTER are checkouts of this repository (default for AFTER: this one). Only public interfaces are used (the
+CLI and, through ComfyUI's API, the nodes), so that the code may differ in any way. Exit code 1 if anything differs.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ GRAPH: dict[str, dict[str, Any]] = {
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("before", type=Path, help="a checkout")
-    parser.add_argument("after", type=Path, nargs="?", default=ROOT, help="another; this one without it")
+    parser.add_argument("after", type=Path, nargs="?", default=ROOT, help="another checkout (default: this one)")
     parser.add_argument("--only", nargs="*", choices=[*SHELL, *GRAPH], default=[*SHELL, *GRAPH])
     options = parser.parse_args()
     environment = ensure_environment()
@@ -65,14 +65,14 @@ def main() -> int:
             for number, checkout in enumerate(checkouts):
                 folder = Path(scratch) / f"{name}_{number}".replace(", ", "_")
                 folder.mkdir()
-                one: Callable[..., Path] = in_comfyui if name in GRAPH else from_the_shell
-                results.append(read(one(environment, checkout, name, folder)))
+                train: Callable[..., Path] = in_comfyui if name in GRAPH else from_shell
+                results.append(read_run(train(environment, checkout, name, folder)))
             different += compare(name, *results)
     return int(bool(different))
 
 
-def from_the_shell(environment: Any, checkout: Path, name: str, folder: Path) -> Path:
-    """Train by `python -m trainer`; the run's folder."""
+def from_shell(environment: Any, checkout: Path, name: str, folder: Path) -> Path:
+    """Train with `python -m trainer`; returns the run's folder."""
     family, extra = SHELL[name]
     command = [str(environment.python), "-m", "trainer", "--base", str(checkpoint(environment, family))]
     command += ["--photos", str(PHOTOS), "--output_dir", str(folder), *COMMON, *extra]
@@ -84,8 +84,8 @@ def from_the_shell(environment: Any, checkout: Path, name: str, folder: Path) ->
 
 
 def in_comfyui(environment: Any, checkout: Path, name: str, folder: Path) -> Path:
-    """Train by the nodes of that checkout in a ComfyUI of its own; the run's folder."""
-    wish = GRAPH[name]
+    """Train with the checkout's nodes in a separate ComfyUI; returns the run's folder."""
+    settings = GRAPH[name]
     copy_file(checkpoint(environment, "sd1"), folder / "models" / "checkpoints" / "base.safetensors")
     server = ComfyServer(
         environment.comfyui,
@@ -99,7 +99,7 @@ def in_comfyui(environment: Any, checkout: Path, name: str, folder: Path) -> Pat
         def node(kind: str, **inputs: Any) -> dict[str, Any]:
             return {"class_type": kind, "inputs": {**client.defaults(kind), **inputs}}
 
-        wires = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "subject": ["2", 0]}
+        links = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "subject": ["2", 0]}
         graph = {
             "1": node("CheckpointLoaderSimple", ckpt_name="base.safetensors"),
             "2": node(
@@ -109,7 +109,7 @@ def in_comfyui(environment: Any, checkout: Path, name: str, folder: Path) -> Pat
                 class_word="dog",
                 resolution=64,
             ),
-            "3": node("DreamBoothLoRATrain", **wires, steps=6, rank=4, learning_rate=1e-3, validation_interval=3),
+            "3": node("DreamBoothLoRATrain", **links, steps=6, rank=4, learning_rate=1e-3, validation_interval=3),
             "4": node(
                 "ApplySubjectLoRA",
                 model=["1", 0],
@@ -118,18 +118,18 @@ def in_comfyui(environment: Any, checkout: Path, name: str, folder: Path) -> Pat
                 subject_lora=["3", 0],
             ),
         }
-        if wish.get("priors"):
-            graph["5"] = node("GenerateClassPriors", **wires, num_class_images=2, steps=2)
+        if settings.get("priors"):
+            graph["5"] = node("GenerateClassPriors", **links, num_class_images=2, steps=2)
             graph["3"]["inputs"]["class_priors"] = ["5", 0]
-        if wish.get("options"):
-            graph["6"] = node("DreamBoothOptions", **wish["options"])
+        if settings.get("options"):
+            graph["6"] = node("DreamBoothOptions", **settings["options"])
             graph["3"]["inputs"]["options"] = ["6", 0]
         client.run(graph, timeout=1200)
     return only_run(server.output_dir / "subjectbooth")
 
 
 def checkpoint(environment: Any, family: str) -> Path:
-    """A small random base of that family's layout, made once."""
+    """A small random base of the family, created once."""
     path = CACHE / "same_bits" / f"{family}.safetensors"
     if not path.is_file():
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -155,8 +155,8 @@ def only_run(folder: Path) -> Path:
     return log.parent
 
 
-def read(run: Path) -> dict[str, Any]:
-    """Every adapter's tensors and the losses of every step, and the run's key."""
+def read_run(run: Path) -> dict[str, Any]:
+    """The tensors of all LoRA files, the losses of all steps, and the run's key."""
     from safetensors.torch import load_file
 
     tensors = {
@@ -174,7 +174,7 @@ def read(run: Path) -> dict[str, Any]:
 
 
 def compare(name: str, before: dict[str, Any], after: dict[str, Any]) -> int:
-    """Print one line; how much differs."""
+    """Print one line; returns the number of differences."""
     import torch
 
     old, new = before["tensors"], after["tensors"]

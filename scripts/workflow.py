@@ -1,7 +1,7 @@
-"""Workflow files of the graph editor -> the API format that ComfyUI's /prompt takes.
+"""Convert workflow files of the graph editor to the API format of ComfyUI's /prompt.
 
-The editor does this conversion in the browser; a test holds the two against each other. What only exists in the
-editor (notes, reroutes, bypassed nodes) is resolved; subgraphs and primitive nodes are refused by name.
+The editor does this conversion in the browser; a test compares the two. Notes, reroutes and bypassed nodes, which only
+exist in the editor, are resolved. Subgraphs and primitive nodes are not supported.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ UPLOADS = ("image_upload", "video_upload", "audio_upload")
 
 
 def to_api(workflow: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Convert a workflow as the editor saves it (schema 0.4).
+    """Convert a workflow saved by the editor (schema 0.4).
 
     Args:
         workflow: the parsed JSON.
-        definitions: the answer of /object_info.
+        definitions: the response of /object_info.
 
     Raises:
-        ValueError: a node that is not installed, or one that this converter does not know how to resolve.
+        ValueError: a node is not installed or not supported by this converter.
     """
     nodes = {node["id"]: node for node in workflow["nodes"]}
     links = {link[0]: (link[1], link[2]) for link in workflow["links"]}
@@ -33,7 +33,7 @@ def to_api(workflow: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[
         if kind in EDITOR_ONLY or kind == "Reroute" or node.get("mode", 0) in (MUTED, BYPASSED):
             continue
         if kind not in definitions:
-            raise ValueError(f"Node {node['id']} is a {kind!r}, which this ComfyUI does not have.")
+            raise ValueError(f"Node {node['id']} is of type {kind!r}, which is not installed in this ComfyUI.")
         inputs = _widget_values(node, definitions[kind])
         for socket in node.get("inputs") or []:
             if socket.get("link") is None:
@@ -51,7 +51,7 @@ def to_api(workflow: Mapping[str, Any], definitions: Mapping[str, Any]) -> dict[
 def _source(
     link: int, nodes: Mapping[int, Mapping[str, Any]], links: Mapping[int, tuple[int, int]]
 ) -> list[Any] | None:
-    """The node and output that a link comes from, through reroutes and bypassed nodes. None: from a muted one."""
+    """The node and output that a link comes from, through reroutes and bypassed nodes; None for a muted node."""
     node_id, slot = links[link]
     node = nodes[node_id]
     if node.get("mode", 0) == MUTED:
@@ -62,13 +62,13 @@ def _source(
     if node.get("mode", 0) == BYPASSED:
         wanted = node["outputs"][slot]["type"]
         sockets = node.get("inputs") or []
-        # The editor prefers the input at the same place, then the first of the same type.
+        # Like the editor: the input with the same index, otherwise the first of the same type.
         for socket in [*sockets[slot : slot + 1], *sockets]:
             if socket["type"] == wanted and socket.get("link") is not None:
                 return _source(socket["link"], nodes, links)
         return None
     if node["type"] == "PrimitiveNode":
-        raise ValueError(f"Node {node_id} is a PrimitiveNode; write its value into the node it feeds.")
+        raise ValueError(f"Node {node_id} is a PrimitiveNode; set its value in the node it is connected to.")
     return [str(node_id), slot]
 
 
@@ -80,13 +80,13 @@ def _widget_values(node: Mapping[str, Any], definition: Mapping[str, Any]) -> di
     inputs = {}
     for name, value in zip(names, values, strict=False):
         if name is not None:
-            # A bare list would be read as a link.
+            # A plain list would be parsed as a link.
             inputs[name] = {"__value__": value} if isinstance(value, list) else value
     return inputs
 
 
 def widget_names(definition: Mapping[str, Any]) -> list[str | None]:
-    """The inputs whose values `widgets_values` holds, in its order. None: a value that stays in the editor."""
+    """The inputs that the values of `widgets_values` belong to, in order; None for a value used only by the editor."""
     names: list[str | None] = []
     for group in ("required", "optional"):
         uploads = False

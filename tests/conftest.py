@@ -1,6 +1,6 @@
-"""Test set-up: the package alias, the real ComfyUI, the tiny models.
+"""Test set-up: the package alias, a real ComfyUI, and tiny models.
 
-The repo root is never put on sys.path (ComfyUI has a `nodes.py` of its own). The package is imported under the alias
+The repo root is never on sys.path, because ComfyUI has its own `nodes.py`. The package is imported under the alias
 `subjectbooth`, whose `__path__` is the root: `from subjectbooth.trainer.config import TrainConfig`.
 """
 
@@ -17,10 +17,10 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 CACHE = ROOT / ".cache"
 
-# Tests never ask a hub; set before any Hugging Face library can be imported.
+# Tests never access the hub. Must be set before any Hugging Face library is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
-# Two processes that share few cores must not wait for each other's threads in busy loops (10 times slower).
+# Processes that share a few cores must not busy-wait for their threads (10 times slower).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if "subjectbooth" not in sys.modules:
@@ -38,8 +38,9 @@ from subjectbooth.tests.comfy_server import (  # noqa: E402
     find_comfyui,
 )
 
-# Files whose tests also run with the oldest libraries that requirements.txt allows. In other files single tests have
-# the mark `oldest`: together, the ways into diffusers, peft, accelerate and transformers, in a shell and in ComfyUI.
+# Files whose tests also run with the oldest libraries that requirements.txt allows; in other files, single tests are
+# marked `oldest`. Together they cover all uses of diffusers, peft, accelerate and transformers, from the CLI and in
+# ComfyUI.
 OLDEST = ("trainer/learn/test_loss.py", "test_packaging.py")
 
 PACKS = {"SubjectBooth": ROOT, "probe_nodes": ROOT / "tests" / "nodes" / "probe_nodes"}
@@ -51,7 +52,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     no_gpu = _no_gpu() if any("gpu" in item.keywords for item in items) else None
-    no_comfy = None if find_comfyui(ROOT) else "no ComfyUI here: run scripts/get_comfyui.py or set COMFYUI_PATH"
+    no_comfy = None if find_comfyui(ROOT) else "ComfyUI not found: run scripts/get_comfyui.py or set COMFYUI_PATH"
     for item in items:
         if item.path.relative_to(ROOT / "tests").as_posix() in OLDEST:
             item.add_marker(pytest.mark.oldest)
@@ -73,7 +74,7 @@ def _no_gpu() -> str | None:
 
 @pytest.fixture
 def torch_threads() -> Iterator[Callable[[int], None]]:
-    """Sets torch's number of threads; afterwards it is as it was."""
+    """Sets torch's number of threads, and restores it after the test."""
     import torch
 
     before = torch.get_num_threads()
@@ -89,7 +90,7 @@ def tiny_checkpoint() -> Path:
 
 @pytest.fixture(scope="session")
 def tiny_checkpoint_two_levels() -> Path:
-    """The same with two levels (107 M UNet parameters); slower, for what needs a down- and an up-sampling."""
+    """The same with two levels (107 M UNet parameters): slower, for tests that need down- and upsampling."""
     return tiny.tiny_checkpoint(CACHE / "tiny", levels=2)
 
 
@@ -102,16 +103,15 @@ def tiny_style_lora() -> Path:
 def comfy_factory(
     tmp_path_factory: pytest.TempPathFactory, tiny_checkpoint: Path, tiny_style_lora: Path
 ) -> Iterator[Callable[..., ComfyServer]]:
-    """Makes (does not start) servers of their own, each on new folders with the tiny models in place.
+    """Creates (but does not start) additional servers, each with its own folders and the tiny models.
 
-    `comfy_factory(args=[...], env={...}, packs={...}, base_dir=..., tree=...)`; use the result in a `with`, or start()
-    it. `tree` is another ComfyUI than the session's.
-    All are stopped at the end of the session.
+    `comfy_factory(args=[...], env={...}, packs={...}, base_dir=..., tree=...)`; use the result in a `with`, or call
+    start(). `tree` is the ComfyUI to run if not the session's. All servers are stopped at the end of the session.
     """
-    made: list[ComfyServer] = []
+    servers: list[ComfyServer] = []
     comfyui = find_comfyui(ROOT)
     if comfyui is None:
-        pytest.fail("No ComfyUI here: run scripts/get_comfyui.py or set COMFYUI_PATH.")
+        pytest.fail("ComfyUI not found: run scripts/get_comfyui.py or set COMFYUI_PATH.")
 
     def make(
         *,
@@ -124,28 +124,28 @@ def comfy_factory(
         base = base_dir or tmp_path_factory.mktemp("comfy")
         copy_file(tiny_checkpoint, base / "models" / "checkpoints" / "tiny15.safetensors")
         copy_file(tiny_style_lora, base / "models" / "loras" / "tiny_style.safetensors")
-        # What was put first on the path for the tests (the oldest allowed libraries) holds for the server too.
+        # The overlay of the oldest allowed libraries applies to the server too.
         inherited = {"PYTHONPATH": os.environ.get("SUBJECTBOOTH_OVERLAY")}
         front_end = os.environ.get("SUBJECTBOOTH_FRONT_END")
-        shown = ["--front-end-root", front_end] if front_end else []
+        front_end_args = ["--front-end-root", front_end] if front_end else []
         server = ComfyServer(
             tree,
             base,
             packs=PACKS if packs is None else packs,
-            args=[*args, "--disable-api-nodes", *shown],
+            args=[*args, "--disable-api-nodes", *front_end_args],
             env={**inherited, **(env or {})},
         )
-        made.append(server)
+        servers.append(server)
         return server
 
     yield make
-    for server in made:
+    for server in servers:
         server.stop()
 
 
 @pytest.fixture(scope="session")
 def comfy_server(comfy_factory: Callable[..., ComfyServer]) -> Iterator[ComfyServer]:
-    """One ComfyUI for the whole session, everything in fp32. It caches between tests: choose seeds of your own."""
+    """One ComfyUI in fp32 for the whole session. It caches results between tests, so use unique seeds."""
     with comfy_factory() as server:
         yield server
 
@@ -158,7 +158,7 @@ def _comfy_client(comfy_server: ComfyServer) -> Iterator[ComfyClient]:
 
 @pytest.fixture
 def comfy(_comfy_client: ComfyClient) -> ComfyClient:
-    """A client of the session's ComfyUI (`comfy.server` has its folders). Restarts it when a test has killed it."""
+    """A client of the session's ComfyUI (`comfy.server` has its folders). Restarts it if a test has killed it."""
     assert _comfy_client.server is not None
     if not _comfy_client.server.alive():
         _comfy_client.server.restart()
@@ -167,7 +167,7 @@ def comfy(_comfy_client: ComfyClient) -> ComfyClient:
 
 @pytest.hookimpl(hookwrapper=True)
 def pytest_runtest_makereport(item: pytest.Item, call: pytest.CallInfo[None]) -> Iterator[None]:
-    """On a failure, show what the test's ComfyUI has logged."""
+    """On failure, show the log of the test's ComfyUI."""
     outcome = yield
     report = outcome.get_result()  # type: ignore[attr-defined]
     if report.when != "call" or not report.failed:

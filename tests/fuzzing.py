@@ -1,7 +1,7 @@
-"""What the fuzz tests share: how many cases, from which seed, and ways to spoil a file.
+"""Shared by the fuzz tests: the number of cases, the seed, and ways to corrupt a file.
 
-SUBJECTBOOTH_FUZZ sets how many cases all fuzz tests try together (`make soak` uses 10,000), SUBJECTBOOTH_FUZZ_SEED
-repeats a run, and SUBJECTBOOTH_REPORT names a file that gets a JSON line with what each test has seen.
+SUBJECTBOOTH_FUZZ sets the total number of cases of all fuzz tests (`make soak` uses 10,000), SUBJECTBOOTH_FUZZ_SEED
+repeats a run, and SUBJECTBOOTH_REPORT names a file that gets one JSON line with the results of each test.
 """
 
 from __future__ import annotations
@@ -17,33 +17,32 @@ from pathlib import Path
 
 SEED = int(os.environ.get("SUBJECTBOOTH_FUZZ_SEED", "20261122"))
 
+DEFAULT_TOTAL = 1800
+"""Cases of all fuzz tests in CI: the sum of the arguments of `cases`."""
 
-USUAL_TOTAL = 1800
-"""Of all fuzz tests in CI: what the numbers handed to `cases` add up to."""
 
-
-def cases(usual: int) -> int:
-    """How many cases a test is to try; `usual` in CI."""
+def cases(default: int) -> int:
+    """Number of cases for a test; `default` in CI."""
     wanted = os.environ.get("SUBJECTBOOTH_FUZZ")
-    return usual if wanted is None else math.ceil(usual * int(wanted) / USUAL_TOTAL)
+    return default if wanted is None else math.ceil(default * int(wanted) / DEFAULT_TOTAL)
 
 
 def report(name: str, **seen: object) -> None:
-    """Say what was seen, for the test's output and for docs/reliability.md."""
+    """Report a test's results, in its output and for docs/reliability.md."""
     print(name, seen)
     if os.environ.get("SUBJECTBOOTH_REPORT"):
         with Path(os.environ["SUBJECTBOOTH_REPORT"]).open("a", encoding="utf-8") as file:
             file.write(json.dumps({"name": name, **seen}) + "\n")
 
 
-def announced(name: str) -> random.Random:
-    """The source of every choice of one test; its seed is printed."""
+def seeded_random(name: str) -> random.Random:
+    """The random generator of one test; prints its seed."""
     print(f"{name}: SUBJECTBOOTH_FUZZ_SEED={SEED}")
     return random.Random(f"{SEED} {name}")
 
 
 def is_clean(message: str) -> bool:
-    """One sentence that says what, why and what to do, on one line, and no traceback."""
+    """Whether the message is on one line, says what is wrong, required and to be done, and has no traceback."""
     one_line = "\n" not in message.strip() and "Traceback" not in message
     return one_line and bool(re.search(r"\. Required: .+\. .+\.", message))
 
@@ -53,7 +52,7 @@ def files_below(folder: Path) -> set[Path]:
 
 
 class Exploit:
-    """Unpickled, it would write a file: nothing of ours may ever do that."""
+    """Writes a file if it is ever unpickled, which must never happen."""
 
     def __init__(self, mark: Path) -> None:
         self.mark = mark
@@ -62,29 +61,29 @@ class Exploit:
         return Path.write_text, (self.mark, "unpickled")
 
 
-def split(content: bytes) -> tuple[bytes, bytes]:
+def split_header(content: bytes) -> tuple[bytes, bytes]:
     """A safetensors file's header and body."""
     length = int.from_bytes(content[:8], "little")
     return content[8 : 8 + length], content[8 + length :]
 
 
-def joined(header: bytes, body: bytes, length: int | None = None) -> bytes:
+def join_header(header: bytes, body: bytes, length: int | None = None) -> bytes:
     return (len(header) if length is None else length).to_bytes(8, "little") + header + body
 
 
-def spoiled(content: bytes, choose: random.Random, mark: Path) -> tuple[str, bytes]:
-    """A safetensors file after one of many accidents; the accident's name, and the bytes."""
-    header, body = split(content)
+def corrupt_safetensors(content: bytes, choose: random.Random, mark: Path) -> tuple[str, bytes]:
+    """Corrupt a safetensors file in a random way; returns the kind of corruption and the bytes."""
+    header, body = split_header(content)
     about = json.loads(header)
     names = [name for name in about if name != "__metadata__"]
-    kind = choose.choice(list(_ACCIDENTS))
-    if kind in _BYTES:
-        return kind, _BYTES[kind](content, choose)
+    kind = choose.choice(list(_CORRUPTIONS))
+    if kind in _BYTE_CORRUPTIONS:
+        return kind, _BYTE_CORRUPTIONS[kind](content, choose)
     if kind == "a pickle under its name":
         return kind, pickle.dumps(Exploit(mark))
     if kind == "header length":
         length = choose.choice([0, 1, len(header) - 1, len(header) + 1, 2**31, 2**63, 2**64 - 1, 100 * 2**20])
-        return kind, joined(header, body, length)
+        return kind, join_header(header, body, length)
     if kind == "header text":
         text = choose.choice(
             [
@@ -104,7 +103,7 @@ def spoiled(content: bytes, choose: random.Random, mark: Path) -> tuple[str, byt
                 b'"x"',
             ]
         )
-        return kind, joined(text, body)
+        return kind, join_header(text, body)
     if kind == "metadata":
         about["__metadata__"] = choose.choice(
             [
@@ -149,21 +148,21 @@ def spoiled(content: bytes, choose: random.Random, mark: Path) -> tuple[str, byt
         elif kind == "names":
             new = choose.choice(["", "../x", "\x00", "a" * 5000, "lora_unet_x.alpha"])
             about = {new if name == names[0] else name: value for name, value in about.items()}
-    return kind, joined(json.dumps(about).encode("utf-8", "surrogatepass"), body)
+    return kind, join_header(json.dumps(about).encode("utf-8", "surrogatepass"), body)
 
 
-def _flipped(content: bytes, choose: random.Random) -> bytes:
-    spoilt = bytearray(content)
+def _flip_bits(content: bytes, choose: random.Random) -> bytes:
+    flipped = bytearray(content)
     for _ in range(choose.choice((1, 1, 8))):
-        spoilt[choose.randrange(len(spoilt))] ^= 1 << choose.randrange(8)
-    return bytes(spoilt)
+        flipped[choose.randrange(len(flipped))] ^= 1 << choose.randrange(8)
+    return bytes(flipped)
 
 
-_BYTES: dict[str, Callable[[bytes, random.Random], bytes]] = {
+_BYTE_CORRUPTIONS: dict[str, Callable[[bytes, random.Random], bytes]] = {
     "zero bytes": lambda content, choose: b"",
     "truncated": lambda content, choose: content[: choose.randrange(len(content))],
     "longer": lambda content, choose: content + choose.randbytes(choose.choice((1, 8, 4096))),
-    "flipped bits": _flipped,
+    "flipped bits": _flip_bits,
     "zeroed": lambda content, choose: bytes(len(content)),
     "noise": lambda content, choose: choose.randbytes(choose.randrange(1, 4096)),
     "text": lambda content, choose: b"<!DOCTYPE html><html>404 Not Found</html>" * 10,
@@ -172,8 +171,8 @@ _BYTES: dict[str, Callable[[bytes, random.Random], bytes]] = {
     ),
     "values that are no numbers": lambda content, choose: content[:-64] + b"\x00\x00\xc0\x7f" * 16,
 }
-_ACCIDENTS = (
-    *_BYTES,
+_CORRUPTIONS = (
+    *_BYTE_CORRUPTIONS,
     "a pickle under its name",
     "header length",
     "header text",

@@ -1,7 +1,7 @@
 """The same small random model twice: as a single file in the original layout, and as a folder saved by diffusers.
 
-The layouts are the families' true ones, with every width reduced; the single file is written out by hand here, and
-diffusers' own converters and `save_pretrained` make the folder of it, so that nothing of the pack is in between.
+The layouts are those of the real families with reduced widths. The single file is written here; diffusers' converters
+and `save_pretrained` turn it into the folder, so that none of the pack's code is involved.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from subjectbooth.tests.tiny import _Maker
+from subjectbooth.tests.tiny import RandomWeights
 from subjectbooth.trainer.base.sd import families
 from subjectbooth.trainer.base.sd.families import Family, TextEncoderShape
 
@@ -35,13 +35,13 @@ NARROW = {
     "SD 2.x": _narrow(families.SD2, 48, text=[(48, 3)]),
     "SDXL": _narrow(families.SDXL, 80, text=[(32, 3), (48, 3)], adm_channels=48 + 6 * 256),
 }
-# Channels, transformer blocks: of each level.
+# (channels, transformer blocks) of each level.
 LEVELS = {"SD 1.x": ((32, 1), (64, 0)), "SD 2.x": ((64, 1), (64, 0)), "SDXL": ((64, 0), (64, 2))}
 
 
 def unet(family: Family, levels: Sequence[tuple[int, int]], seed: int) -> StateDict:
-    """LDM's layout with two blocks a level."""
-    make = _Maker(seed)
+    """UNet in LDM's layout with two blocks per level."""
+    make = RandomWeights(seed)
     first = levels[0][0]
     make.linear("time_embed.0", 4 * first, first)
     make.linear("time_embed.2", 4 * first, 4 * first)
@@ -75,13 +75,13 @@ def unet(family: Family, levels: Sequence[tuple[int, int]], seed: int) -> StateD
     return make.tensors
 
 
-def _block(make: _Maker, family: Family, name: str, n_in: int, n_out: int, time: int, depth: int) -> None:
+def _block(make: RandomWeights, family: Family, name: str, n_in: int, n_out: int, time: int, depth: int) -> None:
     _resnet(make, f"{name}.0", n_in, n_out, time)
     if depth:
         _transformer(make, family, f"{name}.1", n_out, depth)
 
 
-def _resnet(make: _Maker, name: str, n_in: int, n_out: int, time: int) -> None:
+def _resnet(make: RandomWeights, name: str, n_in: int, n_out: int, time: int) -> None:
     make.norm(f"{name}.in_layers.0", n_in)
     make.conv(f"{name}.in_layers.2", n_out, n_in, 3)
     make.linear(f"{name}.emb_layers.1", n_out, time)
@@ -91,7 +91,7 @@ def _resnet(make: _Maker, name: str, n_in: int, n_out: int, time: int) -> None:
         make.conv(f"{name}.skip_connection", n_out, n_in, 1)
 
 
-def _transformer(make: _Maker, family: Family, name: str, n: int, depth: int) -> None:
+def _transformer(make: RandomWeights, family: Family, name: str, n: int, depth: int) -> None:
     make.norm(f"{name}.norm", n)
     for part in ("proj_in", "proj_out"):
         if family.linear_projection:
@@ -112,8 +112,8 @@ def _transformer(make: _Maker, family: Family, name: str, n: int, depth: int) ->
 
 
 def clip_text(shape: TextEncoderShape, seed: int) -> StateDict:
-    """transformers' layout."""
-    make = _Maker(seed)
+    """CLIP text encoder in transformers' layout."""
+    make = RandomWeights(seed)
     make.normal("embeddings.token_embedding.weight", (49408, shape.width), 0.5)
     make.normal("embeddings.position_embedding.weight", (77, shape.width), 0.3)
     for layer in range(shape.layers):
@@ -129,7 +129,7 @@ def clip_text(shape: TextEncoderShape, seed: int) -> StateDict:
 
 
 def open_clip(text: StateDict, shape: TextEncoderShape, projection: torch.Tensor) -> StateDict:
-    """The same in OpenCLIP's layout, in which SD 2.x and SDXL's second text encoder lie in single files."""
+    """The same in OpenCLIP's layout, used in single files for SD 2.x and SDXL's second text encoder."""
     inside = {
         "layer_norm1": "ln_1",
         "layer_norm2": "ln_2",
@@ -155,8 +155,8 @@ def open_clip(text: StateDict, shape: TextEncoderShape, projection: torch.Tensor
 
 
 def vae(seed: int, widths: Sequence[int] = (32, 32, 64, 64), latents: int = 4) -> StateDict:
-    """Stable Diffusion's VAE in LDM's layout, one block a level (two in the decoder)."""
-    make = _Maker(seed)
+    """Stable Diffusion's VAE in LDM's layout, one block per level (two in the decoder)."""
+    make = RandomWeights(seed)
 
     def resnet(name: str, n_in: int, n_out: int) -> None:
         make.norm(f"{name}.norm1", n_in)
@@ -283,7 +283,7 @@ def _save_vae(parts: StateDict, family: Family, target: Path) -> None:
 def _save_text(text: StateDict, shape: TextEncoderShape, projection: torch.Tensor, target: Path) -> None:
     from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection
 
-    # As published: SD 2.x's folders leave out the last layer, which is never used.
+    # As published: SD 2.x's folders omit the last layer, which is unused.
     layers = shape.layers - 1 if shape.name == "h" else shape.layers
     config = CLIPTextConfig(
         hidden_size=shape.width,

@@ -1,7 +1,7 @@
 """A base model of a few thousand weights for tests of the trainer's arithmetic.
 
-The UNet is a real diffusers one; prompts and pictures are encoded by plain functions instead of a text encoder and a
-VAE, which such a test has no use for. The real ones are tested inside ComfyUI.
+The UNet is a real diffusers one. Prompts and images are encoded by simple functions instead of a text encoder and a
+VAE; those are tested inside ComfyUI.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ from subjectbooth.trainer.subject.subject import Subject
 
 
 def alphas_cumprod() -> torch.Tensor:
-    """Stable Diffusion's schedule, from its definition: betas linear in their square root."""
+    """Stable Diffusion's noise schedule, by its definition: the square roots of the betas are linear."""
     return torch.cumprod(1 - torch.linspace(0.00085**0.5, 0.012**0.5, 1000) ** 2, dim=0)
 
 
@@ -76,7 +76,7 @@ FAMILY = dataclasses.replace(
 
 
 def small_text_encoder(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
-    """CLIP's layout, 16 wide, with random weights big enough that every layer matters."""
+    """CLIP's layout, 16 wide, with random weights large enough that every layer matters."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
     shape = FAMILY.text_encoders[0]
@@ -98,11 +98,11 @@ def small_text_encoder(dtype: torch.dtype = torch.float32) -> torch.nn.Module:
 
 class HashedPrompts:
     def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
-        made = []
+        encoded = []
         for prompt in prompts:
             generator = torch.Generator().manual_seed(sum(prompt.encode()))
-            made.append(Conditioning(torch.randn(1, 77, 16, generator=generator)))
-        return made
+            encoded.append(Conditioning(torch.randn(1, 77, 16, generator=generator)))
+        return encoded
 
 
 class PoolingCodec:
@@ -137,13 +137,13 @@ def small_denoiser(prediction_type: str = "epsilon", seed: int = 0) -> MadeUNet:
 
 
 def with_lora(unet: torch.nn.Module, config: TrainConfig) -> list[torch.nn.Parameter]:
-    """Puts the LoRA of these settings on a diffusers UNet; what trains."""
+    """Inject a LoRA with these settings into a diffusers UNet; returns the trainable parameters."""
     return adapter.inject(unet, config, target_layers(unet, config.lora_targets))
 
 
 @dataclasses.dataclass(frozen=True)
 class MadeUNet(DiffusersUNet):
-    """The trainer's own denoiser, its network made by a function."""
+    """The trainer's denoiser, with its network built by a function."""
 
     make: Callable[[torch.dtype], torch.nn.Module]
 
@@ -155,7 +155,7 @@ class MadeUNet(DiffusersUNet):
 
 
 def with_network(base: BaseModel, make: Callable[[torch.dtype], torch.nn.Module]) -> BaseModel:
-    """The same base, its network made by that function."""
+    """The same base, with its network built by ``make``."""
     found = base.denoiser
     assert isinstance(found, DiffusersUNet)
     denoiser = MadeUNet(found.layout, found.noise_scheduler, found.weights, make)
@@ -187,12 +187,12 @@ def small_class_images(count: int = 4) -> ClassImages:
 
 
 def folder_bytes(path: Path) -> dict[str, bytes]:
-    """Every file below ``path`` by relative name."""
+    """The content of every file below ``path``, by relative name."""
     return {file.relative_to(path).as_posix(): file.read_bytes() for file in path.rglob("*") if file.is_file()}
 
 
 def write_cat_photos(folder: Path) -> None:
-    """Three real photographs of one cat, 96 x 96."""
+    """Three photos of one cat, 96 x 96 pixels."""
     from PIL import Image
     from skimage import data
 

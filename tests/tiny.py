@@ -1,9 +1,9 @@
 """Small random models in Stable Diffusion 1.5's checkpoint layout, for tests.
 
-ComfyUI takes a single file as SD 1.5 when its UNet has `model_channels` 320, `context_dim` 768 and a convolution as
+ComfyUI recognises a single file as SD 1.5 if its UNet has `model_channels` 320, `context_dim` 768 and a convolution as
 `proj_in`; levels and blocks are counted from the keys. So one level of one block, 25.8 M parameters, is the smallest.
-The weights are random but seeded and scaled so that nothing saturates; the autoencoder (TAESD's layout) is made by
-hand, a colour average, so that latents carry the picture and decode to it again.
+The weights are random but seeded, and scaled so that nothing saturates. The weights of the autoencoder (TAESD's layout)
+are set by hand to average colours, so that latents can be decoded back to the image.
 """
 
 from __future__ import annotations
@@ -21,14 +21,14 @@ TIME = 4 * CHANNELS
 TEXT_LAYERS = 12
 VOCABULARY = 49408
 LATENT_SCALE = 0.18215
-# Raise it when a file's content changes: the cache is keyed by it.
+# Part of the cache's path: increase it when the content of a file changes.
 VERSION = 3
 
 StateDict = dict[str, torch.Tensor]
 
 
-class _Maker:
-    """Fills a state dict with seeded weights of a sensible size."""
+class RandomWeights:
+    """Fills a state dict with seeded random weights of suitable scale."""
 
     def __init__(self, seed: int) -> None:
         self.generator = torch.Generator().manual_seed(seed)
@@ -51,7 +51,7 @@ class _Maker:
         self.normal(f"{name}.bias", (n,), 0.02)
 
 
-def _res_block(make: _Maker, name: str, n_in: int, n_out: int) -> None:
+def _res_block(make: RandomWeights, name: str, n_in: int, n_out: int) -> None:
     make.norm(f"{name}.in_layers.0", n_in)
     make.conv(f"{name}.in_layers.2", n_out, n_in, 3)
     make.linear(f"{name}.emb_layers.1", n_out, TIME)
@@ -61,7 +61,7 @@ def _res_block(make: _Maker, name: str, n_in: int, n_out: int) -> None:
         make.conv(f"{name}.skip_connection", n_out, n_in, 1)
 
 
-def _transformer(make: _Maker, name: str, n: int) -> None:
+def _transformer(make: RandomWeights, name: str, n: int) -> None:
     make.norm(f"{name}.norm", n)
     make.conv(f"{name}.proj_in", n, n, 1)
     block = f"{name}.transformer_blocks.0"
@@ -78,8 +78,8 @@ def _transformer(make: _Maker, name: str, n: int) -> None:
 
 
 def unet(seed: int, levels: int = 1) -> StateDict:
-    """UNet weights under ComfyUI's `model.diffusion_model.` prefix: `levels` (1 or 2) of one block with attention."""
-    make = _Maker(seed)
+    """UNet weights with the prefix `model.diffusion_model.`: `levels` (1 or 2) of one block with attention."""
+    make = RandomWeights(seed)
     widths = [CHANNELS * 2**level for level in range(levels)]
     make.linear("time_embed.0", TIME, CHANNELS)
     make.linear("time_embed.2", TIME, TIME)
@@ -112,8 +112,8 @@ def unet(seed: int, levels: int = 1) -> StateDict:
 
 
 def text_encoder(seed: int) -> StateDict:
-    """CLIP ViT-L's text encoder: random embeddings, two random layers, ten of zeros (each an exact identity)."""
-    make = _Maker(seed)
+    """CLIP ViT-L's text encoder: random embeddings, two random layers, and ten zero layers (exact identities)."""
+    make = RandomWeights(seed)
     make.normal("embeddings.token_embedding.weight", (VOCABULARY, CONTEXT), 0.5)
     make.normal("embeddings.position_embedding.weight", (77, CONTEXT), 0.1)
     for layer in range(TEXT_LAYERS):
@@ -128,17 +128,17 @@ def text_encoder(seed: int) -> StateDict:
             for key in [k for k in make.tensors if k.startswith(f"{name}.")]:
                 make.tensors[key] = torch.zeros_like(make.tensors[key])
     make.norm("final_layer_norm", CONTEXT)
-    # Half precision keeps the file small; every value is exact when it is widened again.
+    # Half precision keeps the file small, and converting back to fp32 is exact.
     return {f"cond_stage_model.transformer.text_model.{k}": t.half() for k, t in make.tensors.items()}
 
 
 def autoencoder(seed: int) -> StateDict:
-    """A TAESD-layout autoencoder that averages 8x8 pixels into a colour and paints it back, with faint random texture.
+    """A TAESD-layout autoencoder that averages 8x8 pixels to one colour and back, with a faint random texture.
 
-    The latent is 4 numbers for red, green, blue and brightness around zero; the decoder's ReLUs need positive
-    numbers, so each colour travels as a pair (its value above and below zero).
+    The 4 latent channels are red, green, blue and brightness, centred on zero. The decoder's ReLUs need positive
+    numbers, so each colour is passed through it as a pair (its positive and its negative part).
     """
-    make = _Maker(seed)
+    make = RandomWeights(seed)
 
     def conv(name: str, n_out: int, n_in: int, entries: dict[tuple[int, int], float], spread: bool, bias: bool) -> None:
         weight = torch.zeros(n_out, n_in, 3, 3)
@@ -147,7 +147,7 @@ def autoencoder(seed: int) -> StateDict:
                 weight[to, source, 1:, 1:] = value / 4
             else:
                 weight[to, source, 1, 1] = value
-        # Faint noise on the channels that carry nothing keeps every weight in play.
+        # Faint noise on the unused channels, so that every weight has an effect.
         weight += 0.002 * torch.randn(weight.shape, generator=make.generator)
         make.tensors[f"{name}.weight"] = weight
         if bias:
@@ -182,12 +182,12 @@ def autoencoder(seed: int) -> StateDict:
         for _ in range(count):
             block(f"{decoder}.{position}")
             position += 1
-        position += 1  # the doubling has no weights
+        position += 1  # upsampling has no weights
         conv(f"{decoder}.{position}", 64, 64, keep, False, False)
         position += 1
     block(f"{decoder}.{position}")
     position += 1
-    # 1.1: the decoder squeezes its input through 3 tanh(x / 3).
+    # 1.1 in total, because the decoder clamps its input softly with 3 tanh(x / 3).
     colours = {(i, 2 * i): 0.55 for i in range(3)} | {(i, 2 * i + 1): -0.55 for i in range(3)}
     conv(f"{decoder}.{position}", 3, 64, colours, False, True)
     make.tensors[f"{decoder}.{position}.bias"] = torch.full((3,), 0.5)
@@ -230,7 +230,7 @@ def _cached(folder: Path, name: str, build: object, metadata: dict[str, str] | N
 
 
 def tiny_checkpoint(folder: Path, *, levels: int = 1, seed: int = 7) -> Path:
-    """Write (once) a whole SD 1.5-layout checkpoint: about 350 MB with one level, 690 MB with two.
+    """Write (once) a full SD 1.5-layout checkpoint: about 350 MB with one level, 690 MB with two.
 
     Args:
         folder: the cache; the file is `folder/v<VERSION>/tiny15-<levels>-<seed>.safetensors`.

@@ -1,1 +1,1 @@
-"""How the demo base was made and measured. Does not ship; nothing outside of tests imports it."""
+"""Code that trained and evaluated the demo base. It does not ship, and only tests import it."""

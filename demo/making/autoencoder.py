@@ -1,7 +1,7 @@
-"""The autoencoder: TAESD's layout (Ollin Boer Bohan's Tiny AutoEncoder for Stable Diffusion), with its own widths.
+"""The autoencoder: the layout of TAESD (Ollin Boer Bohan's Tiny AutoEncoder for Stable Diffusion) with other widths.
 
-TAESD has 64 channels everywhere and no norm layers, so a net with fewer channels, which may differ by resolution, is
-exactly the 64-channel one padded with zeros: `demo.expand` writes that form. Module indices are TAESD's.
+TAESD has 64 channels everywhere and no norm layers, so padding with zeros turns a net with fewer channels (which may
+differ by resolution) into an equivalent 64-channel one; `demo.expand` does that. Module indices are TAESD's.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Clamp(nn.Module):
 
 
 def _init(module: nn.Module) -> None:
-    """He initialisation, each block's last convolution at a tenth: without it the deep ReLU stack hardly starts."""
+    """He initialisation; each block's last convolution is scaled by 0.1, or the deep ReLU stack would hardly train."""
     for part in module.modules():
         if isinstance(part, nn.Conv2d):
             nn.init.kaiming_normal_(part.weight, nonlinearity="relu")
@@ -87,20 +87,20 @@ def make_decoder(widths: Sequence[int]) -> nn.Sequential:
 
 
 def encoder_widths(state: dict[str, torch.Tensor]) -> list[int]:
-    """The widths that an encoder's weights were made with: those of the convolutions that begin a resolution."""
+    """An encoder's widths, from its weights: those of the first convolution at each resolution."""
     return [len(state[f"{i}.weight"]) for i in (0, 2, 6, 10)]
 
 
 def decoder_widths(state: dict[str, torch.Tensor]) -> list[int]:
-    """The same of a decoder's weights."""
+    """A decoder's widths, from its weights."""
     return [len(state[f"{i}.weight"]) for i in (17, 12, 7, 1)]
 
 
 @torch.no_grad()
 def grow(net: nn.Module, trained: dict[str, torch.Tensor]) -> None:
-    """Start a wider net from a trained narrower one of the same layout: the same function, with room to learn.
+    """Initialise a wider net from a trained narrower one of the same layout, so that it computes the same function.
 
-    The first channels are the trained ones and take nothing from the new ones yet; those keep their random start.
+    The first channels are the trained ones, with zero weights from the new ones, which keep their random values.
     """
     for name, value in net.state_dict().items():
         old = trained[name]

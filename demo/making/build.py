@@ -1,6 +1,6 @@
-"""From the raw packages to the weights: `python -m demo.making.build all`. Every stage goes on where it was stopped.
+"""Build the weights from the raw packages: `python -m demo.making.build all`. Interrupted stages resume.
 
-`all` is every other stage but unpack, in order, about ten hours on two cores; those that are finished are left out.
+`all` runs every other stage except unpack, in order, and skips finished ones; about ten hours on two cores.
 To train packed weights further: unpack, last, pack (and encoder, for the autoencoder).
 """
 
@@ -52,7 +52,7 @@ ENCODER = replace(
     seed=2,
 )
 AUTOENCODERS = (AUTOENCODER, WIDE, ENCODER)
-"""Each goes on from the one before."""
+"""Each continues from the previous one."""
 DIFFUSION = DiffusionRun()
 RARE = DiffusionRun(
     name="rare",
@@ -70,7 +70,7 @@ VARIED = replace(RARE, name="varied", start_from=RARE.name, varied_classes=True)
 MORE_SETS = replace(VARIED, name="more_sets", start_from=VARIED.name, styles=MORE_STYLES, steps=3100)
 LAST = replace(MORE_SETS, name="last", start_from=MORE_SETS.name, any_drawing=0.3, steps=6000)
 DIFFUSIONS = (DIFFUSION, RARE, VARIED, MORE_SETS, LAST)
-"""Each goes on from the one before."""
+"""Each continues from the previous one."""
 
 RUNS: dict[str, AutoencoderRun | DiffusionRun] = {run.name: run for run in (*AUTOENCODERS, *DIFFUSIONS)}
 ALL = ("words", *RUNS, "pack", "subjects", "judge")
@@ -78,15 +78,15 @@ STAGES = ("all", *ALL, "unpack")
 
 
 def main() -> None:
-    """Run the stages that are asked for."""
+    """Run the requested stages."""
     parser = argparse.ArgumentParser(prog="python -m demo.making.build", description=__doc__)
     parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--minutes", type=float, help="end the schedule after this time instead of by steps")
-    parser.add_argument("--lr", type=float, help="highest learning rate, if not the stage's own")
-    parser.add_argument("--workers", type=int, default=2, help="training processes, one core each")
+    parser.add_argument("--minutes", type=float, help="end the schedule after this time instead of a number of steps")
+    parser.add_argument("--lr", type=float, help="peak learning rate; default: the stage's")
+    parser.add_argument("--workers", type=int, default=2, help="number of training processes, one core each")
     parser.add_argument("--work", type=Path, default=WORK, help="folder for packages and training states")
     parser.add_argument("--weights", type=Path, default=WEIGHTS, help="packed weights, for `unpack`")
-    parser.add_argument("--tokenizer", type=Path, help="folder of CLIP's vocab.json and merges.txt, for `words`")
+    parser.add_argument("--tokenizer", type=Path, help="folder with CLIP's vocab.json and merges.txt, for `words`")
     arguments = parser.parse_args()
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     if arguments.stage in ("all", "words") and arguments.tokenizer is None:
@@ -106,7 +106,7 @@ def main() -> None:
 
 
 def finished(work: Path, run: AutoencoderRun | DiffusionRun) -> bool:
-    """Whether *run* has a training state under *work* that has come to the end of its schedule."""
+    """Whether *run* has a training state in *work* at the end of its schedule."""
     path = work / f"{run.name}.pt"
     if not path.exists():
         return False
@@ -115,9 +115,9 @@ def finished(work: Path, run: AutoencoderRun | DiffusionRun) -> bool:
 
 
 def _latest(runs: Sequence[AutoencoderRun | DiffusionRun], work: Path) -> str:
-    """Name of the last of *runs* that has a state; of the first, if none has."""
-    there = [run.name for run in runs if (work / f"{run.name}.pt").exists()]
-    return there[-1] if there else runs[0].name
+    """Name of the last of *runs* with a saved state, or of the first if there is none."""
+    saved = [run.name for run in runs if (work / f"{run.name}.pt").exists()]
+    return saved[-1] if saved else runs[0].name
 
 
 def _run_of(stage: str, arguments: argparse.Namespace) -> AutoencoderRun | DiffusionRun:
@@ -128,7 +128,7 @@ def _run_of(stage: str, arguments: argparse.Namespace) -> AutoencoderRun | Diffu
 
 
 def _do(stage: str, arguments: argparse.Namespace) -> None:
-    """A stage that trains none of RUNS."""
+    """Run a stage that is not one of RUNS."""
     work: Path = arguments.work
     if stage == "words":
         write_table(arguments.tokenizer / "vocab.json", arguments.tokenizer / "merges.txt", all_words())

@@ -1,7 +1,7 @@
-"""What the demo base knows: its class words, its backgrounds, its rare tokens and its captions.
+"""The demo base's class words, backgrounds, rare tokens and captions.
 
-A class is one emoji. `CLASSES` gives its code point (Noto, Twemoji and Fluent are looked up by it) and, where the
-Firefox OS set draws the same thing well, that set's own name for it.
+A class is one emoji. `CLASSES` has its code point (to look it up in Noto, Twemoji and Fluent) and, if the Firefox OS
+set has a suitable drawing, its name there.
 """
 
 from __future__ import annotations
@@ -50,10 +50,10 @@ CLASSES: dict[str, tuple[str, str | None]] = _parse(_TABLE)
 CLASS_WORDS: tuple[str, ...] = tuple(CLASSES)
 
 STYLES: tuple[str, ...] = ("noto", "twemoji", "fxemoji")
-"""The drawing styles the base is trained on first. Fluent 3D is never trained on: it supplies the subjects."""
+"""The drawing styles of the first training stages. Fluent 3D is held out: it supplies the subjects."""
 
 MORE_STYLES: tuple[str, ...] = (*STYLES, "noto-v1", "emojione")
-"""Those of the stages from `more_sets` on, so that the base expects more than three drawings of a class."""
+"""The styles from stage `more_sets` on, so that the base learns more than three drawings per class."""
 
 COLORS: dict[str, tuple[int, int, int]] = {
     "red": (216, 44, 44),
@@ -76,32 +76,32 @@ RARE_TOKENS: tuple[str, ...] = (
     "ohwx", "sks", "hta", "olis", "shs", "pll", "btr", "yqr", "lgm", "nrc", "ntv", "hyd",
     "pfc", "jhb", "kkr", "rwc", "fbs", "tsb", "tvc", "rgv", "ymm", "mfc", "pnc", "pjs",
 )  # fmt: skip
-"""Single CLIP tokens, put before the class word now and then, so that the text encoder carries them."""
+"""Single CLIP tokens, sometimes put before the class word, so that the text encoder passes them on."""
 
 
 def article(word: str) -> str:
-    """'an' before a vowel, nothing before a plural, else 'a', with a trailing space."""
+    """'an ' before a vowel, '' before a plural, otherwise 'a '."""
     if word in ("grapes", "cherries", "fries", "dice"):
         return ""
     return "an " if word[0] in "aeiou" else "a "
 
 
 def place(background: str) -> str:
-    """The words that name a background, e.g. 'on a red background' or 'on a beach'."""
+    """The words for a background, such as 'on a red background' or 'on a beach'."""
     return SCENES.get(background) or f"on {article(background)}{background} background"
 
 
 def caption(word: str, background: str | None, rare: str | None = None, with_article: bool = True) -> str:
-    """A caption in the form the base is trained on, e.g. 'a photo of a ohwx dog on a blue background'."""
+    """A caption in the form used for training, such as 'a photo of a ohwx dog on a blue background'."""
     named = f"{rare} {word}" if rare else word
     text = f"a photo of {article(word) if with_article else ''}{named}"
     return f"{text} {place(background)}" if background else text
 
 
 def random_caption(word: str, background: str, rng: random.Random, rare_share: float = 0.2) -> str:
-    """One training caption for a composition of *word* on *background*; a tenth are empty (guidance).
+    """A random training caption for *word* on *background*; 10 % are empty, for classifier-free guidance.
 
-    *rare_share* of the others have a rare token before the class word.
+    Of the others, a fraction of *rare_share* has a rare token before the class word.
     """
     if rng.random() < 0.1:
         return ""
@@ -111,7 +111,7 @@ def random_caption(word: str, background: str, rng: random.Random, rare_share: f
 
 
 def all_words() -> tuple[str, ...]:
-    """Every word any caption may hold, sorted."""
+    """All words that captions may contain, sorted."""
     words = {"a", "an", "the", "photo", "of", "on", "at", "in", "background", "picture", *RARE_TOKENS}
     for text in (*CLASS_WORDS, *BACKGROUNDS, *SCENES.values()):
         words.update(text.split())

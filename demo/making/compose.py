@@ -1,6 +1,6 @@
-"""Compositions: a drawing, moved, turned, scaled and flipped at random, over a background that the caption names.
+"""Random compositions: a randomly moved, rotated, scaled and flipped drawing on the background named in the caption.
 
-Pictures are composed at 128 px by bilinear sampling and averaged down to 64 px, so edges are smooth.
+Images are composed at 128 px with bilinear sampling and averaged down to 64 px, for smooth edges.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from .pictures import Library
 SIZE = 64
 _SUPER = 2
 Change = Callable[[torch.Tensor, random.Random], torch.Tensor]
-"""Drawings, float32 [n, 4, s, s] with premultiplied alpha, to altered ones."""
+"""Augmentation: drawings, float32 [n, 4, s, s] with premultiplied alpha -> the same shape."""
 
 
 @dataclass(frozen=True)
 class Pose:
-    """How a drawing lies in the picture: side of its square in picture sides, centre in picture sides, degrees."""
+    """Placement of a drawing: side of its square and centre as fractions of the image's side; rotation in degrees."""
 
     scale: float
     x: float
@@ -34,7 +34,7 @@ class Pose:
 
 
 def random_pose(rng: random.Random) -> Pose:
-    """A pose of the training distribution; the drawing always stays whole."""
+    """A random training pose, which keeps the whole drawing inside the image."""
     scale = rng.uniform(0.72, 0.98)
     slack = max(0.0, (1 - scale * 0.88) / 2)
     return Pose(
@@ -47,14 +47,14 @@ def random_pose(rng: random.Random) -> Pose:
 
 
 def random_background(rng: random.Random) -> str:
-    """A background's name: a colour three times in four."""
+    """A random background name, a colour in about three of four cases."""
     if rng.random() < 0.74:
         return rng.choice(tuple(COLORS))
     return rng.choice((*PATTERNS, *SCENES))
 
 
 def paint(background: str, rng: random.Random, side: int) -> torch.Tensor:
-    """A background picture, float32 [3, side, side] in 0..1."""
+    """Draw a background, float32 [3, side, side] in 0..1."""
     jitter = torch.tensor([rng.uniform(-0.025, 0.025) for _ in range(3)]).view(3, 1, 1)
     y, x = torch.meshgrid(torch.arange(side) / side, torch.arange(side) / side, indexing="ij")
 
@@ -96,7 +96,7 @@ def paint(background: str, rng: random.Random, side: int) -> torch.Tensor:
 
 
 def place_drawings(drawings: torch.Tensor, poses: list[Pose], backgrounds: torch.Tensor) -> torch.Tensor:
-    """Put drawings on backgrounds.
+    """Composite drawings onto backgrounds.
 
     drawings: float32 [n, 4, s, s], premultiplied alpha, 0..1. backgrounds: float32 [n, 3, h, h]. Returns [n, 3, h, h].
     """
@@ -125,7 +125,7 @@ def premultiplied(pixels: torch.Tensor) -> torch.Tensor:
 
 @dataclass(frozen=True)
 class Batch:
-    """images: float32 [n, 3, 64, 64] in 0..1, with what is in each."""
+    """images: float32 [n, 3, 64, 64] in 0..1, with the labels of each."""
 
     images: torch.Tensor
     words: tuple[str, ...]
@@ -134,7 +134,7 @@ class Batch:
 
 
 class Composer:
-    """Draws random compositions from a library. Every class is as likely as every other, then every style of it."""
+    """Draws random compositions from a library: a uniformly random class, then a uniformly random style of it."""
 
     def __init__(self, library: Library) -> None:
         self.library = library
@@ -152,9 +152,9 @@ class Composer:
         poses: list[Pose] | None = None,
         change: Change | None = None,
     ) -> Batch:
-        """*count* compositions; what is not given is random.
+        """*count* compositions; arguments not given are random.
 
-        *change* alters the drawings before they are placed.
+        *change* augments the drawings before they are placed.
         """
         words = words or [rng.choice(tuple(self.by_word)) for _ in range(count)]
         backgrounds = backgrounds or [random_background(rng) for _ in range(count)]
@@ -171,7 +171,7 @@ class Composer:
         change: Change | None = None,
         backgrounds: list[str] | None = None,
     ) -> tuple[torch.Tensor, list[int]]:
-        """*count* compositions of drawings picked evenly, float32 [count, 3, 64, 64], and the drawings' indices.
+        """*count* compositions of uniformly random drawings, float32 [count, 3, 64, 64], and the drawings' indices.
 
         *change* as in :meth:`batch`.
         """
@@ -189,7 +189,7 @@ class Composer:
         change: Change | None,
     ) -> torch.Tensor:
         painted = torch.stack([paint(name, rng, SIZE * _SUPER) for name in backgrounds])
-        drawings = premultiplied(self.pixels[which])  # not all at once: as floats a whole set takes 1 GB
+        drawings = premultiplied(self.pixels[which])  # only these, because a whole set takes 1 GB as floats
         if change is not None:
             drawings = change(drawings, rng)
         return F.avg_pool2d(place_drawings(drawings, poses, painted), _SUPER)

@@ -1,9 +1,9 @@
-"""Print and keep the demo base's figures: `python -m demo.making.evaluate [part ...]`.
+"""Evaluate the demo base: `python -m demo.making.evaluate [part ...]`.
 
 Parts: judge, autoencoder, ceilings, details, seeds, text_to_image, diversity, wide, comfyui, dreambooth (the last two
-start the real ComfyUI).
-What was measured is kept in demo/making/figures.json, part by part, and goes from there into docs/demo-base.md and
-docs/demo-base-log.md; pictures of the DreamBooth runs go to docs/demo-base-dreambooth.jpg and docs/demo-base-steps.jpg.
+start a real ComfyUI).
+The results are printed and saved by part in demo/making/figures.json, the source for docs/demo-base.md and
+docs/demo-base-log.md. Images of the DreamBooth runs go to docs/demo-base-dreambooth.jpg and docs/demo-base-steps.jpg.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from .build import WORK
-from .files import whole
+from .files import atomic_path
 from .gain import measure_ceilings, measure_details
 from .judge import LoadedJudge
 from .measure import (
@@ -31,10 +31,10 @@ from .measure import (
     measure_wide,
 )
 from .measure_comfyui import measure_comfyui
-from .measure_dreambooth import SHEETS, asked_subjects, measure_dreambooth
+from .measure_dreambooth import SHEETS, measure_dreambooth, requested_subjects
 from .narrow import load_narrow
 from .narrow_dreambooth import measure_seeds
-from .strips import below_each_other
+from .strips import stack_strips
 
 FIGURES = Path(__file__).parent / "figures.json"
 DOCS = Path(__file__).resolve().parents[2] / "docs"
@@ -57,30 +57,30 @@ GOALS: dict[tuple[str, str], tuple[str, float]] = {
 
 
 def verdict_on(part: str, name: str, value: Any) -> str:
-    """'holds' or 'falls short' for a figure that has a goal, else nothing."""
+    """Whether a figure meets its goal, as text; empty if it has no goal."""
     goal = GOALS.get((part, name))
     if goal is None or not isinstance(value, (int, float)):
         return ""
     sign, limit = goal
     holds = value >= limit if sign == ">=" else value <= limit
-    return f"   goal {sign} {limit:g}: {'holds' if holds else 'FALLS SHORT'}"
+    return f"   goal {sign} {limit:g}: {'met' if holds else 'NOT MET'}"
 
 
 def main() -> None:
-    """Measure the parts asked for (all, if none is named)."""
+    """Evaluate the requested parts (default: all)."""
     nets, judge = load_narrow(), LoadedJudge()
     kept: dict[str, Any] = json.loads(FIGURES.read_text(encoding="utf-8")) if FIGURES.exists() else {}
 
     def keep(part: str, figures: Figures) -> None:
         kept[part] = figures
-        with whole(FIGURES) as beside:
+        with atomic_path(FIGURES) as beside:
             beside.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
     def dreambooth() -> Figures:
         strips = WORK / "dreambooth"
         figures = measure_dreambooth(judge, kept.get("dreambooth", {}), partial(keep, "dreambooth"), strips)
         for file, runs in SHEETS.items():
-            if sheet := below_each_other(strips, runs):
+            if sheet := stack_strips(strips, runs):
                 sheet.save(DOCS / file, quality=88)
         return figures
 
@@ -89,7 +89,7 @@ def main() -> None:
         "autoencoder": lambda: measure_autoencoder(nets, WORK),
         "ceilings": lambda: measure_ceilings(nets, judge),
         "details": lambda: measure_details(nets, judge),
-        "seeds": lambda: measure_seeds(asked_subjects()),
+        "seeds": lambda: measure_seeds(requested_subjects()),
         "text_to_image": lambda: measure_text_to_image(nets, judge),
         "diversity": lambda: measure_diversity(nets, judge),
         "wide": lambda: measure_wide(nets),
@@ -97,7 +97,7 @@ def main() -> None:
         "dreambooth": dreambooth,
     }
     parser = argparse.ArgumentParser(prog="python -m demo.making.evaluate", description=__doc__)
-    parser.add_argument("parts", nargs="*", metavar="part", help="what to measure; everything if not given")
+    parser.add_argument("parts", nargs="*", metavar="part", help="parts to evaluate; default: all")
     parser.add_argument("--threads", type=int, default=0)
     arguments = parser.parse_args()
     if unknown := set(arguments.parts) - set(parts):

@@ -1,7 +1,7 @@
-"""Files that a kill leaves whole: the old one or the new one, never half of it.
+"""Atomic file writes.
 
-trainer/files/storage.py does the same and more, but this package goes by two names (`demo.making` in a shell,
-`subjectbooth.demo.making` in the tests), and no one import finds it from both.
+trainer/files/storage.py does the same and more, but this package has two names (`demo.making` on the command line,
+`subjectbooth.demo.making` in the tests), and no single import works with both.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ import torch
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
-    """A place to write to; it becomes *path* at the end of the block, and not if the block fails."""
+def atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path to write to; it is renamed to *path* if the block succeeds."""
     part = path.with_suffix(".part")
     yield part
     part.replace(path)
 
 
 def save(path: Path, state: dict[str, Any]) -> None:
-    """Write a working state (outside git)."""
-    with whole(path) as part:
+    """Save a training state (outside git)."""
+    with atomic_path(path) as part:
         torch.save(state, part)

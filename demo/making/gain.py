@@ -1,7 +1,7 @@
-"""What a gain is, and what of it the base alone allows: its autoencoder, and its UNet on details it never saw.
+"""The gain, a measure of subject fidelity, and its upper limits due to the base's autoencoder and UNet.
 
-A gain is the share of the way from the class (0) to held-out photos of the subject (1), in similarity to the photos
-that were trained on.
+The gain is the similarity to the training photos, scaled so that 0 is the plain class and 1 is held-out photos of the
+subject.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ from .subjects import SUBJECTS, photos_folder
 from .words import token_ids
 
 PICTURES = 16
-"""Of each prompt: a gain is a mean, and over six pictures chance alone moves it by some hundredths."""
+"""Images per prompt. With only six, chance alone changes the mean by a few hundredths."""
 SAMPLE_STEPS, CFG = 15, 2.0
 NOISED_TO = (50, 100, 200, 400)
 
 
 @dataclass(frozen=True)
 class Scale:
-    """One subject's gain: where 0 and 1 lie, as mean cosines to the mean embedding of its training photos, *centre*."""
+    """One subject's scale: mean cosine similarities to *centre*, its training photos' mean embedding, for 0 and 1."""
 
     judge: LoadedJudge
     centre: torch.Tensor
@@ -37,35 +37,35 @@ class Scale:
     top: float
 
     def gain(self, pictures: torch.Tensor) -> float:
-        """Of pictures float32 [n, 3, 64, 64] in 0..1."""
+        """The gain of images float32 [n, 3, 64, 64] in 0..1."""
         return (_similarity(self.judge, pictures, self.centre) - self.base) / (self.top - self.base)
 
 
 def scale_of(judge: LoadedJudge, name: str, before: torch.Tensor) -> Scale:
-    """The scale of the subject *name*, whose class the base draws as in *before*."""
-    centre = torch.nn.functional.normalize(judge.look(photos(name, "train")).embedding.mean(0), dim=0)
+    """The scale of the subject *name*; *before*: images of its class from the untrained base."""
+    centre = torch.nn.functional.normalize(judge.classify(photos(name, "train")).embedding.mean(0), dim=0)
     base = _similarity(judge, before, centre)
     return Scale(judge, centre, base, _similarity(judge, photos(name, "heldout"), centre))
 
 
 def _similarity(judge: LoadedJudge, pictures: torch.Tensor, centre: torch.Tensor) -> float:
-    return float((judge.look(pictures).embedding @ centre).mean())
+    return float((judge.classify(pictures).embedding @ centre).mean())
 
 
 def photos(name: str, group: str) -> torch.Tensor:
-    """A subject's pictures, float32 [n, 3, 64, 64]; *group* is 'train' or 'heldout'."""
+    """A subject's photos, float32 [n, 3, 64, 64]; *group* is 'train' or 'heldout'."""
     return torch.stack([pixels(path.read_bytes()) for path in sorted(photos_folder(name, group).glob("*.png"))])
 
 
 def measure_ceilings(nets: Narrow, judge: LoadedJudge) -> Figures:
-    """The gain of held-out photos that only went through the autoencoder."""
+    """The gain of held-out photos after encoding and decoding them."""
     return _summary({name: scale.gain(_decoded(nets, latents)) for name, latents, _, scale in _subjects(nets, judge)})
 
 
 def measure_details(nets: Narrow, judge: LoadedJudge) -> Figures:
-    """The gain of held-out photos whose latents were noised to a time step and denoised from there by the base.
+    """The gain of held-out photos whose latents were noised to a time step and denoised by the base.
 
-    A base that has seen its own drawings alone takes what is new in a photo for noise, and a LoRA has that to unlearn.
+    A base trained only on its own drawings treats new details in a photo as noise, which a LoRA has to unlearn.
     """
     gains: dict[int, dict[str, float]] = {step: {} for step in NOISED_TO}
     for name, latents, plain, scale in _subjects(nets, judge):
@@ -76,7 +76,7 @@ def measure_details(nets: Narrow, judge: LoadedJudge) -> Figures:
 
 @torch.no_grad()
 def noised_and_denoised(nets: Narrow, latents: torch.Tensor, plain: str, step: int) -> torch.Tensor:
-    """Latents [n, 4, 8, 8] noised to *step* and taken back by Euler steps under the caption *plain*, no guidance."""
+    """Latents [n, 4, 8, 8] noised to *step* and denoised by Euler steps with the caption *plain*, without guidance."""
     levels = noise_levels()
     generator = torch.Generator().manual_seed(1)
     times = torch.linspace(step, 0, SAMPLE_STEPS).round().long()

@@ -1,4 +1,4 @@
-"""The gallery for the page: `python -m demo.making.gallery`. Every class once, over backgrounds in turn, not picked."""
+"""Generate the gallery for the docs: `python -m demo.making.gallery`. One image per class, not cherry-picked."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ SCALE, LABEL = 2, 14
 
 
 def grid(pictures: torch.Tensor, labels: list[str], columns: int = COLUMNS) -> Image.Image:
-    """Pictures float32 [n, 3, 64, 64] in 0..1, twice their size, each with its label below."""
+    """A grid of images, float32 [n, 3, 64, 64] in 0..1, enlarged twice, each with its label below."""
     side = 64 * SCALE
     rows = -(-len(pictures) // columns)
     sheet = Image.new("RGB", (columns * (side + 4), rows * (side + LABEL + 4)), "white")
@@ -36,7 +36,7 @@ def main() -> None:
     pairs = [(word, BACKGROUNDS[i * 7 % len(BACKGROUNDS)]) for i, word in enumerate(CLASS_WORDS)]
     pictures = draw(nets, [caption(*pair) for pair in pairs], list(range(len(pairs))))
     labels = [f"{word}, {background}" for word, background in pairs]
-    # 256 colours: a quarter of the size, and not to be seen in pictures this small.
+    # 256 colours take a quarter of the space, without a visible difference in images this small.
     grid(pictures, labels).quantize(256).save(TARGET, optimize=True)
 
 

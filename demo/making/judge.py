@@ -1,9 +1,8 @@
-"""The judge: small classifiers trained on real compositions of every set, the kept-out one too. Shell only.
+"""The judge: an ensemble of small classifiers, trained on compositions of all sets, including the held-out one.
 
-It tells which drawing a picture shows (so its class and its drawing style) and over which background. It is used by
-`demo.making.evaluate` alone and has never seen a generated picture. How a net was trained moves its figures, for one
-subject up and for another down (docs/demo-base-log.md), so the judge is several, each trained in a way of its own, and
-averaged.
+It recognises the drawing in an image (and so its class and style) and the background. It is only used by
+`demo.making.evaluate` and has never seen generated images. The scores depend on how a classifier was trained, up for
+one subject and down for another (docs/demo-base-log.md), so the judge averages several that were trained differently.
 """
 
 from __future__ import annotations
@@ -49,7 +48,7 @@ class Judge(nn.Module):
         self.background = nn.Linear(192 * 16, len(BACKGROUNDS))
 
     def forward(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Also gives the unit embedding [n, 128] that the drawing's logits are cosines of."""
+        """Also returns the unit embedding [n, 128] from whose cosines the drawing's logits are computed."""
         h = self.body(images * 2 - 1).flatten(1)
         embedding = F.normalize(self.embed(h), dim=1)
         logits = 16 * embedding @ F.normalize(self.drawing.weight, dim=1).T
@@ -58,7 +57,7 @@ class Judge(nn.Module):
 
 @dataclass(frozen=True)
 class Verdict:
-    """What the judge thinks of n pictures. Probabilities float32; embeddings are unit vectors."""
+    """The judge's results for n images. Probabilities are float32; embeddings are unit vectors."""
 
     word: tuple[str, ...]
     style: tuple[str, ...]
@@ -85,7 +84,7 @@ def _blurred(images: torch.Tensor, rng: random.Random) -> torch.Tensor:
 
 
 def _coarsened(images: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """Shrunk and enlarged again, eight pictures alike."""
+    """Scale down and up again, by the same factor for each group of eight images."""
     parts = []
     for part in images.split(8):
         if rng.random() < 0.75:
@@ -97,14 +96,14 @@ def _coarsened(images: torch.Tensor, rng: random.Random) -> torch.Tensor:
 
 
 WAYS = tuple(product((None, varied), (_blurred, _coarsened)))
-"""How each net's drawings are changed, and its pictures worn (noise is added besides) so that it looks at shapes and
-not at pixel-sharp edges."""
+"""Each net's augmentation of drawings and degradation of images (plus noise), so that it relies on shapes and not on
+sharp pixel edges."""
 
 
 def train_judge(work: Path) -> None:
-    """Train a net in each of WAYS, on 70,400 compositions made on the fly each, and write the weights.
+    """Train one net for each of WAYS, each on 70,400 random compositions, and write the weights.
 
-    Nets that are finished are kept in *work*, so a stopped training goes on with the next.
+    Finished nets are saved in *work*, so that an interrupted training resumes with the next one.
     """
     pictures = library(work / "npm", ALL_STYLES)
     states: dict[str, torch.Tensor] = {}
@@ -113,14 +112,14 @@ def train_judge(work: Path) -> None:
         if not path.exists():
             files.save(path, _trained(pictures, way))
         states |= {f"{way}.{key}": value for key, value in torch.load(path, weights_only=True).items()}
-    with files.whole(WEIGHTS) as part:
+    with files.atomic_path(WEIGHTS) as part:
         save_file(states, part, {"words": "|".join(pictures.words), "styles": "|".join(pictures.styles)})
 
 
 def _trained(
     pictures: Library, way: int, steps: int = 2200, batch: int = 32, lr: float = 2e-3
 ) -> dict[str, torch.Tensor]:
-    """Half-precision weights of one net, trained in the way of that number, which is its seed too."""
+    """Half-precision weights of one net; *way* is its index in WAYS and its seed."""
     change, wear = WAYS[way]
     torch.manual_seed(way)
     rng = random.Random(f"judge {way}")
@@ -150,7 +149,7 @@ def _trained(
 
 
 class LoadedJudge:
-    """The trained nets with their drawings' names."""
+    """The trained nets with the names of the drawings."""
 
     def __init__(self, path: Path = WEIGHTS) -> None:
         from safetensors import safe_open
@@ -168,8 +167,8 @@ class LoadedJudge:
         self._styles = torch.tensor([ALL_STYLES.index(style) for _, style in self.names])
 
     @torch.no_grad()
-    def look(self, images: torch.Tensor) -> Verdict:
-        """Judge images float32 [n, 3, 64, 64] in 0..1."""
+    def classify(self, images: torch.Tensor) -> Verdict:
+        """Classify images float32 [n, 3, 64, 64] in 0..1."""
         parts = [self._averaged(part) for part in images.split(128)]
         drawing, background, embedding = (torch.cat(values) for values in zip(*parts, strict=True))
         words = torch.zeros(len(images), len(CLASS_WORDS)).index_add_(1, self._words, drawing)
@@ -184,9 +183,9 @@ class LoadedJudge:
         )
 
     def _averaged(self, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Mean probabilities of the drawing and of the background, and the nets' embeddings.
+        """Mean probabilities of the drawing and of the background, and the embedding.
 
-        These lie side by side as one unit vector, so that two pictures' cosine is the mean of the nets' cosines.
+        The nets' embeddings are concatenated to one unit vector, so that a cosine is the mean of the nets' cosines.
         """
         drawings, backgrounds, embeddings = zip(*(net(images) for net in self.nets.values()), strict=True)
         return (

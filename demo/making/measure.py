@@ -1,4 +1,4 @@
-"""Figures of the narrow model: the judge on real pictures, the autoencoder, text to image, diversity, the wide form."""
+"""Evaluation of the narrow model: judge, autoencoder, text to image, diversity, difference from the wide model."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ Figures = dict[str, Any]
 
 
 def share(flags: list[bool]) -> float:
-    """Part of the flags that are true."""
+    """Fraction of the flags that are true."""
     return sum(flags) / len(flags)
 
 
 def measure_judge(judge: LoadedJudge, work: Path, count: int = 2000) -> Figures:
-    """The judge on compositions that its training did not draw."""
+    """The judge's accuracy on held-out compositions."""
     batch = Composer(library(work / "npm", judge.styles)).batch(random.Random("judge, held out"), count)
-    verdict = judge.look(batch.images)
+    verdict = judge.classify(batch.images)
     return {
         "pictures": count,
         "class": share([a == b for a, b in zip(verdict.word, batch.words, strict=True)]),
@@ -40,7 +40,7 @@ def measure_judge(judge: LoadedJudge, work: Path, count: int = 2000) -> Figures:
 
 
 def measure_autoencoder(nets: Narrow, work: Path, count: int = 256) -> Figures:
-    """PSNR in dB on held-out compositions of the training sets, and of the kept-out set."""
+    """PSNR in dB on held-out compositions of the training sets, and on the held-out set."""
     figures: Figures = {"pictures": count}
     for name, styles in {"psnr": ("noto", "twemoji", "fxemoji"), "psnr_kept_out_set": ("fluent",)}.items():
         images = Composer(library(work / "npm", styles)).batch(random.Random("held out"), count).images
@@ -53,7 +53,7 @@ def measure_autoencoder(nets: Narrow, work: Path, count: int = 256) -> Figures:
 
 
 def draw(nets: Narrow, captions: list[str], seeds: list[int], steps: int = 30, cfg: float = 4.0) -> torch.Tensor:
-    """Pictures float32 [n, 3, 64, 64] in 0..1."""
+    """Sample images, float32 [n, 3, 64, 64] in 0..1."""
     made = []
     for start in range(0, len(captions), 64):
         part = slice(start, start + 64)
@@ -73,7 +73,7 @@ def all_prompts(backgrounds_each: int = 10) -> list[tuple[str, str]]:
 
 
 def score(verdict: Verdict, pairs: list[tuple[str, str]]) -> Figures:
-    """Share of right classes and backgrounds, and the classes that are right in less than half of their pictures."""
+    """Accuracy of classes and backgrounds, and the classes with less than half of their images right."""
     right = [seen == word for seen, (word, _) in zip(verdict.word, pairs, strict=True)]
     tried = Counter(word for word, _ in pairs)
     hits = Counter(word for (word, _), hit in zip(pairs, right, strict=True) if hit)
@@ -86,17 +86,17 @@ def score(verdict: Verdict, pairs: list[tuple[str, str]]) -> Figures:
 
 
 def measure_text_to_image(nets: Narrow, judge: LoadedJudge, cfg: float = 4.0) -> Figures:
-    """1,040 prompts: every class over ten backgrounds."""
+    """Text to image with 1,040 prompts: every class on ten backgrounds."""
     pairs = all_prompts()
     pictures = draw(nets, [caption(*pair) for pair in pairs], list(range(len(pairs))), cfg=cfg)
-    return {"cfg": cfg, "steps": 30, **score(judge.look(pictures), pairs)}
+    return {"cfg": cfg, "steps": 30, **score(judge.classify(pictures), pairs)}
 
 
 def measure_diversity(nets: Narrow, judge: LoadedJudge, seeds: int = 16) -> Figures:
-    """Drawing styles among *seeds* pictures of each plain class prompt, counted where the class is right."""
+    """Drawing styles among *seeds* images of each plain class prompt, counted only if the class is right."""
     words = [word for word in CLASS_WORDS for _ in range(seeds)]
     pictures = draw(nets, [caption(word, None) for word in words], list(range(len(words))), 20, cfg=5.0)
-    verdict = judge.look(pictures)
+    verdict = judge.classify(pictures)
     styles: dict[str, set[str]] = {word: set() for word in CLASS_WORDS}
     for word, seen, style in zip(words, verdict.word, verdict.style, strict=True):
         if seen == word:

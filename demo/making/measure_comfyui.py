@@ -1,4 +1,4 @@
-"""Figures of the wide model in the real ComfyUI: text to image; and its client, for `measure_dreambooth`."""
+"""Evaluation of the wide model's text to image in a real ComfyUI, and the client for `measure_dreambooth`."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def node(class_type: str, **inputs: Any) -> dict[str, Any]:
 
 @contextmanager
 def comfyui() -> Iterator[Any]:
-    """A client of a new real ComfyUI with this pack, on folders of its own."""
+    """A client of a new ComfyUI with this pack and temporary folders."""
     sys.path.append(str(ROOT / "tests"))
     from comfy_server import FP32_FLAGS, ComfyClient, ComfyServer, exit_on_sigterm, find_comfyui
 
     found = find_comfyui(ROOT)
     if found is None:
-        raise SystemExit("No ComfyUI here: run scripts/get_comfyui.py or set COMFYUI_PATH.")
+        raise SystemExit("ComfyUI not found: run scripts/get_comfyui.py or set COMFYUI_PATH.")
     exit_on_sigterm()
     with tempfile.TemporaryDirectory() as folder:
         server = ComfyServer(
@@ -68,12 +68,12 @@ def pixels(content: bytes) -> torch.Tensor:
 
 
 def pictures_of(client: Any, result: Any, name: str) -> torch.Tensor:
-    """What '<name>.save' saved, float32 [n, 3, 64, 64]."""
+    """The images saved by node '<name>.save', float32 [n, 3, 64, 64]."""
     return torch.stack([pixels(client.view(**image)) for image in result.images(f"{name}.save")])
 
 
 def measure_comfyui(judge: LoadedJudge, count: int = 64, cfg: float = 4.0) -> Figures:
-    """KSampler on the wide model: *count* prompts spread over classes and backgrounds, 30 steps."""
+    """KSampler with the wide model: *count* prompts over all classes and backgrounds, 30 steps."""
     pairs = all_prompts()[:: max(1, len(all_prompts()) // count)][:count]
     pictures = []
     with comfyui() as client:
@@ -87,5 +87,5 @@ def measure_comfyui(judge: LoadedJudge, count: int = 64, cfg: float = 4.0) -> Fi
         seconds = (time.monotonic() - started - first) / max(1, len(pairs) - 1)
     return {
         "cfg": cfg, "steps": 30, "first_picture_seconds": first, "seconds_a_picture": seconds,
-        **score(judge.look(torch.cat(pictures)), pairs),
+        **score(judge.classify(torch.cat(pictures)), pairs),
     }  # fmt: skip

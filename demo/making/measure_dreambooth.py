@@ -1,7 +1,7 @@
-"""DreamBooth on the demo base, through the pack's nodes in the real ComfyUI, judged; without and with class images.
+"""Evaluation of DreamBooth on the demo base with the pack's nodes in a real ComfyUI, with and without class images.
 
-What each figure of a row means stands in `docs/demo-base.md`. Rows are kept as they come, so that a stopped measurement
-goes on; the environment variables DEMO_SUBJECTS (names) and DEMO_STEPS (numbers) measure a part.
+`docs/demo-base.md` explains the figures. Each row is saved when it is done, so that an interrupted evaluation resumes.
+The environment variables DEMO_SUBJECTS (names) and DEMO_STEPS (numbers) select a subset.
 """
 
 from __future__ import annotations
@@ -29,16 +29,16 @@ from .subjects import SUBJECTS
 logger = logging.getLogger("subjectbooth")
 
 NEW_SCENES = ("purple", "black", "orange", "blue", "night", "striped")
-"""Backgrounds that no training picture of a subject has."""
+"""Backgrounds that are in none of the training photos."""
 
 CLASS_IMAGES = 32
 PICTURES_OF_A_SCENE = 4
 SCENES_OF_PICTURES = tuple(scene for scene in NEW_SCENES for _ in range(PICTURES_OF_A_SCENE))
-"""The scene of each picture that is drawn in new scenes, in order."""
+"""The scene of each image in new scenes, in order."""
 CLASS_CFG = 1.0
-"""Class images from what the base draws without guidance: see docs/demo-base-log.md."""
+"""Class images are sampled without guidance; see docs/demo-base-log.md."""
 SERIES = ("dog", "clock")
-"""Subjects whose rows are measured at several steps, to see overfitting and drift come."""
+"""Subjects that are evaluated at several steps, to show overfitting and drift."""
 STEPS = 290
 SERIES_STEPS = (100, 200, STEPS, 400, 800)
 
@@ -49,22 +49,22 @@ SETTINGS: dict[str, Any] = {
     "validation_prompts": "", "validation_interval": 0, "force_retrain": False,
 }  # fmt: skip
 OPTIONS: dict[str, Any] = {"lora_targets": "all", "snr_gamma": 20.0, "ema_decay": 0.96}
-"""What the node DreamBoothOptions is set to beside its defaults."""
+"""Settings of the node DreamBoothOptions that differ from its defaults."""
 SHEETS: dict[str, list[Run]] = {
     "demo-base-dreambooth.jpg": [(name, images, STEPS) for name in SUBJECTS for images in (CLASS_IMAGES, 0)],
     "demo-base-steps.jpg": [
         (name, images, count) for name in SERIES for images in (CLASS_IMAGES, 0) for count in SERIES_STEPS
     ],
 }
-"""The runs whose pictures stand below each other in docs/, with class images and without, by the file's name."""
+"""The runs shown in each image in docs/, with and without class images, by file name."""
 
 
 def dreambooth_graph(name: str, settings: dict[str, Any], options: dict[str, Any]) -> Graph:
-    """The whole path for one subject: base, photos, class images (if any), training, and what is looked at.
+    """The whole graph for one subject: base, photos, class images (if any), training, and the images to evaluate.
 
     Args:
-        settings: of DreamBoothLoRATrain, and `class_images`, their number.
-        options: of DreamBoothOptions, all of them.
+        settings: inputs of DreamBoothLoRATrain, and `class_images`, their number.
+        options: all inputs of DreamBoothOptions.
     """
     word = SUBJECTS[name].class_word
     train = dict(settings)
@@ -102,12 +102,12 @@ def dreambooth_graph(name: str, settings: dict[str, Any], options: dict[str, Any
 
 
 def figures_of(scale: Scale, like: torch.Tensor, scenes: torch.Tensor, after: Verdict, word: str) -> dict[str, float]:
-    """What the goals are about.
+    """The figures that have goals.
 
     Args:
-        like: pictures of prompts like the training one.
-        scenes: pictures in the scenes of SCENES_OF_PICTURES.
-        after: the judge on pictures of the plain class prompt, of the class *word*.
+        like: images of a prompt like the training prompt.
+        scenes: images in the scenes of SCENES_OF_PICTURES.
+        after: the judge's results for images of the plain class prompt of the class *word*.
     """
     judge = scale.judge
     subject_at = judge.names.index((word, "fluent"))
@@ -115,14 +115,14 @@ def figures_of(scale: Scale, like: torch.Tensor, scenes: torch.Tensor, after: Ve
         "gain": scale.gain(like),
         "gain_in_new_scenes": scale.gain(scenes),
         "background_in_new_scenes": share(
-            [a == b for a, b in zip(judge.look(scenes).background, SCENES_OF_PICTURES, strict=True)]
+            [a == b for a, b in zip(judge.classify(scenes).background, SCENES_OF_PICTURES, strict=True)]
         ),
         "class_prompt_is_the_subject": share([i == subject_at for i in after.drawing_probability.argmax(1).tolist()]),
     }  # fmt: skip
 
 
 def pictures_of_run(client: Any, name: str, settings: dict[str, Any]) -> Pictures:
-    """Train one subject once; what is looked at. 'scenes' are in those of SCENES_OF_PICTURES."""
+    """Train one subject and return the images to evaluate; 'scenes' are in the order of SCENES_OF_PICTURES."""
     options = {**client.defaults("DreamBoothOptions"), **OPTIONS}
     result = client.run(dreambooth_graph(name, {**SETTINGS, **settings}, options), timeout=3600)
     made = {part: pictures_of(client, result, part) for part in ("before", "like", "after")}
@@ -131,27 +131,27 @@ def pictures_of_run(client: Any, name: str, settings: dict[str, Any]) -> Picture
 
 
 def dreambooth_row(judge: LoadedJudge, name: str, settings: dict[str, Any], made: Pictures) -> dict[str, Any]:
-    """The figures of one run's pictures."""
+    """The figures of one run's images."""
     word = SUBJECTS[name].class_word
     scale = scale_of(judge, name, made["before"])
-    after = judge.look(made["after"])
+    after = judge.classify(made["after"])
     return {
         "subject": name, **settings,
         **figures_of(scale, made["like"], made["scenes"], after, word),
         "class_prompt_is_the_class": share([seen == word for seen in after.word]),
-        "class_before": share([seen == word for seen in judge.look(made["before"]).word]),
+        "class_before": share([seen == word for seen in judge.classify(made["before"]).word]),
     }  # fmt: skip
 
 
-def asked_subjects() -> list[str]:
-    """Those of the environment variable DEMO_SUBJECTS; all without it."""
+def requested_subjects() -> list[str]:
+    """The subjects in the environment variable DEMO_SUBJECTS; default: all."""
     return os.environ.get("DEMO_SUBJECTS", ",".join(SUBJECTS)).split(",")
 
 
 def planned(names: list[str], steps: list[int]) -> list[Run]:
-    """The runs of all sheets, of these subjects, and of these numbers of steps (all, if empty).
+    """The runs in SHEETS of these subjects and numbers of steps (all, if empty).
 
-    Those with class images, which the goals are about, come first; each run of a subject goes on from the one before.
+    Runs with class images come first, because the goals refer to them; a subject's runs continue one another.
     """
     runs = {run for sheet in SHEETS.values() for run in sheet}
     asked = [(name, images, count) for name, images, count in runs if name in names and (not steps or count in steps)]
@@ -159,7 +159,7 @@ def planned(names: list[str], steps: list[int]) -> list[Run]:
 
 
 def summary(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
-    """The worst subject and the mean of each figure, over the runs of STEPS steps with class images."""
+    """The worst and the mean value of each figure over the runs of STEPS steps with class images."""
     final = [row for row in rows.values() if row["steps"] == STEPS and row["class_images"]]
     figures: dict[str, float] = {}
     for name in ("gain", "gain_in_new_scenes", "background_in_new_scenes"):
@@ -172,15 +172,14 @@ def summary(rows: dict[str, dict[str, Any]]) -> dict[str, float]:
 
 
 def measure_dreambooth(judge: LoadedJudge, kept: Figures, keep: Callable[[Figures], None], folder: Path) -> Figures:
-    """Every subject, without and with class images.
+    """Evaluate all subjects, with and without class images.
 
     Args:
-        kept: what an earlier measurement left; it counts if it was of the same weights, judge and settings.
+        kept: earlier results; reused if the weights, the judge and the settings are the same.
         keep: called with the figures after every row.
-        folder: for the pictures of each row, which another judge of the same weights judges without a new run, and for
-            the strip of each.
+        folder: for the images and the strip of each row. With another judge, the images are reused.
     """
-    names = asked_subjects()
+    names = requested_subjects()
     steps = [int(count) for count in os.environ.get("DEMO_STEPS", "").split(",") if count]
     how = {
         "weights": manifest()["weights"], "settings": {**SETTINGS, **OPTIONS},

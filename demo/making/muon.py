@@ -1,8 +1,7 @@
-"""Muon (Keller Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): steps along the nearest orthogonal
-matrix.
+"""Muon (Keller Jordan et al. 2024, https://kellerjordan.github.io/posts/muon): updates are orthogonalised.
 
-For the weights of inner layers. torch's own takes matrices only, and most of a UNet's weights are convolutions; and
-here each process orthogonalises its share of the weights, because that costs about a third of a step.
+For the weights of inner layers. torch's implementation only supports matrices, but most weights of a UNet are
+convolutions. Here each process orthogonalises its share of the weights, because that takes about a third of a step.
 """
 
 from __future__ import annotations
@@ -14,14 +13,14 @@ import torch
 from . import parallel
 
 COEFFICIENTS = (3.4445, -4.7750, 2.0315)
-"""Of the quintic Newton-Schulz iteration, from the page above: the steepest at zero that still ends near 1."""
+"""Coefficients of the quintic Newton-Schulz iteration, from the page above: the fastest that converges to near 1."""
 
 
 def orthogonalised(matrices: torch.Tensor, iterations: int = 5) -> torch.Tensor:
     """float32 [n, rows, columns] -> the same shape with all singular values near 1 (0.7 to 1.2).
 
-    Each iteration is a polynomial in x x^T, so all of them are carried out on that square of the smaller side, and
-    their product meets x once: half the time on a UNet's weights, equal to 3e-4.
+    Each iteration is a polynomial in x x^T, so all are computed on that smaller square matrix, and x is multiplied only
+    once: half the time for a UNet's weights, with a difference of at most 3e-4.
     """
     a, b, c = COEFFICIENTS
     tall = matrices.shape[1] > matrices.shape[2]
@@ -38,11 +37,11 @@ def orthogonalised(matrices: torch.Tensor, iterations: int = 5) -> torch.Tensor:
 
 
 class Muon(torch.optim.Optimizer):
-    """Nesterov momentum, orthogonalised, at 0.2 x sqrt(larger side), so that a step is as large as one of AdamW's.
+    """Orthogonalised Nesterov momentum, scaled by 0.2 x sqrt(larger side), so that updates are as large as AdamW's.
 
-    That scale (Moonshot AI 2025, arXiv 2502.16982) lets AdamW's learning rate and weight decay stand. Convolutions
-    [out, in, h, w] count as matrices [out, in * h * w]. Under `torch.distributed` the gradients must be the same in
-    every process.
+    With that scale (Moonshot AI 2025, arXiv 2502.16982), AdamW's learning rate and weight decay can be used.
+    Convolutions [out, in, h, w] are treated as matrices [out, in * h * w]. With `torch.distributed`, the gradients must
+    be equal in all processes.
     """
 
     def __init__(
@@ -59,7 +58,7 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:  # type: ignore[override]
-        """One step of every parameter that has a gradient."""
+        """Update every parameter that has a gradient."""
         for group in self.param_groups:
             by_shape: dict[tuple[int, int], list[torch.Tensor]] = {}
             for p in group["params"]:
@@ -76,7 +75,7 @@ class Muon(torch.optim.Optimizer):
                     p.add_(direction.view_as(p), alpha=-group["lr"] * 0.2 * max(shape) ** 0.5)
 
     def _momentum(self, p: torch.Tensor, momentum: float) -> torch.Tensor:
-        """Nesterov's: the running mean of the gradients, looked at one step ahead."""
+        """Nesterov momentum: the running mean of the gradients, one step ahead."""
         assert p.grad is not None
         buffer: torch.Tensor = self.state[p].setdefault("momentum", torch.zeros_like(p))
         buffer.lerp_(p.grad, 1 - momentum)

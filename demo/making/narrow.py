@@ -1,4 +1,4 @@
-"""The narrow model out of the compact weights, for measuring and for tests. The same function as the checkpoint."""
+"""The narrow model from the compact weights, equivalent to the checkpoint; for evaluation and tests."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def _under(state: dict[str, torch.Tensor], prefix: str) -> dict[str, torch.Tenso
 
 
 def load_narrow(path: Path = WEIGHTS) -> Narrow:
-    """Build and fill the nets; the autoencoder's widths are read off the weights."""
+    """Build the nets and load their weights, which also give the autoencoder's widths."""
     state = narrow_state(read_packed(path))
     text = TextEncoder(state["text.vocabulary"].tolist())
     encoder = make_encoder(encoder_widths(_under(state, "vae.encoder.")))

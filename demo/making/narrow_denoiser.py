@@ -1,4 +1,4 @@
-"""The narrow UNet as the trainer trains on it. Import it in a shell only, where the trainer is a package of its own."""
+"""The narrow UNet as a denoiser for the trainer. Import it only where `trainer` is a top-level package."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ class NarrowUNet(DiffusersUNet):
         """Not needed: it is small."""
 
     def use_attention(self, network: nn.Module, attention: str) -> tuple[str, str]:
-        """It has a way of its own."""
+        """Has no effect: the UNet has its own attention."""
         return attention, ""
 
     def predict(
@@ -51,7 +51,7 @@ class NarrowUNet(DiffusersUNet):
         return network(noisy_latents, times, conditioning.hidden_states)
 
     def blocks(self, network: nn.Module) -> list[nn.Module]:
-        """None that could be computed again."""
+        """None: gradient checkpointing is not supported."""
         return []
 
     def countable(self, network: nn.Module) -> AbstractContextManager[None]:
@@ -89,7 +89,7 @@ class NarrowCodec:
 
 
 def narrow_base(nets: Narrow) -> BaseModel:
-    """The nets as a base model; its digest names no weights, so give each base's runs a folder of their own."""
+    """The nets as a base model. Its digest does not depend on the weights, so use a separate folder for each base."""
     from .words import token_ids
 
     scheduler = make_noise_scheduler(alphas_cumprod(), "epsilon")

@@ -1,9 +1,9 @@
-"""DreamBooth on the narrow model: over several seeds, at a small part of the wide model's cost.
+"""DreamBooth on the narrow model over several seeds, at a fraction of the wide model's cost.
 
-One run says little: another seed moves a gain by some hundredths. Every channel of the wide model lies there several
-times, so its LoRA is a LoRA on the narrow one whose lora_down is the sum of the copies' own. It starts with the same
-spread, and takes the steps that the wide one takes under Adam if its learning rates follow (:func:`rate_factor`).
-What differs: the random start, the wide time features between the narrow ones, and that no gradient is clipped.
+A single run says little: another seed changes a gain by a few hundredths. The wide model repeats every channel, so its
+LoRA is equivalent to a LoRA on the narrow model whose lora_down is the sum over the copies. Its initial values have the
+same variance, and with adapted learning rates (:func:`rate_factor`) Adam takes the same steps. The differences: the
+random initialisation, the wide model's additional time features, and no gradient clipping.
 """
 
 from __future__ import annotations
@@ -42,10 +42,10 @@ CLASS_SEED = 7000
 
 
 def rate_factor(name: str) -> float:
-    """How much faster a weight of the narrow model's LoRA has to move so that it moves as the wide one's does.
+    """Learning rate factor for a weight of the narrow model's LoRA, so that it changes like the wide model's.
 
-    Adam moves every copy of a column of lora_down by the rate, and their sum by as many rates as there are copies. The
-    wide query is smaller by the root of the copies, so its lora_up counts that much more in the narrow one.
+    Adam changes each copy of a lora_down column by the learning rate, so their sum changes by that times the number of
+    copies. The wide query is smaller by the square root of that number, so the narrow lora_up must change more.
 
     Args:
         name: ``"<layer>.lora_A.weight"`` or ``"<layer>.lora_B.weight"``.
@@ -57,7 +57,7 @@ def rate_factor(name: str) -> float:
 
 
 def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float) -> Narrow:
-    """The nets after STEPS steps on the subject *name*, their LoRA's running average in the UNet."""
+    """The nets after STEPS steps on the subject *name*, with the LoRA's running average in the UNet."""
     from trainer.config import TrainConfig
     from trainer.learn.data import TrainingData
     from trainer.learn.loop import Training
@@ -89,7 +89,7 @@ def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float) -> Narro
 
 
 def row_of(nets: Narrow, judge: LoadedJudge, name: str, seed: int, learning_rate: float) -> dict[str, Any]:
-    """One run's figures, as `measure_dreambooth` has them."""
+    """One run's figures, as in `measure_dreambooth`."""
     word = SUBJECTS[name].class_word
     plain, special = caption(word, None), f"a photo of ohwx {word}"
     trained = with_lora(nets, name, seed, learning_rate)
@@ -101,7 +101,7 @@ def row_of(nets: Narrow, judge: LoadedJudge, name: str, seed: int, learning_rate
         scale_of(judge, name, look(nets, [plain] * PICTURES, 100)),
         look(trained, [special] * PICTURES, 200),
         look(trained, [f"{special} {place(scene)}" for scene in SCENES_OF_PICTURES], 300),
-        judge.look(look(trained, [plain] * PICTURES, 100)),
+        judge.classify(look(trained, [plain] * PICTURES, 100)),
         word,
     )
 

@@ -1,4 +1,4 @@
-"""Training states -> the compact weights in the repo, and their manifest, and back. Shell only."""
+"""Convert training states to the compact weights and manifest in the repo, and back."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ logger = logging.getLogger("subjectbooth")
 
 
 class _Sink(io.RawIOBase):
-    """Takes bytes and forgets them: the checkpoint is only hashed here."""
+    """A stream that discards its data, because the checkpoint is only hashed here."""
 
     def writable(self) -> bool:
         return True
@@ -35,20 +35,20 @@ def pack(work: Path, diffusion: str, autoencoder: str) -> None:
     narrow = {**nets, **{f"vae.{key}": value for key, value in vae.items()}}
     packed = pack_state(narrow)
     WEIGHTS.parent.mkdir(exist_ok=True)
-    with files.whole(WEIGHTS) as part:
+    with files.atomic_path(WEIGHTS) as part:
         save_file(packed, part)
     digest = write_checkpoint(packed, _Sink())  # type: ignore[arg-type]
     recorded = {"weights": sha256_of(WEIGHTS), "checkpoint": digest}
-    with files.whole(MANIFEST) as part:
+    with files.atomic_path(MANIFEST) as part:
         part.write_text(json.dumps(recorded, indent=1) + "\n", encoding="utf-8")
     logger.info("%s: %.1f MB", WEIGHTS.name, WEIGHTS.stat().st_size / 1e6)
 
 
 def unpack(work: Path, diffusion: str, autoencoder: str, later: Sequence[str] = (), weights: Path = WEIGHTS) -> None:
-    """Training states from packed weights, to train on from them anywhere (`python -m demo.making.build unpack`).
+    """Create training states from packed weights, to continue training elsewhere (`demo.making.build unpack`).
 
-    A run ends with its learning rate near zero, so nothing but the averaged weights is worth keeping: a further run
-    warms up from them with an optimizer of its own.
+    A run ends with a learning rate near zero, so only the averaged weights matter: the next run warms up from them with
+    a new optimizer.
 
     Args:
         weights: what :func:`pack` wrote; those in the repo if not given.
@@ -59,7 +59,7 @@ def unpack(work: Path, diffusion: str, autoencoder: str, later: Sequence[str] = 
     """
     for name in (diffusion, autoencoder, *later):
         if (path := work / f"{name}.pt").exists():
-            raise FileExistsError(f"{path} is there already; move it away to start from {weights}")
+            raise FileExistsError(f"{path} already exists; move it away to start from {weights}")
     state = narrow_state(read_packed(weights))
     nets = {key: value for key, value in state.items() if not key.startswith("vae.")}
     vae = {key.removeprefix("vae."): value for key, value in state.items() if key.startswith("vae.")}

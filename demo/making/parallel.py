@@ -1,7 +1,7 @@
-"""Training in several single-threaded processes that average their gradients once a step.
+"""Data-parallel training in several single-threaded processes that average their gradients once per step.
 
-On a shared machine this is far faster than one process with several threads: those meet at every operation, and the
-slowest of them sets the pace hundreds of times a step; these meet once.
+On a shared machine this is much faster than one process with several threads, which synchronise at every operation,
+hundreds of times per step.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def run(job: Callable[..., None], world: int, *args: Any) -> None:
 
 
 def add_up(tensors: Sequence[torch.Tensor], world: int) -> None:
-    """Replace each tensor by its sum over all processes, in one meeting."""
+    """Replace each tensor by its sum over all processes, with one all-reduce."""
     if world == 1 or not tensors:
         return
     flat = torch.cat([tensor.reshape(-1) for tensor in tensors])
@@ -56,23 +56,23 @@ def average_gradients(parameters: Iterable[torch.nn.Parameter], world: int) -> N
 
 
 def share_done(step: int, seconds: float, steps: int, minutes: float | None) -> float:
-    """How far a run is, 0..1: by *steps*, or by *minutes* if given: a schedule then ends in time on any machine."""
+    """Progress of a run, 0..1: by *steps*, or by *minutes* if given, so that it ends in time on any machine."""
     return min(1.0, step / steps if minutes is None else seconds / 60 / minutes)
 
 
 class Clock:
-    """How far a run is (:func:`share_done`), the same in every process."""
+    """Progress of a run (:func:`share_done`), equal in all processes."""
 
     def __init__(self, steps: int, minutes: float | None, spent: float = 0.0) -> None:
         self.steps, self.minutes, self.spent = steps, minutes, spent
         self._started = time.monotonic()
 
     def seconds(self) -> float:
-        """Training time so far, over all resumes."""
+        """Training time in seconds, including earlier sessions."""
         return self.spent + time.monotonic() - self._started
 
     def progress(self, step: int) -> float:
-        """Fraction done, agreed on by all processes (the first one's clock counts)."""
+        """The fraction done, by the clock of the first process."""
         fraction = share_done(step, self.seconds(), self.steps, self.minutes)
         agreed = torch.tensor([fraction], dtype=torch.float64)
         dist.broadcast(agreed, 0)

@@ -1,7 +1,7 @@
-"""How different two pictures look: a distance of features (LPIPS, arXiv 1801.03924, with equal weights). Shell only.
+"""A perceptual distance between images (LPIPS, arXiv 1801.03924, with equal weights).
 
-The features are of a small classifier that tells all drawings of the training sets apart. It has never seen the
-kept-out set, and it is not the judge: other drawings, other layers.
+The features come from a small classifier of all drawings in the training sets. It has never seen the held-out set, and
+is independent of the judge.
 """
 
 from __future__ import annotations
@@ -49,7 +49,7 @@ class Eye(nn.Module):
         return features
 
     def distance(self, picture: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-        """Mean squared difference of the features, each place's scaled to length 1; summed over the sizes."""
+        """Mean squared difference of the features, normalised at each position, summed over the resolutions."""
         with torch.no_grad():
             wanted = [F.normalize(f, dim=1, eps=1e-3) for f in self(target)]
         total = picture.new_zeros(())
@@ -59,14 +59,14 @@ class Eye(nn.Module):
 
 
 def load_eye(path: Path) -> Eye:
-    """The net that :func:`train_eye` has left at *path*, in eval mode."""
+    """Load the net saved by :func:`train_eye`, in eval mode."""
     eye = Eye()
     eye.load_state_dict(torch.load(path, weights_only=True))
     return eye.eval().requires_grad_(False)
 
 
 def train_eye(packages: Path, path: Path, steps: int = 4000, workers: int = 2) -> None:
-    """Train on compositions made on the fly and write the weights to *path*. A killed training begins anew.
+    """Train on random compositions and write the weights to *path*. An interrupted training starts again.
 
     Args:
         packages: the folder of the sets' packages.

@@ -1,6 +1,6 @@
-"""From the raw npm packages to a library of cut-out drawings, each 128x128 RGBA.
+"""Build a library of cut-out drawings, 128x128 RGBA each, from the raw npm packages.
 
-Shell only. Needs `resvg-py` (SVG to pixels) and Pillow; `npm` to get the packages.
+Needs `resvg-py` (to render SVG), Pillow, and `npm` to download the packages.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PACKAGES: dict[str, str] = {
     "fluent": "@lobehub/fluent-emoji-3d@1.1.0",
 }
 OLDER_NAMES = {"bullseye": "direct-hit", "robot": "robot-face"}
-"""What the two older sets call drawings that they name otherwise than Noto does now."""
+"""Names in the two older sets of drawings that Noto has renamed."""
 SIDE = 128
 MARGIN = 8
 
@@ -49,10 +49,10 @@ class Library:
 
 
 @contextmanager
-def _beside(path: Path) -> Iterator[Path]:
-    """Where to write what comes to *path* when it is whole.
+def _atomic_path(path: Path) -> Iterator[Path]:
+    """A temporary path, renamed to *path* at the end of the block.
 
-    The training processes ask for the same files at the same time, and one of them read what another had half fetched.
+    Several training processes request the same files at the same time, and must not read incomplete ones.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
@@ -62,24 +62,24 @@ def _beside(path: Path) -> Iterator[Path]:
 
 
 def package(style: str, folder: Path) -> Path:
-    """The tarball of a set under *folder*, fetched with `npm pack` if it is not there yet.
+    """The tarball of a set in *folder*, downloaded with `npm pack` if missing.
 
     Raises:
-        FileNotFoundError: there is no npm.
+        FileNotFoundError: npm is not installed.
     """
     scope, name, version = PACKAGES[style].replace("@", "/", 1).strip("/").replace("@", "/").split("/")
     path = folder / f"{scope}-{name}-{version}.tgz"
     if not path.exists():
         npm = shutil.which("npm")
         if npm is None:
-            raise FileNotFoundError("npm, which gets the sets' packages, was not found: install Node.js")
-        with _beside(path) as part:
+            raise FileNotFoundError("npm, needed to download the emoji sets, was not found: install Node.js")
+        with _atomic_path(path) as part:
             subprocess.run([npm, "pack", PACKAGES[style]], cwd=part.parent, check=True, capture_output=True)
     return path
 
 
 def centred(image: Image.Image) -> np.ndarray:
-    """The drawing cropped to its visible part, fitted into the middle of a SIDE x SIDE RGBA square."""
+    """Crop a drawing to its visible part and centre it in a SIDE x SIDE RGBA square."""
     image = image.convert("RGBA")
     box = image.getchannel("A").point(lambda a: 255 if a > 8 else 0).getbbox()
     image = image.crop(box)
@@ -104,7 +104,7 @@ def svg_drawings(style: str, folder: Path) -> dict[str, np.ndarray]:
     """class word -> drawing, for one of the SVG sets."""
     tarball = package(style, folder)
     icons = json.loads(_member(tarball, "icons.json"))
-    # The older sets' tables of code points are empty; they have Noto's names.
+    # The older sets have no tables of code points, but use Noto's names.
     chars = json.loads(_member(tarball, "chars.json")) or json.loads(_member(package("noto", folder), "chars.json"))
     known = {*icons["icons"], *icons.get("aliases", {})}
     drawings = {}
@@ -118,7 +118,7 @@ def svg_drawings(style: str, folder: Path) -> dict[str, np.ndarray]:
 
 
 def _draw(icons: dict[str, Any], name: str) -> np.ndarray:
-    """One icon of a set, by its name there."""
+    """Render one icon of a set."""
     import resvg_py
 
     while name not in icons["icons"]:
@@ -136,14 +136,14 @@ def _draw(icons: dict[str, Any], name: str) -> np.ndarray:
 
 
 def whole_set(style: str, folder: Path) -> dict[str, np.ndarray]:
-    """icon name -> drawing, for everything in one of the SVG sets but skin tones and flags, which hardly differ."""
+    """icon name -> drawing, for an SVG set without skin tones and flags, which hardly differ."""
     icons = json.loads(_member(package(style, folder), "icons.json"))
     names = [name for name in icons["icons"] if "skin-tone" not in name and not name.startswith("flag-")]
     return {name: _draw(icons, name) for name in sorted(names)}
 
 
 def fluent_drawings(folder: Path) -> dict[str, np.ndarray]:
-    """class word -> drawing of the kept-out set."""
+    """class word -> drawing of the held-out set."""
     tarball = package("fluent", folder)
     drawings = {}
     with tarfile.open(tarball) as archive:
@@ -157,7 +157,7 @@ def fluent_drawings(folder: Path) -> dict[str, np.ndarray]:
 
 
 def _kept(cache: Path, make: Callable[[], dict[str, dict[str, np.ndarray]]]) -> Library:
-    """The library in *cache*, made by *make* (style -> word -> drawing) if it is not there yet."""
+    """The library cached in *cache*, created by *make* (style -> word -> drawing) if missing."""
     if not cache.exists():
         pixels: list[np.ndarray] = []
         words: list[str] = []
@@ -167,14 +167,14 @@ def _kept(cache: Path, make: Callable[[], dict[str, dict[str, np.ndarray]]]) -> 
             pixels += drawings.values()
             words += drawings
             names += [style] * len(drawings)
-        with _beside(cache) as part:
+        with _atomic_path(cache) as part:
             np.savez(part, pixels=np.stack(pixels), words=np.array(words), styles=np.array(names))
     with np.load(cache) as data:
         return Library(data["pixels"], tuple(map(str, data["words"])), tuple(map(str, data["styles"])))
 
 
 def library(folder: Path, styles: tuple[str, ...] = STYLES) -> Library:
-    """The classes' drawings of *styles*, made once under *folder* and kept there as one .npz."""
+    """The drawings of all classes in *styles*, cached in *folder* as one .npz."""
 
     def make() -> dict[str, dict[str, np.ndarray]]:
         return {s: fluent_drawings(folder) if s == "fluent" else svg_drawings(s, folder) for s in styles}
@@ -183,6 +183,6 @@ def library(folder: Path, styles: tuple[str, ...] = STYLES) -> Library:
 
 
 def everything_drawn(folder: Path, styles: tuple[str, ...] = STYLES) -> Library:
-    """All drawings of *styles*, of any class or none: what the autoencoder sees besides the classes."""
+    """All drawings of *styles*, not only those of the classes; used to train the autoencoder."""
     cache = folder / f"everything-{'-'.join(styles)}.npz"
     return _kept(cache, lambda: {style: whole_set(style, folder) for style in styles})

@@ -1,6 +1,6 @@
-"""Drawings altered, so that the nets carry what they are given and not what they know. Shell only.
+"""Augmentation of drawings, so that the nets reproduce their input and not what they have memorised.
 
-Trained on the sets' own colours alone the autoencoder drew a purple penguin, which it had never seen, black.
+Trained only on the original colours, the autoencoder turned an unseen purple penguin black.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import torch.nn.functional as F
 
 
 def colour_matrix(rng: random.Random, widest: float = math.pi) -> torch.Tensor:
-    """A random hue turn of up to *widest* radians and change of saturation, [3, 3] on RGB. Grey stays grey.
+    """A random hue rotation of up to *widest* radians and change of saturation, [3, 3] on RGB. Grey stays grey.
 
-    The turn is around the grey axis (Rodrigues' formula).
+    The rotation is about the grey axis (Rodrigues' formula).
     """
     angle = rng.uniform(-widest, widest)
     saturation = rng.uniform(0.6, 1.3)
@@ -27,7 +27,7 @@ def colour_matrix(rng: random.Random, widest: float = math.pi) -> torch.Tensor:
 
 
 def light(rng: random.Random, side: int) -> torch.Tensor:
-    """A brightness factor that changes smoothly over the drawing, 0.45 to 1.35, [side, side]."""
+    """A random smooth brightness map, 0.45 to 1.35, [side, side]."""
     y, x = torch.meshgrid(torch.linspace(-1, 1, side), torch.linspace(-1, 1, side), indexing="ij")
     angle, height = rng.uniform(0, 2 * math.pi), rng.uniform(0, 0.25)
     ramp = math.cos(angle) * x + math.sin(angle) * y
@@ -37,26 +37,26 @@ def light(rng: random.Random, side: int) -> torch.Tensor:
 
 
 def _turned(colours: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-    """Colours [3, h, w] under a :func:`colour_matrix`; they may leave 0..1."""
+    """Apply a :func:`colour_matrix` to colours [3, h, w]; the result may exceed 0..1."""
     return torch.einsum("ij,jhw->ihw", matrix, colours)
 
 
 def _drawing(colours: torch.Tensor, alpha: torch.Tensor) -> torch.Tensor:
-    """[4, h, w] of colours that may be out of range: premultiplied ones lie between 0 and alpha."""
+    """A drawing [4, h, w]; premultiplied colours are clamped to 0..alpha."""
     return torch.cat([torch.minimum(colours.clamp(min=0), alpha), alpha])
 
 
 def recoloured(drawings: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """Half of the drawings in other colours, a third with dark parts of some colour, two thirds in other light.
+    """Recolour half of the drawings, lighten the dark parts of a third with a colour, and relight two thirds.
 
-    drawings: float32 [n, 4, s, s], premultiplied alpha, 0..1; the same is given back.
+    drawings: float32 [n, 4, s, s], premultiplied alpha, 0..1; the result has the same shape.
     """
     changed = []
     for drawing in drawings:
         colours, alpha = drawing[:3], drawing[3:]
         if rng.random() < 0.5:
             colours = _turned(colours, colour_matrix(rng))
-        if rng.random() < 1 / 3:  # a turn of the hue leaves black black
+        if rng.random() < 1 / 3:  # a hue rotation does not change black
             dark = torch.tensor([rng.uniform(0, 0.7) for _ in range(3)]).view(3, 1, 1)
             colours = colours + dark * (alpha - colours)
         if rng.random() < 2 / 3:
@@ -66,11 +66,11 @@ def recoloured(drawings: torch.Tensor, rng: random.Random) -> torch.Tensor:
 
 
 BEND = 0.12
-"""How far a knot of :func:`bent` moves at most, in halves of the drawing's side; between knots a third more can be."""
+"""Maximum shift of a knot in :func:`warped`, in halves of the drawing's side; up to a third more between knots."""
 
 
-def bent(drawings: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """Each drawing under a smooth displacement of its own (4 x 4 knots); shapes and values as in :func:`recoloured`."""
+def warped(drawings: torch.Tensor, rng: random.Random) -> torch.Tensor:
+    """Warp each drawing with a random smooth displacement (4 x 4 knots); shapes and values as in :func:`recoloured`."""
     count, side = len(drawings), drawings.shape[-1]
     knots = torch.tensor([[rng.uniform(-BEND, BEND) for _ in range(2 * 16)] for _ in range(count)])
     shift = F.interpolate(knots.view(count, 2, 4, 4), size=side, mode="bicubic", align_corners=True)
@@ -80,14 +80,13 @@ def bent(drawings: torch.Tensor, rng: random.Random) -> torch.Tensor:
 
 
 def varied(drawings: torch.Tensor, rng: random.Random) -> torch.Tensor:
-    """Drawings as another hand might have made them: half untouched, half bent, in near colours and other light.
+    """Imitate other artists: half of the drawings stay the same, half are warped, slightly recoloured and relit.
 
-    Shapes and values as in :func:`recoloured`. The class must stay what its word says, so hues turn by half a radian
-    at most.
+    Shapes and values as in :func:`recoloured`. Hues change by half a radian at most, to stay true to the class.
     """
     changed = list(drawings)
     for index in [i for i in range(len(drawings)) if rng.random() < 0.5]:
-        drawing = bent(drawings[index : index + 1], rng)[0]
+        drawing = warped(drawings[index : index + 1], rng)[0]
         colours, alpha = drawing[:3], drawing[3:]
         colours = _turned(colours, colour_matrix(rng, 0.5)) * light(rng, drawing.shape[-1])
         changed[index] = _drawing(colours, alpha)

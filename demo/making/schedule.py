@@ -1,6 +1,6 @@
 """Stable Diffusion's noise schedule, and ComfyUI's `euler` sampler with the `normal` schedule for the narrow model.
 
-The narrow model is looked at exactly as ComfyUI would sample the wide one: the same seed gives the same picture.
+The narrow model is sampled exactly as ComfyUI samples the wide one: the same seed gives the same image.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from .words import token_ids
 
 STEPS = 1000
 SIDE = 8
-"""Side of the latents of a 64-pixel picture."""
+"""Side of the latents of a 64-pixel image."""
 
 
 def alphas_cumprod() -> torch.Tensor:
@@ -23,7 +23,7 @@ def alphas_cumprod() -> torch.Tensor:
 
 
 def noise_levels() -> torch.Tensor:
-    """float32 [1000]: sigma at each time step, the noise's deviation beside latents that are not scaled down."""
+    """float32 [1000]: sigma at each time step, the standard deviation of the noise on unscaled latents."""
     alphas = alphas_cumprod()
     return ((1 - alphas) / alphas).sqrt()
 
@@ -39,7 +39,7 @@ def normal_sigmas(steps: int) -> torch.Tensor:
 
 
 def starting_noise(seeds: list[int]) -> torch.Tensor:
-    """float32 [n, 4, 8, 8]: what KSampler starts from, one seed a picture."""
+    """float32 [n, 4, 8, 8]: KSampler's initial noise, one seed per image."""
     return torch.cat([torch.randn(1, 4, SIDE, SIDE, generator=torch.Generator().manual_seed(s)) for s in seeds])
 
 
@@ -47,7 +47,7 @@ def starting_noise(seeds: list[int]) -> torch.Tensor:
 def sample(
     unet: UNet, text: TextEncoder, captions: list[str], seeds: list[int], steps: int = 30, cfg: float = 4.0
 ) -> torch.Tensor:
-    """Latents [n, 4, 8, 8] for *captions* by Euler steps with classifier-free guidance."""
+    """Sample latents [n, 4, 8, 8] for *captions* with the Euler sampler and classifier-free guidance."""
     sigmas = normal_sigmas(steps)
     levels = noise_levels().log()
     context = text(token_ids([""] + captions))

@@ -1,7 +1,7 @@
-"""The subjects: pictures of drawings from the set that the base never saw, as a user's photos would be. Shell only.
+"""The sample subjects: images of drawings from the held-out set, in the role of a user's photos.
 
-`demo/subjects/<name>/` gets four pictures to train on, in `train`, and `subject.json`; both ship with the pack.
-`demo/making/heldout/<name>/` gets four others, with other sizes, turns and backgrounds; they only measure.
+`demo/subjects/<name>/` has four training images (in `train`) and `subject.json`; both ship with the pack.
+`demo/making/heldout/<name>/` has four others with other sizes, rotations and backgrounds, for evaluation only.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ HELDOUT_POSES = (
 
 @dataclass(frozen=True)
 class SubjectSet:
-    """Code points of the drawings in the four training and the four held-out pictures."""
+    """Code points of the drawings in the four training and the four held-out images."""
 
     class_word: str
     train: tuple[str, ...]
@@ -80,12 +80,12 @@ SUBJECTS: dict[str, SubjectSet] = {
 
 
 def photos_folder(name: str, group: str) -> Path:
-    """Where a subject's pictures of *group*, 'train' or 'heldout', are."""
+    """The folder of a subject's images; *group* is 'train' or 'heldout'."""
     return {"train": SHIPPED / name / "train", "heldout": HELDOUT / name}[group]
 
 
 def fluent_drawing(code: str, folder: Path) -> np.ndarray:
-    """One drawing of the kept-out set, uint8 [128, 128, 4]."""
+    """One drawing of the held-out set, uint8 [128, 128, 4]."""
     with tarfile.open(package("fluent", folder)) as archive:
         handle = archive.extractfile(f"package/assets/{code}.webp")
         if handle is None:
@@ -101,7 +101,7 @@ def picture(drawing: np.ndarray, pose: Pose, background: str, side: int, rng: ra
 
 
 def write_subjects(work: Path) -> None:
-    """Write every subject's pictures and description."""
+    """Write the images and descriptions of all subjects."""
     for name, subject in SUBJECTS.items():
         rng = random.Random(name)
         groups = {

@@ -1,7 +1,7 @@
-"""The narrow text encoder: CLIP's layout, 96 wide, on the few vocabulary rows that the demo's captions use.
+"""The narrow text encoder: CLIP's layout, 96 wide, with only the vocabulary that the demo's captions use.
 
-Written out wide (every channel 8 times, zero layers up to 12, zero rows for the rest of the vocabulary) it is a
-CLIP ViT-L/14 text model. Parameter names are CLIP's.
+Expanded (every channel 8 times, zero layers up to 12, zero rows for the rest of the vocabulary), it is a CLIP ViT-L/14
+text model. Parameter names are CLIP's.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ LENGTH = 77
 
 
 class Layer(nn.Module):
-    """One CLIP layer: causal self-attention and a quick-GELU MLP, each behind a LayerNorm."""
+    """One CLIP layer: causal self-attention and a quick-GELU MLP, each after a LayerNorm."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,12 +57,12 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def start_as_bag_of_words(self, filler: Sequence[int], marks: Sequence[int]) -> None:
-        """Start with every position carrying the words that say something, the 70 padding ones too.
+        """Initialise so that every position, including the 70 of padding, carries the meaningful words.
 
-        ComfyUI pads a caption to 77 tokens and hides none of them from the UNet. From a random start the one token
-        that names the class is a 77th of what cross-attention sees, and after 1,000 steps the class was still ignored.
-        So one channel marks what says nothing (*filler* words; *marks*: start and end), and the first layer's keys
-        start out turned away from it.
+        ComfyUI pads a caption to 77 tokens without a mask. With a random initialisation, the single token of the class
+        is 1/77 of what cross-attention sees, and the class was still ignored after 1,000 steps. So one channel marks
+        meaningless tokens (*filler* words; *marks*: start and end), and the first layer's keys initially point away
+        from it.
 
         Args:
             filler: token ids of words that every caption has ('a', 'photo', 'of', ...).
@@ -90,11 +90,11 @@ class TextEncoder(nn.Module):
 
     @torch.no_grad()
     def restart_words(self, words: Sequence[int], like: Sequence[int], strength: float = 1.0) -> None:
-        """Give *words* random rows spread as those of *like* are, so that what comes out tells them apart.
+        """Give *words* random embeddings distributed like those of *like*, so that the output differs between them.
 
-        Trained along with the rest, words that mean nothing are silenced in here: 'ohwx dog' came out within 0.6 % of
-        'dog' ('cat': 13 %), and a LoRA on the UNet alone had nothing to tell the subject from its class by. CLIP's
-        rare tokens do come through; it is the UNet that makes nothing of them.
+        If trained with the rest, meaningless words are suppressed: the output for 'ohwx dog' differed by 0.6 % from
+        'dog' ('cat': 13 %), and a LoRA on the UNet alone could not distinguish the subject from its class. CLIP passes
+        rare tokens on; it is the UNet that ignores them.
         """
         assert isinstance(self.vocabulary, torch.Tensor)
         embedding = self.token_embedding.weight

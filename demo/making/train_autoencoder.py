@@ -1,4 +1,4 @@
-"""Train the autoencoder: both halves from nothing, then wider ones grown from them. Shell only."""
+"""Train the autoencoder: first from scratch, then wider versions initialised from it."""
 
 from __future__ import annotations
 
@@ -27,12 +27,13 @@ logger = logging.getLogger("subjectbooth")
 
 @dataclass(frozen=True)
 class AutoencoderRun:
-    """One autoencoder training. *name* names its saved state.
+    """One training of the autoencoder. *name* is the name of its saved state.
 
-    *start_from* names a run to go on from, with as many channels or fewer. The UNet goes on with that run's latents, so
-    they are held near them: *keep_latents* weights the squared distance; or, with *encoder_only*, the decoder stays as
-    it is, which keeps their meaning by itself. *perceptual* weights the distance of features beside that of pixels; the
-    share *any_drawing* of the pictures shows any drawing of the training sets, in other colours and light.
+    *start_from*: the run to continue from, with the same number of channels or fewer. The UNet was trained on that
+    run's latents, so the new ones must stay close: *keep_latents* is the weight of their squared distance.
+    Alternatively, *encoder_only* freezes the decoder, which fixes the latents' meaning. *perceptual* is the weight of
+    the perceptual loss. A fraction *any_drawing* of the images shows any drawing of the training sets, recoloured and
+    relit.
     """
 
     name: str = "autoencoder"
@@ -53,12 +54,12 @@ class AutoencoderRun:
 
 
 def held_out(composer: Composer, count: int = 128) -> torch.Tensor:
-    """Compositions that no training run draws (their own seed), [count, 3, 64, 64]."""
+    """Compositions with a seed that no training run uses, [count, 3, 64, 64]."""
     return composer.batch(random.Random("held out"), count).images
 
 
 def psnr(picture: torch.Tensor, target: torch.Tensor) -> float:
-    """Mean over pictures of the peak signal-to-noise ratio in dB, values 0..1."""
+    """Peak signal-to-noise ratio in dB, averaged over images with values 0..1."""
     error = (picture.clamp(0, 1) - target).square().flatten(1).mean(1)
     return float((-10 * torch.log10(error)).mean())
 
@@ -77,7 +78,7 @@ def load_autoencoder(work: Path, name: str) -> tuple[nn.Module, nn.Module]:
 
 
 def make_optimizers(nets: nn.Module, lr: float, rank: int, world: int) -> list[torch.optim.Optimizer]:
-    """Muon for the inner convolutions, Adam for the rest: those from and to pixels and latents, and biases."""
+    """Muon for the inner convolutions; Adam for biases and the convolutions from and to pixels and latents."""
     inner: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
     for p in nets.parameters():
@@ -174,7 +175,7 @@ def _save(
 
 
 def train_autoencoder(run: AutoencoderRun, folder: Path) -> Path:
-    """Train, or go on with, *run* under *folder*; returns the saved state's path."""
+    """Train or resume *run* in *folder*; returns the path of the saved state."""
     if run.perceptual and not (folder / EYE).exists():
         train_eye(folder / "npm", folder / EYE, workers=run.workers)
     parallel.run(_job, run.workers, run, str(folder))

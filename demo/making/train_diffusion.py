@@ -1,4 +1,4 @@
-"""Train the UNet and the text encoder together on latents of random compositions. Shell only."""
+"""Train the UNet and the text encoder together on latents of random compositions."""
 
 from __future__ import annotations
 
@@ -30,15 +30,15 @@ logger = logging.getLogger("subjectbooth")
 
 
 FILLER = ("a", "an", "photo", "of", "on", "the", "at", "background")
-"""Words that say nothing about the picture."""
+"""Words without a visual meaning."""
 
 
 @dataclass(frozen=True)
 class DiffusionRun:
     """One training of UNet and text encoder. batch and captions are per process.
 
-    *start_from* names a run to go on from: the text encoder is then frozen, with its rare tokens made anew
-    (:meth:`TextEncoder.restart_words`), and the UNet learns to make nothing of them.
+    *start_from*: the run to continue from. The text encoder is then frozen, with new embeddings of the rare tokens
+    (:meth:`TextEncoder.restart_words`), and the UNet learns to ignore them.
 
     The share *any_drawing* of the captions names no class: their pictures show any drawing of the sets, in other
     colours and light, so that details that the base never saw are not taken for noise. With *varied_classes* half of
@@ -67,11 +67,11 @@ class DiffusionRun:
 
 
 def loss_weights(snr_cap: float = 5.0) -> torch.Tensor:
-    """float32 [1000], mean 1: how much the squared eps error at each time step counts.
+    """float32 [1000], mean 1: the weight of the squared eps error at each time step.
 
-    Uniform eps weights leave the noisy steps, where the class is decided, next to no share; 1/alpha_bar weights them as
-    v-prediction does (Salimans and Ho 2022, cut at 10), and the cleanest steps are capped as in min-SNR (Hang et al.
-    2023), whose gamma is *snr_cap*.
+    With uniform weights, the noisy steps, which decide the class, have almost no influence. 1/alpha_bar weights them as
+    in v-prediction (Salimans and Ho 2022, clipped at 10); the cleanest steps are capped as in min-SNR (Hang et al.
+    2023) with gamma *snr_cap*.
     """
     alphas = alphas_cumprod()
     snr = alphas / (1 - alphas)
@@ -84,10 +84,10 @@ OF_NO_CLASS = 128
 
 
 class LatentPool:
-    """Latents of compositions, several for every pair of class and background, a few renewed at every visit.
+    """Latents of compositions: several for every pair of class and background, a few of them replaced at every step.
 
-    With *anything*, pictures of any drawing too, in other colours; their class is None. *change* alters the classes'
-    drawings.
+    *anything*: also images of any drawing in other colours, whose class is None. *change* augments the drawings of the
+    classes.
     """
 
     def __init__(
@@ -116,7 +116,7 @@ class LatentPool:
 
     @torch.no_grad()
     def fill(self, rows: range | list[int]) -> None:
-        """Compose and encode these rows anew."""
+        """Compose and encode these rows again."""
         images = torch.empty(len(rows), 3, SIZE, SIZE)
         known = [i for i, row in enumerate(rows) if self.slots[row][0] is not None]
         other = [i for i, row in enumerate(rows) if self.slots[row][0] is None]
@@ -137,7 +137,7 @@ class LatentPool:
     def draw(
         self, captions: int, each: int, rare_share: float, any_drawing: float = 0.0
     ) -> tuple[torch.Tensor, list[str]]:
-        """[captions * each, 4, 8, 8] latents, those of one caption side by side, and the captions."""
+        """Latents [captions * each, 4, 8, 8], grouped by caption, and the captions."""
         rows, texts = [], []
         for _ in range(captions):
             word, background = self.rng.choice(CLASS_WORDS), random_background(self.rng)
@@ -166,12 +166,12 @@ def preview(nets: nn.ModuleDict, decoder: nn.Module, path: Path) -> None:
 
 
 def _ids(phrases: Sequence[str]) -> list[int]:
-    """Token ids of all words of *phrases*, each once."""
+    """The unique token ids of all words in *phrases*."""
     return sorted({i for phrase in phrases for word in phrase.split() for i in word_ids()[word]})
 
 
 def make_optimizers(nets: nn.ModuleDict, lr: float, rank: int, world: int) -> list[torch.optim.Optimizer]:
-    """Muon for the weights of inner layers, AdamW for the rest: first and last layers, embeddings, norms and biases."""
+    """Muon for the weights of inner layers; AdamW for first and last layers, embeddings, norms and biases."""
     ends = ("input_blocks.0.0.weight", "time_embed.0.weight", "out.2.weight", "embedding.weight")
     inner: list[nn.Parameter] = []
     rest: list[nn.Parameter] = []
@@ -280,6 +280,6 @@ def _save(
 
 
 def train_diffusion(run: DiffusionRun, folder: Path) -> Path:
-    """Train, or go on with, *run* under *folder*; returns the saved state's path."""
+    """Train or resume *run* in *folder*; returns the path of the saved state."""
     parallel.run(_job, run.workers, run, str(folder))
     return folder / f"{run.name}.pt"

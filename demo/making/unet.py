@@ -1,7 +1,7 @@
-"""The narrow UNet: Stable Diffusion 1.5's parts, names and order, with 64 and 128 channels on two levels.
+"""The narrow UNet: Stable Diffusion 1.5's layers, names and order, with two levels of 64 and 128 channels.
 
-Every channel written out 5 times (`demo.expand`) it is a UNet of 320 and 640 channels, which ComfyUI and diffusers
-load as SD 1.5. Images [n, 4, 8, 8], time steps 0..999, context [n, 77, 96]; predicts the noise (eps).
+Expanded (every channel 5 times, `demo.expand`), it has 320 and 640 channels, and ComfyUI and diffusers load it as
+SD 1.5. Latents [n, 4, 8, 8], time steps 0..999, context [n, 77, 96]; predicts the noise (eps).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ CONTEXT = 96
 HEADS = 8
 GROUPS = 32
 REPEAT = 5
-"""Times each channel is written out: 64 x 5 = 320, SD 1.5's width."""
+"""How often each channel is repeated: 64 x 5 = 320, SD 1.5's width."""
 
 
 def time_features(steps: torch.Tensor) -> torch.Tensor:
@@ -29,7 +29,7 @@ def time_features(steps: torch.Tensor) -> torch.Tensor:
 
 
 class ResBlock(nn.Module):
-    """Two norm-SiLU-conv halves with the time embedding added between, and a skip."""
+    """Residual block: two times norm, SiLU and convolution, with the time embedding added in between."""
 
     def __init__(self, inputs: int, outputs: int) -> None:
         super().__init__()
@@ -52,8 +52,8 @@ class ResBlock(nn.Module):
 class Attention(nn.Module):
     """Multi-head attention of [n, l, width] over a context [n or m, k, context width].
 
-    When the context has fewer rows than x, each row serves the same number of neighbouring images (a training batch
-    holds several pictures of one caption, so their keys and values are computed once).
+    If the context has fewer rows than x, each row is shared by the same number of consecutive images (a training batch
+    has several images per caption, whose keys and values are computed once).
     """
 
     def __init__(self, width: int, context: int) -> None:
@@ -66,7 +66,7 @@ class Attention(nn.Module):
     def forward(self, x: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
         n, length, width = x.shape
         rows, shared = context.shape[0], n // context.shape[0]
-        # Images of one caption are laid one after another along the query axis: attention treats queries apart.
+        # Concatenate the images of one caption along the query axis, since attention is independent for each query.
         q = self.to_q(x).view(rows, shared * length, HEADS, -1).transpose(1, 2)
         k = self.to_k(context).view(rows, context.shape[1], HEADS, -1).transpose(1, 2)
         v = self.to_v(context).view(rows, context.shape[1], HEADS, -1).transpose(1, 2)
@@ -76,7 +76,7 @@ class Attention(nn.Module):
 
 
 class GEGLU(nn.Module):
-    """Gated GELU: one linear layer gives value and gate."""
+    """Gated GELU: one linear layer computes value and gate."""
 
     def __init__(self, width: int, inner: int) -> None:
         super().__init__()
@@ -88,7 +88,7 @@ class GEGLU(nn.Module):
 
 
 class FeedForward(nn.Module):
-    """GEGLU and a linear layer back."""
+    """GEGLU and a linear layer back to the original width."""
 
     def __init__(self, width: int) -> None:
         super().__init__()
@@ -161,7 +161,7 @@ class Upsample(nn.Module):
 
 
 class UNet(nn.Module):
-    """Two levels (64 and 128 channels), one block each going down, two coming up, attention everywhere."""
+    """Two levels (64 and 128 channels) with one block each on the way down, two on the way up, attention everywhere."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -1,6 +1,6 @@
-"""Captions to CLIP token ids without a tokenizer: the demo's words are few and their ids are kept in a table.
+"""Convert captions to CLIP token ids with a table of the demo's few words, without a tokenizer.
 
-The table is made from the real CLIP tokenizer by `demo.making.build`; a test compares the two on captions.
+`demo.making.build` generates the table with the real CLIP tokenizer; a test compares the two on captions.
 """
 
 from __future__ import annotations
@@ -25,9 +25,10 @@ def word_ids() -> dict[str, list[int]]:
 
 
 def token_ids(captions: Iterable[str]) -> torch.Tensor:
-    """Captions -> int64 [n, 77]: start, words, end, padded with end, as ComfyUI's SD 1.5 tokenizer does.
+    """Captions -> int64 [n, 77]: start, words, end, padded with end, like ComfyUI's SD 1.5 tokenizer.
 
-    Raises KeyError for a word the demo base was never taught.
+    Raises:
+        KeyError: a word is not in the demo base's vocabulary.
     """
     rows = []
     for text in captions:
@@ -37,12 +38,12 @@ def token_ids(captions: Iterable[str]) -> torch.Tensor:
 
 
 def vocabulary() -> tuple[int, ...]:
-    """Every token id the demo's captions can hold, sorted."""
+    """All token ids that the demo's captions may contain, sorted."""
     return tuple(sorted({START, END, *(i for ids in word_ids().values() for i in ids)}))
 
 
 def write_table(vocab_file: Path, merges_file: Path, words: Iterable[str]) -> None:
-    """Make the table from CLIP's own vocabulary files (shell only; needs transformers)."""
+    """Generate the table from CLIP's vocabulary files (needs transformers)."""
     from transformers import CLIPTokenizer
 
     tokenizer = CLIPTokenizer(str(vocab_file), str(merges_file))

@@ -1,7 +1,7 @@
 """A real ComfyUI as a child process, and a client of its HTTP and websocket API.
 
-The demo, the UI runner and the tests all drive ComfyUI through this package, in the way any outside program would:
-nothing of ComfyUI is imported here. Needs the standard library and aiohttp (one of ComfyUI's own requirements).
+The demo, the scripts and the tests all drive ComfyUI through this package, as any external program would: nothing of
+ComfyUI is imported here. Needs only the standard library and aiohttp (one of ComfyUI's requirements).
 """
 
 from .client import ComfyClient, Prompt

@@ -1,4 +1,4 @@
-"""A client of ComfyUI's HTTP and websocket API, which does what its front end does."""
+"""A client of ComfyUI's HTTP and websocket API."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class ComfyClient:
 
     Args:
         url: "http://127.0.0.1:8188".
-        server: when the server is a child of ours, its death is noticed and its log is shown in errors.
-        listen: open the websocket and collect every event.
+        server: the server, if it is our child process: its exit is detected and its log is shown in errors.
+        listen: open the websocket and collect all events.
     """
 
     def __init__(self, url: str, server: ComfyServer | None = None, *, listen: bool = True) -> None:
@@ -49,11 +49,11 @@ class ComfyClient:
     # --- HTTP -------------------------------------------------------------------------------------------------
 
     def request(self, method: str, path: str, body: Any = None, *, timeout: float = 60.0) -> Any:
-        """One HTTP call; JSON in, parsed JSON out (bytes when the answer is not JSON).
+        """One HTTP request; JSON in, parsed JSON out (bytes if the response is not JSON).
 
         Raises:
-            urllib.error.HTTPError: the server answered with an error status.
-            ServerFailed: the server is gone.
+            urllib.error.HTTPError: the server returned an error status.
+            ServerFailed: the server does not respond.
         """
         data = None if body is None else json.dumps(body).encode("utf-8")
         headers = {"Content-Type": "application/json"} if data is not None else {}
@@ -67,7 +67,7 @@ class ComfyClient:
         except urllib.error.HTTPError:
             raise
         except OSError as error:
-            raise ServerFailed(f"ComfyUI at {self.url} does not answer ({error}).{self._log()}") from error
+            raise ServerFailed(f"ComfyUI at {self.url} does not respond ({error}).{self._log()}") from error
         if not is_json:
             return content
         return json.loads(content) if content else None
@@ -76,22 +76,22 @@ class ComfyClient:
         return "" if self.server is None else "\n" + self.server.log_tail()
 
     def object_info(self, node: str | None = None) -> dict[str, Any]:
-        """The definitions of all nodes, or of one ({} when there is no such node)."""
+        """The definitions of all nodes, or of one ({} if there is no such node)."""
         if node is None:
             return dict(self.request("GET", "/object_info"))
         return dict(self.request("GET", f"/object_info/{urllib.parse.quote(node)}").get(node, {}))
 
     def defaults(self, node: str) -> dict[str, Any]:
-        """The inputs of a node that have a default, at it."""
+        """The default values of a node's inputs."""
         given = self.object_info(node)["input"]
         specs = {name: spec for group in ("required", "optional") for name, spec in given.get(group, {}).items()}
         return {name: spec[1]["default"] for name, spec in specs.items() if len(spec) > 1 and "default" in spec[1]}
 
     def queue(self, prompt: Prompt, *, extra_data: Mapping[str, Any] | None = None, targets: Sequence[str] = ()) -> str:
-        """Queue a prompt; its id. `targets`: run only what these output nodes need.
+        """Queue a prompt and return its id. `targets`: run only what these output nodes need.
 
         Raises:
-            PromptRejected: ComfyUI found it invalid.
+            PromptRejected: ComfyUI rejected it as invalid.
         """
         body: dict[str, Any] = {"prompt": prompt, "client_id": self.client_id}
         if extra_data:
@@ -110,18 +110,18 @@ class ComfyClient:
         return str(answer["prompt_id"])
 
     def history(self, prompt_id: str) -> dict[str, Any] | None:
-        """The finished prompt's history entry, None while it waits or runs."""
+        """The finished prompt's history entry, or None while it is queued or running."""
         entry = self.request("GET", f"/history/{prompt_id}").get(prompt_id)
         return None if entry is None else dict(entry)
 
     def wait(self, prompt_id: str, timeout: float = 900.0, *, check: bool = True) -> dict[str, Any]:
-        """Wait for the end of a prompt; its history entry.
+        """Wait until a prompt has finished and return its history entry.
 
         Raises:
             NodeFailed: a node raised (only with `check`).
             Interrupted: it was cancelled (only with `check`).
             ServerFailed: the server died.
-            TimeoutError: it still runs after `timeout` seconds; it is then cancelled.
+            TimeoutError: it is still running after `timeout` seconds; it is then cancelled.
         """
         deadline = time.monotonic() + timeout
         while (entry := self.history(prompt_id)) is None:
@@ -154,12 +154,12 @@ class ComfyClient:
                 )
 
     def run(self, prompt: Prompt, timeout: float = 900.0, *, targets: Sequence[str] = ()) -> RunResult:
-        """Queue a prompt, wait for it and collect what it gave. Raises as `queue` and `wait` do."""
+        """Queue a prompt, wait for it and collect its results. Raises the same errors as `queue` and `wait`."""
         started = time.monotonic()
         prompt_id = self.queue(prompt, targets=targets)
         entry = self.wait(prompt_id, timeout)
         seconds = time.monotonic() - started
-        # The history is written before the last messages are out.
+        # The history is written before the last messages are sent.
         self.wait_event(
             lambda e: e.type == "execution_success" and e.prompt_id == prompt_id, timeout=5, missing_ok=True
         )
@@ -168,14 +168,14 @@ class ComfyClient:
         return RunResult(prompt_id, dict(entry.get("outputs", {})), frozenset(cached), entry, events, seconds)
 
     def interrupt(self) -> None:
-        """Cancel what runs now."""
+        """Cancel the running prompt."""
         self.request("POST", "/interrupt", {})
 
     def free(self) -> None:
-        """Unload all models and drop the cached results (the "free memory" button), and wait until that is done.
+        """Unload all models and clear the cached results (the "free memory" button), and wait until that is done.
 
-        ComfyUI's worker looks at the request when it wakes, or, if it was just about to wait, not before the next
-        prompt has run. So two prompts of no work are run: before the second one the first one's request was met.
+        ComfyUI's worker handles the request when it wakes up, or only after the next prompt if it was just about to
+        sleep. So two trivial prompts are run: the request has been handled before the second one.
         """
         self.request("POST", "/free", {"unload_models": True, "free_memory": True})
         for _ in range(2):
@@ -185,7 +185,7 @@ class ComfyClient:
     def upload_image(
         self, image: Path | bytes, name: str | None = None, *, subfolder: str = "", overwrite: bool = True
     ) -> str:
-        """Put one picture into ComfyUI's input folder; the name to use in a prompt ("sub/file.png")."""
+        """Upload an image to ComfyUI's input folder and return its name for a prompt ("sub/file.png")."""
         content = image if isinstance(image, bytes) else image.read_bytes()
         name = name or (image.name if isinstance(image, Path) else f"{uuid.uuid4().hex}.png")
         boundary = uuid.uuid4().hex
@@ -211,7 +211,7 @@ class ComfyClient:
         return [self.upload_image(image, subfolder=subfolder) for image in images]
 
     def view(self, filename: str, subfolder: str = "", type: str = "output", **more: str) -> bytes:
-        """The bytes of a picture that a node saved or previewed. `more`, of its record, goes along."""
+        """The bytes of an image that a node saved or previewed. `more`: further fields of its record."""
         query = urllib.parse.urlencode({"filename": filename, "subfolder": subfolder, "type": type, **more})
         content = self.request("GET", f"/view?{query}")
         return content if isinstance(content, bytes) else json.dumps(content).encode("utf-8")
@@ -219,7 +219,7 @@ class ComfyClient:
     # --- events -----------------------------------------------------------------------------------------------
 
     def events_of(self, prompt_id: str) -> list[Event]:
-        """The events of one prompt in their order, those without a prompt id that came between included."""
+        """The events of one prompt in order, including those in between without a prompt id."""
         with self._changed:
             events = list(self.events)
         mine = [i for i, e in enumerate(events) if e.prompt_id == prompt_id]
@@ -236,10 +236,10 @@ class ComfyClient:
         missing_ok: bool = False,
         since: int = 0,
     ) -> Event | None:
-        """Wait for the first event (from index `since` on) for which `wanted` is true.
+        """Wait for the first event (from index `since`) for which `wanted` returns true.
 
         Raises:
-            TimeoutError: it did not come, unless `missing_ok`.
+            TimeoutError: no such event arrived, unless `missing_ok`.
         """
         deadline = time.monotonic() + timeout
         seen = since
@@ -255,7 +255,7 @@ class ComfyClient:
                 self._changed.wait(left)
         if missing_ok:
             return None
-        raise TimeoutError(f"The awaited event did not come within {timeout:.0f} s.{self._log()}")
+        raise TimeoutError(f"The expected event did not arrive within {timeout:.0f} s.{self._log()}")
 
     def close(self) -> None:
         self._stop.set()
@@ -298,7 +298,7 @@ class ComfyClient:
                 except (aiohttp.ClientError, OSError):
                     pass
                 if not self._stop.is_set():
-                    await asyncio.sleep(0.3)  # the server restarts: come back to it
+                    await asyncio.sleep(0.3)  # the server is restarting: reconnect
 
     def _add(self, event: Event) -> None:
         with self._changed:

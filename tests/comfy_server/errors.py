@@ -1,4 +1,4 @@
-"""What can go wrong at or in ComfyUI, as exceptions whose messages a person can read."""
+"""Exceptions for failures of ComfyUI, with readable messages."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 class ComfyError(RuntimeError):
-    """Something went wrong at or in ComfyUI; the message is meant to be read by a person."""
+    """ComfyUI or one of its nodes failed; the message is meant for people."""
 
 
 class ServerFailed(ComfyError):
@@ -15,7 +15,7 @@ class ServerFailed(ComfyError):
 
 
 class PromptRejected(ComfyError):
-    """ComfyUI refused a prompt before running it. `node_errors` is what it answered, by node id."""
+    """ComfyUI rejected a prompt before running it. `node_errors`: its response, by node id."""
 
     def __init__(self, message: str, node_errors: Mapping[str, Any]) -> None:
         super().__init__(message)
@@ -23,7 +23,7 @@ class PromptRejected(ComfyError):
 
 
 class NodeFailed(ComfyError):
-    """A node raised while it ran. `node_message` is its own error text."""
+    """A node raised an exception. `node_message` is its error text."""
 
     def __init__(self, message: str, node_id: str, node_type: str, node_message: str, exception_type: str) -> None:
         super().__init__(message)
@@ -42,10 +42,10 @@ class Interrupted(ComfyError):
 
 
 def rejection(reason: Mapping[str, Any]) -> str:
-    """ComfyUI's refusal of a prompt as lines: what it says itself, then every node's problem."""
+    """The message for a rejected prompt: ComfyUI's own error, then one line per node."""
     error = reason.get("error")
-    said = f"{error.get('message')}: {error.get('details')}" if isinstance(error, Mapping) else str(error)
-    lines = [f"ComfyUI refused the prompt. {said}"]
+    message = f"{error.get('message')}: {error.get('details')}" if isinstance(error, Mapping) else str(error)
+    lines = [f"ComfyUI rejected the prompt. {message}"]
     for node_id, report in (reason.get("node_errors") or {}).items():
         for problem in report.get("errors", []):
             where = f"{report.get('class_type')} (node {node_id})"

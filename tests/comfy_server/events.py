@@ -1,4 +1,4 @@
-"""What ComfyUI sends while it runs, and what one prompt gave."""
+"""ComfyUI's websocket events, and the result of a prompt."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 ENDS = ("execution_success", "execution_error", "execution_interrupted")
-"""Types of a prompt's last message."""
+"""Event types that end a prompt."""
 
 
 @dataclass(frozen=True)
 class Event:
     """One websocket message.
 
-    `type` is ComfyUI's own name ("progress", "executing", ...); binary messages become "preview" (`data`: `node`,
+    `type` is ComfyUI's name ("progress", "executing", ...); binary messages become "preview" (`data`: `node`,
     `prompt_id`, `mime`, `image` bytes) and "progress_text" (`data`: `node`, `text`). `time` is time.monotonic().
     """
 
@@ -31,7 +31,7 @@ class Event:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What one prompt gave. `outputs`: node id -> its `ui` output. `cached`: nodes that did not run again."""
+    """The result of one prompt. `outputs`: node id -> its `ui` output. `cached`: nodes that did not run again."""
 
     prompt_id: str
     outputs: dict[str, dict[str, Any]]
@@ -41,31 +41,31 @@ class RunResult:
     seconds: float = 0.0
 
     def executed(self) -> list[str]:
-        """Node ids in the order they began to run."""
+        """Node ids in the order in which they started."""
         return [e.data["node"] for e in self.events if e.type == "executing" and e.data.get("node") is not None]
 
     def of_type(self, type: str) -> list[Event]:
         return [e for e in self.events if e.type == type]
 
     def images(self, node_id: str) -> list[dict[str, str]]:
-        """The picture records ({filename, subfolder, type}) that a node showed."""
+        """The image records ({filename, subfolder, type}) that a node showed."""
         return list(self.outputs[node_id]["images"])
 
 
 def binary_event(message: bytes) -> Event | None:
-    """ComfyUI's binary websocket messages (protocol.py, BinaryEventTypes)."""
+    """Parse ComfyUI's binary websocket messages (protocol.py, BinaryEventTypes)."""
     (kind,) = struct.unpack(">I", message[:4])
     body = message[4:]
     now = time.monotonic()
-    if kind == 1:  # a preview without metadata: 4 bytes of format, then the picture
+    if kind == 1:  # a preview without metadata: 4 bytes of format, then the image
         (image_format,) = struct.unpack(">I", body[:4])
         mime = "image/png" if image_format == 2 else "image/jpeg"
         return Event("preview", {"mime": mime, "image": bytes(body[4:])}, now)
-    if kind == 3:  # a line of text for a node: length of the node's id, the id, the text
+    if kind == 3:  # a line of text for a node: length of the node id, the id, the text
         (length,) = struct.unpack(">I", body[:4])
         node = body[4 : 4 + length].decode("utf-8")
         return Event("progress_text", {"node": node, "text": body[4 + length :].decode("utf-8")}, now)
-    if kind == 4:  # a preview with metadata: length of a JSON text, the text, the picture
+    if kind == 4:  # a preview with metadata: length of the JSON text, the text, the image
         (length,) = struct.unpack(">I", body[:4])
         metadata = json.loads(body[4 : 4 + length])
         return Event(

@@ -18,9 +18,9 @@ from pathlib import Path
 from .errors import ComfyError, ServerFailed
 
 FP32_FLAGS = ("--fp32-unet", "--fp32-vae", "--fp32-text-enc")
-"""On a CPU half precision is slow, and comparisons to 1e-4 need the whole graph in one precision."""
+"""Half precision is slow on a CPU, and comparisons to 1e-4 need the whole graph in one precision."""
 
-# What a server may pick up from the machine must not decide what a run gives.
+# The machine's environment must not affect the results.
 _OFFLINE = {
     "HF_HUB_OFFLINE": "1",
     "TRANSFORMERS_OFFLINE": "1",
@@ -32,19 +32,19 @@ _OFFLINE = {
 
 
 def free_port() -> int:
-    """A loopback port nobody listens on at this moment."""
+    """A free loopback port."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as sock:
         sock.bind(("127.0.0.1", 0))
         return int(sock.getsockname()[1])
 
 
 def link_directory(target: Path, link: Path) -> None:
-    """Make `link` show `target`: a symlink, on Windows without that right a junction."""
+    """Create a symlink to a folder, or a junction on Windows without permission for symlinks."""
     target = target.resolve()
     if link.is_symlink() or link.exists():
         if link.resolve() == target:
             return
-        raise ComfyError(f"{link} is already there and is not a link to {target}. Remove it and start again.")
+        raise ComfyError(f"{link} already exists and is not a link to {target}. Remove it and start again.")
     link.parent.mkdir(parents=True, exist_ok=True)
     try:
         link.symlink_to(target, target_is_directory=True)
@@ -55,21 +55,21 @@ def link_directory(target: Path, link: Path) -> None:
 
 
 def exit_on_sigterm() -> None:
-    """Make a plain `kill` end this program as Ctrl-C does, so that servers it has started end with it."""
+    """Handle SIGTERM like Ctrl-C, so that servers started by this program end with it."""
     signal.signal(signal.SIGTERM, signal.default_int_handler)
 
 
 class ComfyServer:
-    """Starts `python main.py` of a ComfyUI tree on a free loopback port, and stops it again.
+    """Runs `python main.py` of a ComfyUI tree on a free loopback port.
 
     Args:
         comfyui: the ComfyUI tree (the folder of main.py).
-        base_dir: where models/, input/, output/, user/ and custom_nodes/ are; made when missing.
-        packs: folder name under custom_nodes -> the pack's folder, linked there.
-        args: further command line flags.
-        env: further environment variables; a value of None removes one.
+        base_dir: the folder of models/, input/, output/, user/ and custom_nodes/; created if missing.
+        packs: folder name under custom_nodes -> the pack's folder, which is linked there.
+        args: additional command line flags.
+        env: additional environment variables; None removes one.
         python: the interpreter that runs ComfyUI.
-        offline: nothing may ask the Hugging Face hub.
+        offline: forbid access to the Hugging Face hub.
     """
 
     def __init__(
@@ -123,10 +123,10 @@ class ComfyServer:
         return command + self.args
 
     def start(self, timeout: float = 180.0) -> ComfyServer:
-        """Start and wait until the server answers.
+        """Start the server and wait until it responds.
 
         Raises:
-            ServerFailed: it ended or did not answer within `timeout` seconds; with the end of its log.
+            ServerFailed: it exited or did not respond within `timeout` seconds; the message has the end of its log.
         """
         if not (self.comfyui / "main.py").is_file():
             raise ServerFailed(
@@ -142,7 +142,7 @@ class ComfyServer:
             self.port = free_port()
         env = {**os.environ, **(_OFFLINE if self.offline else {})}
         if self.cpu:
-            # Threads that wait in busy loops slow each other down 5 times as soon as anything else uses the cores.
+            # Busy-waiting threads slow each other down 5 times as soon as anything else uses the cores.
             env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         env.pop("PYTHONPATH", None)
         for name, value in self.env.items():
@@ -161,17 +161,17 @@ class ComfyServer:
             if self.process.poll() is not None:
                 code = self.process.returncode
                 self.stop()
-                raise ServerFailed(f"ComfyUI ended with code {code} while starting.\n{self.log_tail()}")
+                raise ServerFailed(f"ComfyUI exited with code {code} while starting.\n{self.log_tail()}")
             try:
                 with urllib.request.urlopen(f"{self.url}/system_stats", timeout=5):
                     return self
             except OSError:
                 time.sleep(0.1)
         self.stop()
-        raise ServerFailed(f"ComfyUI did not answer at {self.url} within {timeout:.0f} s.\n{self.log_tail()}")
+        raise ServerFailed(f"ComfyUI did not respond at {self.url} within {timeout:.0f} s.\n{self.log_tail()}")
 
     def stop(self) -> None:
-        """End the server; twice does no harm."""
+        """Stop the server if it is running."""
         process, self.process = self.process, None
         atexit.unregister(self.stop)
         if process is None or process.poll() is not None:
@@ -184,14 +184,14 @@ class ComfyServer:
             process.wait(10)
 
     def kill(self) -> None:
-        """End the server as a power cut would: it gets no chance to save anything."""
+        """Kill the server, so that it has no chance to save anything."""
         if self.process is not None:
             self.process.kill()
             self.process.wait(10)
         self.stop()
 
     def restart(self) -> ComfyServer:
-        """A new process on the same folders and port: everything in memory is gone."""
+        """Start a new process with the same folders and port; everything in memory is lost."""
         self.stop()
         return self.start()
 
@@ -199,7 +199,7 @@ class ComfyServer:
         return self.process is not None and self.process.poll() is None
 
     def log(self) -> str:
-        """Everything this process has logged since its last start."""
+        """The log since the last start."""
         if not self.log_path.exists():
             return ""
         return self.log_path.read_bytes()[self._log_start :].decode("utf-8", errors="replace")
@@ -215,7 +215,7 @@ class ComfyServer:
 
 
 def find_comfyui(root: Path) -> Path | None:
-    """The ComfyUI to use: COMFYUI_PATH, else the one scripts/get_comfyui.py has put into .cache."""
+    """The ComfyUI to use: COMFYUI_PATH, or the one that scripts/get_comfyui.py has downloaded to .cache."""
     given = os.environ.get("COMFYUI_PATH")
     if given:
         return Path(given).expanduser().resolve()
@@ -224,7 +224,7 @@ def find_comfyui(root: Path) -> Path | None:
 
 
 def copy_file(source: Path, target: Path) -> None:
-    """Hard link where the disk allows it (checkpoints are large), else copy."""
+    """Hard-link a file (checkpoints are large), or copy it if the disk does not allow that."""
     target.parent.mkdir(parents=True, exist_ok=True)
     if target.exists():
         return

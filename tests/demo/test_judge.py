@@ -22,7 +22,7 @@ from subjectbooth.tests.demo.test_build import write_drawings
 def test_it_knows_the_subjects_photos() -> None:
     shipped = LoadedJudge()
     for name in ("dog", "clock", "car", "penguin"):
-        verdict = shipped.look(photos(name, "heldout"))
+        verdict = shipped.classify(photos(name, "heldout"))
         assert set(verdict.word) == {SUBJECTS[name].class_word}
         assert set(verdict.style) == {"fluent"}, "the set that supplies the subjects"
 
@@ -42,10 +42,10 @@ def test_several_nets_are_averaged(tmp_path: Path) -> None:
     alone = []
     for i, state in enumerate((first, second)):
         save_file({f"0.{k}": v.contiguous() for k, v in state.items()}, tmp_path / f"{i}.safetensors", metadata)
-        alone.append(LoadedJudge(tmp_path / f"{i}.safetensors").look(pictures))
+        alone.append(LoadedJudge(tmp_path / f"{i}.safetensors").classify(pictures))
     both = {f"{i}.{k}": v.contiguous() for i, state in enumerate((first, second)) for k, v in state.items()}
     save_file(both, tmp_path / "both.safetensors", metadata)
-    together = LoadedJudge(tmp_path / "both.safetensors").look(pictures)
+    together = LoadedJudge(tmp_path / "both.safetensors").classify(pictures)
     cosines = [verdict.embedding @ verdict.embedding.T for verdict in alone]
     assert not torch.allclose(*cosines, atol=1e-3)
     torch.testing.assert_close(together.embedding @ together.embedding.T, torch.stack(cosines).mean(0))

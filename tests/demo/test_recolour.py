@@ -7,7 +7,7 @@ import random
 import pytest
 import torch
 
-from subjectbooth.demo.making.recolour import BEND, bent, colour_matrix, light, recoloured, varied
+from subjectbooth.demo.making.recolour import BEND, colour_matrix, light, recoloured, varied, warped
 
 SIDE = 16
 
@@ -66,7 +66,7 @@ def test_a_bend_is_small_and_smooth_and_differs_from_drawing_to_drawing() -> Non
     along = (torch.arange(side) + 0.5) / side
     ramps = torch.stack([along.expand(side, side), along.view(-1, 1).expand(side, side)])
     given = torch.cat([ramps, torch.ones(2, side, side)]).expand(8, 4, side, side)
-    moved = (bent(given, random.Random(0)) - given)[:, :2, 8:-8, 8:-8]  # the border takes in zeros from outside
+    moved = (warped(given, random.Random(0)) - given)[:, :2, 8:-8, 8:-8]  # the border takes in zeros from outside
     assert 0.25 * BEND < float(2 * moved.abs().max()) < 1.34 * BEND
     assert float(moved.diff(dim=-1).abs().max()) < 0.02, "neighbours move alike"
     assert float((moved[0] - moved[1]).abs().max()) > 0.01

@@ -18,7 +18,7 @@ import torch
 
 from subjectbooth.tests.comfy_server import ComfyClient, ComfyError, NodeFailed, PromptRejected
 from subjectbooth.tests.conftest import ROOT
-from subjectbooth.tests.fuzzing import announced, cases, files_below, is_clean, report, spoiled
+from subjectbooth.tests.fuzzing import cases, corrupt_safetensors, files_below, is_clean, report, seeded_random
 from subjectbooth.tests.nodes.fuzz_values import is_refused_as, not_in_list, refusals_of, strange_value
 from subjectbooth.tests.nodes.graphs import Graph, node
 from subjectbooth.tests.nodes.test_priors_node import priors_graph
@@ -67,7 +67,7 @@ def outcome_of(comfy: ComfyClient, graph: Graph, case: object, target: str) -> s
 
 @pytest.mark.parametrize("kind", ["LoadSubjectImages", "GenerateClassPriors"])
 def test_random_inputs(comfy: ComfyClient, nothing_outside: None, kind: str) -> None:
-    choose, count = announced(kind), cases(80)
+    choose, count = seeded_random(kind), cases(80)
     outcomes = {"ran": 0, "refused by us": 0, "refused by ComfyUI": 0}
     for number in range(count):
         if kind == "LoadSubjectImages":
@@ -91,7 +91,7 @@ def test_random_inputs(comfy: ComfyClient, nothing_outside: None, kind: str) -> 
 
 def test_random_settings_of_the_trainer(comfy: ComfyClient, nothing_outside: None) -> None:
     """Most are refused before anything is loaded; what is allowed is trained for a step or two."""
-    choose, count, images = announced("DreamBoothLoRATrain"), cases(60), upload_cat(comfy)
+    choose, count, images = seeded_random("DreamBoothLoRATrain"), cases(60), upload_cat(comfy)
     options = {
         name: spec[1]["default"] if "default" in spec[1] else spec[1]["options"][0]
         for name, spec in comfy.object_info("DreamBoothOptions")["input"]["required"].items()
@@ -167,13 +167,13 @@ def test_prompts_of_500_tokens_and_many_alphabets_train(comfy: ComfyClient, noth
 
 
 def test_lora_files_of_strangers(comfy: ComfyClient, nothing_outside: None, tmp_path: Path) -> None:
-    choose, count, mark = announced("ApplySubjectLoRA files"), cases(80), tmp_path / "mark"
+    choose, count, mark = seeded_random("ApplySubjectLoRA files"), cases(80), tmp_path / "mark"
     folder = comfy.server.models_dir / "loras"
     whole = (folder / "tiny_style.safetensors").read_bytes()
     stranger = folder / "stranger.safetensors"
     outcomes = {"ran": 0, "refused by us": 0, "refused by ComfyUI": 0}
     for number in range(count):
-        kind, content = spoiled(whole, choose, mark)
+        kind, content = corrupt_safetensors(whole, choose, mark)
         stranger.write_bytes(content)
         values = {"strength_model": choose.choice((1.0, 0.0, -1.0, strange_value(choose))), "prompt": "a cat {subject}"}
         if choose.random() < 0.5:
@@ -262,7 +262,7 @@ NAMES = ["folder", "name", "since", "images", "resolution", "crop", "sample", "t
 
 
 def test_random_requests_to_the_routes(comfy: ComfyClient, nothing_outside: None) -> None:
-    choose, count, routes = announced("routes"), cases(200), _routes()
+    choose, count, routes = seeded_random("routes"), cases(200), _routes()
     assert len(routes) >= 3, "the routes are found in the sources"
     statuses: dict[int, int] = {}
     for number in range(count):

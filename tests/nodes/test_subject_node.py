@@ -181,7 +181,7 @@ def test_captions_from_files(comfy: ComfyClient) -> None:
     assert result.outputs["1"]["text"][0] == "2 photos at 128 px, captions from files"
     assert result.outputs["1"]["text"][-2:] == ["a.png: фото ohwx кота", "b.png: just a cat"], "which one each got"
     (warning,) = [w for w in result.outputs["1"]["warnings"] if "captions" in w]
-    assert "the first is that of b.png" in warning
+    assert "(first: b.png)" in warning
     (folder / "b.txt").write_text("ohwx on a table", encoding="utf-8")
     again = comfy.run(graph)
     assert again.outputs["4"]["report"][0]["captions"] == ["фото ohwx кота", "ohwx on a table"]

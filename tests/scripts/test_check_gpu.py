@@ -32,11 +32,11 @@ def test_one_that_fails_stops_no_other_and_every_line_comes_at_once() -> None:
         return "as it should be"
 
     rows = check_gpu.run({"a": right, "b": _wrong, "c": _missing, "d": right}, BENCH, NotHere, 60, lines.append)
-    assert [(row.name, row.result) for row in rows] == [("a", "ok"), ("b", "FAILED"), ("c", "not here"), ("d", "ok")]
+    assert [(row.name, row.result) for row in rows] == [("a", "ok"), ("b", "FAILED"), ("c", "unavailable"), ("d", "ok")]
     assert seen == [0, 3]
     assert rows[1].figure == "AssertionError: 1 in place of 2"
     shown = check_gpu.table(rows)
-    assert "2 ok, 1 FAILED, 1 not here, 0 not run" in shown
+    assert "2 ok, 1 FAILED, 1 unavailable, 0 not run" in shown
     assert all(any(row.name in line and row.figure in line for line in shown.splitlines()) for row in rows)
 
 

@@ -48,11 +48,11 @@ def test_a_list_with_less_in_it_is_installed_too(setup_env: ModuleType, tmp_path
 
 
 def test_an_environment_above_has_what_is_below_and_its_own_first(setup_env: ModuleType, tmp_path: Path) -> None:
-    below = setup_env.make_environment_above(Path(sys.executable), tmp_path / "bélow")
-    above = setup_env.make_environment_above(below, tmp_path / "above")
+    below = setup_env.make_overlay_environment(Path(sys.executable), tmp_path / "bélow")
+    above = setup_env.make_overlay_environment(below, tmp_path / "above")
 
     def packages(python: Path) -> Path:
-        return Path(setup_env._ask(python, "sysconfig.get_path('purelib')"))
+        return Path(setup_env._evaluate(python, "sysconfig.get_path('purelib')"))
 
     for python, name, says in ((below, "both", "below"), (above, "both", "above"), (below, "only_below", "below")):
         (packages(python) / f"subjectbooth_{name}.py").write_text(f"said = {says!r}", encoding="utf-8")
@@ -62,5 +62,5 @@ def test_an_environment_above_has_what_is_below_and_its_own_first(setup_env: Mod
         return subprocess.run([str(python), "-c", code], check=True, capture_output=True, text=True).stdout.strip()
 
     assert [said(above, "both"), said(below, "both"), said(above, "only_below")] == ["above", "below", "below"]
-    prefix = setup_env._ask(above, "sys.prefix")
+    prefix = setup_env._evaluate(above, "sys.prefix")
     assert Path(prefix).resolve() == (tmp_path / "above").resolve(), "what is installed goes there"

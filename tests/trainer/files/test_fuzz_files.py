@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from subjectbooth.tests.fuzzing import announced, cases, files_below, is_clean, report, spoiled
+from subjectbooth.tests.fuzzing import cases, corrupt_safetensors, files_below, is_clean, report, seeded_random
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone, Validation
 from subjectbooth.trainer.files.safetensors_file import to_bytes
@@ -71,12 +71,12 @@ def _refused(action: Callable[[], object], where: object) -> bool:
 
 
 def test_lora_files_of_strangers(tmp_path: Path) -> None:
-    choose, mark = announced("LoRA files"), tmp_path / "mark"
+    choose, mark = seeded_random("LoRA files"), tmp_path / "mark"
     path = tmp_path / "stranger.safetensors"
     refused: dict[str, int] = {}
     for number in range(cases(400)):
         source = LORA if choose.random() < 0.5 else _of_diffusers(choose.choice(PEFT_SETTINGS))
-        kind, content = spoiled(source, choose, mark)
+        kind, content = corrupt_safetensors(source, choose, mark)
         path.write_bytes(content)
         found: list[tuple[dict[str, torch.Tensor], dict[str, str]]] = []
         if _refused(lambda: found.append(read_lora(path)), (number, kind)):  # noqa: B023
@@ -122,7 +122,7 @@ def test_other_formats_are_refused_by_name(tmp_path: Path, suffix: str) -> None:
 
 def test_damaged_checkpoints_and_class_images_are_found(tmp_path: Path) -> None:
     """Whatever is accepted is exactly what was written: a single flipped bit is found by the checksum."""
-    choose, mark = announced("checkpoints and class images"), tmp_path / "mark"
+    choose, mark = seeded_random("checkpoints and class images"), tmp_path / "mark"
     state = Checkpoint(
         3,
         {"unet/a": torch.randn(4, 4)},
@@ -142,7 +142,7 @@ def test_damaged_checkpoints_and_class_images_are_found(tmp_path: Path) -> None:
     latents, made = file.read_bytes(), store.load()[0]
     accepted = 0
     for number in range(cases(100)):
-        kind, spoilt = spoiled(content, choose, mark)
+        kind, spoilt = corrupt_safetensors(content, choose, mark)
         whole.write_bytes(spoilt)
         if not _refused(lambda: checkpoint.load(whole), (number, kind)):
             accepted += 1
@@ -150,7 +150,7 @@ def test_damaged_checkpoints_and_class_images_are_found(tmp_path: Path) -> None:
             assert torch.equal(found.adapter["unet/a"], state.adapter["unet/a"]), (number, kind)
             assert torch.equal(found.optimizer[0]["x"], state.optimizer[0]["x"]), (number, kind)
             assert (found.step, found.losses, found.chosen) == (3, state.losses, state.chosen)
-        kind, spoilt = spoiled(latents, choose, mark)
+        kind, spoilt = corrupt_safetensors(latents, choose, mark)
         file.write_bytes(spoilt)
         pictures, notes = store.load()
         if pictures:
@@ -165,7 +165,7 @@ def test_damaged_checkpoints_and_class_images_are_found(tmp_path: Path) -> None:
 
 
 def test_a_spoilt_log_never_stops_a_run(tmp_path: Path) -> None:
-    choose = announced("logs")
+    choose = seeded_random("logs")
     folder = RunFolder(tmp_path, "0" * 64, "ohwx собака")
     prompts = ("фото ohwx собака",)
     folder.open({})
@@ -246,7 +246,7 @@ def _picture(choose: random.Random) -> tuple[bytes, str]:
 
 
 def test_pictures(tmp_path: Path) -> None:
-    choose = announced("pictures")
+    choose = seeded_random("pictures")
     outcomes = {"read": 0, "refused": 0}
     for number in range(cases(300)):
         content, suffix = _picture(choose)
@@ -264,7 +264,7 @@ def test_pictures(tmp_path: Path) -> None:
 
 
 def test_captions_in_any_encoding(tmp_path: Path) -> None:
-    choose, path = announced("captions"), tmp_path / "dog.txt"
+    choose, path = seeded_random("captions"), tmp_path / "dog.txt"
     texts = [
         "a photo of ohwx dog",
         "фотография ohwx собака на траве",
@@ -323,7 +323,7 @@ def test_captions_in_any_encoding(tmp_path: Path) -> None:
 
 def test_sets_of_photos() -> None:
     """However many photos there are, there is a sentence a kind, and a masked loss learns or is refused."""
-    choose, values = announced("sets of photos"), np.random.default_rng(20261130)
+    choose, values = seeded_random("sets of photos"), np.random.default_rng(20261130)
     outcomes = {"learned": 0, "refused": 0}
     for number in range(cases(40)):
         photos = []
