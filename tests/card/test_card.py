@@ -150,6 +150,6 @@ def test_one_that_is_far_too_large_goes_on_with_one_picture_at_once(rehearsed: C
     found = rehearsed("sd1 fp16, far too large")
     assert found["notes"] == [
         "out of memory: gradient checkpointing is now on",
-        "out of memory: 1 pictures at once instead of 2",
+        "out of memory: the micro-batch size is now 1 instead of 2",
     ]
     assert found["chosen"]["pictures_per_forward"] == "1"

@@ -22,7 +22,7 @@ from subjectbooth.trainer.learn import checkpoint
 
 PLAN = re.compile(
     r"plan: base ([\d.]+) \+ adapter ([\d.]+) \+ optimizer ([\d.]+) \+ activations ([\d.]+) = ([\d.]+) "
-    r"of ([\d.]+) GB free; fp32, adamw, checkpointing (on|off), (\d) of 2 pictures at once"
+    r"of ([\d.]+) GB free; fp32, adamw, checkpointing (on|off), 2 images in micro-batches of (\d)"
 )
 
 

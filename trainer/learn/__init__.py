@@ -1,1 +1,1 @@
-"""The training step and what goes into it."""
+"""The training loop: data, loss, gradients, optimizer and LoRA."""

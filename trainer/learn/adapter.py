@@ -1,7 +1,6 @@
-"""LoRA in, kohya file out (LoRA: arXiv 2106.09685).
+"""Injects a LoRA (arXiv 2106.09685) and exports it under kohya's keys.
 
-The file is written with kohya's key names, because ComfyUI, A1111 and Forge all read those; files with diffusers' or
-PEFT's names load in ComfyUI as nothing at all.
+ComfyUI, A1111 and Forge all read kohya's keys. With diffusers' or PEFT's keys, ComfyUI silently loads nothing.
 """
 
 from __future__ import annotations
@@ -25,25 +24,27 @@ ADAPTER_NAME = "subject"
 
 
 def check_layers(layers: Mapping[str, nn.Module], rank: int) -> None:
-    """
+    """Check the rank against all layers.
+
     Args:
-        layers: those that get a LoRA.
-        rank: asked for.
+        layers: the layers that get a LoRA.
+        rank: the requested rank.
 
     Raises:
-        SubjectBoothError: the rank is larger than a layer allows.
+        SubjectBoothError: the rank exceeds the width of a layer.
     """
     check_rank(rank, min(min(layer.weight.shape[:2]) for layer in layers.values()))  # type: ignore[union-attr,index]
 
 
 def check_rank(rank: int, narrowest: int) -> None:
-    """
+    """Check the rank against the narrowest layer.
+
     Args:
-        rank: asked for.
+        rank: the requested rank.
         narrowest: width of the narrowest layer that gets a LoRA.
 
     Raises:
-        SubjectBoothError: the rank is larger.
+        SubjectBoothError: the rank exceeds it.
     """
     if rank > narrowest:
         raise SubjectBoothError(
@@ -55,21 +56,21 @@ def check_rank(rank: int, narrowest: int) -> None:
 
 
 def inject(module: nn.Module, config: TrainConfig, layers: Mapping[str, nn.Module]) -> list[nn.Parameter]:
-    """Add a LoRA to every one of the layers, in place, and return what trains.
+    """Add a LoRA to each of the layers, in place, and return its parameters.
 
-    The first weights depend on ``config.seed`` alone; the global random state is left as it was. The adapter's weights
-    are fp32 whatever the base is kept in: in half, steps of 1e-4 are rounded away.
+    The initial weights depend only on ``config.seed``; the global random state is restored. The LoRA's weights are
+    float32 for any dtype of the base, because half precision would round away steps of 1e-4.
 
     Args:
-        module: a network or text encoder whose weights are frozen.
-        config: rank, network_alpha, lora_dropout, use_rslora and seed count.
-        layers: of the module by name, those that get a LoRA.
+        module: a frozen network or text encoder.
+        config: uses rank, network_alpha, lora_dropout, use_rslora and seed.
+        layers: the layers that get a LoRA, by name in the module.
 
     Returns:
-        The trainable parameters, in a fixed order: up and down weights, float32.
+        the trainable parameters, float32, in a fixed order.
 
     Raises:
-        SubjectBoothError: the rank is larger than a layer allows.
+        SubjectBoothError: the rank exceeds the width of a layer.
     """
     require("peft")
     from peft import LoraConfig, inject_adapter_in_model
@@ -83,9 +84,9 @@ def inject(module: nn.Module, config: TrainConfig, layers: Mapping[str, nn.Modul
         use_rslora=config.use_rslora,
         init_lora_weights=True,
     )
-    with seeded(config.seed % 2**63):  # a model is built on the CPU, and so are its first weights
+    with seeded(config.seed % 2**63):  # initial weights are drawn on the CPU, where the model is built
         inject_adapter_in_model(lora, module, adapter_name=ADAPTER_NAME)
-    parameters = [parameter for name, parameter in module.named_parameters() if _is_ours(name)]
+    parameters = [parameter for name, parameter in module.named_parameters() if _is_lora(name)]
     for parameter in parameters:
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
@@ -93,7 +94,7 @@ def inject(module: nn.Module, config: TrainConfig, layers: Mapping[str, nn.Modul
 
 
 def layers_of(module: nn.Module) -> Iterator[AdapterLayer]:
-    """Every layer's low-rank change, as it is now, with its gradient."""
+    """The LoRA of each layer: its current, differentiable parameters."""
     for layer in _lora_layers(module):
         yield AdapterLayer(
             layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight, float(layer.scaling[ADAPTER_NAME])
@@ -102,11 +103,11 @@ def layers_of(module: nn.Module) -> Iterator[AdapterLayer]:
 
 @contextmanager
 def switched_off(modules: Mapping[str, nn.Module]) -> Iterator[None]:
-    """Inside, the modules are the base without the adapter. Not for several threads at once."""
+    """Inside, the modules compute without the LoRA. Not thread-safe."""
     layers = [layer for module in modules.values() for layer in _lora_layers(module)]
     try:
         for layer in layers:
-            layer._disable_adapters = True  # enable_adapters() would take requires_grad away too
+            layer._disable_adapters = True  # enable_adapters() would also change requires_grad
         yield
     finally:
         for layer in layers:
@@ -118,12 +119,12 @@ def _lora_layers(module: nn.Module) -> list[Any]:
 
 
 def file_alpha(config: TrainConfig) -> float:
-    """The alpha that makes ``alpha / rank``, which every reader of the file uses, the scale that was trained with."""
+    """The alpha for the file: all readers take ``alpha / rank`` as the scale, which must be that of the training."""
     return config.network_alpha * (math.sqrt(config.rank) if config.use_rslora else 1.0)
 
 
 def adapter_state(module: nn.Module) -> dict[str, torch.Tensor]:
-    """The adapter's weights by module path: ``{"<layer>.lora_A.weight": [rank, in], "<layer>.lora_B.weight": ...}``."""
+    """The LoRA's weights by module path: ``{"<layer>.lora_A.weight": [rank, in], "<layer>.lora_B.weight": ...}``."""
     return {name: parameter.detach().cpu().clone() for name, parameter in adapter_parameters(module).items()}
 
 
@@ -133,17 +134,17 @@ def parameter_names(module: nn.Module) -> list[str]:
 
 
 def load_adapter_state(module: nn.Module, state: dict[str, torch.Tensor]) -> None:
-    """Set the weights that :func:`adapter_state` gave.
+    """Restore the weights of :func:`adapter_state`.
 
     Raises:
-        SubjectBoothError: the state is of another adapter.
+        SubjectBoothError: the layers or shapes differ.
     """
     parameters = adapter_parameters(module)
     if set(parameters) != set(state) or any(parameters[name].shape != state[name].shape for name in state):
         raise SubjectBoothError(
-            "a checkpoint of another adapter",
-            "the adapter this run started with",
-            "train anew with force_retrain",
+            "the checkpoint is of another LoRA",
+            "the LoRA that this run started with",
+            "train again with force_retrain",
             "checkpoint",
         )
     with torch.no_grad():
@@ -154,12 +155,12 @@ def load_adapter_state(module: nn.Module, state: dict[str, torch.Tensor]) -> Non
 def to_file(
     state: dict[str, torch.Tensor], file_key: Callable[[str], str], network_alpha: float
 ) -> dict[str, torch.Tensor]:
-    """Rename an adapter's weights to what every other LoRA loader reads.
+    """Rename a LoRA's weights to kohya's keys.
 
     Args:
         state: from :func:`adapter_state`.
-        file_key: what the file calls each layer, by the module's name.
-        network_alpha: written as ``.alpha`` for every layer; a missing alpha would mean a scale of 1 to ComfyUI.
+        file_key: from a layer's name to its key in the file.
+        network_alpha: written as ``.alpha`` of every layer; if it were missing, ComfyUI would use a scale of 1.
 
     Returns:
         ``{"<key>.lora_down.weight": [rank, in], ".lora_up.weight": [out, rank], ".alpha": []}``, float32.
@@ -174,13 +175,13 @@ def to_file(
 
 
 def adapter_parameters(module: nn.Module) -> dict[str, nn.Parameter]:
-    """By module path, in the module's order."""
+    """The LoRA's parameters by module path, in module order."""
     return {
         name.replace(f".{ADAPTER_NAME}.", "."): parameter
         for name, parameter in module.named_parameters()
-        if _is_ours(name)
+        if _is_lora(name)
     }
 
 
-def _is_ours(name: str) -> bool:
+def _is_lora(name: str) -> bool:
     return f".lora_A.{ADAPTER_NAME}." in name or f".lora_B.{ADAPTER_NAME}." in name

@@ -1,4 +1,4 @@
-"""What is trained, put together: network and text encoders with their LoRA, optimizer, and accelerate around them."""
+"""The state of a training: network and text encoders with their LoRA, optimizer, and accelerate around them."""
 
 from __future__ import annotations
 
@@ -31,29 +31,29 @@ RateFactor = Callable[[str], float]
 """A factor of the learning rate, for an adapter's weight by name (``"<layer>.lora_A.weight"``)."""
 
 NETWORK = "unet"
-"""What a checkpoint calls the network, of whatever kind, among the modules with a LoRA."""
+"""The name of the network, of any kind, among the modules in a checkpoint."""
 
 
 class Assembly:
     """The trained modules of one run.
 
     Args:
-        base: what is trained on; its network (and text encoders) are built here.
+        base: the base to train on; its network and text encoders are built here.
         config: the requested settings.
         device: where to train; None lets accelerate choose.
-        resume: weights and optimizer state to go on with.
-        load: what one step takes in.
+        resume: the checkpoint to resume from; None for a new run.
+        load: the inputs of the largest step.
         free_memory: bytes free on a device; None asks torch and the system.
         rate_factor: see :class:`trainer.learn.loop.Training`.
 
     Attributes:
-        modules: network and text encoders by name, as they were built.
-        network: the network as accelerate wraps it.
-        optimizer: likewise.
-        parameters: everything that is trained.
-        chosen: what every ``auto`` became; a resumed run keeps its first choice.
-        plan: what will be in memory.
-        notes: sentences for the user about what had to be changed.
+        modules: network and text encoders by name, unwrapped.
+        network: the network, wrapped by accelerate.
+        optimizer: the optimizer, wrapped by accelerate.
+        parameters: all trained parameters.
+        chosen: the values of ``auto`` settings; a resumed run keeps those of its start.
+        plan: the memory plan.
+        notes: sentences for the user about changed settings.
     """
 
     def __init__(
@@ -72,14 +72,14 @@ class Assembly:
         self._base, self._config = base, config
         self._accelerate = IsolatedAccelerate(device)
         self.device = device or self._accelerate.device()
-        # A resumed run keeps what was chosen at its start: another precision would give other weights.
+        # A resumed run keeps the choices of its start: another precision would give other weights.
         kept = ResolvedSettings.from_settings(resume.chosen) if resume else None
         precision, self.notes = choose_precision(config, self.device, kept.precision if kept else None)
         asked = kept.optimizer if kept else config.optimizer
         optimizer, missing = usable_optimizer(asked, self.device)
         self.chosen = ResolvedSettings(optimizer, str(self.device), precision)
-        # Only the outermost autocast empties the cache of weights in half. That one may be another pack's, and then the
-        # cache would still have the weights of before the last step.
+        # Only the outermost autocast clears the cache of half-precision weights. It may be another pack's, and then the
+        # cache would still hold the weights from before the last step.
         without_cache = AutocastKwargs(cache_enabled=False)
         with self._accelerate.installed():
             self.accelerator = Accelerator(
@@ -93,7 +93,7 @@ class Assembly:
         text_parameters = self._add_text_encoders(DTYPES[precision]) if config.train_text_encoder else []
         self.parameters = parameters + text_parameters
         for module in self.modules.values():
-            module.train()  # diffusers checkpoints activations in train mode only; the base has no dropout
+            module.train()  # diffusers applies gradient checkpointing only in train mode; the base has no dropout
         self._groups = parameters, text_parameters
         names = adapter.parameter_names(self.modules[NETWORK])
         self._factors = [rate_factor(name) for name in names] if rate_factor else []
@@ -123,19 +123,19 @@ class Assembly:
 
     @property
     def trains_text(self) -> bool:
-        """Whether there is a text encoder with a LoRA, which prompts have to go through."""
+        """Whether a text encoder is trained, so that prompts are encoded at each step."""
         return bool(self._text_encoders)
 
     def freeze_text(self) -> None:
-        """From here on the text encoder's LoRA stays as it is: :meth:`encode` leaves nothing out any more, and encodes
-        each prompt only once. May be called again."""
+        """Stop training the text encoders: from now on :meth:`encode` uses no dropout and encodes each prompt once.
+        Repeated calls do nothing."""
         if self._final is None:
             self._final = {}
             for model in self._text_encoders:
                 model.eval()
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """A batch of prompts to learn from, through the text encoders with their LoRA."""
+        """Encode a batch of prompts for training, with the LoRA of the text encoders."""
         if self._final is None:
             encoded = self._encode(prompts, learn=True)
         else:
@@ -144,8 +144,8 @@ class Assembly:
         return concatenate([encoded[prompt] for prompt in prompts])
 
     def encode_to_draw(self, prompts: Sequence[str]) -> Conditioning:
-        """The same for validation pictures, of which the LoRA's dropout leaves nothing out. Never from what was encoded
-        before, as the modules may have the running average."""
+        """Encode a batch of prompts for validation images: without dropout, and without the cache of :meth:`encode`,
+        because the modules may hold the running average."""
         was_training = [model.training for model in self._text_encoders]
         for model in self._text_encoders:
             model.eval()
@@ -157,7 +157,7 @@ class Assembly:
         return concatenate([encoded[prompt] for prompt in prompts])
 
     def _encode(self, prompts: Sequence[str], learn: bool) -> dict[str, Conditioning]:
-        """Each of the prompts once. ``learn`` keeps what the backward pass needs."""
+        """Encode each distinct prompt once; ``learn`` records the graph for the backward pass."""
         text = self._base.text
         assert text is not None
         for prompt in prompts:
@@ -169,7 +169,7 @@ class Assembly:
         return dict(zip(unique, encoded, strict=True))
 
     def use(self, chosen: ResolvedSettings) -> None:
-        """Go on with settings that need less memory; another optimizer's own averages start from nothing."""
+        """Switch to settings that need less memory; a new optimizer starts with empty state."""
         before, self.chosen = self.chosen, chosen
         self._use_checkpointing()
         if chosen.optimizer != before.optimizer:
@@ -181,29 +181,29 @@ class Assembly:
 
     def _use_chosen_optimizer(self) -> None:
         self._optimizer, _ = self._make_optimizer()
-        # Gradients of fp16 are unscaled once for every optimizer that accelerate knows.
+        # accelerate unscales fp16 gradients once per optimizer that it knows.
         self.accelerator._optimizers.clear()
         with self._accelerate.installed():
             self.optimizer = self.accelerator.prepare(self._optimizer)
 
     def _use_attention(self) -> None:
-        # ResolvedSettings anew on every machine: kernels differ by rounding only.
+        # Chosen again on every machine, because kernels differ only by rounding.
         attention, missing = choose_attention(self._config.attention, self.device)
         attention, unusable = self._base.denoiser.use_attention(self.modules[NETWORK], attention)
         self.chosen = replace(self.chosen, attention=attention)
         self.notes += tuple(note for note in (missing, unusable) if note)
 
     def averaged(self) -> AbstractContextManager[None]:
-        """Inside, the modules have what is saved and shown: the running average, if there is one."""
+        """Inside, the modules hold the weights to save and to sample with: the running average, if there is one."""
         return self._average.applied() if self._average else nullcontext()
 
     def update_average(self, step: int) -> None:
-        """Take optimizer update number ``step``, counted from 0, into the running average."""
+        """Update the running average after optimizer step number ``step``, counted from 0."""
         if self._average:
             self._average.update(step)
 
     def lora(self) -> dict[str, torch.Tensor]:
-        """The adapter as it is now, with kohya's names."""
+        """The current LoRA under kohya's keys."""
         alpha = adapter.file_alpha(self._config)
         with self.averaged():
             states = {name: adapter.adapter_state(module) for name, module in self.modules.items()}
@@ -214,7 +214,7 @@ class Assembly:
         return file
 
     def snapshot(self, step: int, losses: Sequence[Mapping[str, float]]) -> Checkpoint:
-        """The run as it is now, copied to the CPU."""
+        """The current state of the run, copied to the CPU."""
         optimizer: dict[int, dict[str, Any]] = {
             index: {
                 name: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
@@ -241,7 +241,7 @@ class Assembly:
         )
 
     def close(self) -> None:
-        """Let accelerate drop its references to the model."""
+        """Make accelerate release its references to the model."""
         self.accelerator.free_memory()
 
     def _make_optimizer(self) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
@@ -251,7 +251,7 @@ class Assembly:
     def _make_plan(self, kept: ResolvedSettings | None, load: Load, free_memory: FreeMemory) -> Plan:
         network, *text_encoders = self.modules.values()
         free = free_memory(self.device)
-        if free is not None and self.device.type == "cpu":  # the weights lie there already
+        if free is not None and self.device.type == "cpu":  # the weights are there already
             free += sum(tensor.nbytes for module in self.modules.values() for tensor in module.parameters())
         base = self._base
         return make_plan(self._config, self.chosen, kept, base.denoiser, network, base.text, text_encoders, load, free)
@@ -287,7 +287,7 @@ class Assembly:
 
 
 def _flat(entries: dict[str, Any]) -> dict[str, Any]:
-    """bitsandbytes keeps its quantised state in a dict of its own, and reads it back without that too."""
+    """Flatten the nested dict of bitsandbytes' quantised state, which it also loads in this form."""
     flat: dict[str, Any] = {}
     for name, value in entries.items():
         flat |= value if isinstance(value, dict) else {name: value}
@@ -295,9 +295,10 @@ def _flat(entries: dict[str, Any]) -> dict[str, Any]:
 
 
 def _plain_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """What an optimizer keeps beside its tensors, as JSON values; not how it computes, which is the machine's.
+    """The non-tensor values of the parameter groups, for JSON; without ``fused`` and ``foreach``, which depend on the
+    machine.
 
-    JSON has no infinity: Prodigy's ``growth_rate`` is one, a setting that every new optimizer has anyway.
+    JSON has no infinity, the value of Prodigy's ``growth_rate``; a new optimizer sets it again.
     """
     kinds = (int, float, str, list, tuple, type(None))
     left_out = ("params", "fused", "foreach")

@@ -1,4 +1,4 @@
-"""What one forward pass takes in."""
+"""The inputs of a forward pass."""
 
 from __future__ import annotations
 
@@ -12,19 +12,19 @@ from ..base.conditioning import Conditioning
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one size: photos, and what a way to keep the class adds.
+    """Images of one size: photos, and those that class preservation adds.
 
     Attributes:
-        latents: float32 [b, c, h, w], in the training space.
-        noise: like ``latents``, standard normal.
+        latents: float32 [b, c, h, w], scaled for the network.
+        noise: standard normal, shaped like ``latents``.
         times: [b], see :meth:`trainer.base.denoiser.Denoiser.times`.
-        conditioning: b prompts.
-        losses: b names, the term of the loss that each picture counts for; equal ones stand together.
-        masks: float32 [m, 1, h, w] in 0..1, the part that counts of each of the first m pictures; None counts all.
-        prompts: what ``conditioning`` was encoded from.
-        labels: what each picture is called in messages.
-        from_base: bool [b], for which pictures the base's own prediction is the target; empty for none.
-        targets: like ``latents``, the base's predictions where ``from_base`` is true; None without.
+        conditioning: batch size b.
+        losses: name of each image's loss term, b; equal names are adjacent.
+        masks: float32 [m, 1, h, w] in 0..1, pixel weights of the first m images; None for 1.
+        prompts: the prompts of ``conditioning``.
+        labels: the images' names in messages.
+        from_base: bool [b], whether the target is the base's prediction; empty for no image.
+        targets: the base's predictions, shaped like ``latents``, used where ``from_base`` is true; None without.
     """
 
     latents: torch.Tensor
@@ -39,14 +39,14 @@ class Batch:
     targets: torch.Tensor | None = field(default=None, repr=False)
 
     def split(self, pictures: int) -> list[Batch]:
-        """The batch in micro-batches of at most that many pictures, for a device that cannot take it whole."""
+        """Split into micro-batches of at most ``pictures`` images."""
         count = len(self.latents)
         if pictures >= count:
             return [self]
         return [self._rows(first, min(first + pictures, count)) for first in range(0, count, pictures)]
 
     def with_prompts(self, conditioning: Conditioning) -> Batch:
-        """The same pictures with prompts that were encoded now."""
+        """The same images with newly encoded prompts."""
         return replace(self, conditioning=conditioning)
 
     def _rows(self, first: int, last: int) -> Batch:
@@ -71,8 +71,8 @@ class Term:
 
     Attributes:
         name: such as "instance_loss".
-        weight: its factor in the whole.
-        pictures: over how many the term is averaged, those of all micro-batches together.
+        weight: its factor in the total loss.
+        pictures: number of images in all micro-batches, over which the term is averaged.
     """
 
     name: str
@@ -82,12 +82,12 @@ class Term:
 
 @dataclass(frozen=True)
 class MicroStep:
-    """What the gradients of one batch are made of: a :class:`Batch` for each size of pictures in it, and its loss."""
+    """One gradient accumulation step: a :class:`Batch` for each image size, and the terms of the loss."""
 
     batches: Sequence[Batch]
     terms: tuple[Term, ...]
 
     @property
     def pictures(self) -> int:
-        """Of all batches."""
+        """Number of images in all batches."""
         return sum(term.pictures for term in self.terms)

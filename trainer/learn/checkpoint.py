@@ -1,4 +1,4 @@
-"""Everything a resume needs, saved and loaded side by side. Noise and order need nothing: see trainer.learn.data."""
+"""Checkpoints: all state that resuming needs. Random numbers need none, see :mod:`trainer.machine.draws`."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ CHECKPOINT_FORMAT = 1
 
 @dataclass
 class Checkpoint:
-    """A run at one moment, on the CPU.
+    """The state of a run, on the CPU.
 
     Attributes:
-        step: optimizer updates done.
-        adapter: the adapter's weights by name.
-        optimizer: per parameter number, the optimizer's tensors and numbers by name.
-        losses: of every step so far, the whole ("loss") and its terms by name.
-        chosen: what ``auto`` settings became; a resumed run keeps the first choice.
-        groups: the numbers an optimizer keeps for all parameters together (Prodigy's estimate is one).
-        average: the running average of the adapter by number, empty without EMA.
-        scaler: state of fp16's loss scaling, empty in other precisions.
+        step: optimizer steps done.
+        adapter: the LoRA's weights by name.
+        optimizer: the optimizer's tensors and numbers by name, by parameter number.
+        losses: for every step so far, the total ("loss") and its terms by name.
+        chosen: the values of ``auto`` settings; a resumed run keeps them.
+        groups: values of the optimizer's parameter groups, such as Prodigy's estimate.
+        average: the running average by parameter number; empty without EMA.
+        scaler: state of fp16 loss scaling; empty in other precisions.
     """
 
     step: int
@@ -41,7 +41,7 @@ class Checkpoint:
 
 
 def save(path: Path, checkpoint: Checkpoint) -> None:
-    """Write the checkpoint as one safetensors file, in one step."""
+    """Write the checkpoint atomically, as one safetensors file."""
     tensors = {f"adapter/{name}": tensor for name, tensor in checkpoint.adapter.items()}
     tensors |= {f"average/{index}": tensor for index, tensor in enumerate(checkpoint.average)}
     numbers: dict[str, dict[str, Any]] = {}
@@ -72,15 +72,15 @@ def load(path: Path) -> Checkpoint:
     """Read what :func:`save` wrote.
 
     Raises:
-        FileNotFoundError: there is none.
-        SubjectBoothError: it is damaged or of another version.
+        FileNotFoundError: the file was not found.
+        SubjectBoothError: it is damaged or has another version.
     """
     tensors, state = read_checked(path)
     if not isinstance(state, dict) or state.get("format") != CHECKPOINT_FORMAT:
         raise SubjectBoothError(
-            "a checkpoint of another version",
+            "the checkpoint has another version",
             f"version {CHECKPOINT_FORMAT}",
-            "train anew with force_retrain",
+            "train again with force_retrain",
             str(path),
         )
     adapter: dict[str, torch.Tensor] = {}

@@ -1,6 +1,6 @@
-"""What each step sees: latents and prompts, and which of them with which noise.
+"""Assembles the batches of each step: photos, prompts, noise and times.
 
-Everything random comes from :mod:`trainer.machine.draws`, a function of the seed and the step.
+All random numbers come from :mod:`trainer.machine.draws`, as a function of seed and step.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ from .loss import INSTANCE_LOSS
 
 @dataclass(frozen=True)
 class TrainingData:
-    """Everything that is encoded once, before the first step, on the CPU.
+    """Everything that is encoded once before the first step, on the CPU.
 
-    Photos of one size lie in one tensor; with aspect-ratio buckets they have several, and lie in a tuple.
+    Photos of one size are in one tensor; photos of several sizes (aspect-ratio buckets) in a sequence.
 
     Attributes:
-        latents: float32 [n, c, h, w], the photos in the training space; or n times [c, h, w].
-        captions: n, one a photo.
-        encoded: every prompt that training or looking needs, encoded, batch size 1; the empty prompt included.
-        preservation: how the class is kept.
-        flipped_latents: like ``latents``, of the mirrored photos; None without flipping.
-        masks: float32 [n, 1, h, w] in 0..1, or n times [1, h, w]; None without a masked loss.
-        names: n labels for messages, empty without.
-        square: (c, h, w) of class images and validation pictures; empty where the photos have that size too.
+        latents: latents of the photos, float32 [n, c, h, w] or n times [c, h, w], scaled for the network.
+        captions: one per photo, n.
+        encoded: all prompts for training and validation, including the empty one, encoded with batch size 1.
+        preservation: the method of class preservation.
+        flipped_latents: latents of the mirrored photos, shaped like ``latents``; None without flipping.
+        masks: float32 [n, 1, h, w] or n times [1, h, w], in 0..1; None without masked loss.
+        names: names of the photos in messages, n; may be empty.
+        square: (c, h, w) of class images and validation images; empty for the photos' size.
     """
 
     latents: torch.Tensor | Sequence[torch.Tensor]
@@ -54,12 +54,12 @@ class TrainingData:
             object.__setattr__(self, "square", tuple(self.latents[0].shape))
 
     def encode(self, prompts: Sequence[str]) -> Conditioning:
-        """A batch of prompts as the frozen text encoder gave them."""
+        """A batch of prompts, encoded by the frozen text encoder."""
         return concatenate([self.encoded[prompt] for prompt in prompts])
 
     @property
     def buckets(self) -> list[list[int]]:
-        """Photos by number, those of one size together."""
+        """The numbers of the photos, grouped by size."""
         found: dict[torch.Size, list[int]] = {}
         for number, latents in enumerate(self.latents):
             found.setdefault(latents.shape, []).append(number)
@@ -67,15 +67,15 @@ class TrainingData:
 
 
 def photos_of(data: TrainingData, first: int, count: int, micro_step: int, seed: int) -> list[int]:
-    """The photos of one batch, all of one size.
+    """The numbers of the photos of one batch, all of one size.
 
-    Without buckets they are the next ``count`` of one endless sequence of shuffles. With them a photo is drawn from
-    such a sequence, and the next ``count`` of its bucket's own sequence are the batch: so a bucket comes up as often as
-    it has photos, and every photo is seen as often as every other.
+    Without buckets, these are the next ``count`` of an endless sequence of shuffles. With buckets, a photo drawn from
+    such a sequence selects its bucket, and the batch is the next ``count`` of the bucket's own sequence. So a bucket is
+    used in proportion to its photos, and all photos are used equally often.
 
     Args:
-        first: pictures drawn before, over the whole run.
-        micro_step: batches drawn before.
+        first: number of photos drawn so far in the run.
+        micro_step: number of batches drawn so far in the run.
     """
     buckets = data.buckets
     if len(buckets) == 1:
@@ -85,7 +85,7 @@ def photos_of(data: TrainingData, first: int, count: int, micro_step: int, seed:
     drawn = shuffled_indices(epoch * total, place + 1, total, seed, "buckets")
     number = next(index for index, bucket in enumerate(buckets) if drawn[-1] in bucket)
     bucket = buckets[number]
-    # Batches that this bucket had before: all of its photos in each epoch that is over, and those of this one.
+    # Earlier batches of this bucket: one per photo and finished epoch, and those of this epoch.
     before = epoch * len(bucket) + sum(photo in bucket for photo in drawn[:-1])
     return [bucket[index] for index in shuffled_indices(before * count, count, len(bucket), seed, f"photos {number}")]
 
@@ -99,14 +99,14 @@ def make_micro_step(
     process: int = 0,
     processes: int = 1,
 ) -> MicroStep:
-    """One batch: ``train_batch_size`` photos, and what the way to keep the class adds to them.
+    """One batch: ``train_batch_size`` photos, and the images that class preservation adds.
 
     Args:
-        data: on the CPU.
-        config: batch size, weights and seed count.
-        micro_step: batches done before, over the whole run.
-        device: where the batch goes.
-        process, processes: under ``accelerate launch`` each process takes its own part of one common draw.
+        data: the encoded data, on the CPU.
+        config: uses the batch size, loss weights and seed.
+        micro_step: number of batches so far in the run.
+        device: device of the batch.
+        process, processes: under ``accelerate launch`` each process takes its part of a common draw.
     """
     count = config.train_batch_size
     draws = Draws(config.seed, micro_step, count * processes, slice(process * count, (process + 1) * count))
@@ -121,10 +121,10 @@ def make_micro_step(
 
 def _photos(data: TrainingData, config: TrainConfig, draws: Draws) -> Part:
     numbers = photos_of(data, draws.first, draws.batch_size, draws.micro_step, draws.seed)[draws.local]
-    latents, masks = _picked(data.latents, numbers), None if data.masks is None else _picked(data.masks, numbers)
+    latents, masks = _gathered(data.latents, numbers), None if data.masks is None else _gathered(data.masks, numbers)
     if data.flipped_latents is not None:
         mirrored = draws.bernoulli(0.5, "flip")
-        latents = torch.where(mirrored[:, None, None, None], _picked(data.flipped_latents, numbers), latents)
+        latents = torch.where(mirrored[:, None, None, None], _gathered(data.flipped_latents, numbers), latents)
         if masks is not None:
             masks = torch.where(mirrored[:, None, None, None], masks.flip(-1), masks)
     prompts = [data.captions[number] for number in numbers]
@@ -143,7 +143,7 @@ def _batches(
     parts: Sequence[Part],
     device: torch.device,
 ) -> list[Batch]:
-    """The parts with their noise; those of one size share a forward pass."""
+    """Add noise and times to the parts; parts of one size share a forward pass."""
     drawn = [part for part in parts if part.like is None]
     noise = draws.noise([tuple(part.latents.shape[1:]) for part in drawn], config.noise_offset)
     times = {purpose: denoiser.times(draws.uniform(purpose)) for purpose in dict.fromkeys(p.purpose for p in drawn)}
@@ -160,40 +160,40 @@ def _batch(
     own: Mapping[int, tuple[torch.Tensor, torch.Tensor]],
     device: torch.device,
 ) -> Batch:
-    """The parts behind each other."""
+    """Concatenate the parts."""
     drawn = [own[id(part.like or part)] for part in parts]
     prompts = [prompt for part in parts for prompt in part.prompts]
     masked = [part.masks for part in parts if part.masks is not None]
     from_base = tuple(part.from_base for part in parts for _ in part.prompts)
     return Batch(
-        _joined([part.latents for part in parts]).to(device),
-        _joined([noise for noise, _ in drawn]).to(device),
-        _joined([times for _, times in drawn]).to(device),
+        _concatenated([part.latents for part in parts]).to(device),
+        _concatenated([noise for noise, _ in drawn]).to(device),
+        _concatenated([times for _, times in drawn]).to(device),
         data.encode(prompts).to(device),
         tuple(part.loss for part in parts for _ in part.prompts),
-        _joined(masked).to(device) if masked else None,
+        _concatenated(masked).to(device) if masked else None,
         tuple(prompts),
         tuple(label for part in parts for label in part.labels),
         from_base if any(from_base) else (),
     )
 
 
-def _joined(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+def _concatenated(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
-def _picked(stored: torch.Tensor | Sequence[torch.Tensor], numbers: list[int]) -> torch.Tensor:
+def _gathered(stored: torch.Tensor | Sequence[torch.Tensor], numbers: list[int]) -> torch.Tensor:
     return torch.stack([stored[number] for number in numbers])
 
 
 def largest_load(data: TrainingData, train_batch_size: int) -> Load:
-    """What the largest step of a run takes in."""
+    """The inputs of the largest step of a run, for the memory plan."""
     sizes = {tuple(latents.shape[1:]) for latents in data.latents} | {data.square[1:]}
     height, width = max(sizes, key=math.prod)
     captions = {caption: data.encoded[caption].hidden_states.shape[1] for caption in data.captions}
     lengths = {length: caption for caption, length in captions.items()}
     always = list(data.preservation.prompts)
-    # In one batch the shorter prompts are repeated, to a length that all of theirs divide.
+    # In a batch, prompts are repeated to the least common multiple of their lengths.
     together = (
         [*always, *(lengths[length] for length in chosen)]
         for chosen in combinations(lengths, min(train_batch_size, len(lengths)))

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
 class AdapterAverage:
     """``average <- d * average + (1 - d) * weights`` after every step, starting from the first weights.
 
-    ``d`` warms up: it is ``min(decay, (1 + n) / (10 + n))`` after ``n`` earlier steps. A short run would otherwise save
-    mostly the untrained adapter that the average starts from: after 60 steps at 0.999, 94 % of it.
+    ``d`` warms up: it is ``min(decay, (1 + n) / (10 + n))`` after ``n`` earlier steps. Otherwise a short run would
+    mostly save the initial weights: 94 % of them after 60 steps at 0.999.
 
     An adapter is hundreds of small tensors: torch's foreach functions, which its optimizers use too, do the same
     arithmetic for all of them in a kernel or a few.

@@ -1,4 +1,4 @@
-"""One step's gradients: its batches in micro-batches as memory allows, and those side by side where that is faster."""
+"""Gradients of a step: in micro-batches that fit in memory, computed in parallel threads where that is faster."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ from .side_by_side import SideBySide, threads_for
 TOTAL = "loss"
 
 Values = Mapping[str, float]
-"""The terms of the loss by name, and the whole of it under :data:`TOTAL`."""
+"""The terms of the loss by name, and their weighted sum under :data:`TOTAL`."""
 Forward = Callable[[], tuple[torch.Tensor, Values]]
 
 
 class Gradients:
-    """Of one run's steps.
+    """Computes the gradients of a run's steps.
 
     Attributes:
-        labels: what the pictures of the last step are called in messages.
+        labels: names of the last step's images, for messages.
     """
 
     def __init__(
@@ -42,12 +42,12 @@ class Gradients:
         self._denoiser, self._data, self._config, self._state = denoiser, data, config, state
         self.labels: list[str] = []
         threads = threads_for(min(self._micro_batch, pictures), state.chosen, config.lora_dropout)
-        # Between processes accelerate adds gradients up, and it scales losses: both inside its own backward().
+        # accelerate reduces gradients between processes and scales fp16 losses, both in its own backward().
         plain = state.accelerator.num_processes == 1 and state.accelerator.scaler is None
         self._threads = SideBySide(threads) if threads > 1 and plain else None
 
     def close(self) -> None:
-        """End the threads, if there are any."""
+        """Stop the threads, if there are any."""
         if self._threads is not None:
             self._threads.close()
 
@@ -56,7 +56,7 @@ class Gradients:
         return self._state.chosen.micro_batch
 
     def compute(self, step: int) -> Values:
-        """Leave the gradients of *step* in the parameters; returns its losses.
+        """Accumulate the gradients of a step in the parameters, and return its losses.
 
         Raises:
             SubjectBoothError: a loss is not finite.
@@ -86,19 +86,19 @@ class Gradients:
                 partial(self._forward, step, number, index, self._with_targets(part), micro_step.terms)
                 for index, part in enumerate(parts)
             ]
-            for losses in self._one_by_one(forwards) if threads == 1 else self._side_by_side(forwards, threads):
+            for losses in self._sequentially(forwards) if threads == 1 else self._in_parallel(forwards, threads):
                 sums.update(losses)
         sums.update(self._penalty())
         return sums
 
-    def _one_by_one(self, forwards: Sequence[Forward]) -> Iterator[Values]:
+    def _sequentially(self, forwards: Sequence[Forward]) -> Iterator[Values]:
         for forward in forwards:
             loss, values = forward()
             self._state.accelerator.backward(loss)
             yield values
 
-    def _side_by_side(self, forwards: Sequence[Forward], threads: int) -> Iterator[Values]:
-        """As many parts at a time as there are threads. Gradients are added in the parts' order, not as they come."""
+    def _in_parallel(self, forwards: Sequence[Forward], threads: int) -> Iterator[Values]:
+        """Run as many parts at a time as there are threads; gradients are always added in the order of the parts."""
         assert self._threads is not None
         parameters = self._state.parameters
 
@@ -117,7 +117,7 @@ class Gradients:
     def _forward(
         self, step: int, number: int, index: int, batch: Batch, terms: Sequence[Term]
     ) -> tuple[torch.Tensor, Values]:
-        """A part's loss to go backward from, and what it adds to the step's losses."""
+        """A part's loss, and its contribution to the step's losses."""
         state, accumulate = self._state, self._config.gradient_accumulation_steps
         with torch.enable_grad(), self._dropout_seed(number, index):
             if state.trains_text:
@@ -125,13 +125,13 @@ class Gradients:
             losses = batch_losses(self._denoiser, state.network, batch, terms, self._config.snr_gamma)
             names = [TOTAL, *losses.terms]
             scalars = torch.stack([losses.total.detach(), *losses.terms.values()])
-            values = torch.cat([scalars, losses.each]).tolist()  # at once: the host waits for a GPU here
+            values = torch.cat([scalars, losses.each]).tolist()  # one transfer, as it waits for the GPU
             _stop_if_not_finite(batch, values[len(names) :], step)
             found = {name: value / accumulate for name, value in zip(names, values, strict=False)}
             return losses.total / accumulate, found
 
     def _with_targets(self, batch: Batch) -> Batch:
-        """The batch with the base's own predictions where those are the targets."""
+        """Add the base's predictions, if they are targets of the batch."""
         if not any(batch.from_base):
             return batch
         state, denoiser = self._state, self._denoiser
@@ -141,7 +141,7 @@ class Gradients:
         return replace(batch, targets=targets)
 
     def _penalty(self) -> Values:
-        """Terms that depend on the adapter alone, their gradients added to the others."""
+        """Compute the terms that depend only on the adapter, and accumulate their gradients."""
         layers = (layer for module in self._state.modules.values() for layer in adapter.layers_of(module))
         with torch.enable_grad():
             terms = self._data.preservation.penalty(layers, self._config.prior_loss_weight)
@@ -152,7 +152,7 @@ class Gradients:
         return {TOTAL: float(total.detach())} | {name: float(term.detach()) for name, term in terms.items()}
 
     def _dropout_seed(self, micro_step: int, part: int) -> AbstractContextManager[None]:
-        """The LoRA's dropout draws from the process's random state: seed it, and put it back as it was."""
+        """Dropout uses the global random state: seed it inside, and restore it."""
         if not self._config.lora_dropout:
             return nullcontext()
         return seeded(derived_seed(self._config.seed, f"dropout {part}", micro_step), self._state.device)

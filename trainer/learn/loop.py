@@ -1,7 +1,7 @@
-"""The training loop: build, step, look, and stop where the reader of the events stops.
+"""The training loop.
 
-``events()`` is a generator. It calls no user interface and writes no file; closing it cancels the run, and
-:meth:`Training.snapshot` gives everything a resume needs, between two events as well as after an error.
+``events()`` is a generator. It calls no user interface and writes no file. Closing it cancels the training;
+:meth:`Training.snapshot` returns all state for resuming, between any two events and after an error.
 """
 
 from __future__ import annotations
@@ -34,20 +34,20 @@ from .gradients import TOTAL, Gradients
 from .optimizers import usable_optimizer
 
 VALIDATION_SEED = 1234
-"""Every validation picture of every run starts from this noise, so that steps (and runs) can be compared."""
+"""Fixed, so that validation images of different steps and runs can be compared."""
 
 
 class Training:
-    """One run over one base, as a context manager: leaving it frees the model, however the run ended.
+    """The training of one LoRA; a context manager that releases the model on exit.
 
     Args:
-        base: what is trained on.
-        data: photos, class images and prompts, encoded.
+        base: the base to train on.
+        data: encoded photos, class images and prompts.
         config: the requested settings.
-        shown: the prompts of the validation pictures.
-        resume: where to go on; None starts from step 0.
-        device: where to train; None lets accelerate choose (under ``accelerate launch`` each process gets its own).
-        free: bytes free on a device, for the plan; None asks torch and the system.
+        shown: the prompts of the validation images.
+        resume: the checkpoint to resume from; None starts at step 0.
+        device: where to train; None lets accelerate choose (under ``accelerate launch`` one per process).
+        free: bytes free on a device; None asks torch and the system.
         rate_factor: of the learning rate for each of the network's adapter weights; None is 1 for all.
 
     Raises:
@@ -72,7 +72,7 @@ class Training:
         self._assembly: Assembly | None = None
         self.step = resume.step if resume else 0
         self.losses: list[dict[str, float]] = list(resume.losses) if resume else []
-        self._learning = False  # between two states, neither of which is to be kept
+        self._learning = False  # within an optimizer step, when the state must not be saved
 
     def __enter__(self) -> Training:
         self._leaving = ExitStack()
@@ -89,28 +89,28 @@ class Training:
 
     @property
     def is_built(self) -> bool:
-        """Whether there is a whole state to take a snapshot of."""
+        """Whether :meth:`snapshot` can be called."""
         return self._assembly is not None and not self._learning
 
     @property
     def chosen(self) -> ResolvedSettings:
-        """What every ``auto`` setting is by now."""
+        """The current values of ``auto`` settings."""
         assert self._assembly is not None
         return self._assembly.chosen
 
     def plan(self) -> Plan:
-        """Build, count, and train nothing."""
+        """Build the model and plan its memory, without training."""
         with default_numerics():
             return self._build().plan
 
     def snapshot(self) -> Checkpoint:
-        """The run as it is now, copied to the CPU."""
+        """The current state, copied to the CPU."""
         assert self._assembly is not None
         with default_numerics():
             return self._assembly.snapshot(self.step, self.losses)
 
     def lora(self) -> dict[str, torch.Tensor]:
-        """The adapter as it is now, with kohya's names."""
+        """The current LoRA under kohya's keys."""
         assert self._assembly is not None
         with default_numerics():
             return self._assembly.lora()
@@ -125,11 +125,12 @@ class Training:
         """Train from the current step to the last one.
 
         Yields:
-            :class:`Started`, then a :class:`StepDone` for every step, and :class:`ValidationStep`/:class:`Validation`
-            where pictures are due.
+            a :class:`Started`, a :class:`StepDone` after every step, an :class:`Adjusted` when settings are lowered,
+            and :class:`ValidationStep`/:class:`Validation` when validation images are due.
 
         Raises:
-            SubjectBoothError: the loss or the gradient is not finite; the adapter still is the last good one.
+            SubjectBoothError: the loss or the gradient is not finite, or too little memory; the LoRA is that of the
+                last completed step.
         """
         with default_numerics():
             state = self._build()
@@ -168,7 +169,7 @@ class Training:
                     if not is_out_of_memory(error):
                         raise
                     yield Adjusted(
-                        self.step, "not enough memory for validation pictures: left out", state.chosen.as_settings()
+                        self.step, "not enough memory for validation images: skipped", state.chosen.as_settings()
                     )
                 clock.validation = time.perf_counter() - began
 
@@ -181,11 +182,11 @@ class Training:
         self._leaving.callback(state.close)
         self._gradients = Gradients(self._base.denoiser, data, self._config, state, load.pictures)
         self._leaving.callback(self._gradients.close)
-        self._resume = None  # its tensors are not needed any more
+        self._resume = None  # release its tensors
         return state
 
     def _learn(self, state: Assembly) -> None:
-        """The optimizer's step. What fails in the middle of it leaves weights of two steps, which are not kept."""
+        """Run the optimizer. If that fails, some weights may be updated and others not, so the state is not saved."""
         self._learning = True
         with memory_errors(
             f"too little memory on {state.device} for the {state.chosen.optimizer} optimizer",
@@ -198,27 +199,27 @@ class Training:
         self._learning = False
 
     def _try_gradients(self, state: Assembly) -> tuple[dict[str, float] | None, str]:
-        """The losses of this step, its gradients being in place; or, out of memory, None and what was changed.
+        """Compute the gradients and return the losses; if out of memory, lower settings and return None and a note.
 
-        Nothing has been learned from a failed attempt: its gradients are dropped, and the same step is tried again.
+        A failed attempt has no effect: its gradients are discarded, and the step is tried again.
 
         Raises:
-            SubjectBoothError: there is nothing left that would need less memory.
+            SubjectBoothError: no setting is left to lower.
         """
         try:
             return dict(self._gradients.compute(self.step)), ""
         except Exception as error:
             if not is_out_of_memory(error) or state.accelerator.num_processes > 1:
                 raise
-        # Outside the handler: while it runs, the error keeps the failed attempt's tensors alive.
+        # Outside the handler, in which the exception keeps the failed attempt's tensors alive.
         state.optimizer.zero_grad()
         free_memory(state.device)
         eight_bit = usable_optimizer("adamw8bit", state.device)[0] == "adamw8bit"
         less = step_down(state.chosen, self._load.pictures, eight_bit)
         if less is None:
             raise SubjectBoothError(
-                f"too little memory on {state.device} for one picture of {self._config.resolution} pixels",
-                "a smaller picture or a smaller model",
+                f"too little memory on {state.device} for one image of {self._config.resolution} pixels",
+                "a smaller image or a smaller model",
                 f"lower resolution or rank, or close other programs; the adapter of step {self.step} is kept",
                 "training",
             )
@@ -234,7 +235,7 @@ class Training:
     def _stop_if_gradient_is_not_finite(self, state: Assembly, norm: float) -> None:
         if abs(norm) < float("inf"):
             return
-        # fp16's loss scaling skips single overflowing steps by itself and lowers its scale, which cannot help for ever.
+        # fp16 loss scaling skips overflowing steps and lowers its scale; at scales below 1 that no longer helps.
         if state.accelerator.scaler is not None and state.accelerator.scaler.get_scale() >= 1.0:
             return
         whose = ", ".join(dict.fromkeys(self._gradients.labels))
@@ -282,7 +283,7 @@ class Training:
 
 
 class _Clock:
-    """Seconds a step, smoothed over the last steps, and what is left."""
+    """Seconds per step, averaged over the last steps, and the time left."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=20)
@@ -290,7 +291,7 @@ class _Clock:
         self.validation = 0.0
 
     def step(self, seconds: float) -> float:
-        # The first step also warms up the device; it would spoil the estimate.
+        # The first step includes warm-up and would distort the estimate.
         if not self._first:
             self._recent.append(seconds)
         self._first = False

@@ -1,4 +1,4 @@
-"""One step's arithmetic (DreamBooth: arXiv 2208.12242, equation 2)."""
+"""The loss (DreamBooth: arXiv 2208.12242, equation 2)."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ from ..base.denoiser import Denoiser
 from .batch import Batch, Term
 
 INSTANCE_LOSS = "instance_loss"
-"""The term of the photos."""
+"""Name of the loss term of the photos."""
 
 
 @dataclass(frozen=True)
 class Losses:
-    """Scalars.
+    """The loss of a batch.
 
     Attributes:
-        total: carries the graph for the backward pass.
-        terms: by name, unweighted and without the graph.
-        each: [b], a picture's own part.
+        total: the weighted sum, a differentiable scalar.
+        terms: unweighted scalars by name, detached.
+        each: loss of each image, [b], detached.
     """
 
     total: torch.Tensor
@@ -39,18 +39,17 @@ def weighted_losses(
     weights: torch.Tensor | None = None,
     masks: torch.Tensor | None = None,
 ) -> Losses:
-    """``sum of weight * mse(pictures)`` over the terms, each averaged over its own pictures.
+    """The sum of ``weight * mse`` over the terms, each averaged over its own images.
 
     With class images this is the DreamBooth loss, ``mse(photos) + prior_loss_weight * mse(class images)``.
 
     Args:
         prediction, target: float32 [b, c, h, w].
-        losses: b names, which term each picture counts for; equal ones stand together.
-        terms: of the whole micro-step, so that the parts of a batch that was split add up to it. The terms of pictures
-            that are not in this part are 0 here.
-        weights: float32 [b], a factor for each picture; None for 1.
-        masks: float32 [m, 1, h, w]. The error of the first m pictures is averaged over their mask, so that a small
-            subject counts as much as a large one; a photo whose mask is empty counts as 0.
+        losses: name of each image's term, b; equal names are adjacent.
+        terms: terms of the whole micro-step, so that the losses of micro-batches add up to its loss.
+        weights: a factor for each image, float32 [b]; None for 1.
+        masks: float32 [m, 1, h, w]. The errors of the first m images are averaged over their masks, so that a small
+            subject counts as much as a large one; an image with an empty mask counts as 0.
     """
     errors = mse_loss(prediction, target, reduction="none")
     each = errors.mean(dim=(1, 2, 3))
@@ -70,19 +69,19 @@ def weighted_losses(
         found[term.name] = loss.detach()
         weighted = loss if term.weight == 1.0 else term.weight * loss
         total = weighted if total is None else total + weighted
-    assert total is not None, "every picture counts for a term"
+    assert total is not None, "every image belongs to a term"
     return Losses(total, found, each.detach())
 
 
 def batch_losses(
     denoiser: Denoiser, network: Any, batch: Batch, terms: Sequence[Term], snr_gamma: float = 0.0
 ) -> Losses:
-    """Noise the batch, ask the network, compare. Photos and what is added to them share one forward pass.
+    """Add noise, predict, and compute the loss; photos and class images share one forward pass.
 
     Args:
-        network: the denoiser's, perhaps wrapped by accelerate.
+        network: from the denoiser, possibly wrapped by accelerate.
         terms: see :func:`weighted_losses`.
-        snr_gamma: min-SNR weighting; 0 weights all times alike.
+        snr_gamma: min-SNR weighting; 0 for equal weights.
     """
     noisy_latents = denoiser.noisy_latents(batch.latents, batch.noise, batch.times)
     prediction = denoiser.predict(network, noisy_latents, batch.times, batch.conditioning)

@@ -1,4 +1,4 @@
-"""The optimizers, and what is used in place of one whose package is missing."""
+"""The optimizers, with AdamW as the fallback if a package is missing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 PRODIGY_RATE = 0.1
-"""A learning rate from here on is on Prodigy's scale, on which 1 is usual."""
+"""Learning rates from this value up are on Prodigy's scale, where 1 is usual."""
 
 
 def make_optimizer(
@@ -26,9 +26,9 @@ def make_optimizer(
     device: torch.device,
     factors: Sequence[float] = (),
 ) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
-    """The optimizer that was asked for, or AdamW and a sentence that says why.
+    """The requested optimizer, or AdamW with a note that says why.
 
-    The text encoders have a group and a rate of their own; each group's full rate is its ``initial_lr``.
+    The text encoders have their own group and learning rate; ``initial_lr`` is a group's full rate.
 
     AdamW: arXiv 1711.05101; 8-bit: arXiv 2110.02861; Adafactor (without its own schedule): arXiv 1804.04235;
     Prodigy: arXiv 2306.06101.
@@ -42,7 +42,7 @@ def make_optimizer(
     rates = [(parameters, factor * config.learning_rate) for parameters, factor in shared]
     groups = [{"params": parameters, "initial_lr": rate, "lr": rate} for parameters, rate in rates]
     if text_encoders:
-        # Prodigy finds one rate for everything and refuses groups of different ones.
+        # Prodigy estimates one rate for all groups, and rejects groups with different rates.
         rate = config.learning_rate if config.optimizer == "prodigy" else config.text_encoder_lr
         groups.append({"params": text_encoders, "initial_lr": rate, "lr": rate})
     return _make(groups, config, device)
@@ -76,12 +76,10 @@ def _make(
         notes: tuple[str, ...] = (
             ()
             if learning_rate >= PRODIGY_RATE
-            else (
-                f"prodigy multiplies its estimate by the learning rate: {learning_rate:g} all but stops it, 1 is usual",
-            )
+            else (f"prodigy scales its estimate by the learning rate: {learning_rate:g} hardly trains, 1 is usual",)
         )
         if len(parameters) > 1:
-            notes += ("prodigy finds the text encoder's learning rate too: text_encoder_lr is not used",)
+            notes += ("prodigy also estimates the text encoder's learning rate: text_encoder_lr is not used",)
         return prodigyopt.Prodigy(
             parameters, lr=learning_rate, weight_decay=decay, safeguard_warmup=True, use_bias_correction=True
         ), notes
@@ -94,28 +92,27 @@ def _adamw(
     weight_decay: float,
     device: torch.device,
 ) -> torch.optim.AdamW:
-    """On a CPU in one kernel a tensor: an adapter is hundreds of small tensors, and the plain way
-    makes a dozen calls for each."""
+    """Fused on a CPU: an adapter is hundreds of small tensors, and the default makes a dozen calls for each."""
     fused = True if device.type == "cpu" else None
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
 
 
 def with_usable_optimizer(config: TrainConfig, device: torch.device | None) -> tuple[TrainConfig, str]:
-    """The settings that such a run really has here, and a sentence when they are not those that were asked for.
+    """The settings as they can be used here, and a note if they differ from the requested ones.
 
-    They are what the run's key is made of: once the missing package is there, the run is another one.
+    They are what enters the run's key, so installing a missing package gives another run.
     """
     if device is None:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     optimizer, missing = usable_optimizer(config.optimizer, device)
     if config.optimizer == "prodigy" and missing and config.learning_rate >= PRODIGY_RATE:
-        usual = TrainConfig.learning_rate  # prodigy's 1 would destroy an adapter in adamw's hands
+        usual = TrainConfig.learning_rate  # with AdamW, Prodigy's usual 1 would ruin the LoRA
         return replace(config, optimizer=optimizer, learning_rate=usual), f"{missing} at a learning rate of {usual:g}"
     return replace(config, optimizer=optimizer), missing
 
 
 def usable_optimizer(name: str, device: torch.device) -> tuple[str, str]:
-    """The optimizer that is used where ``name`` is asked for, and a sentence when that is another one."""
+    """The optimizer to use where ``name`` is requested, and a note if it is another one."""
     missing = _missing(name, device)
     return ("adamw", missing) if missing else (name, "")
 

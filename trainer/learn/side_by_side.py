@@ -1,7 +1,7 @@
-"""On a CPU the pictures of a step are computed side by side, each thread with its own.
+"""On a CPU, the images of a step are computed in parallel, one thread per image.
 
-Threads that share out one product wait for each other at its end, some thousand times a step; pictures need not wait
-for each other before their gradients are added up.
+Threads that share one matrix product have to synchronise after it, some thousand times a step; images only when their
+gradients are added.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ T = TypeVar("T")
 
 
 def threads_for(pictures: int, chosen: ResolvedSettings, lora_dropout: float) -> int:
-    """How many threads to share *pictures* out to; 1 where they have to stay together.
+    """The number of threads for a forward pass; 1 if its images must be computed together.
 
-    On another device the pictures share its one queue. Dropout draws from the random state that all threads have in
-    common, and autocast keeps its copies of the weights for all of them.
+    That is the case on other devices, which have one queue; with dropout, whose random state is global; and with
+    autocast, whose cache of weights is shared by all threads.
 
     Args:
-        pictures: of one forward pass.
+        pictures: images in one forward pass.
         chosen: device and precision of the run.
     """
     if chosen.device != "cpu" or chosen.precision != "fp32" or lora_dropout:
@@ -34,7 +34,7 @@ def threads_for(pictures: int, chosen: ResolvedSettings, lora_dropout: float) ->
 
 
 class SideBySide:
-    """Runs functions at the same time. torch's own threads are shared out evenly among the *threads*."""
+    """Runs functions in parallel. torch's own threads are divided equally between the ``threads``."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
@@ -43,21 +43,21 @@ class SideBySide:
         all_started = threading.Barrier(threads)
 
         def start() -> None:
-            torch.get_num_threads()  # when first asked, a thread takes over the process's number
+            torch.get_num_threads()  # a thread adopts the process's number at its first call
             torch.set_num_threads(max(1, shared // threads))
-            all_started.wait()  # without it one thread could take another's start over
+            all_started.wait()  # otherwise one thread could run another's start, too
 
         for each in [self._pool.submit(start) for _ in range(threads)]:
             each.result()
-        # Setting it has set the process's number too, which later threads start with.
+        # Setting it also changed the process's number, which later threads start with.
         torch.set_num_threads(shared)
 
     def run(self, functions: Sequence[Callable[[], T]]) -> list[T]:
-        """Their results in their order; when all have ended, the first error in that order is raised."""
+        """Results in the order of the functions; the first error in that order is raised after all have ended."""
         running = [self._pool.submit(function) for function in functions]
         wait(running)
         return [each.result() for each in running]
 
     def close(self) -> None:
-        """End the threads."""
+        """Stop the threads."""
         self._pool.shutdown()

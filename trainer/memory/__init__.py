@@ -1,1 +1,1 @@
-"""What fits into memory, and what to do when it does not."""
+"""Plans for memory, and what to do when it runs out."""

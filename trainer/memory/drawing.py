@@ -1,4 +1,4 @@
-"""As many pictures drawn together as the memory allows."""
+"""Samples images in batches that fit in memory."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from .plan import pictures_that_fit
 logger = logging.getLogger("subjectbooth")
 
 Draw = Callable[[int, int], Generator[int, None, torch.Tensor]]
-"""Draws the pictures ``first .. last`` (exclusive) together; see :meth:`trainer.base.denoiser.Denoiser.sample`."""
+"""Samples the images ``first .. last`` (exclusive) in one batch; see :meth:`trainer.base.denoiser.Denoiser.sample`."""
 
 
 class Drawing:
-    """Reads a generator, and keeps what it returns.
+    """Iterates over a generator, and keeps its return value.
 
     Attributes:
-        latents: what was drawn, once the iteration is over.
+        latents: the return value, after the iteration.
     """
 
     latents: torch.Tensor
@@ -43,20 +43,20 @@ def draw_all(
     steps: int,
     device: torch.device,
 ) -> Generator[int, None, torch.Tensor]:
-    """Draw ``count`` pictures, as many together as was asked for; where that is too much for the memory, fewer.
+    """Sample ``count`` images in batches; if memory runs out, in smaller ones.
 
     Args:
-        at_once: pictures together, 1 or more.
-        steps: denoising steps of a picture.
+        at_once: batch size, 1 or more.
+        steps: denoising steps per image.
 
     Yields:
-        denoising steps done, of ``count * steps``. They go back where a batch is drawn again in smaller ones.
+        denoising steps done, of ``count * steps``; lower again after a batch that did not fit.
 
     Returns:
         latents, float32 [count, c, h, w], on the CPU.
 
     Raises:
-        Exception: what torch raised where the memory is too small for a single picture.
+        Exception: torch's error, if not even one image fits.
     """
     drawn: list[torch.Tensor] = []
     first = 0
@@ -72,14 +72,14 @@ def draw_all(
         except Exception as error:
             if last - first == 1 or not is_out_of_memory(error):
                 raise
-        # Outside the handler: while it runs, the error keeps the failed attempt's tensors alive.
+        # Outside the handler, in which the exception keeps the failed attempt's tensors alive.
         at_once = (last - first) // 2
         free_memory(device)
     return torch.cat(drawn)
 
 
 MOST_AT_ONCE = 4
-"""Pictures drawn together; more are hardly faster."""
+"""Maximum batch size; larger ones are hardly faster."""
 
 
 def pictures_at_once(
@@ -92,23 +92,21 @@ def pictures_at_once(
     device: torch.device,
     free: int | None,
 ) -> int:
-    """How many of ``count`` pictures to draw together: as many as fit in ``free`` bytes.
+    """The batch size for sampling ``count`` images: as many as fit in ``free`` bytes.
 
-    On a CPU one: there several are no faster than one after the other, and a picture's last bits would depend on how
-    many there are.
+    1 on a CPU, where batches are no faster, and an image's last bits would depend on the batch size.
 
     Args:
         conditioning: the longest prompt, batch size 1.
-        dtype: what the network computes in.
-        free: bytes free on the device, the network being there; None when nobody can say.
+        dtype: dtype of the computation.
+        free: bytes free on the device, which already holds the network; None if unknown.
     """
     if device.type == "cpu" or free is None or count < 2:
         return 1
     try:
-        each = 2 * drawing_bytes(
-            denoiser, network, conditioning, shape[1:], dtype
-        )  # with the prompt, and with the negative one
-    except Exception:  # a batch is a help: what cannot be counted (another diffusers, another torch) ends no run
-        logger.warning("the memory of a picture could not be counted", exc_info=True)
+        # For the prompt and the negative prompt.
+        each = 2 * drawing_bytes(denoiser, network, conditioning, shape[1:], dtype)
+    except Exception:  # not essential: counting may fail with other versions of diffusers or torch
+        logger.warning("the memory for sampling an image could not be estimated", exc_info=True)
         return 1
     return pictures_that_fit(lambda pictures: pictures * each, free, min(count, MOST_AT_ONCE))

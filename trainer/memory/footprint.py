@@ -1,9 +1,9 @@
-"""How much memory a training step's activations take, counted without doing the step.
+"""Counts the memory of a training step's activations without running the step.
 
-The network itself runs one forward pass on torch's meta device, where tensors have a shape but no content, and the
-bytes that autograd keeps for the backward pass are counted. So the figure is right for every family, set of LoRA
-layers, resolution and prompt length without a table of coefficients. Equal blocks are counted once, which takes SDXL's
-70 transformer blocks from a minute to seconds.
+The network runs one forward pass on torch's meta device, where tensors have a shape but no content, and the bytes that
+autograd keeps for the backward pass are counted. This works for every family, set of LoRA layers, resolution and prompt
+length, without fitted coefficients. Identical blocks are counted once, so that SDXL's 70 transformer blocks take
+seconds instead of a minute.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ META = torch.device("meta")
 
 @dataclass(frozen=True)
 class Footprint:
-    """Bytes of one picture's forward and backward pass at its peak.
+    """Peak bytes of one image's forward and backward pass.
 
     Attributes:
-        whole: with everything kept that the backward pass needs.
-        checkpointed: with gradient checkpointing: the blocks' inputs are kept, and one block is recomputed at a time.
+        whole: without gradient checkpointing.
+        checkpointed: with gradient checkpointing, which keeps the blocks' inputs and recomputes one block at a time.
     """
 
     whole: int
@@ -40,15 +40,15 @@ class Footprint:
 def training_footprint(
     denoiser: Denoiser, network: nn.Module, conditioning: Conditioning, size: tuple[int, int], dtype: torch.dtype
 ) -> Footprint:
-    """Count one picture's activations; those of a batch are that many times as much.
+    """Count one image's activations; a batch takes proportionally more.
 
     Args:
-        denoiser: whose network it is.
-        network: with its LoRA in place. Nothing of it is read but shapes, and it is left as it was.
-        conditioning: a prompt as it is trained on, batch size 1.
+        denoiser: the denoiser of the network.
+        network: the network with its LoRA. Only its shapes are read, and it is not changed.
+        conditioning: a prompt for training, batch size 1.
         size: height and width of the latents.
-        dtype: what the forward pass computes in: with a half type its matrix products do, and its norms in float32,
-            as under CUDA's autocast.
+        dtype: dtype of the forward pass. With a half-precision type, matrix products use it and norms float32, as
+            in CUDA's autocast.
     """
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as undo:
         undo.enter_context(denoiser.countable(network))
@@ -65,20 +65,20 @@ def training_footprint(
         whole = memory.live
         del loss
     most = max((unit.peak for unit, _ in units), default=0)
-    # At its peak the backward pass is in one block; what comes after that block is freed already, hence the largest.
+    # The backward pass peaks within one block; the activations of the blocks after it are already freed by then.
     extra = max((unit.peak - unit.kept for unit, _ in units if unit.peak == most), default=0)
     return Footprint(whole + extra, _checkpointed(units, whole))
 
 
 def _checkpointed(units: list[tuple[_Unit, int]], whole: int) -> int:
-    """The peak where each block keeps its input, and its inside only while the backward pass is in it.
+    """The peak if each block keeps only its input, and is recomputed in the backward pass.
 
-    By then all that came after the block is freed. In half the input of a block may otherwise be gone: its norm keeps
-    a float32 copy.
+    By then the activations of all later blocks are freed. In half precision, a block without checkpointing may not keep
+    its input, because its norm keeps a float32 copy.
 
     Args:
-        units: the blocks in their order, and what was alive before each with everything kept.
-        whole: what is alive at the end of the forward pass.
+        units: the blocks in order, and the bytes alive before each without checkpointing.
+        whole: the bytes alive at the end of the forward pass.
     """
     saved, peak = 0, 0
     for unit, before in units:
@@ -91,8 +91,7 @@ def _checkpointed(units: list[tuple[_Unit, int]], whole: int) -> int:
 def drawing_bytes(
     denoiser: Denoiser, network: nn.Module, conditioning: Conditioning, size: tuple[int, ...], dtype: torch.dtype
 ) -> int:
-    """The most bytes that are alive in one picture's forward pass without a backward pass; otherwise like
-    :func:`training_footprint`."""
+    """Peak bytes of one image's forward pass without gradients; arguments as in :func:`training_footprint`."""
     with torch.inference_mode(False), torch.no_grad(), ExitStack() as undo:
         undo.enter_context(denoiser.countable(network))
         if dtype != torch.float32:
@@ -106,7 +105,7 @@ def drawing_bytes(
 
 
 def _inputs(denoiser: Denoiser, conditioning: Conditioning, size: tuple[int, ...]) -> tuple[torch.Tensor, Conditioning]:
-    """One picture's latents and its prompt, on the meta device."""
+    """One image's latents and its prompt, on the meta device."""
     pooled = conditioning.pooled
     return torch.empty(1, denoiser.latent_channels, *size, device=META), Conditioning(
         torch.empty(conditioning.hidden_states.shape, device=META),
@@ -124,14 +123,14 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 
 def _meta(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    # A norm's own weights are used in float32 beside its float32 input; all others in the products' type.
+    # A norm's weights are used in float32, like its input; all others in the dtype of the matrix products.
     wanted = torch.float32 if "norm" in name else dtype
     made = torch.empty(tensor.shape, device=META, dtype=wanted if tensor.is_floating_point() else tensor.dtype)
     return made.requires_grad_(tensor.requires_grad)
 
 
 class _Bare(nn.Module):
-    """Calls the network without the hooks that others may have put on it."""
+    """Calls the network without the hooks that other code may have added."""
 
     def __init__(self, network: nn.Module) -> None:
         super().__init__()
@@ -142,7 +141,7 @@ class _Bare(nn.Module):
 
 
 class _OnMeta:
-    """The network as :meth:`trainer.base.denoiser.Denoiser.predict` takes it, with weights on the meta device."""
+    """The network with weights on the meta device, for :meth:`trainer.base.denoiser.Denoiser.predict`."""
 
     def __init__(self, network: nn.Module, weights: dict[str, torch.Tensor], dtype: torch.dtype) -> None:
         self._bare, self._weights, self._dtype = _Bare(network), weights, dtype
@@ -155,7 +154,7 @@ class _OnMeta:
 
 
 class _Memory(TorchDispatchMode):
-    """Bytes of the tensors that are alive. Weights do not count: they are there anyway."""
+    """Counts the bytes of live tensors other than the weights."""
 
     def __init__(self, weights: dict[str, torch.Tensor]) -> None:
         super().__init__()
@@ -171,7 +170,7 @@ class _Memory(TorchDispatchMode):
 
     def _add(self, storage: torch.UntypedStorage) -> None:
         key = storage._cdata
-        if key not in self._sizes:  # else a view of what is counted already
+        if key not in self._sizes:  # else a view of a counted tensor
             self._sizes[key] = storage.nbytes()
             self.live += storage.nbytes()
             self.peak = max(self.peak, self.live)
@@ -183,14 +182,14 @@ class _Memory(TorchDispatchMode):
 
 @dataclass(frozen=True)
 class _Unit:
-    """A block's bytes.
+    """Bytes of a block.
 
     Attributes:
-        kept: all that is alive after it and was not before it.
-        output: what of that is its output.
-        peak: the most that is alive during its forward and backward pass and was not before.
-        input: its input; 0 where it keeps nothing at all.
-        keeps_input: its backward pass needs the input itself, not only a float32 copy of it.
+        kept: allocated by its forward pass and still alive after it, output included.
+        output: its output.
+        peak: the peak during its forward and backward pass, above what was alive before.
+        input: its input; 0 if it keeps nothing.
+        keeps_input: whether its backward pass needs the input itself, not only a float32 copy.
     """
 
     kept: int
@@ -201,7 +200,7 @@ class _Unit:
 
 
 class _Kept(torch.autograd.Function):
-    """A block that was counted before: keeps as much memory, and gives a picture of the same shape."""
+    """Stands in for a block that was already counted: keeps as much memory, and returns an output of the same shape."""
 
     @staticmethod
     def forward(
@@ -221,8 +220,8 @@ class _Kept(torch.autograd.Function):
 
 @contextmanager
 def _counted_once(blocks: list[nn.Module], memory: _Memory) -> Iterator[list[tuple[_Unit, int]]]:
-    """Inside, each block's memory is counted, beside what is alive before it; a block that equals an earlier one is
-    not run again."""
+    """Inside, each block's memory is counted, along with the bytes alive before it; a block identical to an earlier one
+    does not run."""
     units: list[tuple[_Unit, int]] = []
     known: dict[Any, tuple[_Unit, torch.Size, torch.dtype, bool]] = {}
 
@@ -270,7 +269,7 @@ def _counted_once(blocks: list[nn.Module], memory: _Memory) -> Iterator[list[tup
 
 
 def _peak(forward: Any, memory: _Memory, hidden_states: torch.Tensor, *arguments: Any, **keywords: Any) -> int:
-    """The most bytes of one block's forward and backward pass."""
+    """Peak bytes of one block's forward and backward pass."""
     before = memory.peak = memory.live
     given = hidden_states.detach().requires_grad_(hidden_states.requires_grad)
     output = forward(given, *arguments, **keywords)
@@ -281,13 +280,13 @@ def _peak(forward: Any, memory: _Memory, hidden_states: torch.Tensor, *arguments
 
 @contextmanager
 def _like_autocast(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Matrix products and convolutions take their input in half, norms in float32; each cast is a tensor of its own."""
+    """Cast inputs like autocast: of matrix products and convolutions to ``dtype``, of norms to float32."""
     handles = []
     for name, module in network.named_modules():
         if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
             handles.append(module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:])))
         elif isinstance(module, (nn.Linear, nn.Conv2d)):
-            # PEFT gives a LoRA its input in float32, and autocast casts that back: another copy of it.
+            # PEFT casts a LoRA's input to float32, and autocast casts it back, which makes a copy.
             copy = ".lora_A." in name
             handles.append(
                 module.register_forward_pre_hook(

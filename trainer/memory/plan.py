@@ -1,7 +1,6 @@
-"""What a run will keep in memory, before its first step, and the settings that make it fit.
+"""Plans a run's memory before its first step, and chooses settings that fit.
 
-Weights, gradients and optimizer states are counted exactly, the network's activations by
-:mod:`trainer.memory.footprint`.
+Weights, gradients and optimizer state are counted exactly, activations by :mod:`trainer.memory.footprint`.
 """
 
 from __future__ import annotations
@@ -27,21 +26,21 @@ if TYPE_CHECKING:
 logger = logging.getLogger("subjectbooth")
 
 SHARE = 0.9
-"""Of the free memory that a plan fills: the rest is for what is not counted (workspaces, fragments, validation)."""
+"""Share of the free memory to plan with; the rest is for workspaces, fragmentation and validation."""
 
 FreeMemory = Callable[[torch.device], "int | None"]
-"""Bytes free on a device, None when nobody can say."""
+"""Returns the bytes free on a device; None if unknown."""
 
 
 @dataclass(frozen=True)
 class Load:
-    """What one step takes in.
+    """The inputs of a step.
 
     Attributes:
-        conditioning: the longest that a picture gets, batch size 1.
+        conditioning: the longest one, batch size 1.
         size: height and width of the largest latents.
-        pictures: of one whole batch, class images included.
-        text_tokens: what a trained text encoder takes in: of the subject's prompts and the class's, once each.
+        pictures: images in a batch, class images included.
+        text_tokens: tokens of all distinct prompts in a batch, for a trained text encoder.
     """
 
     conditioning: Conditioning
@@ -52,16 +51,16 @@ class Load:
 
 @dataclass(frozen=True)
 class Plan:
-    """Bytes by what they are for, and what was chosen because of them.
+    """Planned bytes by purpose, and the chosen settings.
 
     Attributes:
         base: the frozen weights.
         adapter: the trained weights, their gradients and their running average.
-        optimizer: its states.
-        activations: of one forward and backward pass; None when they could not be counted.
-        free: what the device has for all of it; None when that is not known.
-        pictures: of one whole batch.
-        chosen: what makes it fit, or comes closest.
+        optimizer: optimizer state.
+        activations: of one forward and backward pass; None if they could not be counted.
+        free: bytes available on the device; None if unknown.
+        pictures: images in a batch.
+        chosen: the settings that fit, or come closest.
     """
 
     base: int
@@ -74,29 +73,29 @@ class Plan:
 
     @property
     def needed(self) -> int:
-        """Bytes in all."""
+        """Bytes in total."""
         return self.base + self.adapter + self.optimizer + (self.activations or 0)
 
     @property
     def fits(self) -> bool:
-        """Whether it does, as far as is known."""
+        """Whether the plan fits; true if the free memory is unknown."""
         return self.free is None or self.needed <= SHARE * self.free
 
     @property
     def sentence(self) -> str:
-        """One line for the user."""
+        """A line for the user."""
         parts = f"base {_gb(self.base)} + adapter {_gb(self.adapter)} + optimizer {_gb(self.optimizer)}"
         parts += " + activations " + ("(unknown)" if self.activations is None else _gb(self.activations))
         free = f" of {_gb(self.free)} GB free" if self.free is not None else " GB (free memory unknown)"
         return (
             f"plan: {parts} = {_gb(self.needed)}{free}; {self.chosen.precision}, {self.chosen.optimizer}, "
             f"checkpointing {'on' if self.chosen.gradient_checkpointing else 'off'}, "
-            f"{self.chosen.micro_batch} of {self.pictures} pictures at once"
+            f"{self.pictures} images in micro-batches of {self.chosen.micro_batch}"
         )
 
     @property
     def warning(self) -> str:
-        """What would help where it will probably not fit; empty where it does."""
+        """Advice if the plan does not fit; empty if it does."""
         if self.fits:
             return ""
         helps = ["a lower resolution", "a lower rank"]
@@ -104,7 +103,7 @@ class Plan:
         helps += ["precision auto"] if self.chosen.precision == "fp32" else []
         return (
             f"this will probably not fit: {_gb(self.needed)} GB needed, {_gb(self.free or 0)} GB free; "
-            f"what would help: {', '.join(helps)}"
+            f"to lower it, use {', '.join(helps)}"
         )
 
 
@@ -119,17 +118,17 @@ def make_plan(
     load: Load,
     free: int | None,
 ) -> Plan:
-    """Count, and choose what is left to choose.
+    """Count memory, and choose gradient checkpointing and the micro-batch size.
 
     Args:
         config: the requested settings.
-        chosen: with precision and optimizer, which do not depend on the memory.
-        kept: what a resumed run chose at its start, which is kept.
-        denoiser: whose network it is.
-        network, text_encoders: what is trained, with the LoRA in place.
-        text: whose text encoders these are.
-        load: what one step takes in.
-        free: bytes, with none of the modules on the device; None when nobody can say.
+        chosen: with precision and optimizer already chosen.
+        kept: the choices that a resumed run started with.
+        denoiser: the denoiser of the network.
+        network, text_encoders: the trained modules, with their LoRA.
+        text: the interface to the text encoders.
+        load: the inputs of a step.
+        free: bytes free before the modules are moved to the device; None if unknown.
     """
     modules = [network, *text_encoders]
     trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
@@ -148,12 +147,12 @@ def make_plan(
     text_bytes = text.activation_bytes(load.text_tokens, dtype) if text is not None and text_encoders else 0
 
     plans = []
-    for checkpointing, pictures in _candidates(config, kept, load.pictures):
+    for checkpointing, micro_batch in _candidates(config, kept, load.pictures):
         activations = None
         if footprint is not None:
             each = footprint.checkpointed if checkpointing else footprint.whole
-            activations = text_bytes + each * pictures
-        settings = replace(chosen, gradient_checkpointing=checkpointing, micro_batch=pictures)
+            activations = text_bytes + each * micro_batch
+        settings = replace(chosen, gradient_checkpointing=checkpointing, micro_batch=micro_batch)
         plans.append(Plan(base, adapter, optimizer, activations, free, load.pictures, settings))
         if plans[-1].fits:
             break
@@ -161,25 +160,25 @@ def make_plan(
 
 
 def pictures_that_fit(needed: Callable[[int], float], free: float, most: int) -> int:
-    """The most pictures up to ``most`` whose bytes fit; never fewer than one, which is tried in any case.
+    """The largest number of images, from 1 to ``most``, that fits; 1 even if that does not.
 
     Args:
-        needed: bytes of so many pictures.
-        free: bytes.
+        needed: from a number of images to bytes.
+        free: bytes free.
     """
     return next((count for count in range(most, 1, -1) if needed(count) <= SHARE * free), 1)
 
 
 def optimizer_bytes(name: str, parameters: Sequence[torch.Tensor]) -> int:
-    """Bytes of an optimizer's states once it has made a step."""
-    if name == "adafactor":  # one number a row and a column in place of one a weight
+    """Bytes of an optimizer's state after its first step."""
+    if name == "adafactor":  # one number per row and per column instead of per weight
         return sum(
             4 * (tensor.numel() // tensor.shape[-1] + tensor.numel() // tensor.shape[-2])
             if tensor.ndim > 1
             else 4 * tensor.numel()
             for tensor in parameters
         )
-    if name == "adamw8bit":  # two bytes, and two float32 scales every 256 weights; small tensors stay in float32
+    if name == "adamw8bit":  # two bytes per weight, and two float32 scales per 256; small tensors stay in float32
         return sum(
             8 * tensor.numel() if tensor.numel() < 4096 else 2 * tensor.numel() + 8 * tensor.numel() // 256
             for tensor in parameters
@@ -189,22 +188,22 @@ def optimizer_bytes(name: str, parameters: Sequence[torch.Tensor]) -> int:
 
 
 def _candidates(config: TrainConfig, kept: ResolvedSettings | None, pictures: int) -> list[tuple[bool, int]]:
-    """Gradient checkpointing and pictures at once, the fastest first.
+    """Gradient checkpointing and micro-batch size, fastest first.
 
-    Halving the pictures once costs less than computing everything twice; halving them again does not.
+    Halving the micro-batch size once costs less than recomputing activations; halving it again does not.
     """
-    checkpointing, asked = config.gradient_checkpointing, config.pictures_per_forward
-    # What a run stepped down to stays; who asks for less memory since then gets it.
+    checkpointing, requested = config.gradient_checkpointing, config.pictures_per_forward
+    # A run keeps what it stepped down to, unless the settings now ask for even less.
     if kept is not None:
         if checkpointing != "on":
             checkpointing = "on" if kept.gradient_checkpointing else "off"
-        asked = min(asked or kept.micro_batch, kept.micro_batch)
-    counts = [min(asked, pictures)] if asked else _halves(pictures)
+        requested = min(requested or kept.micro_batch, kept.micro_batch)
+    sizes = [min(requested, pictures)] if requested else _halves(pictures)
     found = []
     if checkpointing != "on":
-        found += [(False, count) for count in (counts[:2] if checkpointing == AUTO else counts)]
+        found += [(False, size) for size in (sizes[:2] if checkpointing == AUTO else sizes)]
     if checkpointing != "off":
-        found += [(True, count) for count in counts]
+        found += [(True, size) for size in sizes]
     return found
 
 
@@ -219,7 +218,7 @@ _counted: dict[Any, Footprint] = {}
 
 
 def _footprint(denoiser: Denoiser, network: nn.Module, load: Load, dtype: torch.dtype) -> Footprint | None:
-    """Counting takes seconds for SDXL: once a process for every layout, size and precision."""
+    """Cached by layout, size and precision, because counting takes seconds for SDXL."""
     pooled = load.conditioning.pooled
     layout = tuple((name, tensor.shape, tensor.requires_grad) for name, tensor in network.named_parameters())
     key = (
@@ -232,8 +231,8 @@ def _footprint(denoiser: Denoiser, network: nn.Module, load: Load, dtype: torch.
     if key not in _counted:
         try:
             _counted[key] = training_footprint(denoiser, network, load.conditioning, load.size, dtype)
-        except Exception:  # a plan is a help: what it cannot count (another diffusers, another torch) ends no run
-            logger.warning("the memory of a training step could not be counted", exc_info=True)
+        except Exception:  # not essential: counting may fail with other versions of diffusers or torch
+            logger.warning("the memory of a training step could not be estimated", exc_info=True)
             return None
     return _counted[key]
 

@@ -342,7 +342,7 @@ def test_a_run_without_its_optimizer_is_adamws_and_is_not_found_again_once_it_is
 
 def test_prodigy_trains_a_text_encoder_at_its_own_rate(tmp_path: Path) -> None:
     adapter_bytes, events = _train(tmp_path, optimizer="prodigy", learning_rate=1.0, train_text_encoder=True)
-    assert events[0].notes == ("prodigy finds the text encoder's learning rate too: text_encoder_lr is not used",)
+    assert events[0].notes == ("prodigy also estimates the text encoder's learning rate: text_encoder_lr is not used",)
     ups = {name: tensor for name, tensor in safetensors.torch.load(adapter_bytes).items() if "lora_up" in name}
     assert any(name.startswith("lora_te") for name in ups)
     assert all(bool(tensor.any()) for tensor in ups.values())

@@ -71,8 +71,15 @@ def _tensors(run: Run) -> dict[str, torch.Tensor]:
     ("pictures", "expected"),
     [
         (4, []),
-        (3, ["gradient checkpointing is now on", "2 pictures at once instead of 4"]),
-        (1, ["gradient checkpointing is now on", "2 pictures at once instead of 4", "1 pictures at once instead of 2"]),
+        (3, ["gradient checkpointing is now on", "the micro-batch size is now 2 instead of 4"]),
+        (
+            1,
+            [
+                "gradient checkpointing is now on",
+                "the micro-batch size is now 2 instead of 4",
+                "1 pictures at once instead of 2",
+            ],
+        ),
     ],
 )
 def test_fewer_pictures_at_once_learn_the_same(tmp_path: Path, pictures: int, expected: list[str]) -> None:
@@ -164,9 +171,9 @@ def test_the_last_thing_to_try_is_the_8_bit_optimizer(tmp_path: Path, monkeypatc
     ]
     assert notes == [
         (2, "gradient checkpointing is now on"),
-        (2, "2 pictures at once instead of 4"),
-        (2, "1 pictures at once instead of 2"),
-        (2, "the optimizer is adamw8bit from here on, and its averages start anew"),
+        (2, "the micro-batch size is now 2 instead of 4"),
+        (2, "the micro-batch size is now 1 instead of 2"),
+        (2, "the optimizer is now adamw8bit, starting with empty state"),
     ]
     kept = run.folder.load_checkpoint(4)
     assert kept.step == 3
@@ -215,7 +222,7 @@ def test_no_memory_for_pictures_does_not_end_the_run(tmp_path: Path) -> None:
         torch.device("cpu"),
     )
     events = list(run.events())
-    assert "left out" in next(event.note for event in events if isinstance(event, Adjusted))
+    assert "skipped" in next(event.note for event in events if isinstance(event, Adjusted))
     assert run.folder.finished_lora(4) is not None
 
 

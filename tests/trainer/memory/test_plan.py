@@ -198,7 +198,7 @@ def test_the_sentence_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     made = _choose(monkeypatch, GB)
     assert made.needed == made.base + made.adapter + made.optimizer + 2 * 4 * GB // 10
     assert made.sentence.endswith(
-        "+ activations 0.80 = 0.80 of 1.00 GB free; fp32, adamw, checkpointing on, 2 of 4 pictures at once"
+        "+ activations 0.80 = 0.80 of 1.00 GB free; fp32, adamw, checkpointing on, 4 images in micro-batches of 2"
     )
     unet = small_unet()
     assert made.base == sum(parameter.nbytes for parameter in unet.parameters())
