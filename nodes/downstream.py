@@ -11,7 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from ..trainer.runs.publish import check_folder
-from ..trainer.runs.run import Run
+from ..trainer.runs.recipe import Recipe
 from ..trainer.subject.subject import Subject
 from .bridge import base_from_graph
 from .host import loras_dirs, pack_output_dir
@@ -49,7 +49,7 @@ def check_trainers(
         if settings is None:
             continue
         config = config_from(settings, settings.get("resolution") or subject.resolution)
-        Run(base_from_graph(model, clip, vae), subject, None, config, pack_output_dir()).check(class_prompt)
+        Recipe(base_from_graph(model, clip, vae), subject, config).run(pack_output_dir()).check(class_prompt)
 
 
 def _trainers(prompt: Prompt, node_id: str) -> Iterator[Mapping[str, Any]]:

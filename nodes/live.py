@@ -20,6 +20,7 @@ from ..trainer.events import (
     CheckpointSaved,
     Event,
     Finished,
+    Scores,
     Started,
     StepDone,
     Validation,
@@ -118,6 +119,8 @@ class Feed:
             self._pending |= {"chosen": event.chosen, "notes": [note for note in (event.plan, *event.notes) if note]}
         elif isinstance(event, Adjusted):
             self._pending |= {"chosen": event.chosen, "note": event.note}
+        elif isinstance(event, Scores):
+            urgent = False
         elif isinstance(event, ValidationStep):
             self._state["drawn"] = [event.done, event.total]
             urgent = False
@@ -133,7 +136,7 @@ class Feed:
         elif isinstance(event, Finished):
             # The LoRA is not yet published and checked: the node calls end() when that is done.
             self._pending.setdefault("saved", []).append(event.step)
-            if event.trained and event.step < self._state["steps"]:
+            if event.trained and self._run.result is not None and self._run.result.is_stopped:
                 _stale["continue"] += 1
         if not stopping:
             self._state["state"] = "drawing" if isinstance(event, ValidationStep) else "training"

@@ -18,6 +18,8 @@ from ..trainer.preserve.priors import ClassPriors
 from ..trainer.preserve.ways import keeping_class, loss_labels
 from ..trainer.runs.cleanup import over_limit_note, remember_lora_folders
 from ..trainer.runs.publish import check_folder, checked_name, publish
+from ..trainer.runs.recipe import Recipe
+from ..trainer.runs.result import Result
 from ..trainer.runs.run import Run
 from ..trainer.subject.subject import Subject
 from . import live, published
@@ -201,15 +203,8 @@ class DreamBoothLoRATrain(io.ComfyNode):
         with _training_mode():
             base = base_from_graph(model, clip, vae)
             device = comfy.model_management.get_torch_device()
-            run = Run(
-                base,
-                subject,
-                keeping_class(class_priors),
-                config,
-                pack_output_dir(),
-                device,
-                comfy.model_management.get_free_memory,
-            )
+            recipe = Recipe(base, subject, config, keeping_class(class_priors))
+            run = recipe.run(pack_output_dir(), device, comfy.model_management.get_free_memory)
             resume = after_stop == "continue"
             if (force_retrain or resume) and run.folder.kept_step(config.steps) is not None:
                 live.mark_kept_results_stale()
@@ -219,10 +214,12 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 published.remember(output_name, file.path)
                 lora = load_lora_file(file.path)
                 matched = require_all_keys(lora.tensors, model, clip)
-                result = _result(finished, config.steps, lora, matched)
-                run.folder.record_result(result)
-                feed.end("kept" if finished.step < config.steps else "finished", result)
-        summary = _summary(finished, config.steps, lora, matched)
+                result = run.result
+                assert result is not None  # its events were read to their end
+                shown = _result(result, lora, matched)
+                run.writer.record_published(shown)
+                feed.end("kept" if result.is_stopped else "finished", shown)
+        summary = _summary(finished, result, lora, matched)
         validations, not_drawn = run.validations(finished.step)
         remember_lora_folders(pack_output_dir(), loras_dirs())
         if finished.warning:
@@ -247,7 +244,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
             "\n".join(text)
         )  # without the plan, which would not fit into the space that the editor gives it
         text += filter(None, [*ignored_patches(model), plan])
-        return cls._output(run, lora, finished.step, validations, text, {"run": run.folder.path.name, **result})
+        return cls._output(run, lora, finished.step, validations, text, {"run": run.folder.path.name, **shown})
 
     @classmethod
     def _output(
@@ -315,7 +312,7 @@ def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed, output
     return finished, plan
 
 
-def _result(finished: Finished, steps: int, lora: SubjectLora, matched: int) -> dict[str, Any]:
+def _result(result: Result, lora: SubjectLora, matched: int) -> dict[str, Any]:
     """The result for the panel. The file name is relative to the LoRA folder, so that no path of this machine leaks."""
     return {
         "lora": lora.path.relative_to(loras_dirs()[0]).as_posix(),
@@ -323,16 +320,16 @@ def _result(finished: Finished, steps: int, lora: SubjectLora, matched: int) -> 
         "matched": matched,
         "layers": matched,
         "trigger": lora.trigger,
-        "step": finished.step,
-        "steps": steps,
+        "step": result.step,
+        "steps": result.steps,
     }
 
 
-def _summary(finished: Finished, steps: int, lora: SubjectLora, matched: int) -> str:
+def _summary(finished: Finished, result: Result, lora: SubjectLora, matched: int) -> str:
     verb = "trained" if finished.trained else "reused (trained before)"
     verb += ", but nothing was learned" if finished.warning else ""
     size = lora.path.stat().st_size / 2**20
-    step = f"step {finished.step}" + (f" of {steps} (stopped and kept)" if finished.step < steps else "")
+    step = f"step {result.step}" + (f" of {result.steps} (stopped and kept)" if result.is_stopped else "")
     return (
         f"{verb}: {lora.path.name}, {size:.1f} MB, {step}, matched {matched}/{matched}, use “{lora.trigger}” in prompts"
     )

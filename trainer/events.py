@@ -100,6 +100,19 @@ class Validation:
 
 
 @dataclass(frozen=True)
+class Scores:
+    """What an evaluator made of the event before.
+
+    Attributes:
+        step: training steps done.
+        values: numbers by name.
+    """
+
+    step: int
+    values: Mapping[str, float]
+
+
+@dataclass(frozen=True)
 class CheckpointSaved:
     """Everything needed to resume is on disk."""
 
@@ -124,7 +137,7 @@ class Finished:
     warning: str = ""
 
 
-Event = Started | StepDone | Adjusted | ValidationStep | Validation | CheckpointSaved | Finished
+Event = Started | StepDone | Adjusted | ValidationStep | Validation | Scores | CheckpointSaved | Finished
 
 
 def to_json(event: Event) -> dict[str, Any]:

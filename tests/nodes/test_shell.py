@@ -17,9 +17,11 @@ import torch
 from subjectbooth.tests.comfy_server import ComfyClient
 from subjectbooth.tests.nodes.graphs import node
 from subjectbooth.tests.nodes.training_graphs import SIZE, cat_photos, subject_node, train_node, upload_cat
-from subjectbooth.trainer.__main__ import main, parser, read_subject
+from subjectbooth.trainer.__main__ import main
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.files.safetensors_file import read_metadata
+from subjectbooth.trainer.shell.options import parser
+from subjectbooth.trainer.shell.recipe import read_subject
 from subjectbooth.trainer.subject.subject import Subject, caption_lines
 
 ROOT = Path(__file__).resolve().parents[2]

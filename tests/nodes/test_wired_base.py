@@ -178,7 +178,7 @@ def test_each_part_of_it_changes_the_loss(baked: tuple[Path, Path], tiny_checkpo
 def _first_loss(base: BaseModel, root: Path) -> float:
     from argparse import Namespace
 
-    from subjectbooth.trainer.__main__ import read_subject
+    from subjectbooth.trainer.shell.recipe import read_subject
 
     root.mkdir()
     photos = root / "photos"

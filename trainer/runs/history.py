@@ -10,6 +10,7 @@ from typing import Any
 
 from ..events import Adjusted, Started, Validation
 from ..preserve.ways import loss_labels
+from .result import ResultFile, read_results
 
 LABELS = {"loss": "loss", **loss_labels()}
 """What a curve is called, by the field of a step that it shows. A chart draws whatever curves it is given."""
@@ -44,8 +45,13 @@ def read_history(folder: Path, since: int = 0, limit: int = LIMIT) -> dict[str, 
         step at which the run was stopped and kept; ``result``, what the node made of it. What is damaged is left out.
     """
     lines, others = _split(folder / "events.jsonl")
-    record, kept = _json(folder / "run.json"), _json(folder / "kept.json")
+    record = _json(folder / "run.json")
     steps = _whole((record.get("config") or {}).get("steps")) if isinstance(record.get("config"), dict) else 0
+    try:
+        results = read_results(folder)
+    except OSError:
+        results = ResultFile()
+    result = results.results.get(steps)
     later = lines[bisect_right(lines, since, key=_step_of) :]
     chosen, notes, validations = _told(others)
     last = _parse(lines[-1]) if lines else {}
@@ -63,8 +69,8 @@ def read_history(folder: Path, since: int = 0, limit: int = LIMIT) -> dict[str, 
         "notes": notes,
         "validations": [validation for validation in validations if _whole(validation["step"]) > 0],
         "saved": sorted(int(found[1]) for path in folder.glob("lora_*") if (found := _LORA.fullmatch(path.name))),
-        "kept": _whole(kept.get("step")) or None if kept.get("steps") == steps else None,
-        "result": _json(folder / "result.json") or None,
+        "kept": result.step if result is not None and result.is_stopped else None,
+        "result": dict(results.published) or None,
     }
 
 

@@ -6,29 +6,31 @@ import logging
 import threading
 import time
 from collections.abc import Generator, Iterator
+from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from ..base.base_model import BaseModel
-from ..base.finite import check_latents, check_prompts
-from ..config import TrainConfig, run_key
-from ..events import Adjusted, CheckpointSaved, Event, Finished, Started, StepDone, ValidationStep
-from ..files.lock import lock_folder
-from ..files.storage import disk_errors, sha256_of
-from ..learn import adapter
-from ..learn.data import TrainingData
+from ..config import TrainConfig
+from ..errors import SubjectBoothError
+from ..events import Adjusted, CheckpointSaved, Event, Finished, Scores, Started, StepDone, ValidationStep
+from ..files.storage import disk_errors
+from ..learn.checkpoint import Checkpoint
 from ..learn.loop import Training
-from ..learn.optimizers import with_usable_optimizer
-from ..machine.numerics import default_numerics
 from ..memory.plan import FreeMemory, Plan
 from ..preserve.none import NoPreservation
-from ..preserve.preservation import BaseIdentity, Preservation
-from ..subject.subject import PreparedSubject, Subject
+from ..preserve.preservation import Preservation
+from ..subject.subject import Subject
+from .encodings import EncodingCache
+from .evaluator import Evaluator
 from .folder import RunFolder
 from .lora_reader import is_untrained
 from .metadata import lora_metadata
+from .preparation import check_early, encode, prepare
+from .result import LAST, STOPPED, Result
+from .writer import FolderWriter, MakeWriter
 
 logger = logging.getLogger("subjectbooth")
 
@@ -44,8 +46,14 @@ class Run:
         root: the folder that holds all runs.
         device: where to train; None lets accelerate choose.
         free: bytes free on a device, for the plan; None asks torch and the system.
+        encodings: kept by the caller for further runs of the same base; None keeps nothing.
+        make_writer: what writes the run's folder, by default all of it.
+        evaluator: turns events into scores, which are logged and yielded after the event.
 
     Attributes:
+        folder: what is in the run's folder.
+        writer: what writes it.
+        result: which step counts, and why; None until :meth:`events` has come to its end.
         warnings: sentences for the user about what goes into the run.
 
     Raises:
@@ -61,31 +69,19 @@ class Run:
         root: Path,
         device: torch.device | None = None,
         free: FreeMemory | None = None,
+        *,
+        encodings: EncodingCache | None = None,
+        make_writer: MakeWriter = FolderWriter,
+        evaluator: Evaluator | None = None,
     ) -> None:
-        config, fall_back = with_usable_optimizer(config, device)
-        preservation = preservation or NoPreservation()
-        self._base, self._subject, self._preservation, self._config = base, subject, preservation, config
-        self._device, self._free = device, free
-        # One group of photos, or one for each aspect-ratio bucket.
-        side, masks = config.resolution, config.masked_loss
-        latents = base.denoiser.latent_size(side, side)
-        kept = preservation.check(
-            latents, BaseIdentity(base.family, base.sampling_digest or base.digest, base.denoiser.latent_factor)
-        )
-        masks_cut = subject.check_masks(side, buckets=config.enable_bucket) if masks else ""
-        self.warnings = tuple(filter(None, (fall_back, *kept, masks_cut, _small_resolution(side, base))))
-        self._prepared = (
-            subject.prepare_buckets(side, with_masks=masks)
-            if config.enable_bucket
-            else (subject.prepare(side, with_masks=masks),)
-        )
-        digests = [group.digest for group in self._prepared]
-        digest = sha256_of(*digests) if config.enable_bucket else digests[0]
-        captions = [caption for group in self._prepared for caption in group.captions]
-        if any(base.prompt_of(caption) != caption for caption in captions):
-            digest = sha256_of(digest, "literal captions")  # such a caption used to be read as a prompt's syntax
-        key = run_key(config, digest, base.digest, preservation.key, subject.trigger)
-        self.folder = RunFolder(root, key, subject.trigger)
+        self._base, self._subject, self._preservation = base, subject, preservation or NoPreservation()
+        self._device, self._free, self._evaluator = device, free, evaluator
+        self._encodings = encodings or EncodingCache(limit=0)
+        self._prepared = prepare(base, subject, self._preservation, config, device, self._encodings)
+        self._config, self.warnings = self._prepared.config, self._prepared.warnings
+        self.folder = RunFolder(root, self._prepared.key, subject.trigger)
+        self.writer = make_writer(self.folder)
+        self.result: Result | None = None
         self._stop = threading.Event()
 
     def stop_and_keep(self) -> None:
@@ -97,28 +93,17 @@ class Run:
         self._stop.set()
 
     def check(self, class_prompt: str) -> None:
-        """Find before class images are made what a training would be refused for; nothing is loaded or read for it.
+        """Find before class images are made what a training would be refused for, see
+        :func:`trainer.runs.preparation.check_early`.
 
         Args:
             class_prompt: that of the class images.
-
-        Raises:
-            SubjectBoothError: a rank too large for the base, or a prompt that a text encoder in training cannot take
-                in. (Masks and class images are checked when the run is made.)
         """
-        base, config = self._base, self._config
-        network = base.denoiser.outline()
-        if network is not None:
-            adapter.check_layers(base.denoiser.adapter_layers(network, config.lora_targets), config.rank)
-        if config.train_text_encoder and base.text is not None:
-            adapter.check_rank(config.rank, base.text.narrowest)
-            captions = [base.prompt_of(caption) for group in self._prepared for caption in group.captions]
-            for prompt in dict.fromkeys([*captions, class_prompt, *self.shown]):
-                base.text.tokenize(prompt)
+        check_early(self._base, self._prepared, (class_prompt, *self.shown))
 
     def plan(self) -> Plan:
         """What a run from step 0 would keep in memory. Reads and encodes everything, writes and trains nothing."""
-        with Training(self._base, self._encode(), self._config, (), None, self._device, self._free) as training:
+        with self._training((), None) as training:
             return training.plan()
 
     @property
@@ -146,57 +131,94 @@ class Run:
             go_on: train a run that was stopped and kept to its planned steps.
 
         Yields:
-            The events of :meth:`trainer.learn.loop.Training.events`, :class:`CheckpointSaved`, and :class:`Finished`
-            last.
+            The events of :meth:`trainer.learn.loop.Training.events`, :class:`CheckpointSaved`, :class:`Scores` where
+            there is an evaluator, and :class:`Finished` last.
         """
         done = None if force_retrain else self._done(go_on)
         if done is not None:
-            yield Finished(done[0], done[1], trained=False, warning=_learned_nothing(done[1], done[0]))
+            result, lora = done
+            for note in self.folder.notes:
+                yield Adjusted(result.step, note, {})
+            yield self._finished(result, lora, trained=False)
             return
-        with lock_folder(self.folder.path):
+        with self.writer.lock():
             if force_retrain:
-                self.folder.forget()
+                self.writer.forget()
             elif go_on:
-                self.folder.revoke()
-            yield from self._owned_events()
+                self.writer.revoke_stops()
+            events = self._train_whole(force_retrain, go_on)
+            with closing(events):
+                for event in events:
+                    yield event
+                    if self._evaluator is not None and not isinstance(event, Finished):
+                        yield from self._scores(self._evaluator, event)
 
-    def _done(self, go_on: bool) -> tuple[int, Path] | None:
-        """The last step of what need not be trained again, and its adapter."""
+    def _done(self, go_on: bool) -> tuple[Result, Path] | None:
+        """What need not be trained again, and its adapter."""
         steps = self._config.steps
         with disk_errors("the run's folder cannot be read", self.folder.path):
-            kept = None if go_on else self.folder.kept_step(steps)
-            for step in (kept, steps):  # both are there where a run that was finished was trained anew and stopped
-                found = self.folder.finished_lora(step) if step is not None else None
-                if step is not None and found is not None:
-                    return step, found
+            known, last = self.folder.results(), Result(steps, steps, LAST)
+            chosen = known.results.get(steps)
+            # The last one too: both are there where a run that was finished was trained again and stopped.
+            for result in (last,) if chosen is None or (go_on and chosen.is_stopped) else (chosen, last):
+                lora = self.folder.finished_lora(result.step)
+                if lora is not None:
+                    if chosen is None or known.is_damaged:
+                        self._rebuild(chosen or result)
+                    return result, lora
         return None
 
-    def _owned_events(self) -> Iterator[Event]:
+    def _rebuild(self, result: Result) -> None:
+        """Write the result of a run that is finished and does not say so: it was damaged, or is of before there was
+        one. Not where somebody else is at work or nothing can be written: a run that is found again is only read."""
+        with suppress(SubjectBoothError), self.writer.lock():
+            self.writer.write_result(result)
+
+    def _train_whole(self, force_retrain: bool, go_on: bool) -> Generator[Event, None, None]:
         steps = self._config.steps
-        started = self.folder.open(
+        started = self.writer.open(
             {
                 "config": self._config.to_json(),
                 "trigger": self._subject.trigger,
                 **self._preservation.record,
             }
         )
-        resume = self.folder.load_checkpoint(steps)
+        # With a writer that writes nothing, what should have been forgotten or revoked is still there.
+        resume = None if force_retrain else self.folder.load_checkpoint(steps, self.writer.set_checkpoint_aside)
         for note in self.folder.notes:
             yield Adjusted(resume.step if resume else 0, note, resume.chosen if resume else {})
-        if resume and resume.step == self.folder.kept_step(steps):
+        if resume and not go_on and resume.step == self.folder.kept_step(steps):
             self._stop.set()  # the adapter that was kept is gone or damaged: the checkpoint still has it
-        self.folder.truncate_events(resume.step if resume else 0, resume.losses if resume else ())
-        training = Training(self._base, self._encode(), self._config, self.shown, resume, self._device, self._free)
+        self.writer.truncate_events(resume.step if resume else 0, resume.losses if resume else ())
+        training = self._training(self.shown, resume)
         with training:
             yield from self._train(training, started)
             step, chosen = training.step, training.chosen
-        path = self.folder.lora_path(step)
-        warning = _learned_nothing(path, step)
-        if warning:
-            told = Adjusted(step, warning, chosen.as_settings())
-            self.folder.log(told)
+        result = Result(step, steps, LAST if step == steps else STOPPED)
+        self.writer.write_result(result)
+        finished = self._finished(result, self.folder.lora_path(step), trained=True)
+        if finished.warning:
+            told = Adjusted(step, finished.warning, chosen.as_settings())
+            self.writer.log(told)
             yield told
-        yield Finished(step, path, trained=True, warning=warning)
+        yield finished
+
+    def _training(self, shown: tuple[str, ...], resume: Checkpoint | None) -> Training:
+        data = encode(
+            self._base, self._subject, self._preservation, self._prepared, self.shown, self._encodings, self._device
+        )
+        return Training(self._base, data, self._config, shown, resume, self._device, self._free)
+
+    def _finished(self, result: Result, lora: Path, trained: bool) -> Finished:
+        self.result = result
+        return Finished(result.step, lora, trained, _learned_nothing(lora, result.step))
+
+    def _scores(self, evaluator: Evaluator, event: Event) -> Iterator[Scores]:
+        values = dict(evaluator.scores(event))
+        if values:
+            scores = Scores(event.step, values)
+            self.writer.log(scores)
+            yield scores
 
     def _train(self, training: Training, started: float) -> Iterator[Event]:
         saved_step, saved_at = training.step, time.monotonic()
@@ -206,23 +228,22 @@ class Run:
                 if isinstance(event, Started):
                     event = replace(event, notes=(*self.warnings, *event.notes))
                 if not isinstance(event, ValidationStep):
-                    self.folder.log(event)
+                    self.writer.log(event)
                 yield event
                 if self._stop.is_set() and 0 < training.step < self._config.steps:
                     # A step with pictures was saved before them, and while they are drawn the model has the average.
                     if adapter_step != training.step:
                         self._save(training, started, with_lora=True)
-                    self.folder.keep(training.step, self._config.steps)
                     saved_step = training.step
                     return
                 if not isinstance(event, StepDone):
                     continue
                 shown = event.step == event.steps or self._config.validation_is_due(event.step)
                 if shown or time.monotonic() - saved_at >= self._config.checkpoint_seconds:
-                    path = self._save(training, started, with_lora=shown)
+                    self._save(training, started, with_lora=shown)
                     saved_step, saved_at = training.step, time.monotonic()
                     adapter_step = training.step if shown else adapter_step
-                    yield CheckpointSaved(training.step, path)
+                    yield CheckpointSaved(training.step, self.folder.checkpoint_path)
             # All steps were done before, but the adapter is gone or damaged: the checkpoint still has it.
             if self.folder.finished_lora(self._config.steps) is None:
                 self._save(training, started, with_lora=True)
@@ -241,10 +262,11 @@ class Run:
             self._save(training, started, with_lora=True)
         except Exception as error:
             logger.error("the steps since the last checkpoint are lost: %s", error)
-        else:
+            return
+        if self.folder.lora_path(training.step).is_file():
             logger.info("kept %d of %d steps in %s", training.step, self._config.steps, self.folder.path)
 
-    def _save(self, training: Training, started: float, with_lora: bool) -> Path:
+    def _save(self, training: Training, started: float, with_lora: bool) -> None:
         """Checkpoint, and the adapter too where somebody will want to use it: at pictures, and wherever a run ends."""
         if with_lora:
             tensors = training.lora()
@@ -258,70 +280,17 @@ class Run:
                 started=started,
                 preservation=self._preservation.metadata,
                 chosen=training.chosen,
-                buckets={
-                    f"{group.images.shape[3]}x{group.images.shape[2]}": len(group.images) for group in self._prepared
-                },
+                buckets=self._prepared.buckets,
             )
-            self.folder.write_lora(training.step, tensors, metadata)
-        return self.folder.save_checkpoint(training.snapshot())
-
-    def _encode(self) -> TrainingData:
-        """Everything the text encoder and the VAE have to say, once, while they still are in memory."""
-        with default_numerics():
-            return self._encode_all()
-
-    def _encode_all(self) -> TrainingData:
-        base, groups = self._base, self._prepared
-        captions = tuple(base.prompt_of(caption) for group in groups for caption in group.captions)
-        prompts = list(dict.fromkeys([*captions, *self._preservation.prompts, *self.shown, ""]))
-        names = [f"photo {index + 1} ({self._subject.photos[index].name})" for group in groups for index in group.order]
-        encoded = dict(zip(prompts, base.prompts.encode(prompts), strict=True))
-        check_prompts(encoded)
-        latents = _one([base.codec.encode(group.images) for group in groups])
-        flipped = _one([base.codec.encode(group.images.flip(-1)) for group in groups]) if self._config.flip else None
-        check_latents(latents, names)
-        if flipped is not None:
-            check_latents(flipped, names)
-        return TrainingData(
-            latents=latents,
-            captions=captions,
-            encoded=encoded,
-            preservation=self._preservation,
-            flipped_latents=flipped,
-            masks=_one([_latent_masks(group, base.denoiser.latent_factor) for group in groups])
-            if self._config.masked_loss
-            else None,
-            names=tuple(names),
-            square=base.denoiser.latent_size(self._config.resolution, self._config.resolution),
-        )
+            self.writer.write_lora(training.step, tensors, metadata)
+        self.writer.save_checkpoint(training.snapshot())
 
 
 def _learned_nothing(lora: Path, step: int) -> str:
     """What to say of an adapter that is as it was before the first step; empty for one that has learned."""
-    if not is_untrained(lora):
+    if not lora.is_file() or not is_untrained(lora):
         return ""
     return (
         f"This LoRA has learned nothing: after step {step} all of it is still zero, so it changes no picture. "
         "Check the masks (with masked_loss only what they cover counts), the photos and learning_rate"
     )
-
-
-def _small_resolution(resolution: int, base: BaseModel) -> str:
-    native = base.denoiser.native_resolution
-    # Below 256 it is meant so: a base for tiny pictures, such as the demo's, or a trial.
-    if not 256 <= resolution < 0.6 * native:
-        return ""
-    return (
-        f"{resolution} px is far below the {native} px that {base.family} was trained at, so pictures of "
-        f"{native} px will look worse. Set resolution to {native} if memory allows"
-    )
-
-
-def _one(groups: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """Groups of pictures of one size each, as one sequence of pictures."""
-    return groups[0] if len(groups) == 1 else tuple(picture for group in groups for picture in group)
-
-
-def _latent_masks(group: PreparedSubject, factor: int) -> torch.Tensor:
-    assert group.masks is not None  # Subject.check_masks refuses a subject without any
-    return torch.nn.functional.interpolate(group.masks, scale_factor=1 / factor, mode="area")

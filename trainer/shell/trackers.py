@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import Any, Protocol
 
 from ..config import TrainConfig
-from ..events import Event, Started, StepDone, Validation
+from ..events import Event, Scores, Started, StepDone, Validation
 from ..runs.folder import RunFolder
 
 CURVES = ("loss", "learning_rate", "grad_norm", "seconds")
@@ -165,6 +165,8 @@ class Tracker:
         elif isinstance(event, StepDone) and self._backend:
             values = {name: getattr(event, name) for name in CURVES}
             self._backend.scalars({**values, **event.losses}, event.step)
+        elif isinstance(event, Scores) and self._backend:
+            self._backend.scalars({f"scores/{name}": value for name, value in event.values.items()}, event.step)
         elif isinstance(event, Validation) and self._backend:
             self._backend.pictures(event)
 

@@ -42,7 +42,7 @@ class ProbeCancel:
         if kind == "photo":
             cls._watch(pack_module("trainer.subject.photo_files"), "read_photo", lambda *_: True)
         elif kind:
-            cls._watch(pack_module("nodes.live").Feed, "note", lambda _, event: type(event).__name__ == kind)
+            cls._watch(pack_module("nodes.live").Feed, "publish", lambda _, event: type(event).__name__ == kind)
         return {"ui": {"report": [report]}}
 
     @classmethod

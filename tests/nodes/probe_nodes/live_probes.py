@@ -55,7 +55,9 @@ class ProbeFeed:
         began = time.perf_counter()
         with live.feed({"node": "5:7", "workflow": ""}, run, 10_000, torch.device("cpu")) as feed:
             for step in range(1, 10_001):
-                told = [events.StepDone(step, 10_000, 0.3, 0.2, 0.1, 1e-4, 0.5, 0.01, 1.0)]
+                told = [
+                    events.StepDone(step, 10_000, 0.3, {"instance_loss": 0.2, "prior_loss": 0.1}, 1e-4, 0.5, 0.01, 1.0)
+                ]
                 if kind == "all":
                     told += [
                         events.ValidationStep(step, 1, 2),
@@ -99,7 +101,9 @@ class ProbeMessage:
             for _ in range(live.MOST_POINTS):  # a full message, as the quickest training sends it
                 step += 1
                 feed._sent = time.monotonic()
-                feed.publish(events.StepDone(step, 10_000, 0.3, 0.2, 0.1, 1e-4, 0.5, 0.01, 1.0))
+                feed.publish(
+                    events.StepDone(step, 10_000, 0.3, {"instance_loss": 0.2, "prior_loss": 0.1}, 1e-4, 0.5, 0.01, 1.0)
+                )
             series = {name: list(points) for name, points in feed._series.items()}
             time.sleep(0.002)  # the server has sent the last one: they never come one right after the other
             start = time.perf_counter()

@@ -24,6 +24,7 @@ from subjectbooth.trainer.runs.diffusers_names import ADAPTER_METADATA
 from subjectbooth.trainer.runs.folder import RunFolder
 from subjectbooth.trainer.runs.lora_reader import read_lora, trigger_words
 from subjectbooth.trainer.runs.publish import checked_name, publish
+from subjectbooth.trainer.runs.writer import FolderWriter
 from subjectbooth.trainer.subject.captions import read_caption
 from subjectbooth.trainer.subject.photo import Photo
 from subjectbooth.trainer.subject.photos import read_photo
@@ -168,10 +169,10 @@ def test_a_spoilt_log_never_stops_a_run(tmp_path: Path) -> None:
     choose = seeded_random("logs")
     folder = RunFolder(tmp_path, "0" * 64, "ohwx собака")
     prompts = ("фото ohwx собака",)
-    folder.open({})
+    FolderWriter(folder).open({})
     for step in (1, 2, 3):
-        folder.log(StepDone(step, 3, 0.1 * step, {"instance_loss": 0.1}, 1e-4, 1.0, 0.5, None))
-    folder.log(Validation(3, prompts, torch.rand(1, 8, 8, 3)))
+        FolderWriter(folder).log(StepDone(step, 3, 0.1 * step, {"instance_loss": 0.1}, 1e-4, 1.0, 0.5, None))
+    FolderWriter(folder).log(Validation(3, prompts, torch.rand(1, 8, 8, 3)))
     log, record = folder.path / "events.jsonl", folder.path / "run.json"
     picture = folder.pictures(3, 1)[0]
     files = {path: path.read_bytes() for path in (log, record, picture)}
@@ -207,9 +208,9 @@ def test_a_spoilt_log_never_stops_a_run(tmp_path: Path) -> None:
             path.write_bytes(bytes(spoilt))
         assert len(folder.validations(3, prompts)) <= 2, number
         assert all(isinstance(loss, float) for loss in folder.losses(3)), number
-        started = folder.open({})
+        started = FolderWriter(folder).open({})
         assert started >= 0, number
-        folder.truncate_events(choose.choice((0, 2, 3)))
+        FolderWriter(folder).truncate_events(choose.choice((0, 2, 3)))
         assert all(json.loads(line) for line in log.read_text("utf-8").splitlines()), number
     report("logs and pictures of a run, damaged", cases=cases(60))
 

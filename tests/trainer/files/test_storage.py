@@ -17,6 +17,7 @@ from subjectbooth.trainer.files.lock import lock_folder
 from subjectbooth.trainer.files.storage import make_folder, write_atomic
 from subjectbooth.trainer.learn.checkpoint import Checkpoint
 from subjectbooth.trainer.runs.folder import RunFolder
+from subjectbooth.trainer.runs.writer import FolderWriter
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows cannot flush a folder")
 
@@ -61,9 +62,11 @@ def test_the_file_is_flushed_then_renamed_then_its_folder_is_flushed(
 
 def test_a_checkpoint_put_aside_is_under_its_new_name_for_good(tmp_path: Path, calls: list[tuple[str, str]]) -> None:
     folder = RunFolder(tmp_path, "0" * 64, "ohwx dog")
-    folder.save_checkpoint(Checkpoint(8, {"unet/a": torch.zeros(4)}, {}, [{"loss": 0.5, "instance_loss": 0.5}] * 8, {}))
+    FolderWriter(folder).save_checkpoint(
+        Checkpoint(8, {"unet/a": torch.zeros(4)}, {}, [{"loss": 0.5, "instance_loss": 0.5}] * 8, {})
+    )
     calls.clear()
-    folder.load_checkpoint(5)
+    folder.load_checkpoint(5, FolderWriter(folder).set_checkpoint_aside)
     assert calls == [("rename", "checkpoint_000008.safetensors"), ("flush", folder.path.name)]
 
 
@@ -94,10 +97,10 @@ def test_each_refusal_of_the_disk_has_its_remedy(tmp_path: Path, code: int, need
 
 def test_a_deleted_folder_is_no_full_disk(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "0" * 64, "ohwx dog")
-    folder.open({})
+    FolderWriter(folder).open({})
     shutil.rmtree(folder.path)
     with pytest.raises(SubjectBoothError) as caught:
-        folder.log(StepDone(1, 3, 0.1, {"instance_loss": 0.1}, 1e-4, 1.0, 0.5, None))
+        FolderWriter(folder).log(StepDone(1, 3, 0.1, {"instance_loss": 0.1}, 1e-4, 1.0, 0.5, None))
     message = str(caught.value)
     assert "Required: the folder, which was deleted or moved in the meantime. Leave the folder alone" in message
     assert "space" not in message and "still there" not in message and str(folder.path) in message

@@ -29,6 +29,7 @@ from subjectbooth.trainer.runs.cleanup import (
     survey,
 )
 from subjectbooth.trainer.runs.folder import RunFolder
+from subjectbooth.trainer.runs.writer import FolderWriter
 
 HOUR = 3600
 
@@ -40,7 +41,7 @@ def _age(folder: Path, hours: float) -> None:
 
 def _run(root: Path, number: int, hours: float, class_images: str = "", size: int = 1000) -> RunFolder:
     folder = RunFolder(root, f"{number:064d}"[::-1], f"ohwx собака {number}")
-    folder.open({"class_images": class_images})
+    FolderWriter(folder).open({"class_images": class_images})
     (folder.path / "checkpoint.safetensors").write_bytes(bytes(size))
     _age(folder.path, hours)
     return folder

@@ -24,6 +24,7 @@ from subjectbooth.trainer.files.storage import TEMP_PREFIX, write_atomic
 from subjectbooth.trainer.learn.checkpoint import Checkpoint
 from subjectbooth.trainer.runs.folder import RunFolder
 from subjectbooth.trainer.runs.publish import publish
+from subjectbooth.trainer.runs.writer import FolderWriter
 
 
 def _folder(root: Path) -> RunFolder:
@@ -37,27 +38,27 @@ def _checkpoint(step: int) -> Checkpoint:
 
 def test_a_shorter_run_leaves_a_longer_ones_checkpoint(tmp_path: Path) -> None:
     folder = _folder(tmp_path)
-    folder.save_checkpoint(_checkpoint(8))
-    assert folder.load_checkpoint(5) is None
-    folder.save_checkpoint(_checkpoint(5))
-    assert folder.load_checkpoint(5).step == 5
+    FolderWriter(folder).save_checkpoint(_checkpoint(8))
+    assert folder.load_checkpoint(5, FolderWriter(folder).set_checkpoint_aside) is None
+    FolderWriter(folder).save_checkpoint(_checkpoint(5))
+    assert folder.load_checkpoint(5, FolderWriter(folder).set_checkpoint_aside).step == 5
     assert folder.load_checkpoint(7).step == 5
     longest = folder.load_checkpoint(12)
     assert longest.step == 8
     assert torch.equal(longest.adapter["unet/a"], torch.full((4, 4), 8.0))
     # The log, which the shorter run has cut, gets the longer one's losses back.
-    folder.truncate_events(5, _checkpoint(5).losses)
-    folder.truncate_events(8, longest.losses)
+    FolderWriter(folder).truncate_events(5, _checkpoint(5).losses)
+    FolderWriter(folder).truncate_events(8, longest.losses)
     assert folder.losses(12) == [0.5 / number for number in range(1, 9)]
-    folder.forget()
+    FolderWriter(folder).forget()
     assert folder.load_checkpoint(12) is None
 
 
 def test_a_damaged_checkpoint_put_aside_is_passed_over(tmp_path: Path) -> None:
     folder = _folder(tmp_path)
-    folder.save_checkpoint(_checkpoint(8))
-    folder.load_checkpoint(5)
-    folder.save_checkpoint(_checkpoint(5))
+    FolderWriter(folder).save_checkpoint(_checkpoint(8))
+    folder.load_checkpoint(5, FolderWriter(folder).set_checkpoint_aside)
+    FolderWriter(folder).save_checkpoint(_checkpoint(5))
     aside = tmp_path / folder.path.name / "checkpoint_000008.safetensors"
     content = bytearray(aside.read_bytes())
     content[-3] ^= 1
@@ -68,12 +69,12 @@ def test_a_damaged_checkpoint_put_aside_is_passed_over(tmp_path: Path) -> None:
 
 def test_lines_that_a_power_cut_took_from_the_log_come_back(tmp_path: Path) -> None:
     folder = _folder(tmp_path)
-    folder.open({})
+    FolderWriter(folder).open({})
     for step in (1, 2, 5):
-        folder.log(StepDone(step, 9, 0.5 / step, {"instance_loss": 0.25}, 1e-4, 1.0, 0.5, None))
+        FolderWriter(folder).log(StepDone(step, 9, 0.5 / step, {"instance_loss": 0.25}, 1e-4, 1.0, 0.5, None))
     with (folder.path / "events.jsonl").open("ab") as log:
         log.write('{"event": "StepDone", "note": "соба'.encode()[:-1])  # cut in the middle of a letter
-    folder.truncate_events(4, _checkpoint(4).losses)
+    FolderWriter(folder).truncate_events(4, _checkpoint(4).losses)
     assert folder.losses(9) == [0.5, 0.25, 0.5 / 3, 0.125]
     lines = (folder.path / "events.jsonl").read_text("utf-8").splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4]
@@ -88,16 +89,17 @@ def test_the_words_are_part_of_the_key_even_where_no_caption_holds_them() -> Non
 def _actions(folder: RunFolder, lora: Path, target: Path) -> dict[str, object]:
     step = StepDone(1, 9, 0.5, {"instance_loss": 0.25}, 1e-4, 1.0, 0.5, None)
     return {
-        "open": lambda: folder.open({}),
-        "checkpoint": lambda: folder.save_checkpoint(_checkpoint(1)),
-        "adapter": lambda: folder.write_lora(1, {"a": torch.zeros(4)}, {}),
-        "log": lambda: folder.log(step),
-        "cut log": lambda: folder.truncate_events(1),
+        "open": lambda: FolderWriter(folder).open({}),
+        "checkpoint": lambda: FolderWriter(folder).save_checkpoint(_checkpoint(1)),
+        "adapter": lambda: FolderWriter(folder).write_lora(1, {"a": torch.zeros(4)}, {}),
+        "log": lambda: FolderWriter(folder).log(step),
+        "cut log": lambda: FolderWriter(folder).truncate_events(1),
+        "result": lambda: FolderWriter(folder).record_published({"lora": "x"}),
         "publish": lambda: publish(lora, target, "рекс 🐶"),
     }
 
 
-@pytest.mark.parametrize("action", ["open", "checkpoint", "adapter", "publish", "cut log"])
+@pytest.mark.parametrize("action", ["open", "checkpoint", "adapter", "publish", "cut log", "result"])
 def test_a_full_disk_is_a_sentence_and_what_was_there_stays(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, action: str
 ) -> None:
@@ -139,11 +141,11 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_disk_that_is_really_full_and_another_than_the_usual_one(small_disk: Path) -> None:
     """On a file system of its own nothing can be renamed over from another one."""
     folder = _folder(small_disk)
-    folder.open({"trigger": "ohwx собака"})
-    folder.save_checkpoint(_checkpoint(3))
+    FolderWriter(folder).open({"trigger": "ohwx собака"})
+    FolderWriter(folder).save_checkpoint(_checkpoint(3))
     big = Checkpoint(4, {"unet/a": torch.zeros(1 << 20)}, {}, [{"loss": 0.5, "instance_loss": 0.25}] * 4, {})
-    with pytest.raises(SubjectBoothError, match=r"the checkpoint cannot be saved \(No space left on device\)"):
-        folder.save_checkpoint(big)
+    with pytest.raises(SubjectBoothError, match=r"The checkpoint cannot be saved \(No space left on device\)"):
+        FolderWriter(folder).save_checkpoint(big)
     assert folder.load_checkpoint(9).step == 3
     assert not list(folder.path.glob(f"{TEMP_PREFIX}*"))
     lora = small_disk.parent / "lora.safetensors"
@@ -158,12 +160,12 @@ def test_a_disk_that_is_really_full_and_another_than_the_usual_one(small_disk: P
 
 def test_half_written_files_of_a_killed_program_go_when_the_run_is_taken_up(tmp_path: Path) -> None:
     folder = _folder(tmp_path)
-    folder.open({})
+    FolderWriter(folder).open({})
     left = folder.path / f"{TEMP_PREFIX}abc.part"
     left.write_bytes(b"half")
     foreign = folder.path / ".notes"
     foreign.write_bytes(b"somebody's")
-    folder.open({})
+    FolderWriter(folder).open({})
     assert not left.exists()
     assert foreign.exists()
 
@@ -196,24 +198,24 @@ def test_a_failing_disk_does_not_hide_what_ended_the_run(
     monkeypatch.setattr(run, "_save", refuse)
     with caplog.at_level(logging.ERROR):
         run._save_last(Cut(), 0.0)  # type: ignore[arg-type]
-    assert "the steps since the last checkpoint are lost: the disk is full" in caplog.text
+    assert "the steps since the last checkpoint are lost: The disk is full" in caplog.text
 
 
 def test_what_cannot_be_read_now_is_not_made_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It may be whole: a scanner or a network drive that is away would cost the whole run."""
     folder = RunFolder(tmp_path, "1" * 64, "ohwx dog")
-    folder.open({})
-    folder.save_checkpoint(Checkpoint(4, {"x": torch.ones(2)}, {}, [{"loss": 1.0}] * 4, {}))
-    folder.write_lora(4, {"x": torch.ones(2)}, {"subjectbooth.run_key": folder.key})
+    FolderWriter(folder).open({})
+    FolderWriter(folder).save_checkpoint(Checkpoint(4, {"x": torch.ones(2)}, {}, [{"loss": 1.0}] * 4, {}))
+    FolderWriter(folder).write_lora(4, {"x": torch.ones(2)}, {"subjectbooth.run_key": folder.key})
 
     def refuse(_path: Path) -> bytes:
         raise PermissionError(13, "held by a scanner")
 
     with monkeypatch.context() as held:
         held.setattr(Path, "read_bytes", refuse)
-        with pytest.raises(SubjectBoothError, match="the checkpoint cannot be read"):
+        with pytest.raises(SubjectBoothError, match="The checkpoint cannot be read"):
             folder.load_checkpoint(10)
-        with pytest.raises(SubjectBoothError, match="the adapter cannot be read"):
+        with pytest.raises(SubjectBoothError, match="The adapter cannot be read"):
             folder.finished_lora(4)
     found = folder.load_checkpoint(10)
     assert found is not None and found.step == 4

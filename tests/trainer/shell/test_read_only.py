@@ -38,7 +38,7 @@ CASES = {
     "cleaning up": ("shut", ["clean"], "cannot be read (Permission denied)"),
     "only the LoRA": ("only runs", [], "The LoRA cannot be written (Permission denied)"),
     "a shut folder for the LoRA": ("only runs", ["--output_name", "pets/cat"], "The LoRA cannot be written"),
-    "a checkpoint that nobody may read": ("open", ["--base", "shut.safetensors"], "A checkpoint that cannot be opened"),
+    "a checkpoint that nobody may read": ("open", ["--base", "shut.safetensors"], "The checkpoint cannot be opened"),
 }  # fmt: skip
 """Where it is tried, with which options besides, and what is said."""
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from subjectbooth.tests.layout_pair import NARROW, write_pair
-from subjectbooth.tests.small_base import small_base, small_subject
+from subjectbooth.tests.small_base import small_base, small_denoiser, small_subject
 from subjectbooth.trainer import __main__ as shell
 from subjectbooth.trainer.base.sd import families
 from subjectbooth.trainer.base.stored.stored_base import stored_resolution
@@ -21,6 +21,9 @@ from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone
 from subjectbooth.trainer.runs.run import Run
 from subjectbooth.trainer.shell import clean as clean_command
+from subjectbooth.trainer.shell import recipe, train
+from subjectbooth.trainer.shell.options import parser
+from subjectbooth.trainer.shell.signals import signals_as_interrupts
 
 
 @pytest.fixture(scope="module")
@@ -34,7 +37,7 @@ def arguments(
 ) -> Callable[..., list[str]]:
     """Makes a command line that trains in a few seconds; photos are read by nobody."""
     monkeypatch.setattr(families, "FAMILIES", tuple(NARROW.values()))
-    monkeypatch.setattr(shell, "read_subject", lambda options, resolution: small_subject(resolution=resolution))
+    monkeypatch.setattr(recipe, "read_subject", lambda options, resolution: small_subject(resolution=resolution))
 
     def make(*more: str, name: str = "SD 1.x") -> list[str]:
         return [
@@ -71,7 +74,7 @@ def test_a_signal_keeps_the_steps_so_far(
     if not hasattr(signal, name):
         pytest.skip(f"no {name} on this system")
     number, seen = getattr(signal, name), []
-    follow = shell.Tracker.follow
+    follow = train.Tracker.follow
 
     def raising(self: Any, event: Any) -> None:
         follow(self, event)
@@ -80,7 +83,7 @@ def test_a_signal_keeps_the_steps_so_far(
             if event.step == 2 and 3 not in seen:
                 signal.raise_signal(number)
 
-    monkeypatch.setattr(shell.Tracker, "follow", raising)
+    monkeypatch.setattr(train.Tracker, "follow", raising)
     before = signal.getsignal(number)
     if number is not signal.SIGINT and before is signal.SIG_DFL:
         # Without the mend this ends the tests themselves; then it is a failure like any other.
@@ -89,7 +92,7 @@ def test_a_signal_keeps_the_steps_so_far(
     assert "the steps so far are kept" in capsys.readouterr().err
     assert signal.getsignal(number) is before
     monkeypatch.setattr(
-        shell.Tracker,
+        train.Tracker,
         "follow",
         lambda self, event: (follow(self, event), seen.append(event.step) if isinstance(event, StepDone) else None),
     )
@@ -109,7 +112,7 @@ def test_an_ignored_hangup_stays_ignored() -> None:
         pytest.skip("no SIGHUP on this system")
     before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
     try:
-        with shell._signals_as_interrupts():
+        with signals_as_interrupts():
             assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
             assert signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL
     finally:
@@ -136,7 +139,7 @@ def test_without_a_resolution_the_bases_own_is_trained(
         asked.append(resolution)
         raise SubjectBoothError("enough", "nothing", "stop here")
 
-    monkeypatch.setattr(shell, "read_subject", read)
+    monkeypatch.setattr(recipe, "read_subject", read)
     assert shell.main(arguments(name="SDXL")) == 2
     assert shell.main(arguments("--resolution", "512", name="SDXL")) == 2
     assert asked == [1024, 512]
@@ -157,7 +160,9 @@ def test_a_size_far_below_the_bases_own_is_reported(
     tmp_path: Path, family: families.Family, pixels: int, warned: bool
 ) -> None:
     """But not below 256 px, where nobody means it otherwise (the demo's base draws 128 px)."""
-    base = dataclasses.replace(small_base(), family=family)
+    denoiser = small_denoiser()
+    denoiser = dataclasses.replace(denoiser, layout=dataclasses.replace(denoiser.layout, family=family))
+    base = dataclasses.replace(small_base(), family=family.name, denoiser=denoiser)
     config = TrainConfig(resolution=pixels)
     warnings = Run(base, small_subject(resolution=pixels), None, config, tmp_path, torch.device("cpu")).warnings
     native = family.default_resolution[0]
@@ -170,7 +175,7 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     home = str(tmp_path)
     for name in ("HOME", "USERPROFILE"):
         monkeypatch.setenv(name, home)
-    options = shell.parser().parse_args(
+    options = parser().parse_args(
         ["--base=~/a.safetensors", "--photos=~/photos", "--class-word=dog", "--output_dir=~/out"]
     )
     assert [options.base, options.photos, options.output_dir] == [

@@ -1,0 +1,98 @@
+"""A training from a shell: the recipe of its options, a progress bar, and where the LoRA went."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+
+import torch
+
+from ..errors import SubjectBoothError
+from ..events import Adjusted, Finished, Started, StepDone, Validation
+from ..runs.publish import check_folder, publish
+from ..runs.recipe import Recipe
+from ..runs.run import Run
+from .options import parser
+from .recipe import read_recipe, with_class_images, with_planned_class_images
+from .signals import Ended, signals_as_interrupts
+from .terms import error_in_shell, note_in_shell
+from .trackers import Tracker
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Train; returns the exit code. A user's mistake is one sentence on stderr; a signal keeps the steps so far."""
+    options = parser().parse_args(arguments)
+    try:
+        with signals_as_interrupts():
+            _train(options)
+    except SubjectBoothError as error:
+        print(error_in_shell(error), file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as error:
+        print("stopped; the steps so far are kept, and the same command goes on from there", file=sys.stderr)
+        return 128 + (error.number if isinstance(error, Ended) else signal.SIGINT)
+    return 0
+
+
+def _train(options: argparse.Namespace) -> None:
+    device = torch.device("cpu") if options.cpu else None
+    recipe = read_recipe(options, device)
+    if options.plan:
+        print(_plan(with_planned_class_images(recipe, options), options, device))
+        return
+    run = with_class_images(recipe, options, device).run(options.output_dir / "runs", device)
+    finished = _follow(run, recipe, options)
+    published = publish(finished.path, options.output_dir, options.output_name)
+    if published.note:
+        print(f"note: {published.note}", file=sys.stderr)
+    done = "trained" if finished.trained else "found again, trained before"
+    if finished.warning:
+        print(f"warning: {finished.warning}", file=sys.stderr)
+        done += ", but nothing was learned"
+    if run.result is not None and run.result.is_stopped:
+        done += f" (stopped and kept at step {finished.step} of {recipe.config.steps})"
+    print(f"{done}: {published.path} (write {recipe.subject.trigger!r} in prompts)")
+
+
+def _plan(recipe: Recipe, options: argparse.Namespace, device: torch.device | None) -> str:
+    """The plan of the run that these options ask for."""
+    run = recipe.run(options.output_dir / "runs", device)
+    plan = run.plan()
+    return "\n".join(filter(None, [plan.sentence, plan.warning, *map(note_in_shell, run.warnings)]))
+
+
+def _follow(run: Run, recipe: Recipe, options: argparse.Namespace) -> Finished:
+    """Train, with a progress bar and the tracker that was asked for."""
+    from tqdm import tqdm
+
+    finished: Finished | None = None
+    if options.keep:
+        run.stop_and_keep()
+    # The bar's line ends before whatever is said next, an error too.
+    with (
+        tqdm(total=recipe.config.steps, unit="step", dynamic_ncols=True) as bar,
+        closing(Tracker(options.report_to, run.folder, recipe.config, bar.write)) as tracker,
+        closing(run.events(options.force_retrain, go_on=options.after_stop == "continue")) as events,
+    ):
+        for event in events:
+            tracker.follow(event)
+            if isinstance(event, Started):
+                check_folder(options.output_dir, options.output_name)  # not before: what is found again is only read
+                bar.update(event.step - bar.n)
+                chosen = [f"{name} {value}" for name, value in event.chosen.items()]
+                bar.write(", ".join([*chosen, *map(note_in_shell, event.notes)]))
+                bar.write(event.plan)
+            elif isinstance(event, StepDone):
+                bar.set_postfix(loss=f"{event.loss:.4f}", refresh=False)
+                bar.update(event.step - bar.n)
+            elif isinstance(event, Adjusted):
+                bar.write(event.note)
+            elif isinstance(event, Validation):
+                bar.write(f"pictures of step {event.step} in {run.folder.path / 'validation'}")
+            elif isinstance(event, Finished):
+                finished = event
+    assert finished is not None
+    return finished
