@@ -66,8 +66,8 @@ def _unet(name: str, dtype: str = "default") -> dict[str, Any]:
 
 CASES: dict[str, tuple[dict[str, Any], str, list[Any], str]] = {
     # What is wired instead of the checkpoint's own, to which input, and the sentence.
-    "inpainting": (_unet("inpainting"), "model", ["8", 0], "9 input channels, an inpainting model"),
-    "edit": (_unet("edit"), "model", ["8", 0], "8 input channels, an edit model"),
+    "inpainting": (_unet("inpainting"), "model", ["8", 0], "9 input channels: it is an inpainting model"),
+    "edit": (_unet("edit"), "model", ["8", 0], "8 input channels: it is an edit model"),
     "SD 3": (_unet("sd3"), "model", ["8", 0], "(SD 3)"),
     "fp8": (_unet("plain", "fp8_e4m3fn"), "model", ["8", 0], "quantised to float8_e4m3fn"),
     "EDM": (
@@ -87,7 +87,7 @@ CASES: dict[str, tuple[dict[str, Any], str, list[Any], str]] = {
         node("VAELoader", vae_name="sixteen.safetensors"),
         "vae",
         ["8", 0],
-        "A VAE with 16 latent channels",
+        "The VAE has 16 latent channels",
     ),
     "no CLIP": (
         node("CheckpointLoaderSimple", ckpt_name="no_clip.safetensors"),

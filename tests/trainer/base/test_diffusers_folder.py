@@ -113,7 +113,7 @@ def test_sd_2s_unused_last_layer_may_be_missing(pairs: dict[str, tuple[Path, Pat
     single, folder = pairs["SD 2.x"]
     config = json.loads((folder / "text_encoder" / "config.json").read_text("utf-8"))
     assert config["num_hidden_layers"] == NARROW["SD 2.x"].text_encoders[0].layers - 1
-    with pytest.raises(SubjectBoothError, match="the last layer"):
+    with pytest.raises(SubjectBoothError, match="its last layer"):
         load_base(folder, clip_skip=1)
     assert load_base(single, clip_skip=1).text.clip_layer == -1
 
@@ -134,7 +134,7 @@ def test_a_single_file_without_sd_2s_unused_last_layer_is_read(
     assert len(kept) < len(state)
     safetensors.torch.save_file(kept, path)
     assert torch.equal(_encoded(path), _encoded(single))
-    with pytest.raises(SubjectBoothError, match="saved without the last layer. Required: clip_skip 2"):
+    with pytest.raises(SubjectBoothError, match="saved without its last layer. Required: clip_skip 2"):
         load_base(path, clip_skip=1)
     # SDXL's second encoder gives the pooled prompt from its last layer: without it the file is broken.
     shape = NARROW["SDXL"].text_encoders[1]
@@ -294,29 +294,32 @@ def _edit_model(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "sentence"),
     [
-        (_pickled, "Weights in diffusion_pytorch_model.bin. Required: a .safetensors file"),
-        (_flux, "A folder of FluxPipeline"),
-        (_index, "An index that names no files beside it"),
-        (_other_vae, "A VAE with 16 latent channels"),
-        (_edit_model, "8 input channels, an edit model"),
+        (_pickled, "The weights are in diffusion_pytorch_model.bin. Required: a .safetensors file"),
+        (_flux, "The folder holds a FluxPipeline"),
+        (_index, "The index does not list files next to it"),
+        (_other_vae, "The VAE has 16 latent channels"),
+        (_edit_model, "8 input channels: it is an edit model"),
         (lambda folder: shutil.rmtree(folder / "vae"), "The checkpoint has no VAE"),
         (lambda folder: shutil.rmtree(folder / "text_encoder"), "The checkpoint has no text encoder"),
-        (lambda folder: shutil.rmtree(folder / "unet"), "A folder without unet/"),
+        (lambda folder: shutil.rmtree(folder / "unet"), "The folder has no unet/"),
         (
             _config("scheduler", "scheduler_config.json", _class_name="EDMEulerScheduler"),
-            "samples by EDMEulerScheduler",
+            "samples with EDMEulerScheduler",
         ),
         (
             _config("scheduler", "scheduler_config.json", _class_name="FlowMatchEulerDiscreteScheduler"),
-            "samples by Flow",
+            "samples with Flow",
         ),
         (_config("scheduler", "scheduler_config.json", prediction_type="sample"), "predicts 'sample'"),
         (
             _config("scheduler", "scheduler_config.json", beta_schedule="squaredcos_cap_v2"),
-            "A noise schedule of the kind",
+            "The noise schedule is",
         ),
-        (_config("unet", "config.json", _class_name="UNet3DConditionModel"), "A UNet of the kind UNet3DConditionModel"),
-        (lambda folder: (folder / "scheduler" / "scheduler_config.json").write_text("{", "utf-8"), "that is not JSON"),
+        (_config("unet", "config.json", _class_name="UNet3DConditionModel"), "The UNet is a UNet3DConditionModel"),
+        (
+            lambda folder: (folder / "scheduler" / "scheduler_config.json").write_text("{", "utf-8"),
+            "The configuration is not JSON",
+        ),
     ],
 )
 def test_what_cannot_be_trained_on_is_refused_in_one_sentence(sd1: Path, spoil: Any, sentence: str) -> None:

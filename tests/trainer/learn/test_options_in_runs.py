@@ -234,7 +234,7 @@ def test_a_masked_loss_that_learns_nothing_is_refused_before_the_base_is_read(tm
     def run(*photos: Photo) -> Run:
         return Run(small_base(), dataclasses.replace(plain, photos=photos), None, config, tmp_path, CPU)
 
-    with pytest.raises(SubjectBoothError, match=r"every mask is outside the crop 'center': 0.png, 1.png and 2.png;"):
+    with pytest.raises(SubjectBoothError, match=r"every mask is outside the crop 'center': 0.png, 1.png and 2.png\."):
         run(*photos)
     with closing(run(photos[0], *plain.photos[1:]).events()) as events:
         started = next(events)

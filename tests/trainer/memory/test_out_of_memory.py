@@ -77,7 +77,7 @@ def _tensors(run: Run) -> dict[str, torch.Tensor]:
             [
                 "gradient checkpointing is now on",
                 "the micro-batch size is now 2 instead of 4",
-                "1 pictures at once instead of 2",
+                "the micro-batch size is now 1 instead of 2",
             ],
         ),
     ],
