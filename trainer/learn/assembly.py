@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -25,7 +24,7 @@ from . import adapter
 from .checkpoint import Checkpoint
 from .ema import AdapterAverage
 from .old_checkpoints import without_unused_layers
-from .optimizers import make_optimizer, usable_optimizer
+from .optimizers import flat_state, group_values, make_optimizer, usable_optimizer
 
 RateFactor = Callable[[str], float]
 """A factor of the learning rate, for an adapter's weight by name (``"<layer>.lora_A.weight"``)."""
@@ -218,7 +217,7 @@ class Assembly:
         optimizer: dict[int, dict[str, Any]] = {
             index: {
                 name: value.detach().cpu().clone() if isinstance(value, torch.Tensor) else value
-                for name, value in _flat(entries).items()
+                for name, value in flat_state(entries).items()
             }
             for index, entries in self._optimizer.state_dict()["state"].items()
         }
@@ -235,7 +234,7 @@ class Assembly:
             optimizer,
             [dict(row) for row in losses],
             self.chosen.as_settings(),
-            _plain_groups(self._optimizer),
+            group_values(self._optimizer),
             average,
             scaler,
         )
@@ -284,31 +283,3 @@ class Assembly:
             for group, saved in zip(self._optimizer.state_dict()["param_groups"], resume.groups, strict=True)
         ]
         self._optimizer.load_state_dict({"state": resume.optimizer, "param_groups": groups})
-
-
-def _flat(entries: dict[str, Any]) -> dict[str, Any]:
-    """Flatten the nested dict of bitsandbytes' quantised state, which it also loads in this form."""
-    flat: dict[str, Any] = {}
-    for name, value in entries.items():
-        flat |= value if isinstance(value, dict) else {name: value}
-    return flat
-
-
-def _plain_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
-    """The non-tensor values of the parameter groups, for JSON; without ``fused`` and ``foreach``, which depend on the
-    machine.
-
-    JSON has no infinity, the value of Prodigy's ``growth_rate``; a new optimizer sets it again.
-    """
-    kinds = (int, float, str, list, tuple, type(None))
-    left_out = ("params", "fused", "foreach")
-    return [
-        {
-            name: value
-            for name, value in group.items()
-            if name not in left_out
-            and isinstance(value, kinds)
-            and not (isinstance(value, float) and math.isinf(value))
-        }
-        for group in optimizer.state_dict()["param_groups"]
-    ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -126,3 +127,31 @@ def _missing(name: str, device: torch.device) -> str:
     if name == "prodigy" and importlib.util.find_spec("prodigyopt") is None:
         return "prodigy needs the package prodigyopt, which is not installed; this run uses adamw"
     return ""
+
+
+def flat_state(entries: dict[str, Any]) -> dict[str, Any]:
+    """Flatten the nested dict of bitsandbytes' quantised state, which it also loads in this form."""
+    flat: dict[str, Any] = {}
+    for name, value in entries.items():
+        flat |= value if isinstance(value, dict) else {name: value}
+    return flat
+
+
+def group_values(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The non-tensor values of the parameter groups, for JSON; without ``fused`` and ``foreach``, which depend on the
+    machine.
+
+    JSON has no infinity, the value of Prodigy's ``growth_rate``; a new optimizer sets it again.
+    """
+    kinds = (int, float, str, list, tuple, type(None))
+    left_out = ("params", "fused", "foreach")
+    return [
+        {
+            name: value
+            for name, value in group.items()
+            if name not in left_out
+            and isinstance(value, kinds)
+            and not (isinstance(value, float) and math.isinf(value))
+        }
+        for group in optimizer.state_dict()["param_groups"]
+    ]
