@@ -21,7 +21,7 @@ FAST = [name for name in REHEARSALS if name not in SLOW]
 Found = dict[str, Any]
 
 # A wait of the host for the card costs what is queued there: a forward pass. Of a step in one part:
-WAITS = {"gradients._forward": 3, "loop._clip": 1}
+WAITS = {"gradients._forward": 1, "loop._clip": 1}
 UPLOADS = {"data._batch": 3, "conditioning.to": 1}
 
 

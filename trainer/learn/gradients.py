@@ -125,7 +125,7 @@ class Gradients:
             losses = batch_losses(self._denoiser, state.network, batch, terms, self._config.snr_gamma)
             names = [TOTAL, *losses.terms]
             scalars = torch.stack([losses.total.detach(), *losses.terms.values()])
-            values = torch.cat([scalars, losses.each]).tolist()  # one transfer, as it waits for the GPU
+            values = torch.cat([scalars, losses.each]).cpu().tolist()  # one transfer, as it waits for the GPU
             _stop_if_not_finite(batch, values[len(names) :], step)
             found = {name: value / accumulate for name, value in zip(names, values, strict=False)}
             return losses.total / accumulate, found

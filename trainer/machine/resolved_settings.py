@@ -39,7 +39,8 @@ class ResolvedSettings:
 
     @classmethod
     def from_settings(cls, values: Mapping[str, str]) -> ResolvedSettings:
-        """The inverse of :meth:`as_settings`."""
+        """The inverse of :meth:`as_settings`; what is missing gets its default."""
+        values = {**cls("adamw").as_settings(), **values}
         return cls(
             values["optimizer"],
             values["device"],
