@@ -191,7 +191,7 @@ class Training:
         with memory_errors(
             f"too little memory on {state.device} for the {state.chosen.optimizer} optimizer",
             "a smaller adapter",
-            "close other programs, lower rank or choose adamw8bit; the same run goes on from its last checkpoint",
+            "close other programs, lower rank or choose adamw8bit; the run resumes from its last checkpoint",
             "training",
         ):
             state.optimizer.step()

@@ -146,7 +146,7 @@ def test_a_step_that_fails_half_way_is_not_kept(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
     often = dataclasses.replace(CONFIG, checkpoint_seconds=0.0)
     run = Run(small_base(), small_subject(), small_class_images(), often, tmp_path, CPU)
-    with pytest.raises(SubjectBoothError, match="goes on from its last checkpoint"):
+    with pytest.raises(SubjectBoothError, match="resumes from its last checkpoint"):
         list(run.events())
     kept = run.folder.load_checkpoint(9)
     assert kept is not None and kept.step == 2
