@@ -52,17 +52,18 @@ def test_a_writer_that_writes_nothing_leaves_the_folder_untouched_and_learns_the
         "results": {"3": {"step": 3, "why": "last"}}
     }
 
-    # Nor does it touch a folder that is there, whether it begins again, goes on, is stopped or fails.
+    # Nor does it touch a folder that is there, whether it begins again, goes on, is stopped or is cancelled.
+    longer = RECIPE.vary(steps=5)
+    run.writer.write_result(Result(3, 5, STOPPED))
     before = folder_bytes(tmp_path)
     again = list(RECIPE.run(tmp_path, CPU, make_writer=SilentWriter).events(force_retrain=True))
     assert _losses(again) == _losses(whole)
-    longer = RECIPE.vary(steps=5)
-    going_on = list(longer.run(tmp_path, CPU, make_writer=SilentWriter).events())
-    assert [step for step, _ in _losses(going_on)] == [4, 5]
+    resumed = list(longer.run(tmp_path, CPU, make_writer=SilentWriter).events(go_on=True))
+    assert [step for step, _ in _losses(resumed)] == [4, 5]
     stopped = longer.run(tmp_path, CPU, make_writer=SilentWriter)
     stopped.stop_and_keep()
-    assert list(stopped.events())[-1].step == 3 and stopped.result == Result(3, 5, STOPPED)
-    cancelled = longer.run(tmp_path, CPU, make_writer=SilentWriter).events()
+    assert list(stopped.events(go_on=True))[-1].step == 3 and stopped.result == Result(3, 5, STOPPED)
+    cancelled = longer.run(tmp_path, CPU, make_writer=SilentWriter).events(go_on=True)
     next(event for event in cancelled if isinstance(event, StepDone))
     cancelled.close()
     shorter = RECIPE.vary(steps=2).run(tmp_path, CPU, make_writer=SilentWriter)
