@@ -206,12 +206,12 @@ def run(command: list[str]) -> Usage:
     """Run a command and measure it; its output is shown if it fails."""
     began = time.monotonic()
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
-    with tempfile.TemporaryFile() as said:
-        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=said, stderr=subprocess.STDOUT)
+    with tempfile.TemporaryFile() as output:
+        process = subprocess.Popen(command, cwd=ROOT, env=env, stdout=output, stderr=subprocess.STDOUT)
         _, status, used = os.wait4(process.pid, 0)
         if status:
-            said.seek(0)
-            raise SystemExit(said.read().decode("utf-8", "replace")[-4000:])
+            output.seek(0)
+            raise SystemExit(output.read().decode("utf-8", "replace")[-4000:])
     return Usage(time.monotonic() - began, used.ru_maxrss * 1024 / GIB)
 
 

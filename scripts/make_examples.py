@@ -103,12 +103,12 @@ def _screenshot_example(page: Page, name: str, quick: bool, no_run: bool) -> byt
             "window.ended = null;"
             " for (const kind of ['execution_success', 'execution_error', 'execution_interrupted'])"
             "  app.api.addEventListener(kind, e => {"
-            "   window.ended = {kind, said: e.detail?.exception_message ?? ''}; });"
+            "   window.ended = {kind, message: e.detail?.exception_message ?? ''}; });"
             " app.queuePrompt(0, 1).then(() => 1)"
         )
         ended = page.wait_for("window.ended", TIME_LIMIT)
         if ended["kind"] != "execution_success":
-            raise SystemExit(f"{name}: {ended['kind']} {ended['said']}")
+            raise SystemExit(f"{name}: {ended['kind']} {ended['message']}")
     return screenshot_graph(page)
 
 

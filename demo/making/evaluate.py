@@ -73,8 +73,8 @@ def main() -> None:
 
     def keep(part: str, figures: Figures) -> None:
         kept[part] = figures
-        with atomic_path(FIGURES) as beside:
-            beside.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
+        with atomic_path(FIGURES) as temporary:
+            temporary.write_text(json.dumps(kept, indent=1) + "\n", encoding="utf-8")
 
     def dreambooth() -> Figures:
         strips = WORK / "dreambooth"

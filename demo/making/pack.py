@@ -55,7 +55,7 @@ def unpack(work: Path, diffusion: str, autoencoder: str, later: Sequence[str] = 
         later: runs that go on from these; their states, left by another training, would be taken for these ones'.
 
     Raises:
-        FileExistsError: one of the states is there already.
+        FileExistsError: one of the states already exists.
     """
     for name in (diffusion, autoencoder, *later):
         if (path := work / f"{name}.pt").exists():

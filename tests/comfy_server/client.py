@@ -142,14 +142,14 @@ class ComfyClient:
             if kind == "execution_interrupted":
                 raise Interrupted(f"The prompt was cancelled in node {data.get('node_id')}.", entry)
             if kind == "execution_error":
-                said = str(data.get("exception_message", "")).strip()
+                message = str(data.get("exception_message", "")).strip()
                 where = f"{data.get('node_type')} (node {data.get('node_id')})"
                 trace = "".join(data.get("traceback", []))
                 raise NodeFailed(
-                    f"{where} failed: {data.get('exception_type')}: {said}\n{trace}{self._log()}",
+                    f"{where} failed: {data.get('exception_type')}: {message}\n{trace}{self._log()}",
                     node_id=str(data.get("node_id")),
                     node_type=str(data.get("node_type")),
-                    node_message=said,
+                    node_message=message,
                     exception_type=str(data.get("exception_type")),
                 )
 

@@ -83,5 +83,5 @@ def test_bypassed_muted_and_rerouted_sources() -> None:
 
 
 def test_unknown_nodes_are_named() -> None:
-    with pytest.raises(ValueError, match="Node 9 is a 'Missing'"):
+    with pytest.raises(ValueError, match="Node 9 is of type 'Missing'"):
         to_api(graph(make(9, "Missing"), links=[]), DEFINITIONS)
