@@ -108,7 +108,7 @@ def test_warnings_lie_on_their_pictures(comfy: ComfyClient) -> None:
     broken.write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     said = ask(comfy, "/subjectbooth/photos", {"images": [*names, broken.name], "resolution": 256, **WORDS})[1]
     warnings = [" ".join(photo["warnings"]) for photo in said["photos"]]
-    assert ["same picture" in text for text in warnings] == [True, True, False, False, False]
+    assert ["near-duplicates" in text for text in warnings] == [True, True, False, False, False]
     assert ["blurred" in text for text in warnings] == [False, False, True, False, False]
     assert ["smaller than" in text for text in warnings] == [False, False, False, True, False]
     assert [photo["kinds"] for photo in said["photos"]] == [["twice"], ["twice"], ["blurred"], ["small"], []]
@@ -133,7 +133,7 @@ def test_captions_and_cut_masks_are_shown_with_their_photos(comfy: ComfyClient) 
     assert "cannot be detected" in left["error"] and "caption" not in left
     assert left["kinds"] == ["white", "cut"] and "is outside the crop 'center'" in left["warnings"][1]
     said = ask(comfy, "/subjectbooth/photos", {**body, "captions": "template"})[1]
-    assert any("not read because captions" in text for text in said["warnings"])
+    assert any("ignored because captions" in text for text in said["warnings"])
     assert "caption" not in said["photos"][1]
 
 

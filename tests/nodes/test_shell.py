@@ -137,7 +137,7 @@ def test_captions_of_the_shell(tmp_path: Path) -> None:
     assert caption_lines(subject())[1] == "кот 1.png: ФОТО OHWX СОБАКА"
     template = subject("--captions", "template")
     assert [photo.caption for photo in template.photos] == [filled] * 3
-    assert any("(кот 0.txt and кот 1.txt), not read" in warning for warning in template.warnings)
+    assert any("кот 0.txt and кот 1.txt are ignored" in warning for warning in template.warnings)
     with pytest.raises(SubjectBoothError, match=r"Caption file кот 2\.txt not found"):
         subject("--captions", "files")
 

@@ -306,7 +306,7 @@ def test_warnings_are_shown(comfy: ComfyClient) -> None:
         ({"folder": "for kohya"}, 'Choose the folder for kohya/10_ohwx dog (token "ohwx", class word "dog")'),
         ({"sample": "../../etc"}, "sample '../../etc'. Required: one of"),
         ({"images": "ok.png", "class_word": " "}, "class_word is empty"),
-        ({"images": "ok.png", "class_word": "(dog:1.5)"}, "class_word '(dog:1.5)' has '('"),
+        ({"images": "ok.png", "class_word": "(dog:1.5)"}, "class_word '(dog:1.5)' contains '('"),
         ({"images": "ok.png", "token": ""}, "token is empty"),
         ({"images": "ok.png", "prompt_template": "a photo"}, "prompt_template 'a photo' does not contain the token"),
         ({"images": "ok.png", "captions": "x"}, "captions 'x'. Required: \"template\" or"),
