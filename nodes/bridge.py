@@ -29,7 +29,7 @@ from .wired_checks import UNET_PREFIX, refuse_unlearnable_patches
 def base_from_graph(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
     """The base that this graph would sample with, including patches, noise schedule, prediction type and CLIP skip.
 
-    Nothing is loaded or copied yet; the first call of ``build_unet`` unloads ComfyUI's models from the device.
+    Nothing is loaded or copied yet; building the network unloads ComfyUI's models from the device.
 
     Raises:
         SubjectBoothError: the model cannot be trained on, or has patches that are not weights.
