@@ -12,9 +12,6 @@ from ..events import Adjusted, Started, Validation
 from ..preserve.ways import loss_labels
 from .result import ResultFile, read_results
 
-LABELS = {"loss": "loss", **loss_labels()}
-"""What a curve is called, by the field of a step that it shows. A chart draws whatever curves it is given."""
-
 LIMIT = 2000
 """Points of a curve at most: more than a chart has pixels."""
 
@@ -26,8 +23,9 @@ _LORA = re.compile(r"lora_(\d{6,})\.safetensors")
 
 
 def points_of(values: dict[str, Any]) -> dict[str, float]:
-    """The points that one step adds to the curves, out of its JSON form."""
-    return {label: values[field] for field, label in LABELS.items() if isinstance(values.get(field), (int, float))}
+    """The points that one step adds to the curves, out of its JSON form. A chart draws whatever curves it is given."""
+    labels = {"loss": "loss", **loss_labels()}
+    return {label: values[field] for field, label in labels.items() if isinstance(values.get(field), (int, float))}
 
 
 def read_history(folder: Path, since: int = 0, limit: int = LIMIT) -> dict[str, Any]:

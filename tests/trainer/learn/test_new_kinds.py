@@ -22,7 +22,7 @@ from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.base.conditioning import Conditioning
 from subjectbooth.trainer.base.denoiser import Denoiser
 from subjectbooth.trainer.config import TrainConfig
-from subjectbooth.trainer.events import CheckpointSaved, Event, Finished, StepDone, Validation
+from subjectbooth.trainer.events import CheckpointSaved, Event, Finished, StepDone, Validation, to_json
 from subjectbooth.trainer.files.safetensors_file import read_metadata
 from subjectbooth.trainer.learn import adapter
 from subjectbooth.trainer.learn.data import TrainingData, make_micro_step
@@ -30,6 +30,7 @@ from subjectbooth.trainer.learn.loop import Training
 from subjectbooth.trainer.machine.draws import Draws
 from subjectbooth.trainer.preserve import ways
 from subjectbooth.trainer.preserve.preservation import AdapterLayer, BaseIdentity, Part, Preservation
+from subjectbooth.trainer.runs.history import points_of
 from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
@@ -272,6 +273,8 @@ def test_one_step_equals_a_computation_by_hand() -> None:
 
 
 def test_the_panels_curves_have_the_names_that_the_way_gives_them() -> None:
+    step = StepDone(1, 6, 3.0, {"instance_loss": 1.0, "toy_loss": 1.5, "norm_loss": 0.5}, 1e-2, 0.1, 0.2, None)
+    assert points_of(to_json(step)) == {"loss": 3.0, "subject": 1.0, "toy": 1.5, "norm": 0.5}
     assert ways.loss_labels() == {
         "instance_loss": "subject",
         "prior_loss": "class",
