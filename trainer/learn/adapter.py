@@ -145,7 +145,6 @@ def load_adapter_state(module: nn.Module, state: dict[str, torch.Tensor]) -> Non
             "the checkpoint is of another LoRA",
             "the LoRA that this run started with",
             "train again with force_retrain",
-            "checkpoint",
         )
     with torch.no_grad():
         for name, parameter in parameters.items():

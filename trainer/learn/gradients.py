@@ -167,5 +167,4 @@ def _stop_if_not_finite(batch: Batch, each: Sequence[float], step: int) -> None:
         f"a loss of {each[wrong[0]]:g} at step {step + 1}, on {whose}",
         "finite numbers",
         f"lower the learning rate, or set precision to bf16 or fp32; the adapter of step {step} is kept",
-        "training",
     )

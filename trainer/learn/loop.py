@@ -192,7 +192,6 @@ class Training:
             f"too little memory on {state.device} for the {state.chosen.optimizer} optimizer",
             "a smaller adapter",
             "close other programs, lower rank or choose adamw8bit; the run resumes from its last checkpoint",
-            "training",
         ):
             state.optimizer.step()
             state.update_average(self.step)
@@ -221,7 +220,6 @@ class Training:
                 f"too little memory on {state.device} for one image of {self._config.resolution} pixels",
                 "a smaller image or a smaller model",
                 f"lower resolution or rank, or close other programs; the adapter of step {self.step} is kept",
-                "training",
             )
         chosen, note = less
         state.use(chosen)
@@ -243,7 +241,6 @@ class Training:
             f"a gradient norm of {norm:g} at step {self.step + 1}, on {whose}",
             "finite numbers",
             f"lower the learning rate, or set precision to bf16 or fp32; the adapter of step {self.step} is kept",
-            "training",
         )
 
     def _validate(self, state: Assembly) -> Iterator[Event]:

@@ -37,7 +37,7 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 @contextmanager
-def memory_errors(given: str, needed: str, todo: str, where: str) -> Iterator[None]:
+def memory_errors(given: str, needed: str, todo: str, where: str = "") -> Iterator[None]:
     """Raise a :class:`SubjectBoothError` with these parts if an allocation in the block fails."""
     try:
         yield
