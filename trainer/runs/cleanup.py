@@ -37,7 +37,7 @@ _UNITS = {"T": 10**12, "G": 10**9, "M": 10**6, "K": 10**3, "": 1}
 
 
 @dataclass(frozen=True)
-class Item:
+class DiskItem:
     """One folder of ours.
 
     Attributes:
@@ -52,7 +52,7 @@ class Item:
     kind: str
     size: int
     changed: float
-    needed: str = ""
+    keep_reason: str = ""
 
 
 def parse_size(text: str) -> int:
@@ -67,13 +67,13 @@ def parse_size(text: str) -> int:
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def readable(size: float) -> str:
+def format_size(size: float) -> str:
     """``"1.2 GB"``."""
     unit = next((unit for unit in _UNITS if size >= _UNITS[unit]), "")
     return f"{size / _UNITS[unit]:.1f} {unit}B" if unit else f"{size:.0f} B"
 
 
-def limit() -> int:
+def disk_limit() -> int:
     """The limit that holds: that of the environment, else :data:`DEFAULT_LIMIT`."""
     text = os.environ.get(LIMIT_VARIABLE, "")
     try:
@@ -83,7 +83,7 @@ def limit() -> int:
         return DEFAULT_LIMIT
 
 
-def survey(runs: Path, class_images: Path, loras: Iterable[Path]) -> list[Item]:
+def survey(runs: Path, class_images: Path, loras: Iterable[Path]) -> list[DiskItem]:
     """All runs and class images, the oldest first, and which of them somebody needs.
 
     A run stays while a LoRA of it lies in ``loras``, or while a program is at work in it; class images stay while such
@@ -97,40 +97,40 @@ def survey(runs: Path, class_images: Path, loras: Iterable[Path]) -> list[Item]:
     Raises:
         SubjectBoothError: a LoRA there may not be read.
     """
-    keys = _keys_of(loras, (runs, class_images))
+    keys = _run_keys_of_loras(loras, (runs, class_images))
     items, stores = [], set()
-    for folder in _folders(runs):
-        record = _json(folder / "run.json")
+    for folder in _subfolders(runs):
+        record = _read_json(folder / "run.json")
         key = record.get("key")
         if not (isinstance(key, str) and len(key) == 64 and folder.name.endswith(f"_{key[:12]}")):
             continue
-        size, changed = _measure(folder)
-        needed = "in use" if _in_use(folder, changed) else "its LoRA is there" if key in keys else ""
-        if needed:
+        size, changed = _size_and_mtime(folder)
+        keep_reason = "in use" if _in_use(folder, changed) else "its LoRA is there" if key in keys else ""
+        if keep_reason:
             stores.add(record.get("class_images"))
-        items.append(Item(folder, "run", size, changed, needed))
-    for folder in _folders(class_images):
-        if not ({"prompt", "base_digest", "seed"} <= _json(folder / "recipe.json").keys()):
+        items.append(DiskItem(folder, "run", size, changed, keep_reason))
+    for folder in _subfolders(class_images):
+        if not ({"prompt", "base_digest", "seed"} <= _read_json(folder / "recipe.json").keys()):
             continue
-        size, changed = _measure(folder)
-        needed = "in use" if _in_use(folder, changed) else "a run needs them" if folder.name in stores else ""
-        items.append(Item(folder, "class images", size, changed, needed))
+        size, changed = _size_and_mtime(folder)
+        keep_reason = "in use" if _in_use(folder, changed) else "a run needs them" if folder.name in stores else ""
+        items.append(DiskItem(folder, "class images", size, changed, keep_reason))
     return sorted(items, key=lambda item: item.changed)
 
 
-def choose(items: Sequence[Item], limit: int) -> list[Item]:
+def choose_removable(items: Sequence[DiskItem], limit: int) -> list[DiskItem]:
     """The oldest that nobody needs, as many as have to go so that the rest is within ``limit`` bytes."""
     total, chosen = sum(item.size for item in items), []
     for item in sorted(items, key=lambda item: item.changed):
         if total <= limit:
             break
-        if not item.needed:
+        if not item.keep_reason:
             chosen.append(item)
             total -= item.size
     return chosen
 
 
-def remove(items: Iterable[Item]) -> int:
+def remove_items(items: Iterable[DiskItem]) -> int:
     """Remove them; the bytes that were freed. What somebody has begun to use meanwhile stays."""
     freed = 0
     for item in items:
@@ -149,14 +149,14 @@ def remove(items: Iterable[Item]) -> int:
 def remember_lora_folders(output: Path, folders: Iterable[Path]) -> None:
     """Note in ``output`` which folders ComfyUI has its LoRAs in. A disk that refuses is no reason to end a run."""
     record = {"folders": [str(folder.absolute()) for folder in folders if folder.is_dir()]}
-    if _json(output / LORA_FOLDERS) != record:
+    if _read_json(output / LORA_FOLDERS) != record:
         with contextlib.suppress(OSError):
             write_atomic(output / LORA_FOLDERS, json.dumps(record))
 
 
 def remembered_lora_folders(output: Path) -> list[Path]:
     """What :func:`remember_lora_folders` has noted; one that is gone (a drive that is not plugged in) is named too."""
-    names = _json(output / LORA_FOLDERS).get("folders")
+    names = _read_json(output / LORA_FOLDERS).get("folders")
     return [Path(name) for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
@@ -166,12 +166,12 @@ def over_limit_note(output: Path) -> str:
     Args:
         output: the folder with runs and class images.
     """
-    total = _measure(output)[0]
-    if total <= limit():
+    total = _size_and_mtime(output)[0]
+    if total <= disk_limit():
         return ""
     return (
-        f"runs and class images take {readable(total)} (limit {readable(limit())}): in the pack's folder, "
-        f'python -m trainer clean --limit {readable(limit()).replace(" ", "")} --output_dir "{output}" '
+        f"runs and class images take {format_size(total)} (limit {format_size(disk_limit())}): in the pack's folder, "
+        f'python -m trainer clean --limit {format_size(disk_limit()).replace(" ", "")} --output_dir "{output}" '
         "shows what could go"
     )
 
@@ -180,7 +180,7 @@ def _in_use(folder: Path, changed: float) -> bool:
     return time.time() - changed < RECENT or is_locked(folder)
 
 
-def _keys_of(folders: Iterable[Path], ours: Sequence[Path]) -> set[str]:
+def _run_keys_of_loras(folders: Iterable[Path], ours: Sequence[Path]) -> set[str]:
     """The runs of all LoRAs there; the adapters in the runs' own folders keep nothing alive.
 
     Raises:
@@ -189,7 +189,7 @@ def _keys_of(folders: Iterable[Path], ours: Sequence[Path]) -> set[str]:
     keys = set()
     places = [place.resolve() for place in ours]
     for folder in folders:
-        for path in _loras_in(folder.resolve()):
+        for path in _find_loras(folder.resolve()):
             # Not where a link in the folder leads: an adapter that is linked into it is in use there.
             if any(path.is_relative_to(place) for place in places):
                 continue
@@ -198,11 +198,11 @@ def _keys_of(folders: Iterable[Path], ours: Sequence[Path]) -> set[str]:
             except (SubjectBoothError, FileNotFoundError):  # damaged or a stranger's; a link whose file is gone
                 continue
             except OSError as error:
-                raise _closed("a LoRA", error, path) from error
+                raise _unreadable_error("a LoRA", error, path) from error
     return keys - {""}
 
 
-def _closed(what: str, error: OSError, where: Path | str) -> SubjectBoothError:
+def _unreadable_error(what: str, error: OSError, where: Path | str) -> SubjectBoothError:
     return SubjectBoothError(
         f"{what} that cannot be opened ({error.strerror or type(error).__name__})",
         "a look into every LoRA, because their runs stay",
@@ -211,20 +211,20 @@ def _closed(what: str, error: OSError, where: Path | str) -> SubjectBoothError:
     )
 
 
-def _loras_in(folder: Path) -> Iterator[Path]:
+def _find_loras(folder: Path) -> Iterator[Path]:
     """As ComfyUI finds them: behind linked folders too.
 
     Raises:
         SubjectBoothError: a folder may not be looked into.
     """
 
-    def refuse(error: OSError) -> None:
+    def raise_unreadable(error: OSError) -> None:
         if isinstance(error, FileNotFoundError):
             return
-        raise _closed("a LoRA folder", error, error.filename) from error
+        raise _unreadable_error("a LoRA folder", error, error.filename) from error
 
     seen = set()
-    for root, inside, names in os.walk(folder, followlinks=True, onerror=refuse):
+    for root, inside, names in os.walk(folder, followlinks=True, onerror=raise_unreadable):
         real = Path(root).resolve()
         if real in seen:  # a loop of links
             inside.clear()
@@ -233,13 +233,13 @@ def _loras_in(folder: Path) -> Iterator[Path]:
         yield from (Path(root, name) for name in names if name.lower().endswith(".safetensors"))
 
 
-def _folders(root: Path) -> list[Path]:
+def _subfolders(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink())
 
 
-def _measure(folder: Path) -> tuple[int, float]:
+def _size_and_mtime(folder: Path) -> tuple[int, float]:
     """Bytes, and the time of the last change. The lock's own time says nothing: looking touches it."""
     size, changed = 0, 0.0
     for path in folder.rglob("*"):
@@ -250,7 +250,7 @@ def _measure(folder: Path) -> tuple[int, float]:
     return size, changed
 
 
-def _json(path: Path) -> dict[str, object]:
+def _read_json(path: Path) -> dict[str, object]:
     try:
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

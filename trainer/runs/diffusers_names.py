@@ -24,13 +24,15 @@ ADAPTER_METADATA = "lora_adapter_metadata"
 MAX_ALPHA = 1e9
 """Beyond any that was ever used, and a float32 still holds it times the root of a rank."""
 
-_PLACE = re.compile(r"(?:(unet|text_encoder|text_encoder_2)\.)?(?:base_model\.model\.)?(.+)")
-_UNET = re.compile(r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding|class_embedding)\b")
-_TEXT = re.compile(r"(text_model\.|encoder\.layers\.|text_projection\b)")
+_LAYER_NAME = re.compile(r"(?:(unet|text_encoder|text_encoder_2)\.)?(?:base_model\.model\.)?(.+)")
+_UNET_LAYER = re.compile(
+    r"(down_blocks|mid_block|up_blocks|conv_in|conv_out|time_embedding|add_embedding|class_embedding)\b"
+)
+_TEXT_ENCODER_LAYER = re.compile(r"(text_model\.|encoder\.layers\.|text_projection\b)")
 _KOHYA_PREFIX = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
 """ComfyUI reads ``lora_te1`` for SD 1.x and 2.x as well."""
 
-_KINDS = (
+_TENSOR_ENDINGS = (
     (re.compile(r"\.lora_A(\.[^.]+)?\.weight$"), ".lora_down.weight"),
     (re.compile(r"\.lora_B(\.[^.]+)?\.weight$"), ".lora_up.weight"),
     (re.compile(r"\.lora_B(\.[^.]+)?\.bias$"), ".diff_b"),
@@ -72,27 +74,27 @@ def with_kohya_names(
         layers[layer] = (place[0], place[1])
     if not layers:
         return renamed
-    settings = _settings(metadata.get(ADAPTER_METADATA, ""), peft_config)
+    settings = _settings_by_part(metadata.get(ADAPTER_METADATA, ""), peft_config)
     for layer, (part, path) in layers.items():
-        _finish(renamed, layer, path, settings.get(part, {}))
+        _add_alpha_and_shapes(renamed, layer, path, settings.get(part, {}))
     return renamed
 
 
 def _kohya_name(name: str) -> tuple[str, str, str, str] | None:
     """Kohya's layer, how its tensor's name ends, the part of the pipeline, diffusers' layer; None for other names."""
-    for ending, kind in _KINDS:
+    for ending, kind in _TENSOR_ENDINGS:
         match = ending.search(name)
         if match is None:
             continue
         kind = name[match.start() :] if kind == "." else kind
-        place = _PLACE.fullmatch(name[: match.start()])
+        place = _LAYER_NAME.fullmatch(name[: match.start()])
         if place is None:
             return None
         part, path = place[1], place[2].replace(".processor.", ".")
-        if _UNET.match(path) and part in (None, "unet"):
+        if _UNET_LAYER.match(path) and part in (None, "unet"):
             part = "unet"
             path = re.sub(r"\.to_out$", ".to_out.0", path)
-        elif _TEXT.match(path) and part != "unet":
+        elif _TEXT_ENCODER_LAYER.match(path) and part != "unet":
             part = part or "text_encoder"
             # transformers 5.6 and newer have no text_model; diffusers before 0.18 named the layers as a UNet's.
             path = re.sub(r"^(?=encoder\.)", "text_model.", path)
@@ -103,9 +105,9 @@ def _kohya_name(name: str) -> tuple[str, str, str, str] | None:
     return None
 
 
-def _settings(written: str, peft_config: str) -> dict[str, dict[str, Any]]:
+def _settings_by_part(written: str, peft_config: str) -> dict[str, dict[str, Any]]:
     """PEFT's settings by part of the pipeline."""
-    flat, alone = (_json_object(text) for text in (written, peft_config))
+    flat, alone = (_parse_settings(text) for text in (written, peft_config))
     parts = {
         part: {key.removeprefix(f"{part}."): value for key, value in flat.items() if key.startswith(f"{part}.")}
         for part in _KOHYA_PREFIX
@@ -113,7 +115,7 @@ def _settings(written: str, peft_config: str) -> dict[str, dict[str, Any]]:
     return {part: values or alone for part, values in parts.items()}
 
 
-def _json_object(text: str) -> dict[str, Any]:
+def _parse_settings(text: str) -> dict[str, Any]:
     try:
         values = json.loads(text) if text else {}
         if isinstance(values, dict):
@@ -128,7 +130,7 @@ def _json_object(text: str) -> dict[str, Any]:
     )
 
 
-def _finish(tensors: dict[str, torch.Tensor], layer: str, path: str, settings: Mapping[str, Any]) -> None:
+def _add_alpha_and_shapes(tensors: dict[str, torch.Tensor], layer: str, path: str, settings: Mapping[str, Any]) -> None:
     """Give a renamed layer its alpha, and the shapes that kohya's files have."""
     down = next(
         (

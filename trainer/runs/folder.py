@@ -122,7 +122,7 @@ class RunFolder:
         found = self.result(steps)
         return found.step if found is not None and found.is_stopped else None
 
-    def pictures(self, step: int, count: int) -> list[Path]:
+    def validation_paths(self, step: int, count: int) -> list[Path]:
         """The paths of the validation pictures of a step."""
         return [self.path / "validation" / f"step_{step:06d}_{number:02d}.png" for number in range(count)]
 
@@ -149,7 +149,7 @@ class RunFolder:
                 found.pop(step, None)
                 settings = values.get("sampling_steps"), values.get("guidance_scale")
                 if drawn == prompts and (sampling is None or settings in (sampling, (None, None))):
-                    images = [_read_picture(path) for path in self.pictures(step, len(prompts))]
+                    images = [_read_image(path) for path in self.validation_paths(step, len(prompts))]
                     found[step] = torch.from_numpy(np.stack(images))
             except (OSError, ValueError, TypeError, KeyError, SyntaxError):  # gone or damaged (PIL raises the last)
                 continue
@@ -175,7 +175,7 @@ class RunFolder:
             self.notes.append(sentence)
 
 
-def _read_picture(path: Path) -> np.ndarray:
+def _read_image(path: Path) -> np.ndarray:
     """float32 [h, w, 3] in 0..1."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"), dtype=np.float32) / 255

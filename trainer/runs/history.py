@@ -25,7 +25,7 @@ _STEP_LINE = re.compile(rb'\{"event": "StepDone", "step": (\d{1,15}),')
 _LORA = re.compile(r"lora_(\d{6,})\.safetensors")
 
 
-def points_of(values: dict[str, Any]) -> dict[str, float]:
+def curve_points(values: dict[str, Any]) -> dict[str, float]:
     """The points that one step adds to the curves, out of its JSON form."""
     return {label: values[field] for field, label in LABELS.items() if isinstance(values.get(field), (int, float))}
 
@@ -44,37 +44,39 @@ def read_history(folder: Path, since: int = 0, limit: int = LIMIT) -> dict[str, 
         and ``pictures`` (file names below the folder); ``saved``, the steps with an adapter of their own; ``kept``, the
         step at which the run was stopped and kept; ``result``, what the node made of it. What is damaged is left out.
     """
-    lines, others = _split(folder / "events.jsonl")
-    record = _json(folder / "run.json")
-    steps = _whole((record.get("config") or {}).get("steps")) if isinstance(record.get("config"), dict) else 0
+    lines, others = _split_log(folder / "events.jsonl")
+    record = _read_json(folder / "run.json")
+    steps = _positive_int((record.get("config") or {}).get("steps")) if isinstance(record.get("config"), dict) else 0
     try:
         results = read_results(folder)
     except OSError:
         results = ResultFile()
     result = results.results.get(steps)
     later = lines[bisect_right(lines, since, key=_step_of) :]
-    chosen, notes, validations = _told(others)
-    last = _parse(lines[-1]) if lines else {}
+    chosen, notes, validations = _read_notes_and_validations(others)
+    last = _parse_json(lines[-1]) if lines else {}
     recent = [
-        values["seconds"] for values in map(_parse, lines[-RECENT:]) if isinstance(values.get("seconds"), (int, float))
+        values["seconds"]
+        for values in map(_parse_json, lines[-RECENT:])
+        if isinstance(values.get("seconds"), (int, float))
     ]
-    done = max([_whole(last.get("step")), *(_whole(values.get("step")) for values in others)])
+    done = max([_positive_int(last.get("step")), *(_positive_int(values.get("step")) for values in others)])
     return {
         "step": done,
         "steps": steps,
         "trigger": str(record.get("trigger", "")),
         "seconds": sum(recent) / len(recent) if recent else None,
-        "series": _series([_parse(line) for line in _evenly(later, limit)]),
+        "series": _build_series([_parse_json(line) for line in _sample_evenly(later, limit)]),
         "chosen": chosen,
         "notes": notes,
-        "validations": [validation for validation in validations if _whole(validation["step"]) > 0],
+        "validations": [validation for validation in validations if _positive_int(validation["step"]) > 0],
         "saved": sorted(int(found[1]) for path in folder.glob("lora_*") if (found := _LORA.fullmatch(path.name))),
         "kept": result.step if result is not None and result.is_stopped else None,
         "result": dict(results.published) or None,
     }
 
 
-def _split(log: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
+def _split_log(log: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
     """The lines of steps, unread, and all other entries. Reading 10,000 lines of JSON takes a tenth of a second."""
     try:
         content = log.read_bytes()
@@ -84,12 +86,14 @@ def _split(log: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
     for line in content.split(b"\n"):
         if _STEP_LINE.match(line):
             lines.append(line)
-        elif values := _parse(line):
+        elif values := _parse_json(line):
             others.append(values)
     return lines, others
 
 
-def _told(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str], list[dict[str, Any]]]:
+def _read_notes_and_validations(
+    entries: list[dict[str, Any]],
+) -> tuple[dict[str, Any], list[str], list[dict[str, Any]]]:
     """What was chosen, notes and validations; a run that went on has started more than once."""
     chosen: dict[str, Any] = {}
     notes: list[str] = []
@@ -104,23 +108,23 @@ def _told(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str], lis
             # A start tells all that holds for it; a change adds to it.
             notes = told if values["event"] == Started.__name__ else [*notes, *told]
         elif values.get("event") == Validation.__name__:
-            step, prompts = _whole(values.get("step")), values.get("prompts")
+            step, prompts = _positive_int(values.get("step")), values.get("prompts")
             prompts = [str(prompt) for prompt in prompts] if isinstance(prompts, list) else []
             pictures = [f"validation/step_{step:06d}_{number:02d}.png" for number in range(len(prompts))]
             validations[step] = {"step": step, "prompts": prompts, "pictures": pictures}
     return chosen, notes, [validations[step] for step in sorted(validations)]
 
 
-def _series(entries: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
+def _build_series(entries: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
     series: dict[str, list[list[float]]] = {}
     for values in entries:
-        if step := _whole(values.get("step")):
-            for name, value in points_of(values).items():
+        if step := _positive_int(values.get("step")):
+            for name, value in curve_points(values).items():
                 series.setdefault(name, []).append([step, value])
     return series
 
 
-def _evenly(lines: list[bytes], limit: int) -> list[bytes]:
+def _sample_evenly(lines: list[bytes], limit: int) -> list[bytes]:
     if len(lines) <= limit:
         return lines
     return [lines[(number + 1) * len(lines) // limit - 1] for number in range(limit)]
@@ -131,11 +135,11 @@ def _step_of(line: bytes) -> int:
     return int(found[1]) if found else 0
 
 
-def _whole(value: Any) -> int:
+def _positive_int(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
-def _parse(line: bytes) -> dict[str, Any]:
+def _parse_json(line: bytes) -> dict[str, Any]:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
@@ -143,8 +147,8 @@ def _parse(line: bytes) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return _parse(path.read_bytes())
+        return _parse_json(path.read_bytes())
     except OSError:
         return {}

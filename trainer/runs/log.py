@@ -31,7 +31,7 @@ def read_entries(log: Path) -> list[Entry]:
     return entries
 
 
-def truncated(entries: Sequence[Entry], step: int, losses: Sequence[Mapping[str, float]]) -> list[Entry]:
+def truncate_entries(entries: Sequence[Entry], step: int, losses: Sequence[Mapping[str, float]]) -> list[Entry]:
     """The entries up to a step, with those of steps that are missing.
 
     Args:

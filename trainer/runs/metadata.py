@@ -36,7 +36,7 @@ def lora_metadata(
     chosen: ResolvedSettings,
     buckets: Mapping[str, int],
 ) -> dict[str, str]:
-    """All metadata but the file's name, which :func:`named` adds.
+    """All metadata but the file's name, which :func:`with_output_name` adds.
 
     Args:
         tensors: the file's tensors, for the hash that other tools look models up by.
@@ -115,6 +115,6 @@ def lora_metadata(
     }
 
 
-def named(metadata: dict[str, str], output_name: str) -> dict[str, str]:
+def with_output_name(metadata: dict[str, str], output_name: str) -> dict[str, str]:
     """The metadata with the name under which the file is published (A1111's alias in prompts)."""
     return {**metadata, "ss_output_name": output_name, "modelspec.title": output_name}

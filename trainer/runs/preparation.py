@@ -60,12 +60,12 @@ def prepare(
     Raises:
         SubjectBoothError: photos, class images, base and settings do not fit.
     """
-    config, fall_back = with_usable_optimizer(config, device)
+    config, optimizer_warning = with_usable_optimizer(config, device)
     side = config.resolution
     identity = BaseIdentity(base.family, base.sampling_digest or base.digest, base.denoiser.latent_factor)
-    of_class = preservation.check(base.denoiser.latent_size(side, side), identity)
-    masks_cut = subject.check_masks(side, buckets=config.enable_bucket) if config.masked_loss else ""
-    warnings = tuple(filter(None, (fall_back, *of_class, masks_cut, _small_resolution(side, base))))
+    class_warnings = preservation.check(base.denoiser.latent_size(side, side), identity)
+    mask_warning = subject.check_masks(side, buckets=config.enable_bucket) if config.masked_loss else ""
+    warnings = tuple(filter(None, (optimizer_warning, *class_warnings, mask_warning, _resolution_warning(side, base))))
     photos = cache.photos(subject, config)
     digests = [group.digest for group in photos]
     digest = sha256_of(*digests) if config.enable_bucket else digests[0]
@@ -127,13 +127,19 @@ def encode(
     with default_numerics():
         encoded = cache.prompts(base, prompts, where)
         check_prompts(encoded)
-        latents = _one([cache.latents(base, group.images, where) for group in groups])
-        flipped = _one([cache.latents(base, group.images.flip(-1), where) for group in groups]) if config.flip else None
+        latents = _join_groups([cache.latents(base, group.images, where) for group in groups])
+        flipped = (
+            _join_groups([cache.latents(base, group.images.flip(-1), where) for group in groups])
+            if config.flip
+            else None
+        )
         check_latents(latents, names)
         if flipped is not None:
             check_latents(flipped, names)
     masks = (
-        _one([_latent_masks(group, base.denoiser.latent_factor) for group in groups]) if config.masked_loss else None
+        _join_groups([_latent_masks(group, base.denoiser.latent_factor) for group in groups])
+        if config.masked_loss
+        else None
     )
     return TrainingData(
         latents=latents,
@@ -147,7 +153,7 @@ def encode(
     )
 
 
-def _small_resolution(resolution: int, base: BaseModel) -> str:
+def _resolution_warning(resolution: int, base: BaseModel) -> str:
     native = base.denoiser.native_resolution
     # Below 256 it is meant so: a base for tiny pictures, such as the demo's, or a trial.
     if not 256 <= resolution < 0.6 * native:
@@ -158,7 +164,7 @@ def _small_resolution(resolution: int, base: BaseModel) -> str:
     )
 
 
-def _one(groups: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+def _join_groups(groups: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
     """Groups of pictures of one size each, as one sequence of pictures."""
     return groups[0] if len(groups) == 1 else tuple(picture for group in groups for picture in group)
 

@@ -14,7 +14,7 @@ import torch
 from ..errors import SubjectBoothError
 from ..files.safetensors_file import checksum_matches, read_metadata, to_bytes
 from ..files.storage import TEMP_PREFIX, disk_errors, make_folder, remove_temp_files, write_atomic
-from .metadata import named
+from .metadata import with_output_name
 
 # Characters that Windows refuses in file names; a workflow made on Linux should run there too.
 _FORBIDDEN = re.compile(r'[<>:"|?*\x00-\x1f]')
@@ -100,10 +100,10 @@ def publish(lora: Path, folder: Path, output_name: str) -> Published:
         SubjectBoothError: the name cannot be used, or the folder cannot be written.
     """
     name = checked_name(output_name)
-    metadata, tensors = read_metadata(lora), _tensors(lora)
+    metadata, tensors = read_metadata(lora), _read_tensors(lora)
     edited: list[str] = []
     with disk_errors("the LoRA cannot be written", (folder / name).parent):
-        for target in _targets(folder, name):
+        for target in _candidate_paths(folder, name):
             if not target.exists():
                 break
             if _run_key_of(target) != metadata["subjectbooth.run_key"]:
@@ -111,7 +111,7 @@ def publish(lora: Path, folder: Path, output_name: str) -> Published:
             if _is_as_published(target):
                 break
             edited.append(target.name)
-    content = to_bytes(tensors, named(metadata, target.stem))
+    content = to_bytes(tensors, with_output_name(metadata, target.stem))
     with disk_errors("the LoRA cannot be written", target.parent):
         if not (target.is_file() and target.read_bytes() == content):
             write_atomic(target, content)
@@ -125,7 +125,7 @@ def publish(lora: Path, folder: Path, output_name: str) -> Published:
     return Published(target, note)
 
 
-def _targets(folder: Path, name: PurePosixPath) -> Iterator[Path]:
+def _candidate_paths(folder: Path, name: PurePosixPath) -> Iterator[Path]:
     for number in count(1):
         tail = "" if number == 1 else f"_{number}"
         yield folder / name.parent / f"{name.name}{tail}{SUFFIX}"
@@ -138,7 +138,7 @@ def _is_as_published(path: Path) -> bool:
     """
     try:
         metadata = read_metadata(path)
-        return named(metadata, path.stem) == metadata and checksum_matches(path.read_bytes())
+        return with_output_name(metadata, path.stem) == metadata and checksum_matches(path.read_bytes())
     except Exception:  # whatever somebody else's program has made of it
         return False
 
@@ -150,7 +150,7 @@ def _run_key_of(path: Path) -> str | None:
         return None
 
 
-def _tensors(path: Path) -> dict[str, torch.Tensor]:
+def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
     import safetensors.torch
 
     return safetensors.torch.load_file(path)

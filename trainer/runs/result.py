@@ -87,46 +87,46 @@ def read_results(folder: Path) -> ResultFile:
     Raises:
         OSError: a file is there and cannot be read.
     """
-    content = _read(folder / RESULT_FILE)
+    content = _read_bytes(folder / RESULT_FILE)
     if content is None:
-        return ResultFile(_stopped_before(folder))
-    values = _parse(content)
+        return ResultFile(_read_kept_file(folder))
+    values = _parse_json(content)
     if values is None:
-        return ResultFile(_stopped_before(folder), is_damaged=True)
+        return ResultFile(_read_kept_file(folder), is_damaged=True)
     published = {name: value for name, value in values.items() if name != "results"}
     if "results" not in values:
-        return ResultFile(_stopped_before(folder), published)
+        return ResultFile(_read_kept_file(folder), published)
     entries = values["results"] if isinstance(values["results"], dict) else {}
-    results = {found.steps: found for name, entry in entries.items() if (found := _result(name, entry))}
+    results = {found.steps: found for name, entry in entries.items() if (found := _parse_result(name, entry))}
     is_damaged = entries is not values["results"] or len(results) < len(entries)
     return ResultFile(results, published, is_damaged, is_current=not is_damaged)
 
 
-def _stopped_before(folder: Path) -> dict[int, Result]:
+def _read_kept_file(folder: Path) -> dict[int, Result]:
     """From the file that was written before there was ``results``."""
-    values = _parse(_read(folder / KEPT_FILE) or b"") or {}
-    found = _checked(values.get("step"), values.get("steps"), STOPPED)
+    values = _parse_json(_read_bytes(folder / KEPT_FILE) or b"") or {}
+    found = _checked_result(values.get("step"), values.get("steps"), STOPPED)
     return {found.steps: found} if found is not None and found.step < found.steps else {}
 
 
-def _result(name: str, entry: Any) -> Result | None:
+def _parse_result(name: str, entry: Any) -> Result | None:
     steps = int(name) if name.isascii() and name.isdigit() and len(name) < 10 else None
-    return _checked(entry.get("step"), steps, entry.get("why")) if isinstance(entry, dict) else None
+    return _checked_result(entry.get("step"), steps, entry.get("why")) if isinstance(entry, dict) else None
 
 
-def _checked(step: Any, steps: Any, why: Any) -> Result | None:
+def _checked_result(step: Any, steps: Any, why: Any) -> Result | None:
     whole = all(isinstance(number, int) and not isinstance(number, bool) for number in (step, steps))
     return Result(step, steps, why) if whole and 0 < step <= steps and isinstance(why, str) and why else None
 
 
-def _read(path: Path) -> bytes | None:
+def _read_bytes(path: Path) -> bytes | None:
     try:
         return path.read_bytes()
     except FileNotFoundError:
         return None
 
 
-def _parse(content: bytes) -> dict[str, Any] | None:
+def _parse_json(content: bytes) -> dict[str, Any] | None:
     try:
         values = json.loads(content)
     except (ValueError, RecursionError):

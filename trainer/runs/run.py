@@ -99,7 +99,7 @@ class Run:
         Args:
             class_prompt: that of the class images.
         """
-        check_early(self._base, self._prepared, (class_prompt, *self.shown))
+        check_early(self._base, self._prepared, (class_prompt, *self.validation_prompts))
 
     def plan(self) -> Plan:
         """What a run from step 0 would keep in memory. Reads and encodes everything, writes and trains nothing."""
@@ -107,7 +107,7 @@ class Run:
             return training.plan()
 
     @property
-    def shown(self) -> tuple[str, ...]:
+    def validation_prompts(self) -> tuple[str, ...]:
         """The prompts of the validation pictures."""
         return tuple(prompt.replace("{subject}", self._subject.trigger) for prompt in self._config.validation_prompts)
 
@@ -115,12 +115,14 @@ class Run:
         """The pictures of these prompts up to ``steps``, as :meth:`RunFolder.validations` gives them, and the steps
         whose pictures are due and not there: drawn with other prompts or sampling settings, or not at all."""
         config = self._config
-        found = self.folder.validations(steps, self.shown, (config.validation_steps, config.validation_guidance_scale))
+        found = self.folder.validations(
+            steps, self.validation_prompts, (config.validation_steps, config.validation_guidance_scale)
+        )
         there = {step for step, _ in found}
         due = [step for step in range(1, steps + 1) if self._config.validation_is_due(step)]
         return found, [step for step in due if step not in there]
 
-    def events(self, force_retrain: bool = False, go_on: bool = False) -> Generator[Event, None, None]:
+    def events(self, force_retrain: bool = False, resume_stopped: bool = False) -> Generator[Event, None, None]:
         """Train, or say that it was done before.
 
         Whatever ends the reading (a cancel closes the generator, an error passes through it, memory runs out), the
@@ -128,53 +130,53 @@ class Run:
 
         Args:
             force_retrain: start from step 0 even when the run is finished or has a checkpoint.
-            go_on: train a run that was stopped and kept to its planned steps.
+            resume_stopped: train a run that was stopped and kept to its planned steps.
 
         Yields:
             The events of :meth:`trainer.learn.loop.Training.events`, :class:`CheckpointSaved`, :class:`Scores` where
             there is an evaluator, and :class:`Finished` last.
         """
-        done = None if force_retrain else self._done(go_on)
+        done = None if force_retrain else self._find_finished(resume_stopped)
         if done is not None:
             result, lora = done
             for note in self.folder.notes:
                 yield Adjusted(result.step, note, {})
-            yield self._finished(result, lora, trained=False)
+            yield self._finish(result, lora, trained=False)
             return
         with self.writer.lock():
             if force_retrain:
-                self.writer.forget()
-            elif go_on:
+                self.writer.discard_progress()
+            elif resume_stopped:
                 self.writer.revoke_stops()
-            events = self._train_whole(force_retrain, go_on)
+            events = self._run_training(force_retrain, resume_stopped)
             with closing(events):
                 for event in events:
                     yield event
                     if self._evaluator is not None and not isinstance(event, Finished):
-                        yield from self._scores(self._evaluator, event)
+                        yield from self._log_scores(self._evaluator, event)
 
-    def _done(self, go_on: bool) -> tuple[Result, Path] | None:
+    def _find_finished(self, resume_stopped: bool) -> tuple[Result, Path] | None:
         """What need not be trained again, and its adapter."""
         steps = self._config.steps
         with disk_errors("the run's folder cannot be read", self.folder.path):
             known, last = self.folder.results(), Result(steps, steps, LAST)
             chosen = known.results.get(steps)
             # The last one too: both are there where a run that was finished was trained again and stopped.
-            for result in (last,) if chosen is None or (go_on and chosen.is_stopped) else (chosen, last):
+            for result in (last,) if chosen is None or (resume_stopped and chosen.is_stopped) else (chosen, last):
                 lora = self.folder.finished_lora(result.step)
                 if lora is not None:
                     if chosen is None or known.is_damaged:
-                        self._rebuild(chosen or result)
+                        self._rebuild_result(chosen or result)
                     return result, lora
         return None
 
-    def _rebuild(self, result: Result) -> None:
+    def _rebuild_result(self, result: Result) -> None:
         """Write the result of a run that is finished and does not say so: it was damaged, or is of before there was
         one. Not where somebody else is at work or nothing can be written: a run that is found again is only read."""
         with suppress(SubjectBoothError), self.writer.lock():
             self.writer.write_result(result)
 
-    def _train_whole(self, force_retrain: bool, go_on: bool) -> Generator[Event, None, None]:
+    def _run_training(self, force_retrain: bool, resume_stopped: bool) -> Generator[Event, None, None]:
         steps = self._config.steps
         started = self.writer.open(
             {
@@ -187,16 +189,16 @@ class Run:
         resume = None if force_retrain else self.folder.load_checkpoint(steps, self.writer.set_checkpoint_aside)
         for note in self.folder.notes:
             yield Adjusted(resume.step if resume else 0, note, resume.chosen if resume else {})
-        if resume and not go_on and resume.step == self.folder.kept_step(steps):
+        if resume and not resume_stopped and resume.step == self.folder.kept_step(steps):
             self._stop.set()  # the adapter that was kept is gone or damaged: the checkpoint still has it
         self.writer.truncate_events(resume.step if resume else 0, resume.losses if resume else ())
-        training = self._training(self.shown, resume)
+        training = self._training(self.validation_prompts, resume)
         with training:
-            yield from self._train(training, started)
+            yield from self._train_and_save(training, started)
             step, chosen = training.step, training.chosen
         result = Result(step, steps, LAST if step == steps else STOPPED)
         self.writer.write_result(result)
-        finished = self._finished(result, self.folder.lora_path(step), trained=True)
+        finished = self._finish(result, self.folder.lora_path(step), trained=True)
         if finished.warning:
             told = Adjusted(step, finished.warning, chosen.as_settings())
             self.writer.log(told)
@@ -205,22 +207,28 @@ class Run:
 
     def _training(self, shown: tuple[str, ...], resume: Checkpoint | None) -> Training:
         data = encode(
-            self._base, self._subject, self._preservation, self._prepared, self.shown, self._encodings, self._device
+            self._base,
+            self._subject,
+            self._preservation,
+            self._prepared,
+            self.validation_prompts,
+            self._encodings,
+            self._device,
         )
         return Training(self._base, data, self._config, shown, resume, self._device, self._free)
 
-    def _finished(self, result: Result, lora: Path, trained: bool) -> Finished:
+    def _finish(self, result: Result, lora: Path, trained: bool) -> Finished:
         self.result = result
-        return Finished(result.step, lora, trained, _learned_nothing(lora, result.step))
+        return Finished(result.step, lora, trained, _untrained_warning(lora, result.step))
 
-    def _scores(self, evaluator: Evaluator, event: Event) -> Iterator[Scores]:
+    def _log_scores(self, evaluator: Evaluator, event: Event) -> Iterator[Scores]:
         values = dict(evaluator.scores(event))
         if values:
             scores = Scores(event.step, values)
             self.writer.log(scores)
             yield scores
 
-    def _train(self, training: Training, started: float) -> Iterator[Event]:
+    def _train_and_save(self, training: Training, started: float) -> Iterator[Event]:
         saved_step, saved_at = training.step, time.monotonic()
         adapter_step = 0  # of the adapter that was written last
         try:
@@ -286,7 +294,7 @@ class Run:
         self.writer.save_checkpoint(training.snapshot())
 
 
-def _learned_nothing(lora: Path, step: int) -> str:
+def _untrained_warning(lora: Path, step: int) -> str:
     """What to say of an adapter that is as it was before the first step; empty for one that has learned."""
     if not lora.is_file() or not is_untrained(lora):
         return ""

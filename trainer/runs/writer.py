@@ -19,7 +19,7 @@ from ..files.storage import disk_errors, remove_temp_files, rename, write_atomic
 from ..learn import checkpoint
 from ..learn.checkpoint import Checkpoint
 from .folder import RunFolder
-from .log import to_line, truncated
+from .log import to_line, truncate_entries
 from .result import KEPT_FILE, RESULT_FILE, Result, ResultFile
 
 
@@ -43,7 +43,7 @@ class RunWriter(Protocol):
         ...
 
     def truncate_events(self, step: int, losses: Sequence[Mapping[str, float]] = ()) -> None:
-        """Cut the log down to the step that the run goes on from, see :func:`trainer.runs.log.truncated`."""
+        """Cut the log down to the step that the run goes on from, see :func:`trainer.runs.log.truncate_entries`."""
         ...
 
     def save_checkpoint(self, state: Checkpoint) -> None:
@@ -70,7 +70,7 @@ class RunWriter(Protocol):
         """Before a run goes on that was stopped and kept."""
         ...
 
-    def forget(self) -> None:
+    def discard_progress(self) -> None:
         """Before a forced second training: the state of the first is in the way, its adapters are not."""
         ...
 
@@ -95,7 +95,7 @@ class FolderWriter:
     def open(self, settings: Mapping[str, Any]) -> float:
         """Make the folder, or find it again. Only for who holds the lock."""
         folder = self._folder
-        started = _first_opened(folder)
+        started = _read_start_time(folder)
         record = {"key": folder.key, "started": started, **settings}
         with disk_errors("the run's folder cannot be written", folder.path):
             for path in (folder.path, folder.path / "validation"):
@@ -108,7 +108,9 @@ class FolderWriter:
         folder = self._folder
         with disk_errors("the run's log cannot be written", folder.path):
             if isinstance(event, Validation):
-                for path, image in zip(folder.pictures(event.step, len(event.prompts)), event.images, strict=True):
+                for path, image in zip(
+                    folder.validation_paths(event.step, len(event.prompts)), event.images, strict=True
+                ):
                     picture = Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
                     write_atomic(path, picture.save)
             with folder.log_path.open("a", encoding="utf-8") as file:
@@ -116,7 +118,7 @@ class FolderWriter:
 
     def truncate_events(self, step: int, losses: Sequence[Mapping[str, float]] = ()) -> None:
         """Drop the lines of later steps, and write those that are missing."""
-        kept = truncated(self._folder.entries(), step, losses)
+        kept = truncate_entries(self._folder.entries(), step, losses)
         with disk_errors("the run's log cannot be written", self._folder.path):
             write_atomic(self._folder.log_path, "".join(map(to_line, kept)))
 
@@ -153,7 +155,7 @@ class FolderWriter:
         if any(result.is_stopped for result in found.results.values()):
             self._replace_results(found.without_stops(), "the mark of the stop cannot be removed")
 
-    def forget(self) -> None:
+    def discard_progress(self) -> None:
         """Remove the checkpoints and the results; what was published stays noted."""
         path = self._folder.path
         with disk_errors("what is left of the training before cannot be removed", path):
@@ -186,7 +188,7 @@ class SilentWriter:
 
     def open(self, settings: Mapping[str, Any]) -> float:
         """As the one that writes has recorded it."""
-        return _first_opened(self._folder)
+        return _read_start_time(self._folder)
 
     def log(self, event: Event) -> None:
         """Nothing."""
@@ -212,11 +214,11 @@ class SilentWriter:
     def revoke_stops(self) -> None:
         """Nothing."""
 
-    def forget(self) -> None:
+    def discard_progress(self) -> None:
         """Nothing."""
 
 
-def _first_opened(folder: RunFolder) -> float:
+def _read_start_time(folder: RunFolder) -> float:
     """The Unix time in the run's record; now if there is none."""
     try:
         started = float(int(json.loads(folder.record_path.read_text("utf-8"))["started"]))

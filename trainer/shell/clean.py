@@ -12,16 +12,16 @@ from ..errors import SubjectBoothError
 from ..files.storage import disk_errors, user_path
 from ..runs.cleanup import (
     DEFAULT_LIMIT,
-    choose,
+    choose_removable,
+    format_size,
     parse_size,
-    readable,
     remembered_lora_folders,
-    remove,
+    remove_items,
     survey,
 )
 from .terms import error_in_shell
 
-PACK = Path(__file__).resolve().parent.parent
+PACK_FOLDER = Path(__file__).resolve().parent.parent
 
 
 def parser() -> argparse.ArgumentParser:
@@ -32,7 +32,9 @@ def parser() -> argparse.ArgumentParser:
         description="Shows the oldest runs and class images that no LoRA needs, as many as are over the limit. "
         "Removes them with --yes. Never touches what lies in LoRA folders, nor a run that is going on.",
     )
-    options.add_argument("--limit", default=readable(DEFAULT_LIMIT).replace(" ", ""), help="What may stay: 5GB, 500MB.")
+    options.add_argument(
+        "--limit", default=format_size(DEFAULT_LIMIT).replace(" ", ""), help="What may stay: 5GB, 500MB."
+    )
     options.add_argument(
         "--output_dir",
         type=user_path,
@@ -56,38 +58,38 @@ def main(arguments: Sequence[str]) -> int:
     try:
         limit = parse_size(options.limit)
         with disk_errors("the folders of runs and LoRAs cannot be read", options.output_dir or Path.cwd()):
-            output, runs, loras = _folders(options.output_dir, options.loras)
+            output, runs, loras = _find_folders(options.output_dir, options.loras)
             items = survey(runs, output / "class_images", loras)
     except SubjectBoothError as error:
         print(error_in_shell(error), file=sys.stderr)
         return 2
-    total, chosen = sum(item.size for item in items), choose(items, limit)
-    print(f"{output}: {len(items)} runs and sets of class images, {readable(total)}; limit {readable(limit)}")
+    total, chosen = sum(item.size for item in items), choose_removable(items, limit)
+    print(f"{output}: {len(items)} runs and sets of class images, {format_size(total)}; limit {format_size(limit)}")
     print(f"LoRAs looked for in {', '.join(map(str, loras))}")
     for item in items:
         changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.changed))
-        what = "goes" if item in chosen else f"stays ({item.needed})" if item.needed else "stays"
-        print(f"  {changed}  {readable(item.size):>10}  {item.kind:12}  {item.path.name}  {what}")
+        what = "goes" if item in chosen else f"stays ({item.keep_reason})" if item.keep_reason else "stays"
+        print(f"  {changed}  {format_size(item.size):>10}  {item.kind:12}  {item.path.name}  {what}")
     going = sum(item.size for item in chosen)
     if total - going > limit:
-        print(f"What has to stay takes {readable(total - going)}, more than the limit.")
+        print(f"What has to stay takes {format_size(total - going)}, more than the limit.")
     if not chosen:
         print("Nothing is to be removed.")
     elif options.yes:
-        print(f"Removed {readable(remove(chosen))}.")
+        print(f"Removed {format_size(remove_items(chosen))}.")
     else:
-        print(f"With --yes {readable(going)} would be removed. Nothing has been removed now.")
+        print(f"With --yes {format_size(going)} would be removed. Nothing has been removed now.")
     return 0
 
 
-def _folders(output: Path | None, loras: list[Path] | None) -> tuple[Path, Path, list[Path]]:
+def _find_folders(output: Path | None, loras: list[Path] | None) -> tuple[Path, Path, list[Path]]:
     """Where to look.
 
     Raises:
         SubjectBoothError: there is no such folder.
     """
     # Not resolved: the pack may be a link in custom_nodes, and who stands in it means that ComfyUI.
-    places = [place.parent.parent for place in (Path.cwd(), PACK) if place.parent.name == "custom_nodes"]
+    places = [place.parent.parent for place in (Path.cwd(), PACK_FOLDER) if place.parent.name == "custom_nodes"]
     if output is None:
         found = [place / "output" / "subjectbooth" for place in places] + [Path("subjectbooth_output")]
         output = next((folder for folder in found if folder.is_dir()), None)

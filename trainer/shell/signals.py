@@ -8,11 +8,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_DEADLY = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
+_TERMINATING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
 """Signals that end a program without a word unless it listens; which of them there are depends on the system."""
 
 
-class Ended(KeyboardInterrupt):
+class SignalInterrupt(KeyboardInterrupt):
     """A signal that ends the program, as Ctrl+C does."""
 
     def __init__(self, number: int) -> None:
@@ -22,17 +22,19 @@ class Ended(KeyboardInterrupt):
 
 @contextmanager
 def signals_as_interrupts() -> Iterator[None]:
-    """Inside, a signal that would end the program raises :class:`Ended`, so that the steps so far are saved."""
+    """Inside, a signal that would end the program raises :class:`SignalInterrupt`, so that progress is saved."""
     if threading.current_thread() is not threading.main_thread():
         yield  # Python lets nobody else handle signals
         return
     # nohup has SIGHUP ignored, and it stays so.
-    before = {number: signal.getsignal(number) for number in _DEADLY if signal.getsignal(number) is not signal.SIG_IGN}
+    before = {
+        number: signal.getsignal(number) for number in _TERMINATING if signal.getsignal(number) is not signal.SIG_IGN
+    }
 
     def end(number: int, frame: FrameType | None) -> None:
         for other in before:  # a second one would end the saving; Ctrl+C still can
             signal.signal(other, signal.SIG_IGN)
-        raise Ended(number)
+        raise SignalInterrupt(number)
 
     for number in before:
         signal.signal(number, end)

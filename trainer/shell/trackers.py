@@ -24,9 +24,9 @@ Scalars = dict[str, float]
 class Backend(Protocol):
     """What a tracker has to be able to do. ``step`` counts optimizer updates; pictures are as in Validation."""
 
-    def scalars(self, values: Scalars, step: int) -> None: ...
+    def log_scalars(self, values: Scalars, step: int) -> None: ...
 
-    def pictures(self, event: Validation) -> None: ...
+    def log_images(self, event: Validation) -> None: ...
 
     def close(self) -> None: ...
 
@@ -47,11 +47,11 @@ class TensorBoard:
         shown = json.dumps(settings, indent=1, ensure_ascii=False)
         self._writer.add_text("settings", "\n".join("    " + line for line in shown.split("\n")), step + 1)
 
-    def scalars(self, values: Scalars, step: int) -> None:
+    def log_scalars(self, values: Scalars, step: int) -> None:
         for name, value in values.items():
             self._writer.add_scalar(name, value, step)
 
-    def pictures(self, event: Validation) -> None:
+    def log_images(self, event: Validation) -> None:
         for prompt, image in zip(event.prompts, event.images, strict=True):
             self._writer.add_image(prompt, image, event.step, dataformats="HWC")
         self._writer.flush()
@@ -102,11 +102,11 @@ class WandB:
         )
         self._run.define_metric("*", step_metric="step")
 
-    def scalars(self, values: Scalars, step: int) -> None:
+    def log_scalars(self, values: Scalars, step: int) -> None:
         self._run.log({"step": step, **values})
 
-    def pictures(self, event: Validation) -> None:
-        paths = self._folder.pictures(event.step, len(event.prompts))
+    def log_images(self, event: Validation) -> None:
+        paths = self._folder.validation_paths(event.step, len(event.prompts))
         drawn = [
             self._wandb.Image(str(path), caption=prompt) for prompt, path in zip(event.prompts, paths, strict=True)
         ]
@@ -135,14 +135,14 @@ class Tracker:
     def __init__(self, name: str, folder: RunFolder, config: TrainConfig, say: Callable[[str], None]) -> None:
         self._folder, self._config, self._say = folder, config, say
         self._name = name
-        self._wanted = name in BACKENDS
+        self._is_active = name in BACKENDS
         self._backend: Backend | None = None
 
     def follow(self, event: Event) -> None:
         """Show it. The tracker opens when training starts: a run that is found again leaves no trace there."""
-        if self._wanted and isinstance(event, Started) and importlib.util.find_spec(self._name) is None:
+        if self._is_active and isinstance(event, Started) and importlib.util.find_spec(self._name) is None:
             self._give_up(f"the package {self._name} is not installed")
-        if not self._wanted:
+        if not self._is_active:
             return
         try:
             self._follow(event)
@@ -164,12 +164,12 @@ class Tracker:
             self._backend = BACKENDS[self._name](self._folder, settings, event.step)
         elif isinstance(event, StepDone) and self._backend:
             values = {name: getattr(event, name) for name in CURVES}
-            self._backend.scalars({**values, **event.losses}, event.step)
+            self._backend.log_scalars({**values, **event.losses}, event.step)
         elif isinstance(event, Scores) and self._backend:
-            self._backend.scalars({f"scores/{name}": value for name, value in event.values.items()}, event.step)
+            self._backend.log_scalars({f"scores/{name}": value for name, value in event.values.items()}, event.step)
         elif isinstance(event, Validation) and self._backend:
-            self._backend.pictures(event)
+            self._backend.log_images(event)
 
     def _give_up(self, why: str, what_next: str = "training goes on") -> None:
-        self._wanted, self._backend = False, None
+        self._is_active, self._backend = False, None
         self._say(f"this run is not shown in {self._name} any further ({why}); {what_next}")

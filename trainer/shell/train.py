@@ -17,7 +17,7 @@ from ..runs.recipe import Recipe
 from ..runs.run import Run
 from .options import parser
 from .recipe import read_recipe, with_class_images, with_planned_class_images
-from .signals import Ended, signals_as_interrupts
+from .signals import SignalInterrupt, signals_as_interrupts
 from .terms import error_in_shell, note_in_shell
 from .trackers import Tracker
 
@@ -33,7 +33,7 @@ def main(arguments: Sequence[str]) -> int:
         return 2
     except KeyboardInterrupt as error:
         print("stopped; the steps so far are kept, and the same command goes on from there", file=sys.stderr)
-        return 128 + (error.number if isinstance(error, Ended) else signal.SIGINT)
+        return 128 + (error.number if isinstance(error, SignalInterrupt) else signal.SIGINT)
     return 0
 
 
@@ -75,7 +75,7 @@ def _follow(run: Run, recipe: Recipe, options: argparse.Namespace) -> Finished:
     with (
         tqdm(total=recipe.config.steps, unit="step", dynamic_ncols=True) as bar,
         closing(Tracker(options.report_to, run.folder, recipe.config, bar.write)) as tracker,
-        closing(run.events(options.force_retrain, go_on=options.after_stop == "continue")) as events,
+        closing(run.events(options.force_retrain, resume_stopped=options.after_stop == "continue")) as events,
     ):
         for event in events:
             tracker.follow(event)
