@@ -1,4 +1,4 @@
-"""A run's log as a chart needs it: few enough points for any length of run, and what else its folder tells."""
+"""Summarises a run's folder for a chart: a bounded number of points for any length of run, and the run's state."""
 
 from __future__ import annotations
 
@@ -13,36 +13,36 @@ from ..preserve.ways import loss_labels
 from .result import ResultFile, read_results
 
 LABELS = {"loss": "loss", **loss_labels()}
-"""What a curve is called, by the field of a step that it shows. A chart draws whatever curves it is given."""
+"""Curve name by field of a step's log entry."""
 
 LIMIT = 2000
-"""Points of a curve at most: more than a chart has pixels."""
+"""Maximum points per curve: more than a chart has pixels."""
 
 RECENT = 20
-"""Steps over which the time of a step is averaged, as the estimate of what is left is (see trainer.learn.loop)."""
+"""Number of steps over which the time per step is averaged, as for the remaining time (see trainer.learn.loop)."""
 
 _STEP_LINE = re.compile(rb'\{"event": "StepDone", "step": (\d{1,15}),')
 _LORA = re.compile(r"lora_(\d{6,})\.safetensors")
 
 
 def curve_points(values: dict[str, Any]) -> dict[str, float]:
-    """The points that one step adds to the curves, out of its JSON form."""
+    """The value of each curve at one step, from the step's log entry."""
     return {label: values[field] for field, label in LABELS.items() if isinstance(values.get(field), (int, float))}
 
 
 def read_history(folder: Path, since: int = 0, limit: int = LIMIT) -> dict[str, Any]:
-    """What a run's folder tells about the run, as plain JSON values.
+    """Read the history of a run, as plain JSON values. Damaged data is skipped.
 
     Args:
-        folder: the run's.
-        since: only points of later steps.
-        limit: of points a curve; they are taken evenly, the last one always.
+        folder: the run's folder.
+        since: return only points of later steps.
+        limit: maximum points per curve, sampled evenly; the last point is always included.
 
     Returns:
-        ``step``, ``steps`` and ``trigger``; ``seconds`` a step (None before the first); ``series`` name ->
-        ``[[step, value], ...]``; ``chosen`` and ``notes`` of the last start; ``validations`` as ``step``, ``prompts``
-        and ``pictures`` (file names below the folder); ``saved``, the steps with an adapter of their own; ``kept``, the
-        step at which the run was stopped and kept; ``result``, what the node made of it. What is damaged is left out.
+        ``step``, ``steps`` and ``trigger``; ``seconds`` per step (None before the first); ``series``, by name,
+        ``[[step, value], ...]``; ``chosen`` and ``notes`` since the last start; ``validations`` with ``step``,
+        ``prompts`` and ``pictures`` (file names relative to the folder); ``saved``, the steps that have an adapter;
+        ``kept``, the step at which the run was stopped and kept; ``result``, the record of the published file.
     """
     lines, others = _split_log(folder / "events.jsonl")
     record = _read_json(folder / "run.json")
@@ -77,7 +77,7 @@ def read_history(folder: Path, since: int = 0, limit: int = LIMIT) -> dict[str, 
 
 
 def _split_log(log: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
-    """The lines of steps, unread, and all other entries. Reading 10,000 lines of JSON takes a tenth of a second."""
+    """The unparsed lines of steps, and all other entries. Parsing 10,000 lines of JSON would take 0.1 s."""
     try:
         content = log.read_bytes()
     except OSError:
@@ -94,7 +94,7 @@ def _split_log(log: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
 def _read_notes_and_validations(
     entries: list[dict[str, Any]],
 ) -> tuple[dict[str, Any], list[str], list[dict[str, Any]]]:
-    """What was chosen, notes and validations; a run that went on has started more than once."""
+    """Chosen settings and notes since the last start, and all validations. A resumed run has several starts."""
     chosen: dict[str, Any] = {}
     notes: list[str] = []
     validations: dict[int, dict[str, Any]] = {}
@@ -102,11 +102,11 @@ def _read_notes_and_validations(
         if values.get("event") in (Started.__name__, Adjusted.__name__):
             found = values.get("chosen")
             chosen = found if isinstance(found, dict) and found else chosen
-            said = values.get("notes")
-            found = [values.get("plan"), *said] if isinstance(said, list) else [values.get("note")]
-            told = [str(note) for note in found if note]
-            # A start tells all that holds for it; a change adds to it.
-            notes = told if values["event"] == Started.__name__ else [*notes, *told]
+            logged = values.get("notes")
+            found = [values.get("plan"), *logged] if isinstance(logged, list) else [values.get("note")]
+            new = [str(note) for note in found if note]
+            # A start replaces the notes of earlier starts; an adjustment adds to them.
+            notes = new if values["event"] == Started.__name__ else [*notes, *new]
         elif values.get("event") == Validation.__name__:
             step, prompts = _positive_int(values.get("step")), values.get("prompts")
             prompts = [str(prompt) for prompt in prompts] if isinstance(prompts, list) else []
