@@ -27,7 +27,7 @@ from ..trainer.events import (
     ValidationStep,
     to_json,
 )
-from ..trainer.runs.history import points_of
+from ..trainer.runs.history import curve_points
 from ..trainer.runs.run import Run
 from .host import Cancelled, memory_in_use, versioned_entry
 
@@ -112,7 +112,7 @@ class Feed:
         urgent = True
         if isinstance(event, StepDone):
             self._state |= {"seconds": event.seconds, "eta": event.eta_seconds}
-            for name, value in points_of(to_json(event)).items():
+            for name, value in curve_points(to_json(event)).items():
                 self._series.setdefault(name, []).append([event.step, value])
             urgent = False
         elif isinstance(event, Started):
@@ -125,7 +125,7 @@ class Feed:
             self._state["drawn"] = [event.done, event.total]
             urgent = False
         elif isinstance(event, Validation):
-            pictures = self._run.folder.pictures(event.step, len(event.prompts))
+            pictures = self._run.folder.validation_paths(event.step, len(event.prompts))
             self._pending.setdefault("validations", []).append(
                 {"step": event.step, "prompts": event.prompts, "images": [versioned_entry(path) for path in pictures]}
             )

@@ -256,7 +256,11 @@ class DreamBoothLoRATrain(io.ComfyNode):
         text: list[str],
         result: dict[str, Any],
     ) -> io.NodeOutput:
-        pictures = [view_entry(path) for step, _ in validations for path in run.folder.pictures(step, len(run.shown))]
+        pictures = [
+            view_entry(path)
+            for step, _ in validations
+            for path in run.folder.validation_paths(step, len(run.validation_prompts))
+        ]
         images = torch.cat([images for _, images in validations]) if validations else ExecutionBlocker(None)
         losses = run.folder.losses(steps)
         # Plot Loss Graph divides by the spread of the losses.

@@ -1,9 +1,9 @@
-"""The same trainer from a shell: ``python -m trainer --base model.safetensors --photos folder --class-word dog``.
+"""The command line: ``python -m trainer --base model.safetensors --photos folder --class-word dog``.
 
-``python -m trainer clean`` shows which old runs and class images could go from the disk.
+``python -m trainer clean`` lists old runs and class images that can be removed from disk.
 
 Also runs under ``accelerate launch --num_processes 1 -m trainer ...``. Ctrl+C, SIGTERM (``kill``, ``timeout``, a job
-scheduler), SIGHUP (a closed terminal) and Ctrl+Break keep the steps so far.
+scheduler), SIGHUP (a closed terminal) and Ctrl+Break stop the training and save its progress.
 """
 
 from __future__ import annotations
@@ -16,18 +16,22 @@ from collections.abc import Callable, Sequence
 from .shell import clean, train
 
 COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"clean": clean.main}
-"""By the first word; without one of them it is a training."""
+"""Commands by the first argument; any other argument starts a training."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Run it; returns the exit code."""
-    given = list(sys.argv[1:] if arguments is None else arguments)
+    """Run the command; returns the exit code.
+
+    Args:
+        arguments: without the program's name; None takes ``sys.argv``.
+    """
+    args = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
-        # Into a file or a pipe Windows writes in the system's code page, which has not every letter of a path.
+        # On Windows, redirected output uses the system's code page, which lacks some characters of paths.
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    command = COMMANDS.get(given[0]) if given else None
-    return train.main(given) if command is None else command(given[1:])
+    command = COMMANDS.get(args[0]) if args else None
+    return train.main(args) if command is None else command(args[1:])
 
 
 if __name__ == "__main__":

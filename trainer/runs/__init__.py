@@ -1,1 +1,1 @@
-"""A run: its folder, its result, and what becomes of it."""
+"""Training runs: their folders, results, published LoRAs and disk usage."""

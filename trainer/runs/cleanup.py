@@ -1,6 +1,7 @@
-"""Keeping the disk bounded: what the runs and the class images take, and which of them nobody needs any more.
+"""Limits disk usage: measures runs and class images, and finds those that no LoRA needs.
 
-Nothing here acts by itself. A survey says what there is, a choice says what would go, and only then it is removed.
+Nothing is deleted automatically: :func:`survey` lists the folders, :func:`choose_removable` selects, and
+:func:`remove_items` deletes.
 """
 
 from __future__ import annotations
@@ -24,57 +25,60 @@ from ..files.storage import write_atomic
 logger = logging.getLogger("subjectbooth")
 
 DEFAULT_LIMIT = 20 * 10**9
-"""Bytes that runs and class images together may take before it is said. A run of SD 1.5 at rank 16 takes about 60 MB
-with its checkpoint, and 13 MB more for every validation."""
+"""Total bytes of runs and class images above which the user is warned. A run of SD 1.5 at rank 16 takes about 60 MB
+with its checkpoint, and 13 MB more for each validation."""
 LIMIT_VARIABLE = "SUBJECTBOOTH_DISK_LIMIT"
 LORA_FOLDERS = "lora_folders.json"
-"""In the pack's output folder: where ComfyUI looks for LoRAs. extra_model_paths.yaml may name any folder, and a run
-whose LoRA nobody finds would seem to be nobody's."""
+"""File in the pack's output folder that lists ComfyUI's LoRA folders. extra_model_paths.yaml may add any folder, and a
+run whose LoRA is in an unknown folder would look unused."""
 RECENT = 3600
-"""Seconds in which what was changed counts as in use: class images have no lock, and a graph makes them first."""
+"""Seconds after a change during which a folder counts as in use: class images have no lock, and a graph generates them
+before the run starts."""
 
 _UNITS = {"T": 10**12, "G": 10**9, "M": 10**6, "K": 10**3, "": 1}
 
 
 @dataclass(frozen=True)
-class Item:
-    """One folder of ours.
+class DiskItem:
+    """The folder of a run or of a set of class images.
 
     Attributes:
         path: the folder.
         kind: ``run`` or ``class images``.
         size: bytes.
-        changed: Unix time of the last change in it.
-        needed: why it stays; empty when it may go.
+        changed: Unix time of the last change to a file.
+        keep_reason: why it must stay; empty if it may be removed.
     """
 
     path: Path
     kind: str
     size: int
     changed: float
-    needed: str = ""
+    keep_reason: str = ""
 
 
 def parse_size(text: str) -> int:
-    """``"5GB"``, ``"500 MB"`` or a number of bytes.
+    """Parse ``"5GB"``, ``"500 MB"`` or a number of bytes.
 
     Raises:
-        SubjectBoothError: something else.
+        SubjectBoothError: the text is not a size.
     """
     match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([KMGT]?)B?", text.strip().upper())
     if match is None:
-        raise SubjectBoothError(f"the size {text[:40]!r}", "a number with KB, MB, GB or TB", "write it as 5GB", "limit")
+        raise SubjectBoothError(
+            f"the size {text[:40]!r}", "a number with KB, MB, GB or TB", "write it like 5GB", "limit"
+        )
     return int(float(match[1]) * _UNITS[match[2]])
 
 
-def readable(size: float) -> str:
-    """``"1.2 GB"``."""
+def format_size(size: float) -> str:
+    """Format a number of bytes, such as ``"1.2 GB"``."""
     unit = next((unit for unit in _UNITS if size >= _UNITS[unit]), "")
     return f"{size / _UNITS[unit]:.1f} {unit}B" if unit else f"{size:.0f} B"
 
 
-def limit() -> int:
-    """The limit that holds: that of the environment, else :data:`DEFAULT_LIMIT`."""
+def disk_limit() -> int:
+    """The limit in bytes: from :data:`LIMIT_VARIABLE` if set, otherwise :data:`DEFAULT_LIMIT`."""
     text = os.environ.get(LIMIT_VARIABLE, "")
     try:
         return parse_size(text) if text.strip() else DEFAULT_LIMIT
@@ -83,55 +87,55 @@ def limit() -> int:
         return DEFAULT_LIMIT
 
 
-def survey(runs: Path, class_images: Path, loras: Iterable[Path]) -> list[Item]:
-    """All runs and class images, the oldest first, and which of them somebody needs.
+def survey(runs: Path, class_images: Path, loras: Iterable[Path]) -> list[DiskItem]:
+    """List all runs and sets of class images, oldest first, with the reason to keep each.
 
-    A run stays while a LoRA of it lies in ``loras``, or while a program is at work in it; class images stay while such
-    a run was made with them. Only folders that are ours by what is in them are looked at, and links never.
+    A run is kept while ``loras`` contains a LoRA of it or while a program uses it; class images are kept while such a
+    run was trained with them. Folders are recognised by their content; others, and links, are ignored.
 
     Args:
-        runs: the folder that holds all runs.
-        class_images: likewise.
-        loras: folders with LoRA files, searched with their sub-folders.
+        runs: the folder that contains all runs.
+        class_images: the folder that contains all sets of class images.
+        loras: folders with LoRA files, searched recursively.
 
     Raises:
-        SubjectBoothError: a LoRA there may not be read.
+        SubjectBoothError: a LoRA or a LoRA folder cannot be read.
     """
-    keys = _keys_of(loras, (runs, class_images))
+    keys = _run_keys_of_loras(loras, (runs, class_images))
     items, stores = [], set()
-    for folder in _folders(runs):
-        record = _json(folder / "run.json")
+    for folder in _subfolders(runs):
+        record = _read_json(folder / "run.json")
         key = record.get("key")
         if not (isinstance(key, str) and len(key) == 64 and folder.name.endswith(f"_{key[:12]}")):
             continue
-        size, changed = _measure(folder)
-        needed = "in use" if _in_use(folder, changed) else "its LoRA is there" if key in keys else ""
-        if needed:
+        size, changed = _size_and_mtime(folder)
+        keep_reason = "in use" if _in_use(folder, changed) else "its LoRA exists" if key in keys else ""
+        if keep_reason:
             stores.add(record.get("class_images"))
-        items.append(Item(folder, "run", size, changed, needed))
-    for folder in _folders(class_images):
-        if not ({"prompt", "base_digest", "seed"} <= _json(folder / "recipe.json").keys()):
+        items.append(DiskItem(folder, "run", size, changed, keep_reason))
+    for folder in _subfolders(class_images):
+        if not ({"prompt", "base_digest", "seed"} <= _read_json(folder / "recipe.json").keys()):
             continue
-        size, changed = _measure(folder)
-        needed = "in use" if _in_use(folder, changed) else "a run needs them" if folder.name in stores else ""
-        items.append(Item(folder, "class images", size, changed, needed))
+        size, changed = _size_and_mtime(folder)
+        keep_reason = "in use" if _in_use(folder, changed) else "a run needs them" if folder.name in stores else ""
+        items.append(DiskItem(folder, "class images", size, changed, keep_reason))
     return sorted(items, key=lambda item: item.changed)
 
 
-def choose(items: Sequence[Item], limit: int) -> list[Item]:
-    """The oldest that nobody needs, as many as have to go so that the rest is within ``limit`` bytes."""
+def choose_removable(items: Sequence[DiskItem], limit: int) -> list[DiskItem]:
+    """The oldest removable items: as many as must be removed to bring the total down to ``limit`` bytes."""
     total, chosen = sum(item.size for item in items), []
     for item in sorted(items, key=lambda item: item.changed):
         if total <= limit:
             break
-        if not item.needed:
+        if not item.keep_reason:
             chosen.append(item)
             total -= item.size
     return chosen
 
 
-def remove(items: Iterable[Item]) -> int:
-    """Remove them; the bytes that were freed. What somebody has begun to use meanwhile stays."""
+def remove_items(items: Iterable[DiskItem]) -> int:
+    """Delete the folders and return the bytes freed. Folders that are locked by now are kept."""
     freed = 0
     for item in items:
         try:
@@ -142,37 +146,37 @@ def remove(items: Iterable[Item]) -> int:
             shutil.rmtree(item.path)
             freed += item.size
         except (SubjectBoothError, OSError) as error:
-            logger.warning("%s stays: %s", item.path, error)
+            logger.warning("%s was not removed: %s", item.path, error)
     return freed
 
 
 def remember_lora_folders(output: Path, folders: Iterable[Path]) -> None:
-    """Note in ``output`` which folders ComfyUI has its LoRAs in. A disk that refuses is no reason to end a run."""
+    """Store the paths of ComfyUI's LoRA folders in ``output``. Disk errors are ignored: they must not fail a run."""
     record = {"folders": [str(folder.absolute()) for folder in folders if folder.is_dir()]}
-    if _json(output / LORA_FOLDERS) != record:
+    if _read_json(output / LORA_FOLDERS) != record:
         with contextlib.suppress(OSError):
             write_atomic(output / LORA_FOLDERS, json.dumps(record))
 
 
 def remembered_lora_folders(output: Path) -> list[Path]:
-    """What :func:`remember_lora_folders` has noted; one that is gone (a drive that is not plugged in) is named too."""
-    names = _json(output / LORA_FOLDERS).get("folders")
+    """The folders stored by :func:`remember_lora_folders`, including missing ones (such as on an unplugged drive)."""
+    names = _read_json(output / LORA_FOLDERS).get("folders")
     return [Path(name) for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
 def over_limit_note(output: Path) -> str:
-    """A sentence for who has just finished a run and fills the disk; empty below the limit.
+    """A sentence for the user if disk usage exceeds the limit, otherwise empty.
 
     Args:
-        output: the folder with runs and class images.
+        output: the folder that contains runs and class images.
     """
-    total = _measure(output)[0]
-    if total <= limit():
+    total = _size_and_mtime(output)[0]
+    if total <= disk_limit():
         return ""
     return (
-        f"runs and class images take {readable(total)} (limit {readable(limit())}): in the pack's folder, "
-        f'python -m trainer clean --limit {readable(limit()).replace(" ", "")} --output_dir "{output}" '
-        "shows what could go"
+        f"runs and class images take {format_size(total)} (limit {format_size(disk_limit())}): in the pack's folder, "
+        f'python -m trainer clean --limit {format_size(disk_limit()).replace(" ", "")} --output_dir "{output}" '
+        "shows what can be removed"
     )
 
 
@@ -180,67 +184,71 @@ def _in_use(folder: Path, changed: float) -> bool:
     return time.time() - changed < RECENT or is_locked(folder)
 
 
-def _keys_of(folders: Iterable[Path], ours: Sequence[Path]) -> set[str]:
-    """The runs of all LoRAs there; the adapters in the runs' own folders keep nothing alive.
+def _run_keys_of_loras(folders: Iterable[Path], ours: Sequence[Path]) -> set[str]:
+    """The run keys of all LoRAs in the folders. Adapters inside run folders do not count.
+
+    Args:
+        folders: LoRA folders.
+        ours: the folders of runs and class images.
 
     Raises:
-        SubjectBoothError: a file may not be read, so that nobody knows which run it needs.
+        SubjectBoothError: a file cannot be read, so its run is unknown.
     """
     keys = set()
     places = [place.resolve() for place in ours]
     for folder in folders:
-        for path in _loras_in(folder.resolve()):
-            # Not where a link in the folder leads: an adapter that is linked into it is in use there.
+        for path in _find_loras(folder.resolve()):
+            # The path is not resolved: an adapter that is linked into a LoRA folder is in use.
             if any(path.is_relative_to(place) for place in places):
                 continue
             try:
                 keys.add(read_metadata(path).get("subjectbooth.run_key", ""))
-            except (SubjectBoothError, FileNotFoundError):  # damaged or a stranger's; a link whose file is gone
+            except (SubjectBoothError, FileNotFoundError):  # damaged or of another program; a broken link
                 continue
             except OSError as error:
-                raise _closed("a LoRA", error, path) from error
+                raise _unreadable_error("a LoRA", error, path) from error
     return keys - {""}
 
 
-def _closed(what: str, error: OSError, where: Path | str) -> SubjectBoothError:
+def _unreadable_error(what: str, error: OSError, where: Path | str) -> SubjectBoothError:
     return SubjectBoothError(
-        f"{what} that cannot be opened ({error.strerror or type(error).__name__})",
-        "a look into every LoRA, because their runs stay",
+        f"{what} cannot be opened ({error.strerror or type(error).__name__})",
+        "read access to every LoRA, because the runs of existing LoRAs are kept",
         "change its permissions, or move it elsewhere",
         str(where),
     )
 
 
-def _loras_in(folder: Path) -> Iterator[Path]:
-    """As ComfyUI finds them: behind linked folders too.
+def _find_loras(folder: Path) -> Iterator[Path]:
+    """All LoRA files, found like ComfyUI does: linked folders are followed.
 
     Raises:
-        SubjectBoothError: a folder may not be looked into.
+        SubjectBoothError: a folder cannot be read.
     """
 
-    def refuse(error: OSError) -> None:
+    def raise_unreadable(error: OSError) -> None:
         if isinstance(error, FileNotFoundError):
             return
-        raise _closed("a LoRA folder", error, error.filename) from error
+        raise _unreadable_error("a LoRA folder", error, error.filename) from error
 
     seen = set()
-    for root, inside, names in os.walk(folder, followlinks=True, onerror=refuse):
+    for root, inside, names in os.walk(folder, followlinks=True, onerror=raise_unreadable):
         real = Path(root).resolve()
-        if real in seen:  # a loop of links
+        if real in seen:  # links form a loop
             inside.clear()
             continue
         seen.add(real)
         yield from (Path(root, name) for name in names if name.lower().endswith(".safetensors"))
 
 
-def _folders(root: Path) -> list[Path]:
+def _subfolders(root: Path) -> list[Path]:
     if not root.is_dir():
         return []
     return sorted(path for path in root.iterdir() if path.is_dir() and not path.is_symlink())
 
 
-def _measure(folder: Path) -> tuple[int, float]:
-    """Bytes, and the time of the last change. The lock's own time says nothing: looking touches it."""
+def _size_and_mtime(folder: Path) -> tuple[int, float]:
+    """Total bytes, and the latest modification time. The lock file is skipped, because checking the lock touches it."""
     size, changed = 0, 0.0
     for path in folder.rglob("*"):
         with contextlib.suppress(OSError):
@@ -250,7 +258,7 @@ def _measure(folder: Path) -> tuple[int, float]:
     return size, changed
 
 
-def _json(path: Path) -> dict[str, object]:
+def _read_json(path: Path) -> dict[str, object]:
     try:
         values = json.loads(path.read_text("utf-8"))
     except (OSError, ValueError, RecursionError):

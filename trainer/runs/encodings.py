@@ -1,4 +1,4 @@
-"""What the text encoder and the VAE give, kept for further runs of the same base."""
+"""A cache for the outputs of text encoder and VAE, shared by runs of the same base."""
 
 from __future__ import annotations
 
@@ -17,18 +17,17 @@ from ..files.storage import sha256_of
 from ..subject.subject import PreparedSubject, Subject
 
 DEFAULT_LIMIT = 2**30
-"""Bytes. Five photos of 1024 pixels with their latents take 65 MB, a prompt of SDXL 0.6 MB."""
+"""Bytes. Five photos of 1024 px with their latents take 65 MB; a prompt of SDXL takes 0.6 MB."""
 
 
 class EncodingCache:
-    """Prepared photos, their latents and encoded prompts, on the CPU, the least recently used dropped first.
+    """An LRU cache of prepared photos, latents and encoded prompts, on the CPU.
 
-    An encoding is found again by the base's digest, the device and the content that was encoded, so a run gets the bits
-    that it would have made itself: both encoders take each batch (each prompt) for itself, whatever else is encoded.
-    For one thread at a time.
+    Entries are keyed by the base's digest, the device and the encoded content. A cached encoding is bit-identical to a
+    new one, because the encoders process each batch of photos and each prompt independently. Not thread-safe.
 
     Args:
-        limit: bytes; 0 keeps nothing.
+        limit: maximum size in bytes; 0 disables the cache.
     """
 
     def __init__(self, limit: int = DEFAULT_LIMIT) -> None:
@@ -37,13 +36,13 @@ class EncodingCache:
 
     @property
     def size(self) -> int:
-        """Bytes that it holds."""
+        """Size of all entries in bytes."""
         return sum(size for _, size in self._entries.values())
 
     def photos(self, subject: Subject, config: TrainConfig) -> tuple[PreparedSubject, ...]:
-        """The photos as they are trained on: one group, or one for each aspect-ratio bucket.
+        """The photos prepared for training: one group, or one per aspect-ratio bucket.
 
-        Found again for the same subject object only: comparing large photos would take as long as preparing them.
+        Cached per subject object, because comparing large photos would take as long as preparing them.
         """
         side, masks, buckets = config.resolution, config.masked_loss, config.enable_bucket
         key = ("photos", id(subject), side, masks, buckets)
@@ -58,20 +57,24 @@ class EncodingCache:
         return groups
 
     def prompts(self, base: BaseModel, prompts: Sequence[str], device: str) -> dict[str, Conditioning]:
-        """Encoded prompts by prompt; those that are missing are encoded in one call."""
+        """Encoded prompts by prompt. All missing ones are encoded in one call."""
         keys = {prompt: ("prompt", base.digest, device, prompt) for prompt in prompts}
         found = {prompt: self._find(key) for prompt, key in keys.items()}
         missing = [prompt for prompt, encoded in found.items() if encoded is None]
         if missing:
-            made = dict(zip(missing, base.prompts.encode(missing), strict=True))
-            for prompt, encoded in made.items():
+            new = dict(zip(missing, base.prompts.encode(missing), strict=True))
+            for prompt, encoded in new.items():
                 tensors = [encoded.hidden_states, *([] if encoded.pooled is None else [encoded.pooled])]
                 self._keep(keys[prompt], encoded, tensors)
-            found |= made
+            found |= new
         return found
 
     def latents(self, base: BaseModel, images: torch.Tensor, device: str) -> torch.Tensor:
-        """Encoded pictures, float32 [n, 3, h, w] in 0..1."""
+        """Latents of images.
+
+        Args:
+            images: float32 [n, 3, h, w] in 0..1.
+        """
         key = ("latents", base.digest, device, sha256_of(images)) if self._limit else ()
         found = self._find(key)
         if found is None:
@@ -88,7 +91,7 @@ class EncodingCache:
     def _keep(self, key: tuple[Any, ...], value: Any, tensors: Sequence[torch.Tensor]) -> None:
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
         if size > self._limit or not all(is_finite(tensor) for tensor in tensors):
-            return  # what is not finite is reported, and may come out right the next time
+            return  # NaN or infinity is reported by the caller; encoding again may succeed
         self._entries[key] = (value, size)
         while self.size > self._limit:
             self._entries.popitem(last=False)

@@ -1,4 +1,4 @@
-"""Judging a run while it goes on."""
+"""The interface for scoring a run during training."""
 
 from __future__ import annotations
 
@@ -9,17 +9,18 @@ from ..events import Event
 
 
 class Evaluator(Protocol):
-    """Turns what a run tells into scores, such as how much its validation pictures look like the subject.
+    """Computes scores from the events of a run, such as the similarity of validation images to the subject.
 
-    It only looks: nothing that it does may change the run, and its scores are no part of the run's key.
+    An evaluator must not affect the run, and its scores are not part of the run's key.
     """
 
     def scores(self, event: Event) -> Mapping[str, float]:
-        """
+        """Score an event.
+
         Args:
-            event: any of the run's but Finished; most are of no interest.
+            event: any event of the run except Finished; most can be ignored.
 
         Returns:
-            numbers by name, for the log and the trackers; empty where there is nothing to say.
+            scores by name, for the log and the trackers; may be empty.
         """
         ...

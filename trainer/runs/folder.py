@@ -1,7 +1,7 @@
-"""A run is a folder: settings, log, the last checkpoint, validation pictures, the adapters, and which of them counts.
+"""Reads a run's folder: settings, log, checkpoints, validation images, adapters and the result.
 
-The folder is named by the run's key, so that the same request finds it again. Here it is only read; everything that is
-written goes through :mod:`trainer.runs.writer`.
+The folder's name contains the run's key, so the same request finds the same folder. This module only reads; all writes
+go through :mod:`trainer.runs.writer`.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ logger = logging.getLogger("subjectbooth")
 
 
 class RunFolder:
-    """What is in the folder of one run.
+    """Read access to the folder of one run.
 
     Args:
-        root: the folder that holds all runs.
-        key: 64 hex digits, from :func:`trainer.config.run_key`.
-        label: a few words for people who look into the folder ("ohwx dog").
+        root: the folder that contains all runs.
+        key: the run key, 64 hex digits, from :func:`trainer.config.run_key`.
+        label: a readable prefix of the folder's name ("ohwx dog").
     """
 
     def __init__(self, root: Path, key: str, label: str) -> None:
@@ -44,22 +44,26 @@ class RunFolder:
         self.log_path = self.path / "events.jsonl"
         self.checkpoint_path = self.path / "checkpoint.safetensors"
         self.notes: list[str] = []
-        """Sentences about what was found damaged, and is rebuilt."""
+        """Sentences about damaged files that are rebuilt."""
 
     def lora_path(self, step: int) -> Path:
-        """The path of the adapter of that step, whether or not it exists."""
+        """Path of the adapter of a step, whether or not it exists."""
         return self.path / f"lora_{step:06d}.safetensors"
 
     def finished_lora(self, step: int) -> Path | None:
-        """The whole and undamaged adapter of that step, None if there is none."""
+        """Path of the adapter of a step; None if it is missing or damaged.
+
+        Raises:
+            SubjectBoothError: the file cannot be read.
+        """
         path = self.lora_path(step)
         if not path.is_file():
             return None
-        with disk_errors("the adapter cannot be read", self.path):  # which does not say that it is damaged
+        with disk_errors("the adapter cannot be read", self.path):  # unreadable does not mean damaged
             content = path.read_bytes()
         try:
             whole = checksum_matches(content) and read_metadata(path)["subjectbooth.run_key"] == self.key
-        except Exception:  # whatever a damaged file does to its reader
+        except Exception:  # a damaged file can raise anything
             whole = False
         if not whole:
             logger.warning("%s is damaged and is rebuilt", path)
@@ -68,16 +72,19 @@ class RunFolder:
         return path
 
     def set_aside_path(self, step: int) -> Path:
-        """Where the checkpoint of a longer run is kept while a shorter one writes its own."""
+        """Path for the checkpoint of a longer run while a shorter one writes its own."""
         return self.path / f"checkpoint_{step:06d}.safetensors"
 
     def load_checkpoint(self, steps: int, set_aside: Callable[[int], None] = lambda step: None) -> Checkpoint | None:
-        """The last whole checkpoint that is not beyond ``steps``.
+        """The latest valid checkpoint at or before ``steps``; None if there is none.
 
         Args:
-            steps: how many are planned.
-            set_aside: called with its step if the last checkpoint is beyond, of a longer run of the same settings: the
-                next one that is saved would replace it.
+            steps: planned steps.
+            set_aside: called with the step of the last checkpoint if that is beyond ``steps``, from a longer run with
+                the same settings, because the next save would overwrite it.
+
+        Raises:
+            SubjectBoothError: a checkpoint cannot be read.
         """
         found = self._read_checkpoint(self.checkpoint_path)
         if found is not None and found.step > steps:
@@ -90,7 +97,7 @@ class RunFolder:
         return found
 
     def _read_checkpoint(self, path: Path) -> Checkpoint | None:
-        # One that cannot be read now (another program has it, the drive is away) may be whole: nothing replaces it.
+        # An unreadable checkpoint (opened by another program, drive unplugged) may be valid and must not be replaced.
         with disk_errors("the checkpoint cannot be read", self.path):
             try:
                 return checkpoint.load(path)
@@ -98,11 +105,15 @@ class RunFolder:
                 return None
             except SubjectBoothError as error:
                 logger.warning("%s", error)
-                self._add_note(f"{path.name} cannot be used ({error.given}): the run goes on from what is left")
+                self._add_note(f"{path.name} cannot be used ({error.given}): the run resumes without it")
                 return None
 
     def results(self) -> ResultFile:
-        """What ``result.json`` says. If it is damaged, that is reported, and the adapters say what is left."""
+        """The content of ``result.json``. If it is damaged, that is reported, and it is rebuilt from the adapters.
+
+        Raises:
+            SubjectBoothError: the file cannot be read.
+        """
         with disk_errors("the run's result cannot be read", self.path):
             found = read_results(self.path)
         if found.is_damaged:
@@ -111,19 +122,19 @@ class RunFolder:
         return found
 
     def result(self, steps: int) -> Result | None:
-        """The result of a run of that many steps, None if there is none yet.
+        """The result for a run of ``steps`` steps; None if there is none yet.
 
-        Asking for another number of steps is another request, to which the step of this one is no answer.
+        Each number of steps is a separate request with its own result.
         """
         return self.results().results.get(steps)
 
     def kept_step(self, steps: int) -> int | None:
-        """The step at which a run of that many steps was stopped and kept."""
+        """The step at which a run of ``steps`` steps was stopped and kept; None if it was not."""
         found = self.result(steps)
         return found.step if found is not None and found.is_stopped else None
 
-    def pictures(self, step: int, count: int) -> list[Path]:
-        """The paths of the validation pictures of a step."""
+    def validation_paths(self, step: int, count: int) -> list[Path]:
+        """Paths of the validation images of a step, whether or not they exist."""
         return [self.path / "validation" / f"step_{step:06d}_{number:02d}.png" for number in range(count)]
 
     def validations(
@@ -132,13 +143,15 @@ class RunFolder:
         prompts: tuple[str, ...],
         sampling: tuple[int, float] | None = None,
     ) -> list[tuple[int, torch.Tensor]]:
-        """Step and pictures (float32 [n, h, w, 3]) of every validation of these prompts up to ``steps`` that is there.
+        """The validations up to ``steps`` that match, as pairs of step and images (float32 [n, h, w, 3] in 0..1).
 
-        Neither prompts nor sampling settings are in the run's key: pictures may have been drawn with others.
+        Prompts and sampling settings are not part of the run's key, so existing images may have others.
 
         Args:
-            sampling: sampling steps and guidance scale; None takes pictures of any. Runs of before these were logged
-                count as drawn with them.
+            steps: the last step.
+            prompts: the prompts to match.
+            sampling: sampling steps and guidance scale to match; None matches any. Earlier versions did not log them;
+                their images match as well.
         """
         found: dict[int, torch.Tensor] = {}
         for values in self.entries():
@@ -149,14 +162,14 @@ class RunFolder:
                 found.pop(step, None)
                 settings = values.get("sampling_steps"), values.get("guidance_scale")
                 if drawn == prompts and (sampling is None or settings in (sampling, (None, None))):
-                    images = [_read_picture(path) for path in self.pictures(step, len(prompts))]
+                    images = [_read_image(path) for path in self.validation_paths(step, len(prompts))]
                     found[step] = torch.from_numpy(np.stack(images))
-            except (OSError, ValueError, TypeError, KeyError, SyntaxError):  # gone or damaged (PIL raises the last)
+            except (OSError, ValueError, TypeError, KeyError, SyntaxError):  # missing or damaged (SyntaxError is PIL's)
                 continue
         return sorted(found.items())
 
     def losses(self, steps: int) -> list[float]:
-        """The loss of every step up to ``steps``."""
+        """The losses of all logged steps up to ``steps``."""
         return [
             values["loss"]
             for values in self.entries()
@@ -166,7 +179,11 @@ class RunFolder:
         ]
 
     def entries(self) -> list[Entry]:
-        """The log's entries."""
+        """All log entries.
+
+        Raises:
+            SubjectBoothError: the log cannot be read.
+        """
         with disk_errors("the run's log cannot be read", self.path):
             return read_entries(self.log_path)
 
@@ -175,7 +192,7 @@ class RunFolder:
             self.notes.append(sentence)
 
 
-def _read_picture(path: Path) -> np.ndarray:
+def _read_image(path: Path) -> np.ndarray:
     """float32 [h, w, 3] in 0..1."""
     with Image.open(path) as image:
         return np.asarray(image.convert("RGB"), dtype=np.float32) / 255

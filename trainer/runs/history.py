@@ -1,4 +1,4 @@
-"""A run's log as a chart needs it: few enough points for any length of run, and what else its folder tells."""
+"""Summarises a run's folder for a chart: a bounded number of points for any length of run, and the run's state."""
 
 from __future__ import annotations
 
@@ -13,67 +13,69 @@ from ..preserve.ways import loss_labels
 from .result import ResultFile, read_results
 
 LIMIT = 2000
-"""Points of a curve at most: more than a chart has pixels."""
+"""Maximum points per curve: more than a chart has pixels."""
 
 RECENT = 20
-"""Steps over which the time of a step is averaged, as the estimate of what is left is (see trainer.learn.loop)."""
+"""Number of steps over which the time per step is averaged, as for the remaining time (see trainer.learn.loop)."""
 
 _STEP_LINE = re.compile(rb'\{"event": "StepDone", "step": (\d{1,15}),')
 _LORA = re.compile(r"lora_(\d{6,})\.safetensors")
 
 
-def points_of(values: dict[str, Any]) -> dict[str, float]:
-    """The points that one step adds to the curves, out of its JSON form. A chart draws whatever curves it is given."""
+def curve_points(values: dict[str, Any]) -> dict[str, float]:
+    """The value of each curve at one step, from the step's log entry."""
     labels = {"loss": "loss", **loss_labels()}
     return {label: values[field] for field, label in labels.items() if isinstance(values.get(field), (int, float))}
 
 
 def read_history(folder: Path, since: int = 0, limit: int = LIMIT) -> dict[str, Any]:
-    """What a run's folder tells about the run, as plain JSON values.
+    """Read the history of a run, as plain JSON values. Damaged data is skipped.
 
     Args:
-        folder: the run's.
-        since: only points of later steps.
-        limit: of points a curve; they are taken evenly, the last one always.
+        folder: the run's folder.
+        since: return only points of later steps.
+        limit: maximum points per curve, sampled evenly; the last point is always included.
 
     Returns:
-        ``step``, ``steps`` and ``trigger``; ``seconds`` a step (None before the first); ``series`` name ->
-        ``[[step, value], ...]``; ``chosen`` and ``notes`` of the last start; ``validations`` as ``step``, ``prompts``
-        and ``pictures`` (file names below the folder); ``saved``, the steps with an adapter of their own; ``kept``, the
-        step at which the run was stopped and kept; ``result``, what the node made of it. What is damaged is left out.
+        ``step``, ``steps`` and ``trigger``; ``seconds`` per step (None before the first); ``series``, by name,
+        ``[[step, value], ...]``; ``chosen`` and ``notes`` since the last start; ``validations`` with ``step``,
+        ``prompts`` and ``pictures`` (file names relative to the folder); ``saved``, the steps that have an adapter;
+        ``kept``, the step at which the run was stopped and kept; ``result``, the record of the published file.
     """
-    lines, others = _split(folder / "events.jsonl")
-    record = _json(folder / "run.json")
-    steps = _whole((record.get("config") or {}).get("steps")) if isinstance(record.get("config"), dict) else 0
+    lines, others = _split_log(folder / "events.jsonl")
+    record = _read_json(folder / "run.json")
+    steps = _positive_int((record.get("config") or {}).get("steps")) if isinstance(record.get("config"), dict) else 0
     try:
         results = read_results(folder)
     except OSError:
         results = ResultFile()
     result = results.results.get(steps)
     later = lines[bisect_right(lines, since, key=_step_of) :]
-    chosen, notes, validations = _told(others)
-    last = _parse(lines[-1]) if lines else {}
+    chosen, notes, validations = _read_notes_and_validations(others)
+    last = _parse_json(lines[-1]) if lines else {}
     recent = [
-        values["seconds"] for values in map(_parse, lines[-RECENT:]) if isinstance(values.get("seconds"), (int, float))
+        values["seconds"]
+        for values in map(_parse_json, lines[-RECENT:])
+        if isinstance(values.get("seconds"), (int, float))
     ]
-    done = max([_whole(last.get("step")), *(_whole(values.get("step")) for values in others)])
+    done = max([_positive_int(last.get("step")), *(_positive_int(values.get("step")) for values in others)])
     return {
         "step": done,
         "steps": steps,
         "trigger": str(record.get("trigger", "")),
         "seconds": sum(recent) / len(recent) if recent else None,
-        "series": _series([_parse(line) for line in _evenly(later, limit)]),
+        "series": _build_series([_parse_json(line) for line in _sample_evenly(later, limit)]),
         "chosen": chosen,
         "notes": notes,
-        "validations": [validation for validation in validations if _whole(validation["step"]) > 0],
+        "validations": [validation for validation in validations if _positive_int(validation["step"]) > 0],
         "saved": sorted(int(found[1]) for path in folder.glob("lora_*") if (found := _LORA.fullmatch(path.name))),
         "kept": result.step if result is not None and result.is_stopped else None,
         "result": dict(results.published) or None,
     }
 
 
-def _split(log: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
-    """The lines of steps, unread, and all other entries. Reading 10,000 lines of JSON takes a tenth of a second."""
+def _split_log(log: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
+    """The unparsed lines of steps, and all other entries. Parsing 10,000 lines of JSON would take 0.1 s."""
     try:
         content = log.read_bytes()
     except OSError:
@@ -82,13 +84,15 @@ def _split(log: Path) -> tuple[list[bytes], list[dict[str, Any]]]:
     for line in content.split(b"\n"):
         if _STEP_LINE.match(line):
             lines.append(line)
-        elif values := _parse(line):
+        elif values := _parse_json(line):
             others.append(values)
     return lines, others
 
 
-def _told(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str], list[dict[str, Any]]]:
-    """What was chosen, notes and validations; a run that went on has started more than once."""
+def _read_notes_and_validations(
+    entries: list[dict[str, Any]],
+) -> tuple[dict[str, Any], list[str], list[dict[str, Any]]]:
+    """Chosen settings and notes since the last start, and all validations. A resumed run has several starts."""
     chosen: dict[str, Any] = {}
     notes: list[str] = []
     validations: dict[int, dict[str, Any]] = {}
@@ -96,29 +100,29 @@ def _told(entries: list[dict[str, Any]]) -> tuple[dict[str, Any], list[str], lis
         if values.get("event") in (Started.__name__, Adjusted.__name__):
             found = values.get("chosen")
             chosen = found if isinstance(found, dict) and found else chosen
-            said = values.get("notes")
-            found = [values.get("plan"), *said] if isinstance(said, list) else [values.get("note")]
-            told = [str(note) for note in found if note]
-            # A start tells all that holds for it; a change adds to it.
-            notes = told if values["event"] == Started.__name__ else [*notes, *told]
+            logged = values.get("notes")
+            found = [values.get("plan"), *logged] if isinstance(logged, list) else [values.get("note")]
+            new = [str(note) for note in found if note]
+            # A start replaces the notes of earlier starts; an adjustment adds to them.
+            notes = new if values["event"] == Started.__name__ else [*notes, *new]
         elif values.get("event") == Validation.__name__:
-            step, prompts = _whole(values.get("step")), values.get("prompts")
+            step, prompts = _positive_int(values.get("step")), values.get("prompts")
             prompts = [str(prompt) for prompt in prompts] if isinstance(prompts, list) else []
             pictures = [f"validation/step_{step:06d}_{number:02d}.png" for number in range(len(prompts))]
             validations[step] = {"step": step, "prompts": prompts, "pictures": pictures}
     return chosen, notes, [validations[step] for step in sorted(validations)]
 
 
-def _series(entries: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
+def _build_series(entries: list[dict[str, Any]]) -> dict[str, list[list[float]]]:
     series: dict[str, list[list[float]]] = {}
     for values in entries:
-        if step := _whole(values.get("step")):
-            for name, value in points_of(values).items():
+        if step := _positive_int(values.get("step")):
+            for name, value in curve_points(values).items():
                 series.setdefault(name, []).append([step, value])
     return series
 
 
-def _evenly(lines: list[bytes], limit: int) -> list[bytes]:
+def _sample_evenly(lines: list[bytes], limit: int) -> list[bytes]:
     if len(lines) <= limit:
         return lines
     return [lines[(number + 1) * len(lines) // limit - 1] for number in range(limit)]
@@ -129,11 +133,11 @@ def _step_of(line: bytes) -> int:
     return int(found[1]) if found else 0
 
 
-def _whole(value: Any) -> int:
+def _positive_int(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
 
 
-def _parse(line: bytes) -> dict[str, Any]:
+def _parse_json(line: bytes) -> dict[str, Any]:
     try:
         values = json.loads(line)
     except (ValueError, RecursionError):
@@ -141,8 +145,8 @@ def _parse(line: bytes) -> dict[str, Any]:
     return values if isinstance(values, dict) else {}
 
 
-def _json(path: Path) -> dict[str, Any]:
+def _read_json(path: Path) -> dict[str, Any]:
     try:
-        return _parse(path.read_bytes())
+        return _parse_json(path.read_bytes())
     except OSError:
         return {}

@@ -1,4 +1,4 @@
-"""A run's log: one JSON line for each event. Lines that a kill or the disk has damaged are left out."""
+"""A run's log: one JSON line per event. Damaged lines, such as after a kill or a power cut, are skipped."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Entry = dict[str, Any]
 
 
 def read_entries(log: Path) -> list[Entry]:
-    """All whole entries: each has an ``event`` (its kind) and a ``step``. None if there is no log.
+    """All valid entries; each has an ``event`` (its type) and a ``step``. Empty if there is no log.
 
     Raises:
-        OSError: it is there and cannot be read.
+        OSError: the log exists but cannot be read.
     """
     if not log.is_file():
         return []
@@ -31,25 +31,26 @@ def read_entries(log: Path) -> list[Entry]:
     return entries
 
 
-def truncated(entries: Sequence[Entry], step: int, losses: Sequence[Mapping[str, float]]) -> list[Entry]:
-    """The entries up to a step, with those of steps that are missing.
+def truncate_entries(entries: Sequence[Entry], step: int, losses: Sequence[Mapping[str, float]]) -> list[Entry]:
+    """Drop the entries after a step, and add entries for steps that are missing.
+
+    Lines are appended without flushing them to disk, so a power cut may lose some.
 
     Args:
         entries: the log.
-        step: the last one to keep.
-        losses: of each step, the whole ("loss") and its terms by name. The log is appended to without a flush to the
-            disk, so a power cut can cost some of its lines.
+        step: the last step to keep.
+        losses: for each step, the total ("loss") and its terms by name.
     """
     kept = [entry for entry in entries if entry["step"] <= step and step > 0]
-    there = {entry["step"] for entry in kept if entry["event"] == StepDone.__name__}
+    logged = {entry["step"] for entry in kept if entry["event"] == StepDone.__name__}
     for number, values in enumerate(losses[:step], start=1):
-        if number not in there:
+        if number not in logged:
             kept.append({"event": StepDone.__name__, "step": number, **values})
-    if len(there) < step:
+    if len(logged) < step:
         kept.sort(key=lambda entry: entry["step"])
     return kept
 
 
 def to_line(entry: Entry) -> str:
-    """The entry as one line of the log."""
+    """Format an entry as one line of the log."""
     return json.dumps(entry, ensure_ascii=False) + "\n"

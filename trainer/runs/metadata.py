@@ -1,8 +1,8 @@
-"""What a LoRA file says about itself, in the two vocabularies that other tools read, and in our own.
+"""The metadata of a LoRA file.
 
-kohya's ``ss_*`` keys are what A1111, Forge and LoRA managers show; ``modelspec.*`` is Stability's ModelSpec 1.0.1;
-``subjectbooth.*`` is what ApplySubjectLoRA reads back. Nothing of the user's is written but the words they trained
-with and the name they gave the file: no photo, no path, no file name.
+kohya's ``ss_*`` keys are shown by A1111, Forge and LoRA managers; ``modelspec.*`` is Stability's ModelSpec 1.0.1;
+``subjectbooth.*`` is read by ApplySubjectLoRA. For privacy, the only user data are the prompts' words and the name of
+the LoRA: no photos, no paths, no names of photo files.
 """
 
 from __future__ import annotations
@@ -36,16 +36,19 @@ def lora_metadata(
     chosen: ResolvedSettings,
     buckets: Mapping[str, int],
 ) -> dict[str, str]:
-    """All metadata but the file's name, which :func:`named` adds.
+    """All metadata except the file's name, which :func:`with_output_name` adds.
 
     Args:
-        tensors: the file's tensors, for the hash that other tools look models up by.
-        step: the optimizer updates behind these weights.
+        tensors: the file's tensors, for the hash by which other tools look up models.
+        subject: the trained subject.
+        base: the base model.
+        config: the requested settings.
+        step: optimizer updates done.
         run_key: 64 hex digits.
-        started: Unix time at which the run was first started (a resumed run keeps it).
-        preservation: what the way to keep the class tells of itself.
-        chosen: what every ``auto`` setting became.
-        buckets: photos by size ("512x512"); one size without aspect-ratio buckets.
+        started: Unix time of the run's first start.
+        preservation: metadata of the method of class preservation.
+        chosen: the resolved values of ``auto`` settings.
+        buckets: number of photos by size ("512x512"); one size without aspect-ratio buckets.
     """
     digest = body_hash(tensors)
     photos = len(subject.photos)
@@ -115,6 +118,6 @@ def lora_metadata(
     }
 
 
-def named(metadata: dict[str, str], output_name: str) -> dict[str, str]:
-    """The metadata with the name under which the file is published (A1111's alias in prompts)."""
+def with_output_name(metadata: dict[str, str], output_name: str) -> dict[str, str]:
+    """Add the name under which the file is published, which A1111 accepts as an alias in prompts."""
     return {**metadata, "ss_output_name": output_name, "modelspec.title": output_name}

@@ -1,4 +1,4 @@
-"""What goes into a run: checked and prepared before anything expensive, with the key that it gives, then encoded."""
+"""Prepares a run: checks the inputs before anything expensive, computes the run key, and encodes photos and prompts."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from .encodings import EncodingCache
 
 @dataclass(frozen=True)
 class Preparation:
-    """The photos as they are trained on, with the settings that can be used here.
+    """The prepared photos and settings of a run.
 
     Attributes:
-        config: as requested, but for an optimizer whose package is missing.
-        photos: one group, or one for each aspect-ratio bucket.
-        key: of the run, 64 hex digits.
+        config: the requested settings, with AdamW in place of an unavailable optimizer.
+        photos: one group, or one per aspect-ratio bucket.
+        key: the run key, 64 hex digits.
         warnings: sentences for the user.
     """
 
@@ -38,12 +38,12 @@ class Preparation:
 
     @property
     def captions(self) -> list[str]:
-        """One a photo, in the order of the groups."""
+        """The photos' captions, in the order of the groups."""
         return [caption for group in self.photos for caption in group.captions]
 
     @property
     def buckets(self) -> dict[str, int]:
-        """Photos by size ("512x512")."""
+        """Number of photos by size ("512x512")."""
         return {f"{group.images.shape[3]}x{group.images.shape[2]}": len(group.images) for group in self.photos}
 
 
@@ -55,36 +55,36 @@ def prepare(
     device: torch.device | None,
     cache: EncodingCache,
 ) -> Preparation:
-    """Check that everything fits together, and prepare the photos.
+    """Check that all inputs are compatible, and prepare the photos.
 
     Raises:
-        SubjectBoothError: photos, class images, base and settings do not fit.
+        SubjectBoothError: photos, class images, base and settings are not compatible.
     """
-    config, fall_back = with_usable_optimizer(config, device)
+    config, optimizer_warning = with_usable_optimizer(config, device)
     side = config.resolution
     identity = BaseIdentity(base.family, base.sampling_digest or base.digest, base.denoiser.latent_factor)
-    of_class = preservation.check(base.denoiser.latent_size(side, side), identity)
-    masks_cut = subject.check_masks(side, buckets=config.enable_bucket) if config.masked_loss else ""
-    warnings = tuple(filter(None, (fall_back, *of_class, masks_cut, _small_resolution(side, base))))
+    class_warnings = preservation.check(base.denoiser.latent_size(side, side), identity)
+    mask_warning = subject.check_masks(side, buckets=config.enable_bucket) if config.masked_loss else ""
+    warnings = tuple(filter(None, (optimizer_warning, *class_warnings, mask_warning, _resolution_warning(side, base))))
     photos = cache.photos(subject, config)
     digests = [group.digest for group in photos]
     digest = sha256_of(*digests) if config.enable_bucket else digests[0]
     if any(base.prompt_of(caption) != caption for group in photos for caption in group.captions):
-        digest = sha256_of(digest, "literal captions")  # such a caption used to be read as a prompt's syntax
+        digest = sha256_of(digest, "literal captions")  # earlier versions parsed them as prompt syntax
     key = run_key(config, digest, base.digest, preservation.key, subject.trigger)
     return Preparation(config, photos, key, warnings)
 
 
 def check_early(base: BaseModel, prepared: Preparation, prompts: Sequence[str]) -> None:
-    """Find before class images are made what a training would be refused for; nothing is loaded or read for it.
+    """Check rank and prompts before class images are generated. Loads no weights.
 
     Args:
-        base: what is to be trained on.
-        prepared: from :func:`prepare`, which has checked masks and class images.
-        prompts: besides the captions, those of the class images and of the validation pictures.
+        base: the base to train on.
+        prepared: from :func:`prepare`, which has already checked masks and class images.
+        prompts: the prompts of class images and validation images; captions are checked as well.
 
     Raises:
-        SubjectBoothError: a rank too large for the base, or a prompt that a text encoder in training cannot take in.
+        SubjectBoothError: the rank is too large for the base, or a trained text encoder cannot tokenize a prompt.
     """
     config = prepared.config
     network = base.denoiser.outline()
@@ -101,39 +101,45 @@ def encode(
     subject: Subject,
     preservation: Preservation,
     prepared: Preparation,
-    shown: Sequence[str],
+    validation_prompts: Sequence[str],
     cache: EncodingCache,
     device: torch.device | None,
 ) -> TrainingData:
-    """Everything that the text encoder and the VAE have to give, while they still are in memory.
+    """Encode photos and prompts, before text encoder and VAE are unloaded.
 
     Args:
-        base: whose encoders they are.
-        subject: whose photos they are.
-        preservation: how the class is kept.
+        base: the base with its encoders.
+        subject: the subject with its photos.
+        preservation: the method of class preservation.
         prepared: from :func:`prepare`.
-        shown: the prompts of the validation pictures.
-        cache: what is in it is not encoded again.
-        device: of the training.
+        validation_prompts: the prompts of the validation images.
+        cache: encodings to reuse; new ones are added.
+        device: the training device.
 
     Raises:
-        SubjectBoothError: an encoding is not finite.
+        SubjectBoothError: an encoding contains NaN or infinity.
     """
     config, groups = prepared.config, prepared.photos
     captions = tuple(map(base.prompt_of, prepared.captions))
-    prompts = list(dict.fromkeys([*captions, *preservation.prompts, *shown, ""]))
+    prompts = list(dict.fromkeys([*captions, *preservation.prompts, *validation_prompts, ""]))
     names = [f"photo {index + 1} ({subject.photos[index].name})" for group in groups for index in group.order]
     where = str(device)
     with default_numerics():
         encoded = cache.prompts(base, prompts, where)
         check_prompts(encoded)
-        latents = _one([cache.latents(base, group.images, where) for group in groups])
-        flipped = _one([cache.latents(base, group.images.flip(-1), where) for group in groups]) if config.flip else None
+        latents = _join_groups([cache.latents(base, group.images, where) for group in groups])
+        flipped = (
+            _join_groups([cache.latents(base, group.images.flip(-1), where) for group in groups])
+            if config.flip
+            else None
+        )
         check_latents(latents, names)
         if flipped is not None:
             check_latents(flipped, names)
     masks = (
-        _one([_latent_masks(group, base.denoiser.latent_factor) for group in groups]) if config.masked_loss else None
+        _join_groups([_latent_masks(group, base.denoiser.latent_factor) for group in groups])
+        if config.masked_loss
+        else None
     )
     return TrainingData(
         latents=latents,
@@ -147,22 +153,22 @@ def encode(
     )
 
 
-def _small_resolution(resolution: int, base: BaseModel) -> str:
+def _resolution_warning(resolution: int, base: BaseModel) -> str:
     native = base.denoiser.native_resolution
-    # Below 256 it is meant so: a base for tiny pictures, such as the demo's, or a trial.
+    # Below 256 px it is on purpose: a base for tiny images, such as the demo's, or a quick trial.
     if not 256 <= resolution < 0.6 * native:
         return ""
     return (
-        f"{resolution} px is far below the {native} px that {base.family} was trained at, so pictures of "
+        f"{resolution} px is far below the {native} px that {base.family} was trained at, so images of "
         f"{native} px will look worse. Set resolution to {native} if memory allows"
     )
 
 
-def _one(groups: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
-    """Groups of pictures of one size each, as one sequence of pictures."""
-    return groups[0] if len(groups) == 1 else tuple(picture for group in groups for picture in group)
+def _join_groups(groups: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tensor, ...]:
+    """Groups of images, each of one size, as one sequence of images."""
+    return groups[0] if len(groups) == 1 else tuple(image for group in groups for image in group)
 
 
 def _latent_masks(group: PreparedSubject, factor: int) -> torch.Tensor:
-    assert group.masks is not None  # Subject.check_masks refuses a subject without any
+    assert group.masks is not None  # Subject.check_masks rejects a subject without masks
     return torch.nn.functional.interpolate(group.masks, scale_factor=1 / factor, mode="area")

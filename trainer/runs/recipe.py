@@ -1,4 +1,4 @@
-"""What a run is made of, as one value: the node, the shell and experiments make their runs from it."""
+"""The inputs of a run as one value, from which the node, the shell and experiments create their runs."""
 
 from __future__ import annotations
 
@@ -23,9 +23,9 @@ from .writer import FolderWriter, MakeWriter
 
 @dataclass(frozen=True)
 class Recipe:
-    """Everything that decides what comes of a run.
+    """All inputs that determine the result of a run.
 
-    Many runs from one recipe:
+    To run variations of a recipe:
 
     .. code-block:: python
 
@@ -35,10 +35,10 @@ class Recipe:
                 ...
 
     Attributes:
-        base: what to train on.
+        base: the base to train on.
         subject: photos and words.
         config: the requested settings.
-        preservation: how the class is kept.
+        preservation: the method of class preservation.
     """
 
     base: BaseModel
@@ -47,11 +47,11 @@ class Recipe:
     preservation: Preservation = field(default_factory=NoPreservation)
 
     def vary(self, **settings: Any) -> Recipe:
-        """The same with other settings.
+        """A copy of the recipe with other settings.
 
         Raises:
             SubjectBoothError: a value is out of range.
-            TypeError: there is no such setting.
+            TypeError: a setting does not exist.
         """
         return dataclasses.replace(self, config=dataclasses.replace(self.config, **settings))
 
@@ -65,10 +65,10 @@ class Recipe:
         make_writer: MakeWriter = FolderWriter,
         evaluator: Evaluator | None = None,
     ) -> Run:
-        """The run of this recipe; see :class:`trainer.runs.run.Run` for what it takes.
+        """Create a run of this recipe; for the arguments, see :class:`trainer.runs.run.Run`.
 
         Raises:
-            SubjectBoothError: photos, class images, base and settings do not fit.
+            SubjectBoothError: photos, class images, base and settings are not compatible.
         """
         return Run(
             self.base,

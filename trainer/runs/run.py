@@ -1,4 +1,4 @@
-"""A whole run: find it again or train it, keep it safe meanwhile, and leave the adapter in its folder."""
+"""A complete run: reuses an existing result, or trains with checkpoints and writes the adapter to the run's folder."""
 
 from __future__ import annotations
 
@@ -36,28 +36,28 @@ logger = logging.getLogger("subjectbooth")
 
 
 class Run:
-    """One subject, one base, one set of settings.
+    """A training run of one subject on one base with one set of settings.
 
     Args:
-        base: what to train on.
+        base: the base to train on.
         subject: photos and words.
-        preservation: how the class is kept; None does not keep it.
+        preservation: the method of class preservation; None for none.
         config: the requested settings.
-        root: the folder that holds all runs.
-        device: where to train; None lets accelerate choose.
-        free: bytes free on a device, for the plan; None asks torch and the system.
-        encodings: kept by the caller for further runs of the same base; None keeps nothing.
-        make_writer: what writes the run's folder, by default all of it.
-        evaluator: turns events into scores, which are logged and yielded after the event.
+        root: the folder that contains all runs.
+        device: the training device; None lets accelerate choose.
+        free: returns the free bytes of a device, for the memory plan; None asks torch and the system.
+        encodings: a cache shared with other runs of the same base; None disables caching.
+        make_writer: creates the writer of the run's folder.
+        evaluator: computes scores from events; they are logged and yielded after the event.
 
     Attributes:
-        folder: what is in the run's folder.
-        writer: what writes it.
-        result: which step counts, and why; None until :meth:`events` has come to its end.
-        warnings: sentences for the user about what goes into the run.
+        folder: read access to the run's folder.
+        writer: write access to it.
+        result: the result of the run; None until :meth:`events` is exhausted.
+        warnings: sentences for the user about the inputs.
 
     Raises:
-        SubjectBoothError: photos, class images, base and settings do not fit.
+        SubjectBoothError: photos, class images, base and settings are not compatible.
     """
 
     def __init__(
@@ -85,96 +85,107 @@ class Run:
         self._stop = threading.Event()
 
     def stop_and_keep(self) -> None:
-        """Have the run end at its next step and take the adapter of that step for its result.
+        """Stop the run after its next step, and make the adapter of that step its result.
 
-        Any thread may call it, before or while :meth:`events` is read. The same run then is finished, until it is
-        told to go on; a run without a single step first makes one.
+        Thread-safe; may be called before or during :meth:`events`. The same request then returns this result, until it
+        is resumed with ``resume_stopped``. A run without any step first does one.
         """
         self._stop.set()
 
     def check(self, class_prompt: str) -> None:
-        """Find before class images are made what a training would be refused for, see
-        :func:`trainer.runs.preparation.check_early`.
+        """Check rank and prompts before class images are generated, see :func:`trainer.runs.preparation.check_early`.
 
         Args:
-            class_prompt: that of the class images.
+            class_prompt: the prompt of the class images.
+
+        Raises:
+            SubjectBoothError: training would fail.
         """
-        check_early(self._base, self._prepared, (class_prompt, *self.shown))
+        check_early(self._base, self._prepared, (class_prompt, *self.validation_prompts))
 
     def plan(self) -> Plan:
-        """What a run from step 0 would keep in memory. Reads and encodes everything, writes and trains nothing."""
+        """The memory plan of a run from step 0. Loads and encodes everything, but neither trains nor writes files."""
         with self._training((), None) as training:
             return training.plan()
 
     @property
-    def shown(self) -> tuple[str, ...]:
-        """The prompts of the validation pictures."""
+    def validation_prompts(self) -> tuple[str, ...]:
+        """The prompts of the validation images, with the trigger words inserted."""
         return tuple(prompt.replace("{subject}", self._subject.trigger) for prompt in self._config.validation_prompts)
 
     def validations(self, steps: int) -> tuple[list[tuple[int, torch.Tensor]], list[int]]:
-        """The pictures of these prompts up to ``steps``, as :meth:`RunFolder.validations` gives them, and the steps
-        whose pictures are due and not there: drawn with other prompts or sampling settings, or not at all."""
+        """Validations up to ``steps`` with the current prompts and sampling settings.
+
+        Returns:
+            the validations, see :meth:`RunFolder.validations`, and the steps whose images are due but missing or drawn
+            with other prompts or sampling settings.
+        """
         config = self._config
-        found = self.folder.validations(steps, self.shown, (config.validation_steps, config.validation_guidance_scale))
-        there = {step for step, _ in found}
+        found = self.folder.validations(
+            steps, self.validation_prompts, (config.validation_steps, config.validation_guidance_scale)
+        )
+        available = {step for step, _ in found}
         due = [step for step in range(1, steps + 1) if self._config.validation_is_due(step)]
-        return found, [step for step in due if step not in there]
+        return found, [step for step in due if step not in available]
 
-    def events(self, force_retrain: bool = False, go_on: bool = False) -> Generator[Event, None, None]:
-        """Train, or say that it was done before.
+    def events(self, force_retrain: bool = False, resume_stopped: bool = False) -> Generator[Event, None, None]:
+        """Train, or return the existing result.
 
-        Whatever ends the reading (a cancel closes the generator, an error passes through it, memory runs out), the
-        steps so far are saved as a checkpoint and as an adapter, and the same run goes on from there.
+        However the iteration ends (the generator is closed to cancel, an error is raised, memory runs out), progress is
+        saved as a checkpoint and an adapter, from which the same run resumes.
 
         Args:
-            force_retrain: start from step 0 even when the run is finished or has a checkpoint.
-            go_on: train a run that was stopped and kept to its planned steps.
+            force_retrain: start from step 0 even if the run is finished or has a checkpoint.
+            resume_stopped: resume a run that was stopped and kept, up to its planned steps.
 
         Yields:
-            The events of :meth:`trainer.learn.loop.Training.events`, :class:`CheckpointSaved`, :class:`Scores` where
-            there is an evaluator, and :class:`Finished` last.
+            The events of :meth:`trainer.learn.loop.Training.events`, :class:`CheckpointSaved`, :class:`Scores` if there
+            is an evaluator, and :class:`Finished` last.
+
+        Raises:
+            SubjectBoothError: training failed, the folder cannot be read or written, or it is locked by another program.
         """
-        done = None if force_retrain else self._done(go_on)
+        done = None if force_retrain else self._find_finished(resume_stopped)
         if done is not None:
             result, lora = done
             for note in self.folder.notes:
                 yield Adjusted(result.step, note, {})
-            yield self._finished(result, lora, trained=False)
+            yield self._finish(result, lora, trained=False)
             return
         with self.writer.lock():
             if force_retrain:
-                self.writer.forget()
-            elif go_on:
+                self.writer.discard_progress()
+            elif resume_stopped:
                 self.writer.revoke_stops()
-            events = self._train_whole(force_retrain, go_on)
+            events = self._run_training(force_retrain, resume_stopped)
             with closing(events):
                 for event in events:
                     yield event
                     if self._evaluator is not None and not isinstance(event, Finished):
-                        yield from self._scores(self._evaluator, event)
+                        yield from self._log_scores(self._evaluator, event)
 
-    def _done(self, go_on: bool) -> tuple[Result, Path] | None:
-        """What need not be trained again, and its adapter."""
+    def _find_finished(self, resume_stopped: bool) -> tuple[Result, Path] | None:
+        """The existing result and its adapter; None if training is needed."""
         steps = self._config.steps
         with disk_errors("the run's folder cannot be read", self.folder.path):
             known, last = self.folder.results(), Result(steps, steps, LAST)
             chosen = known.results.get(steps)
-            # The last one too: both are there where a run that was finished was trained again and stopped.
-            for result in (last,) if chosen is None or (go_on and chosen.is_stopped) else (chosen, last):
+            # A finished run that was retrained and stopped has both results; the last step serves as fallback.
+            for result in (last,) if chosen is None or (resume_stopped and chosen.is_stopped) else (chosen, last):
                 lora = self.folder.finished_lora(result.step)
                 if lora is not None:
                     if chosen is None or known.is_damaged:
-                        self._rebuild(chosen or result)
+                        self._rebuild_result(chosen or result)
                     return result, lora
         return None
 
-    def _rebuild(self, result: Result) -> None:
-        """Write the result of a run that is finished and does not say so: it was damaged, or is of before there was
-        one. Not where somebody else is at work or nothing can be written: a run that is found again is only read."""
+    def _rebuild_result(self, result: Result) -> None:
+        """Write the missing or damaged result of a finished run, which may be from an earlier version. Skipped if the
+        folder is locked or read-only, because reusing a run does not require write access."""
         with suppress(SubjectBoothError), self.writer.lock():
             self.writer.write_result(result)
 
-    def _train_whole(self, force_retrain: bool, go_on: bool) -> Generator[Event, None, None]:
+    def _run_training(self, force_retrain: bool, resume_stopped: bool) -> Generator[Event, None, None]:
         steps = self._config.steps
         started = self.writer.open(
             {
@@ -183,46 +194,52 @@ class Run:
                 **self._preservation.record,
             }
         )
-        # With a writer that writes nothing, what should have been forgotten or revoked is still there.
+        # SilentWriter removes nothing, so the old checkpoint may still exist.
         resume = None if force_retrain else self.folder.load_checkpoint(steps, self.writer.set_checkpoint_aside)
         for note in self.folder.notes:
             yield Adjusted(resume.step if resume else 0, note, resume.chosen if resume else {})
-        if resume and not go_on and resume.step == self.folder.kept_step(steps):
-            self._stop.set()  # the adapter that was kept is gone or damaged: the checkpoint still has it
+        if resume and not resume_stopped and resume.step == self.folder.kept_step(steps):
+            self._stop.set()  # the kept adapter is missing or damaged: restore it from the checkpoint
         self.writer.truncate_events(resume.step if resume else 0, resume.losses if resume else ())
-        training = self._training(self.shown, resume)
+        training = self._training(self.validation_prompts, resume)
         with training:
-            yield from self._train(training, started)
+            yield from self._train_and_save(training, started)
             step, chosen = training.step, training.chosen
         result = Result(step, steps, LAST if step == steps else STOPPED)
         self.writer.write_result(result)
-        finished = self._finished(result, self.folder.lora_path(step), trained=True)
+        finished = self._finish(result, self.folder.lora_path(step), trained=True)
         if finished.warning:
-            told = Adjusted(step, finished.warning, chosen.as_settings())
-            self.writer.log(told)
-            yield told
+            warning = Adjusted(step, finished.warning, chosen.as_settings())
+            self.writer.log(warning)
+            yield warning
         yield finished
 
-    def _training(self, shown: tuple[str, ...], resume: Checkpoint | None) -> Training:
+    def _training(self, validation_prompts: tuple[str, ...], resume: Checkpoint | None) -> Training:
         data = encode(
-            self._base, self._subject, self._preservation, self._prepared, self.shown, self._encodings, self._device
+            self._base,
+            self._subject,
+            self._preservation,
+            self._prepared,
+            self.validation_prompts,
+            self._encodings,
+            self._device,
         )
-        return Training(self._base, data, self._config, shown, resume, self._device, self._free)
+        return Training(self._base, data, self._config, validation_prompts, resume, self._device, self._free)
 
-    def _finished(self, result: Result, lora: Path, trained: bool) -> Finished:
+    def _finish(self, result: Result, lora: Path, trained: bool) -> Finished:
         self.result = result
-        return Finished(result.step, lora, trained, _learned_nothing(lora, result.step))
+        return Finished(result.step, lora, trained, _untrained_warning(lora, result.step))
 
-    def _scores(self, evaluator: Evaluator, event: Event) -> Iterator[Scores]:
+    def _log_scores(self, evaluator: Evaluator, event: Event) -> Iterator[Scores]:
         values = dict(evaluator.scores(event))
         if values:
             scores = Scores(event.step, values)
             self.writer.log(scores)
             yield scores
 
-    def _train(self, training: Training, started: float) -> Iterator[Event]:
+    def _train_and_save(self, training: Training, started: float) -> Iterator[Event]:
         saved_step, saved_at = training.step, time.monotonic()
-        adapter_step = 0  # of the adapter that was written last
+        adapter_step = 0  # step of the last written adapter
         try:
             for event in training.events():
                 if isinstance(event, Started):
@@ -231,24 +248,24 @@ class Run:
                     self.writer.log(event)
                 yield event
                 if self._stop.is_set() and 0 < training.step < self._config.steps:
-                    # A step with pictures was saved before them, and while they are drawn the model has the average.
+                    # A step with validation images was saved before sampling, which runs on the averaged weights.
                     if adapter_step != training.step:
                         self._save(training, started, with_lora=True)
                     saved_step = training.step
                     return
                 if not isinstance(event, StepDone):
                     continue
-                shown = event.step == event.steps or self._config.validation_is_due(event.step)
-                if shown or time.monotonic() - saved_at >= self._config.checkpoint_seconds:
-                    self._save(training, started, with_lora=shown)
+                with_lora = event.step == event.steps or self._config.validation_is_due(event.step)
+                if with_lora or time.monotonic() - saved_at >= self._config.checkpoint_seconds:
+                    self._save(training, started, with_lora=with_lora)
                     saved_step, saved_at = training.step, time.monotonic()
-                    adapter_step = training.step if shown else adapter_step
+                    adapter_step = training.step if with_lora else adapter_step
                     yield CheckpointSaved(training.step, self.folder.checkpoint_path)
-            # All steps were done before, but the adapter is gone or damaged: the checkpoint still has it.
+            # If all steps were already done but the adapter is missing or damaged, restore it from the checkpoint.
             if self.folder.finished_lora(self._config.steps) is None:
                 self._save(training, started, with_lora=True)
         finally:
-            # Also where a checkpoint of this very step is there, but no adapter that somebody could use.
+            # Also if this step has a checkpoint but no adapter.
             if (
                 training.is_built
                 and training.step
@@ -257,7 +274,8 @@ class Run:
                 self._save_last(training, started)
 
     def _save_last(self, training: Training, started: float) -> None:
-        """Keep the steps so far while something else (a cancel, an error) ends the run: that is what is to be told."""
+        """Save progress when a cancel or an error ends the run. A failure here is only logged, so that it does not hide
+        the original error."""
         try:
             self._save(training, started, with_lora=True)
         except Exception as error:
@@ -267,7 +285,7 @@ class Run:
             logger.info("kept %d of %d steps in %s", training.step, self._config.steps, self.folder.path)
 
     def _save(self, training: Training, started: float, with_lora: bool) -> None:
-        """Checkpoint, and the adapter too where somebody will want to use it: at pictures, and wherever a run ends."""
+        """Save a checkpoint, and with ``with_lora`` (at validations and when the run ends) also the adapter."""
         if with_lora:
             tensors = training.lora()
             metadata = lora_metadata(
@@ -286,11 +304,11 @@ class Run:
         self.writer.save_checkpoint(training.snapshot())
 
 
-def _learned_nothing(lora: Path, step: int) -> str:
-    """What to say of an adapter that is as it was before the first step; empty for one that has learned."""
+def _untrained_warning(lora: Path, step: int) -> str:
+    """A warning if all weights of the adapter are still zero, otherwise empty."""
     if not lora.is_file() or not is_untrained(lora):
         return ""
     return (
-        f"This LoRA has learned nothing: after step {step} all of it is still zero, so it changes no picture. "
-        "Check the masks (with masked_loss only what they cover counts), the photos and learning_rate"
+        f"This LoRA has learned nothing: after step {step} all of its weights are still zero, so it has no effect. "
+        "Check the masks (masked_loss trains only on what they cover), the photos and learning_rate"
     )

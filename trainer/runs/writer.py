@@ -1,4 +1,4 @@
-"""Everything that a run writes goes through one object, so that a second process of the same run can write nothing."""
+"""Writes a run's folder. All writes go through one object, so that additional processes of a run can use a no-op."""
 
 from __future__ import annotations
 
@@ -19,31 +19,31 @@ from ..files.storage import disk_errors, remove_temp_files, rename, write_atomic
 from ..learn import checkpoint
 from ..learn.checkpoint import Checkpoint
 from .folder import RunFolder
-from .log import to_line, truncated
+from .log import to_line, truncate_entries
 from .result import KEPT_FILE, RESULT_FILE, Result, ResultFile
 
 
 class RunWriter(Protocol):
-    """What a run writes.
+    """All write operations of a run.
 
     Raises:
-        SubjectBoothError: any method, if the disk refuses.
+        SubjectBoothError: from any method, if a file cannot be written.
     """
 
     def lock(self) -> AbstractContextManager[None]:
-        """Be the only one at work in the folder, which is made if it is missing."""
+        """Lock the folder exclusively; it is created if missing."""
         ...
 
     def open(self, settings: Mapping[str, Any]) -> float:
-        """Record what the run is made of; returns the Unix time at which the run was first opened."""
+        """Write the run's settings; returns the Unix time of the run's first start."""
         ...
 
     def log(self, event: Event) -> None:
-        """Append the event; validation pictures become files."""
+        """Append an event to the log, and save validation images."""
         ...
 
     def truncate_events(self, step: int, losses: Sequence[Mapping[str, float]] = ()) -> None:
-        """Cut the log down to the step that the run goes on from, see :func:`trainer.runs.log.truncated`."""
+        """Truncate the log to the step from which the run resumes, see :func:`trainer.runs.log.truncate_entries`."""
         ...
 
     def save_checkpoint(self, state: Checkpoint) -> None:
@@ -51,27 +51,31 @@ class RunWriter(Protocol):
         ...
 
     def set_checkpoint_aside(self, step: int) -> None:
-        """Keep the last checkpoint, of that step, out of the way of a shorter run: a longer one goes on from it."""
+        """Rename the last checkpoint, which a longer run needs to resume, before a shorter run overwrites it.
+
+        Args:
+            step: step of the last checkpoint.
+        """
         ...
 
     def write_lora(self, step: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-        """Write the adapter of that step."""
+        """Save the adapter of a step."""
         ...
 
     def write_result(self, result: Result) -> None:
-        """Make a step the result of the run of that many steps."""
+        """Save the result for its number of steps."""
         ...
 
     def record_published(self, values: Mapping[str, Any]) -> None:
-        """Note what the front end published, as plain JSON values, for whoever looks at it later."""
+        """Save the front end's record of the published file, plain JSON values."""
         ...
 
     def revoke_stops(self) -> None:
-        """Before a run goes on that was stopped and kept."""
+        """Remove the results of stopped runs, before they are resumed."""
         ...
 
-    def forget(self) -> None:
-        """Before a forced second training: the state of the first is in the way, its adapters are not."""
+    def discard_progress(self) -> None:
+        """Remove checkpoints and results, but not adapters, before the run is retrained from step 0."""
         ...
 
 
@@ -79,10 +83,10 @@ MakeWriter = Callable[[RunFolder], RunWriter]
 
 
 class FolderWriter:
-    """Writes the run's folder, each file in one step.
+    """Writes the run's folder; files other than the log are replaced atomically.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
     """
 
     def __init__(self, folder: RunFolder) -> None:
@@ -93,9 +97,9 @@ class FolderWriter:
         return lock_folder(self._folder.path)
 
     def open(self, settings: Mapping[str, Any]) -> float:
-        """Make the folder, or find it again. Only for who holds the lock."""
+        """Write ``run.json``, and clean up temporary files. The caller must hold the lock."""
         folder = self._folder
-        started = _first_opened(folder)
+        started = _read_start_time(folder)
         record = {"key": folder.key, "started": started, **settings}
         with disk_errors("the run's folder cannot be written", folder.path):
             for path in (folder.path, folder.path / "validation"):
@@ -104,19 +108,21 @@ class FolderWriter:
         return started
 
     def log(self, event: Event) -> None:
-        """Append the event; validation pictures are written as PNG."""
+        """Append an event to the log; validation images are saved as PNG."""
         folder = self._folder
         with disk_errors("the run's log cannot be written", folder.path):
             if isinstance(event, Validation):
-                for path, image in zip(folder.pictures(event.step, len(event.prompts)), event.images, strict=True):
+                for path, image in zip(
+                    folder.validation_paths(event.step, len(event.prompts)), event.images, strict=True
+                ):
                     picture = Image.fromarray((image.clamp(0, 1) * 255).round().to(torch.uint8).numpy())
                     write_atomic(path, picture.save)
             with folder.log_path.open("a", encoding="utf-8") as file:
                 file.write(to_line(to_json(event)))
 
     def truncate_events(self, step: int, losses: Sequence[Mapping[str, float]] = ()) -> None:
-        """Drop the lines of later steps, and write those that are missing."""
-        kept = truncated(self._folder.entries(), step, losses)
+        """Drop the entries of later steps, and add those of missing steps."""
+        kept = truncate_entries(self._folder.entries(), step, losses)
         with disk_errors("the run's log cannot be written", self._folder.path):
             write_atomic(self._folder.log_path, "".join(map(to_line, kept)))
 
@@ -126,98 +132,100 @@ class FolderWriter:
             checkpoint.save(self._folder.checkpoint_path, state)
 
     def set_checkpoint_aside(self, step: int) -> None:
-        """Rename it."""
-        with disk_errors("the checkpoint of a longer run cannot be put aside", self._folder.path):
+        """Rename the checkpoint to :meth:`RunFolder.set_aside_path`."""
+        with disk_errors("the checkpoint of a longer run cannot be renamed", self._folder.path):
             rename(self._folder.checkpoint_path, self._folder.set_aside_path(step))
 
     def write_lora(self, step: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-        """Write the adapter of that step."""
+        """Save the adapter of a step."""
         with disk_errors("the adapter cannot be saved", self._folder.path):
             write_atomic(self._folder.lora_path(step), to_bytes_with_checksum(tensors, metadata))
 
     def write_result(self, result: Result) -> None:
-        """Write the file, unless it says so already."""
+        """Update ``result.json``, unless it already has this result."""
         found = self._folder.results()
         if not (found.is_current and found.results.get(result.steps) == result):
             self._replace_results(found.with_result(result), f"the result, step {result.step}, cannot be saved")
 
     def record_published(self, values: Mapping[str, Any]) -> None:
-        """Write the file with other values for what was published."""
+        """Replace the record of the published file in ``result.json``."""
         found = self._folder.results()
         replaced = ResultFile(found.results, {name: value for name, value in values.items() if name != "results"})
-        self._replace_results(replaced, "the run's result cannot be noted")
+        self._replace_results(replaced, "the run's result cannot be saved")
 
     def revoke_stops(self) -> None:
-        """Write the file without the results of runs that were stopped, if there are any."""
+        """Remove the results of stopped runs from ``result.json``."""
         found = self._folder.results()
         if any(result.is_stopped for result in found.results.values()):
-            self._replace_results(found.without_stops(), "the mark of the stop cannot be removed")
+            self._replace_results(found.without_stops(), "the result of the stopped run cannot be removed")
 
-    def forget(self) -> None:
-        """Remove the checkpoints and the results; what was published stays noted."""
+    def discard_progress(self) -> None:
+        """Delete checkpoints and results; the record of the published file is kept."""
         path = self._folder.path
-        with disk_errors("what is left of the training before cannot be removed", path):
+        with disk_errors("the checkpoints of the previous training cannot be removed", path):
             for file in path.glob("checkpoint*.safetensors"):
                 file.unlink()
         found = self._folder.results()
         if found.results:
-            self._replace_results(ResultFile({}, found.published), "the result of before cannot be removed")
+            self._replace_results(
+                ResultFile({}, found.published), "the result of the previous training cannot be removed"
+            )
 
     def _replace_results(self, content: ResultFile, what: str) -> None:
         path = self._folder.path
         with disk_errors(what, path):
             write_atomic(path / RESULT_FILE, content.to_text())
-            (path / KEPT_FILE).unlink(missing_ok=True)  # read until here, if a version of before wrote it
+            (path / KEPT_FILE).unlink(missing_ok=True)  # from an earlier version; result.json replaces it
 
 
 class SilentWriter:
-    """Writes nothing: for another process of a run that one process writes already.
+    """Writes nothing: for additional processes of a run whose folder another process writes.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
     """
 
     def __init__(self, folder: RunFolder) -> None:
         self._folder = folder
 
     def lock(self) -> AbstractContextManager[None]:
-        """The one that writes has the lock."""
+        """No lock: the writing process holds it."""
         return nullcontext()
 
     def open(self, settings: Mapping[str, Any]) -> float:
-        """As the one that writes has recorded it."""
-        return _first_opened(self._folder)
+        """The start time that the writing process recorded."""
+        return _read_start_time(self._folder)
 
     def log(self, event: Event) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def truncate_events(self, step: int, losses: Sequence[Mapping[str, float]] = ()) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def save_checkpoint(self, state: Checkpoint) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def set_checkpoint_aside(self, step: int) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def write_lora(self, step: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def write_result(self, result: Result) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def record_published(self, values: Mapping[str, Any]) -> None:
-        """Nothing."""
+        """Do nothing."""
 
     def revoke_stops(self) -> None:
-        """Nothing."""
+        """Do nothing."""
 
-    def forget(self) -> None:
-        """Nothing."""
+    def discard_progress(self) -> None:
+        """Do nothing."""
 
 
-def _first_opened(folder: RunFolder) -> float:
-    """The Unix time in the run's record; now if there is none."""
+def _read_start_time(folder: RunFolder) -> float:
+    """The Unix time of the first start from ``run.json``; the current time if there is none."""
     try:
         started = float(int(json.loads(folder.record_path.read_text("utf-8"))["started"]))
         datetime.datetime.fromtimestamp(started, datetime.timezone.utc)

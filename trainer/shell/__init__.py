@@ -1,1 +1,1 @@
-"""The trainer as a command."""
+"""The command-line interface of the trainer."""

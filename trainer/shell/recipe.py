@@ -1,4 +1,4 @@
-"""The recipe of a run from the options of a command: settings, photos, base and class images."""
+"""Builds the recipe of a run from command-line options: settings, photos, base and class images."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from ..subject.subject import Subject, caption_lines, make_subject
 
 
 def read_recipe(options: argparse.Namespace, device: torch.device | None) -> Recipe:
-    """Check the options, read the photos and load the base. Class images are not made yet.
+    """Check the options, read the photos and load the base. Class images are not generated yet.
 
     Raises:
-        SubjectBoothError: an option, a photo or the base cannot be used.
+        SubjectBoothError: an option, a photo or the base is invalid.
     """
     config = read_config(options)
     if options.resolution is None:
@@ -40,13 +40,13 @@ def read_recipe(options: argparse.Namespace, device: torch.device | None) -> Rec
     if any(photo.caption != subject.instance_prompt for photo in subject.photos):
         print("\n".join(["captions:", *caption_lines(subject)]))
     if config.masked_loss:
-        subject.check_masks(config.resolution, buckets=config.enable_bucket)  # before the base is read
+        subject.check_masks(config.resolution, buckets=config.enable_bucket)  # before the base is loaded
     base = load_base(options.base, options.clip_skip, options.prediction_type, device or default_device())
     return Recipe(base, subject, config)
 
 
 def read_config(options: argparse.Namespace) -> TrainConfig:
-    """The settings; a resolution that is not given is that of the first family, until the base says its own.
+    """Read the settings. A missing resolution is that of the first model family, until the base is known.
 
     Raises:
         SubjectBoothError: an option is out of range.
@@ -59,28 +59,35 @@ def read_config(options: argparse.Namespace) -> TrainConfig:
         raise SubjectBoothError(
             f"class_guidance_scale {options.class_guidance_scale:g}",
             "a number from 1 to 100",
-            "7 is usual, 1 draws without guidance",
+            "use 7, the usual value, or 1 for no guidance",
             "class_guidance_scale",
         )
     if options.num_class_images < 0:
         raise SubjectBoothError(
             f"num_class_images {options.num_class_images}",
             "0 or more",
-            "100 to 200 keep a class well, 0 makes none",
+            "use 100 to 200 for good class preservation, or 0 for none",
             "num_class_images",
         )
     processes = int(os.environ.get("WORLD_SIZE", "1"))
     if processes > 1:
-        # The step itself shares its batch between processes; who writes the run's files is not settled yet.
+        # Batches can be split between processes, but which process writes the run's files is not decided yet.
         raise SubjectBoothError(
-            f"{processes} processes", "one", "use accelerate launch --num_processes 1", "accelerate launch"
+            f"accelerate launch started {processes} processes",
+            "one process",
+            "use accelerate launch --num_processes 1",
+            "accelerate launch",
         )
     checked_name(options.output_name)
     return config
 
 
 def read_subject(options: argparse.Namespace, resolution: int) -> Subject:
-    """The photos of a folder as a subject."""
+    """Read the folder of photos, with their captions, as a subject.
+
+    Raises:
+        SubjectBoothError: a photo, a caption or an option is invalid.
+    """
     photos, notes = read_photos(list_photos(options.photos), options.captions)
     return make_subject(
         photos,
@@ -95,10 +102,10 @@ def read_subject(options: argparse.Namespace, resolution: int) -> Subject:
 
 
 def with_class_images(recipe: Recipe, options: argparse.Namespace, device: torch.device | None) -> Recipe:
-    """The recipe with the class images that the options ask for, if any; those that are missing are drawn.
+    """Add class images to the recipe, if requested; missing ones are generated.
 
     Raises:
-        SubjectBoothError: the training would be refused, or they cannot be drawn or kept.
+        SubjectBoothError: training would fail, or class images cannot be generated or saved.
     """
     if not options.num_class_images:
         return recipe
@@ -106,7 +113,7 @@ def with_class_images(recipe: Recipe, options: argparse.Namespace, device: torch
 
 
 def with_planned_class_images(recipe: Recipe, options: argparse.Namespace) -> Recipe:
-    """The recipe with a stand-in for its class images, to count their memory before there are any."""
+    """Add a placeholder for the class images, if requested, to plan their memory before they exist."""
     if not options.num_class_images:
         return recipe
     size = recipe.base.denoiser.latent_size(recipe.config.resolution, recipe.config.resolution)

@@ -1,4 +1,4 @@
-"""Signals that would end the program end its training first, so that the steps so far are saved."""
+"""Turns terminating signals into exceptions, so that training saves its progress."""
 
 from __future__ import annotations
 
@@ -8,12 +8,16 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-_DEADLY = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
-"""Signals that end a program without a word unless it listens; which of them there are depends on the system."""
+_TERMINATING = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
+"""Signals that by default terminate the program immediately; which ones exist depends on the system."""
 
 
-class Ended(KeyboardInterrupt):
-    """A signal that ends the program, as Ctrl+C does."""
+class SignalInterrupt(KeyboardInterrupt):
+    """A terminating signal, handled like Ctrl+C.
+
+    Args:
+        number: the signal's number.
+    """
 
     def __init__(self, number: int) -> None:
         super().__init__(number)
@@ -22,17 +26,19 @@ class Ended(KeyboardInterrupt):
 
 @contextmanager
 def signals_as_interrupts() -> Iterator[None]:
-    """Inside, a signal that would end the program raises :class:`Ended`, so that the steps so far are saved."""
+    """Inside, a terminating signal raises :class:`SignalInterrupt`. Has no effect outside of the main thread."""
     if threading.current_thread() is not threading.main_thread():
-        yield  # Python lets nobody else handle signals
+        yield  # Python allows signal handlers only there
         return
-    # nohup has SIGHUP ignored, and it stays so.
-    before = {number: signal.getsignal(number) for number in _DEADLY if signal.getsignal(number) is not signal.SIG_IGN}
+    # A signal that is ignored, such as SIGHUP under nohup, stays ignored.
+    before = {
+        number: signal.getsignal(number) for number in _TERMINATING if signal.getsignal(number) is not signal.SIG_IGN
+    }
 
     def end(number: int, frame: FrameType | None) -> None:
-        for other in before:  # a second one would end the saving; Ctrl+C still can
+        for other in before:  # a second signal must not interrupt saving; Ctrl+C still can
             signal.signal(other, signal.SIG_IGN)
-        raise Ended(number)
+        raise SignalInterrupt(number)
 
     for number in before:
         signal.signal(number, end)

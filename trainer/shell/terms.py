@@ -1,4 +1,4 @@
-"""Where a shell sets what the trainer's messages are about."""
+"""Which command-line options the trainer's messages are about."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ TERMS: Terms = {
 
 
 def error_in_shell(error: SubjectBoothError) -> str:
-    """An error of the trainer, as a command prints it."""
+    """Format an error of the trainer for the command line."""
     return str(error.in_terms(TERMS))
 
 
 def note_in_shell(note: str) -> str:
-    """A warning of the trainer, as a command prints it."""
+    """Format a warning of the trainer for the command line."""
     return note_in_terms(note, TERMS)

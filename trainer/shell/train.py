@@ -1,4 +1,4 @@
-"""A training from a shell: the recipe of its options, a progress bar, and where the LoRA went."""
+"""The training command: builds the recipe, trains with a progress bar, and publishes the LoRA."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ from ..runs.recipe import Recipe
 from ..runs.run import Run
 from .options import parser
 from .recipe import read_recipe, with_class_images, with_planned_class_images
-from .signals import Ended, signals_as_interrupts
+from .signals import SignalInterrupt, signals_as_interrupts
 from .terms import error_in_shell, note_in_shell
 from .trackers import Tracker
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Train; returns the exit code. A user's mistake is one sentence on stderr; a signal keeps the steps so far."""
+    """Train; returns the exit code. Errors go to stderr without a traceback; on a signal, progress is saved."""
     options = parser().parse_args(arguments)
     try:
         with signals_as_interrupts():
@@ -32,8 +32,8 @@ def main(arguments: Sequence[str]) -> int:
         print(error_in_shell(error), file=sys.stderr)
         return 2
     except KeyboardInterrupt as error:
-        print("stopped; the steps so far are kept, and the same command goes on from there", file=sys.stderr)
-        return 128 + (error.number if isinstance(error, Ended) else signal.SIGINT)
+        print("stopped; progress is saved, run the same command again to resume", file=sys.stderr)
+        return 128 + (error.number if isinstance(error, SignalInterrupt) else signal.SIGINT)
     return 0
 
 
@@ -48,7 +48,7 @@ def _train(options: argparse.Namespace) -> None:
     published = publish(finished.path, options.output_dir, options.output_name)
     if published.note:
         print(f"note: {published.note}", file=sys.stderr)
-    done = "trained" if finished.trained else "found again, trained before"
+    done = "trained" if finished.trained else "already trained"
     if finished.warning:
         print(f"warning: {finished.warning}", file=sys.stderr)
         done += ", but nothing was learned"
@@ -58,29 +58,29 @@ def _train(options: argparse.Namespace) -> None:
 
 
 def _plan(recipe: Recipe, options: argparse.Namespace, device: torch.device | None) -> str:
-    """The plan of the run that these options ask for."""
+    """The memory plan and the warnings of the run."""
     run = recipe.run(options.output_dir / "runs", device)
     plan = run.plan()
     return "\n".join(filter(None, [plan.sentence, plan.warning, *map(note_in_shell, run.warnings)]))
 
 
 def _follow(run: Run, recipe: Recipe, options: argparse.Namespace) -> Finished:
-    """Train, with a progress bar and the tracker that was asked for."""
+    """Train with a progress bar and the requested tracker."""
     from tqdm import tqdm
 
     finished: Finished | None = None
     if options.keep:
         run.stop_and_keep()
-    # The bar's line ends before whatever is said next, an error too.
+    # Closing the bar ends its line before anything else is printed, including errors.
     with (
         tqdm(total=recipe.config.steps, unit="step", dynamic_ncols=True) as bar,
         closing(Tracker(options.report_to, run.folder, recipe.config, bar.write)) as tracker,
-        closing(run.events(options.force_retrain, go_on=options.after_stop == "continue")) as events,
+        closing(run.events(options.force_retrain, resume_stopped=options.after_stop == "continue")) as events,
     ):
         for event in events:
             tracker.follow(event)
             if isinstance(event, Started):
-                check_folder(options.output_dir, options.output_name)  # not before: what is found again is only read
+                check_folder(options.output_dir, options.output_name)  # not earlier: reusing a finished run only reads
                 bar.update(event.step - bar.n)
                 chosen = [f"{name} {value}" for name, value in event.chosen.items()]
                 bar.write(", ".join([*chosen, *map(note_in_shell, event.notes)]))
@@ -91,7 +91,7 @@ def _follow(run: Run, recipe: Recipe, options: argparse.Namespace) -> Finished:
             elif isinstance(event, Adjusted):
                 bar.write(event.note)
             elif isinstance(event, Validation):
-                bar.write(f"pictures of step {event.step} in {run.folder.path / 'validation'}")
+                bar.write(f"validation images of step {event.step}: {run.folder.path / 'validation'}")
             elif isinstance(event, Finished):
                 finished = event
     assert finished is not None

@@ -15,10 +15,12 @@ def _run(name: str) -> SimpleNamespace:
     """As much of a run as a feed asks for."""
     path = pack_module("nodes.host").pack_output_dir() / name
 
-    def pictures(step: int, count: int) -> list[Path]:
+    def validation_paths(step: int, count: int) -> list[Path]:
         return [path / "validation" / f"step_{step:06d}_{number:02d}.png" for number in range(count)]
 
-    folder = SimpleNamespace(path=path, pictures=pictures, lora_path=lambda step: path / f"lora_{step}.safetensors")
+    folder = SimpleNamespace(
+        path=path, validation_paths=validation_paths, lora_path=lambda step: path / f"lora_{step}.safetensors"
+    )
     return SimpleNamespace(folder=folder, stop_and_keep=lambda: None)
 
 

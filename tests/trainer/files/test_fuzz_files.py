@@ -174,7 +174,7 @@ def test_a_spoilt_log_never_stops_a_run(tmp_path: Path) -> None:
         FolderWriter(folder).log(StepDone(step, 3, 0.1 * step, {"instance_loss": 0.1}, 1e-4, 1.0, 0.5, None))
     FolderWriter(folder).log(Validation(3, prompts, torch.rand(1, 8, 8, 3)))
     log, record = folder.path / "events.jsonl", folder.path / "run.json"
-    picture = folder.pictures(3, 1)[0]
+    picture = folder.validation_paths(3, 1)[0]
     files = {path: path.read_bytes() for path in (log, record, picture)}
     assert len(folder.losses(3)) == 3
     assert len(folder.validations(3, prompts)) == 1

@@ -30,7 +30,7 @@ from subjectbooth.trainer.learn.loop import Training
 from subjectbooth.trainer.machine.draws import Draws
 from subjectbooth.trainer.preserve import ways
 from subjectbooth.trainer.preserve.preservation import AdapterLayer, BaseIdentity, Part, Preservation
-from subjectbooth.trainer.runs.history import points_of
+from subjectbooth.trainer.runs.history import curve_points
 from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
@@ -274,7 +274,7 @@ def test_one_step_equals_a_computation_by_hand() -> None:
 
 def test_the_panels_curves_have_the_names_that_the_way_gives_them() -> None:
     step = StepDone(1, 6, 3.0, {"instance_loss": 1.0, "toy_loss": 1.5, "norm_loss": 0.5}, 1e-2, 0.1, 0.2, None)
-    assert points_of(to_json(step)) == {"loss": 3.0, "subject": 1.0, "toy": 1.5, "norm": 0.5}
+    assert curve_points(to_json(step)) == {"loss": 3.0, "subject": 1.0, "toy": 1.5, "norm": 0.5}
     assert ways.loss_labels() == {
         "instance_loss": "subject",
         "prior_loss": "class",

@@ -20,12 +20,12 @@ from subjectbooth.trainer.files.safetensors_file import to_bytes
 from subjectbooth.trainer.preserve.priors import PriorRecipe, PriorStore
 from subjectbooth.trainer.runs import cleanup
 from subjectbooth.trainer.runs.cleanup import (
-    choose,
+    choose_removable,
+    format_size,
     over_limit_note,
     parse_size,
-    readable,
     remember_lora_folders,
-    remove,
+    remove_items,
     survey,
 )
 from subjectbooth.trainer.runs.folder import RunFolder
@@ -82,19 +82,19 @@ def test_the_oldest_that_no_lora_needs_go_and_nothing_else(tmp_path: Path) -> No
         old.path,
         recent.path,
     ]
-    reasons = {item.path: item.needed for item in items}
+    reasons = {item.path: item.keep_reason for item in items}
     assert reasons[needed.path] == "its LoRA is there"
     assert reasons[kept_store.path] == "a run needs them"
     assert reasons[recent.path] == "in use"
     total = sum(item.size for item in items)
-    assert choose(items, total) == []
-    assert [item.path for item in choose(items, total - 1)] == [free_store.path]
-    chosen = choose(items, 0)
+    assert choose_removable(items, total) == []
+    assert [item.path for item in choose_removable(items, total - 1)] == [free_store.path]
+    chosen = choose_removable(items, 0)
     assert [item.path for item in chosen] == [free_store.path, older.path, old.path]
 
     before = files_below(tmp_path)
     gone = {path for item in chosen for path in files_below(item.path)}
-    assert remove(chosen) == sum(item.size for item in chosen)
+    assert remove_items(chosen) == sum(item.size for item in chosen)
     assert files_below(tmp_path) == before - gone
     assert not old.path.exists()
     assert lora.is_file()
@@ -102,7 +102,7 @@ def test_the_oldest_that_no_lora_needs_go_and_nothing_else(tmp_path: Path) -> No
     # Without its LoRA the run, and then its class images, are needed no more.
     lora.unlink()
     items = survey(root, images, [loras])
-    assert [item.path for item in choose(items, 0)] == [needed.path, kept_store.path]
+    assert [item.path for item in choose_removable(items, 0)] == [needed.path, kept_store.path]
 
 
 def test_nothing_goes_while_a_lora_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -110,7 +110,7 @@ def test_nothing_goes_while_a_lora_may_not_be_read(tmp_path: Path, monkeypatch: 
     root, loras = tmp_path / "subjectbooth", tmp_path / "loras"
     shut = _lora(loras / "shut.safetensors", _run(root, 1, 100))
     (loras / "gone.safetensors").symlink_to(tmp_path / "nowhere")
-    assert [item.needed for item in survey(root, root / "class_images", [loras])] == ["its LoRA is there"]
+    assert [item.keep_reason for item in survey(root, root / "class_images", [loras])] == ["its LoRA is there"]
     usual = Path.open
 
     def refused(path: Path, *given: Any, **named: Any) -> Any:
@@ -128,11 +128,11 @@ def test_a_run_that_somebody_is_at_work_in_stays_with_its_class_images(tmp_path:
     store = _store(images, 1, 90)
     run = _run(tmp_path, 1, 90, store.path.name)
     items = survey(tmp_path, images, [])
-    assert len(choose(items, 0)) == 2
+    assert len(choose_removable(items, 0)) == 2
     with lock_folder(run.path):
         _age(run.path, 90)
-        assert choose(survey(tmp_path, images, []), 0) == []
-        assert remove([item for item in items if item.kind == "run"]) == 0  # begun after it was looked at
+        assert choose_removable(survey(tmp_path, images, []), 0) == []
+        assert remove_items([item for item in items if item.kind == "run"]) == 0  # begun after it was looked at
     assert (run.path / "checkpoint.safetensors").is_file()
 
 
@@ -205,7 +205,7 @@ def test_loras_on_another_drive_keep_their_runs(tmp_path: Path, capsys: pytest.C
 
 def test_sizes() -> None:
     assert [parse_size(text) for text in ("5GB", "1.5 mb", "12", "3k", "0")] == [5 * 10**9, 1_500_000, 12, 3000, 0]
-    assert [readable(size) for size in (0, 999, 1500, 2.5e9)] == ["0 B", "999 B", "1.5 KB", "2.5 GB"]
+    assert [format_size(size) for size in (0, 999, 1500, 2.5e9)] == ["0 B", "999 B", "1.5 KB", "2.5 GB"]
     with pytest.raises(SubjectBoothError):
         parse_size("-5GB")
 
@@ -236,5 +236,5 @@ def test_loras_behind_links_keep_their_runs(tmp_path: Path) -> None:
     adapter = _lora(by_link.path / "lora_000004.safetensors", by_link)
     _age(by_link.path, 20)
     (loras / "linked.safetensors").symlink_to(adapter)
-    chosen = choose(survey(root, root / "class_images", [loras]), 0)
+    chosen = choose_removable(survey(root, root / "class_images", [loras]), 0)
     assert [item.path for item in chosen] == [nobodys.path]

@@ -53,7 +53,7 @@ def test_stop_keep_and_go_on_end_as_an_uninterrupted_run(tmp_path: Path, schedul
     # The same again trains nothing, in another process neither (all that is remembered lies in the folder).
     assert _read(_run(tmp_path / "cut", config).events()) == [Finished(3, folder.lora_path(3), trained=False)]
 
-    going_on = _read(_run(tmp_path / "cut", config).events(go_on=True))
+    going_on = _read(_run(tmp_path / "cut", config).events(resume_stopped=True))
     assert isinstance(going_on[0], Started)
     assert _steps(going_on) == [4, 5, 6]
     # What went on is not kept at 3 any more, whatever is asked next.
@@ -87,7 +87,7 @@ def test_a_stop_while_pictures_of_the_average_are_drawn_keeps_the_runs_own_weigh
             run.stop_and_keep()
     assert run.folder.kept_step(6) == 2
     again = _run(tmp_path / "cut", config)
-    _read(again.events(go_on=True))
+    _read(again.events(resume_stopped=True))
     assert _same_weights(_lora(whole), _lora(again))
 
 
@@ -98,7 +98,7 @@ def test_what_is_kept_of_a_forced_training_is_the_result_though_the_finished_one
     assert stopped[-1] == Finished(3, folder.lora_path(3), trained=True)
     assert folder.finished_lora(6) is not None
     assert _read(_run(tmp_path).events()) == [Finished(3, folder.lora_path(3), trained=False)]
-    assert _read(_run(tmp_path).events(go_on=True))[-1] == Finished(6, folder.lora_path(6), trained=False)
+    assert _read(_run(tmp_path).events(resume_stopped=True))[-1] == Finished(6, folder.lora_path(6), trained=False)
 
 
 def test_a_stop_from_another_thread_before_the_first_step_makes_one(tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_a_kept_adapter_that_is_damaged_comes_from_the_checkpoint(tmp_path: Path
 
 def test_going_on_can_be_stopped_and_kept_again(tmp_path: Path) -> None:
     _stop_after(_run(tmp_path), 2)
-    events = _stop_after(_run(tmp_path), 4, go_on=True)
+    events = _stop_after(_run(tmp_path), 4, resume_stopped=True)
     assert _steps(events) == [3, 4]
     assert _read(_run(tmp_path).events())[-1] == Finished(4, _run(tmp_path).folder.lora_path(4), trained=False)
 

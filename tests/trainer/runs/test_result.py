@@ -91,7 +91,7 @@ def test_a_stopped_run_of_before_is_stopped_and_goes_on(tmp_path: Path) -> None:
     assert folder_bytes(tmp_path) == before, "what is found again is only read"
 
     resumed = _run(tmp_path)
-    cancelled = resumed.events(go_on=True)
+    cancelled = resumed.events(resume_stopped=True)
     next(cancelled)
     cancelled.close()
     history = read_history(run.folder.path)
@@ -166,10 +166,12 @@ def test_another_writer_of_the_file_is_enough_to_choose_another_step(tmp_path: P
     run = recipe.run(tmp_path, CPU)
     _read(run.events())
     run.writer.write_result(Result(2, 3, "best"))
-    for go_on in (False, True):
+    for resume_stopped in (False, True):
         again = recipe.run(tmp_path, CPU)
         assert again.folder.path == run.folder.path
-        assert _read(again.events(go_on=go_on)) == [Finished(2, run.folder.lora_path(2), trained=False)]
+        assert _read(again.events(resume_stopped=resume_stopped)) == [
+            Finished(2, run.folder.lora_path(2), trained=False)
+        ]
         assert again.result is not None and not again.result.is_stopped
     assert run.folder.kept_step(3) is None and read_history(run.folder.path)["kept"] is None
     # Its adapter is gone: the last one still is there, and what was chosen stays chosen.
@@ -195,7 +197,7 @@ def test_nothing_is_written_where_nothing_changes(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path, "0" * 64, "ohwx dog")
     writer = FolderWriter(folder)
     writer.revoke_stops()
-    writer.forget()
+    writer.discard_progress()
     assert not folder.path.exists()
     writer.write_result(Result(3, 3, LAST))
     before = (folder.path / "result.json").stat().st_mtime_ns

@@ -50,7 +50,7 @@ def test_a_shorter_run_leaves_a_longer_ones_checkpoint(tmp_path: Path) -> None:
     FolderWriter(folder).truncate_events(5, _checkpoint(5).losses)
     FolderWriter(folder).truncate_events(8, longest.losses)
     assert folder.losses(12) == [0.5 / number for number in range(1, 9)]
-    FolderWriter(folder).forget()
+    FolderWriter(folder).discard_progress()
     assert folder.load_checkpoint(12) is None
 
 

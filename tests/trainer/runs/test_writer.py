@@ -58,12 +58,12 @@ def test_a_writer_that_writes_nothing_leaves_the_folder_untouched_and_learns_the
     before = folder_bytes(tmp_path)
     again = list(RECIPE.run(tmp_path, CPU, make_writer=SilentWriter).events(force_retrain=True))
     assert _losses(again) == _losses(whole)
-    resumed = list(longer.run(tmp_path, CPU, make_writer=SilentWriter).events(go_on=True))
+    resumed = list(longer.run(tmp_path, CPU, make_writer=SilentWriter).events(resume_stopped=True))
     assert [step for step, _ in _losses(resumed)] == [4, 5]
     stopped = longer.run(tmp_path, CPU, make_writer=SilentWriter)
     stopped.stop_and_keep()
-    assert list(stopped.events(go_on=True))[-1].step == 3 and stopped.result == Result(3, 5, STOPPED)
-    cancelled = longer.run(tmp_path, CPU, make_writer=SilentWriter).events(go_on=True)
+    assert list(stopped.events(resume_stopped=True))[-1].step == 3 and stopped.result == Result(3, 5, STOPPED)
+    cancelled = longer.run(tmp_path, CPU, make_writer=SilentWriter).events(resume_stopped=True)
     next(event for event in cancelled if isinstance(event, StepDone))
     cancelled.close()
     shorter = RECIPE.vary(steps=2).run(tmp_path, CPU, make_writer=SilentWriter)
@@ -128,10 +128,10 @@ class Shown:
     def __init__(self) -> None:
         self.scalars_seen: list[tuple[str, int]] = []
 
-    def scalars(self, values: dict[str, float], step: int) -> None:
+    def log_scalars(self, values: dict[str, float], step: int) -> None:
         self.scalars_seen += [(name, step) for name in values]
 
-    def pictures(self, event: Validation) -> None:
+    def log_images(self, event: Validation) -> None:
         pass
 
     def close(self) -> None:

@@ -79,7 +79,7 @@ def test_tensorboard_shows_a_run_that_went_on_as_one_curve(tmp_path: Path) -> No
         told = expected(first + second, name)
         assert [value.step for value in shown.Scalars(name)] == [1, 2, 3, 4]
         assert [value.value for value in shown.Scalars(name)] == pytest.approx([value for _, value in told], rel=1e-6)
-    (prompt,) = run.shown
+    (prompt,) = run.validation_prompts
     assert shown.Tags()["images"] == [prompt]
     pictures = shown.Images(prompt)
     drawn = [event for event in first + second if isinstance(event, Validation)]
@@ -169,11 +169,11 @@ class _Failing:
 
     def __init__(self, *_: object) -> None: ...
 
-    def scalars(self, values: dict[str, float], step: int) -> None:
+    def log_scalars(self, values: dict[str, float], step: int) -> None:
         if step == 2:
             raise ConnectionError("no route to host")
 
-    def pictures(self, event: Validation) -> None:
+    def log_images(self, event: Validation) -> None:
         raise AssertionError("asked again after it failed")
 
     def close(self) -> None:
@@ -195,9 +195,9 @@ def test_a_tracker_that_fails_at_the_end_is_said_in_the_past_tense(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     class FailingAtTheEnd(_Failing):
-        def scalars(self, values: dict[str, float], step: int) -> None: ...
+        def log_scalars(self, values: dict[str, float], step: int) -> None: ...
 
-        def pictures(self, event: Validation) -> None: ...
+        def log_images(self, event: Validation) -> None: ...
 
     monkeypatch.setitem(trackers.BACKENDS, "wandb", FailingAtTheEnd)
     run, events, said = follow(tmp_path, "wandb")
