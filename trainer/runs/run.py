@@ -143,7 +143,7 @@ class Run:
             is an evaluator, and :class:`Finished` last.
 
         Raises:
-            SubjectBoothError: training failed, the folder cannot be read or written, or it is locked by another program.
+            SubjectBoothError: training failed, the folder cannot be read or written, or another program has locked it.
         """
         done = None if force_retrain else self._find_finished(resume_stopped)
         if done is not None:
