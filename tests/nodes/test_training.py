@@ -288,7 +288,7 @@ def test_a_published_file_that_is_gone_comes_back_and_an_edited_one_is_kept(comf
     assert second.is_file()
     assert kept.outputs["11"]["text"][:2] == [
         again.outputs["11"]["text"][0].replace("gone.safe", "gone_2.safe"),
-        "gone.safetensors was changed since it was published and is kept: this LoRA is gone_2.safetensors",
+        "gone.safetensors was edited after it was published and is kept: this LoRA is saved as gone_2.safetensors",
     ]
     assert "11" in comfy.run(graph).cached
 
