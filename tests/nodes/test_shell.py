@@ -163,8 +163,8 @@ def test_class_images_and_a_second_call_from_the_shell(tiny_checkpoint: Path, tm
     published = tmp_path / "out" / "cat.safetensors"
     published.write_bytes(published.read_bytes() + b"\0")  # somebody's edit
     second = run_here(*arguments)
-    assert "found again" in second.stdout
-    assert "cat.safetensors was changed since it was published and is kept: this LoRA is cat_2" in second.stderr
+    assert "already trained" in second.stdout
+    assert "cat.safetensors was edited after it was published and is kept: this LoRA is saved as cat_2" in second.stderr
     assert published.read_bytes()[-1:] == b"\0"
     assert (tmp_path / "out" / "cat_2.safetensors").is_file()
     without_guidance = run_here(*arguments, "--class_guidance_scale", "1", "--output_name", "other")
@@ -178,7 +178,7 @@ def test_stop_keep_and_continue_from_the_shell(tiny_checkpoint: Path, tmp_path: 
     kept = run_here(*arguments, "--keep")
     assert "stopped and kept at step 1 of 4" in kept.stdout, kept.stderr
     assert read_metadata(tmp_path / "out" / "cat.safetensors")["subjectbooth.step"] == "1"
-    assert "found again, trained before (stopped and kept at step 1 of 4)" in run_here(*arguments).stdout
+    assert "already trained (stopped and kept at step 1 of 4)" in run_here(*arguments).stdout
     assert "trained:" in run_here(*arguments, "--after_stop", "continue").stdout
     assert read_metadata(tmp_path / "out" / "cat.safetensors")["subjectbooth.step"] == "4"
 

@@ -147,7 +147,7 @@ def test_a_model_sampling_that_cannot_be_trained_is_refused(comfy: ComfyClient) 
     }
     with pytest.raises(NodeFailed) as failure:
         comfy.run(graph)
-    assert "one that predicts epsilon or v" in failure.value.node_message
+    assert "a model that predicts epsilon" in failure.value.node_message
 
 
 def test_patches_that_are_not_weights_are_refused(comfy: ComfyClient) -> None:
@@ -288,7 +288,7 @@ def test_a_published_file_that_is_gone_comes_back_and_an_edited_one_is_kept(comf
     assert second.is_file()
     assert kept.outputs["11"]["text"][:2] == [
         again.outputs["11"]["text"][0].replace("gone.safe", "gone_2.safe"),
-        "gone.safetensors was changed since it was published and is kept: this LoRA is gone_2.safetensors",
+        "gone.safetensors was edited after it was published and is kept: this LoRA is saved as gone_2.safetensors",
     ]
     assert "11" in comfy.run(graph).cached
 
@@ -358,7 +358,7 @@ def test_a_layer_that_comfyui_does_not_take_fails_the_run_by_name(comfy: ComfyCl
     report = _report(comfy, graph)
     assert report["whole"] == report["layers"]
     assert "lora_unet_no_such_layer" in report["said"]
-    assert f"takes {report['layers']} of {report['layers'] + 1} layers" in report["said"]
+    assert f"only {report['layers']} of the LoRA's {report['layers'] + 1} layers" in report["said"]
 
 
 def test_a_lora_of_another_family_is_refused(comfy: ComfyClient) -> None:
@@ -375,4 +375,4 @@ def test_a_lora_of_another_family_is_refused(comfy: ComfyClient) -> None:
     del graph["12"]["inputs"]["subject_lora"]
     with pytest.raises(NodeFailed) as failure:
         comfy.run(graph)
-    assert "takes 0 of 1 layers" in failure.value.node_message
+    assert "None of the LoRA's 1 layers fit this model" in failure.value.node_message

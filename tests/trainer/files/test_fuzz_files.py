@@ -109,7 +109,7 @@ def test_a_tensor_of_a_thousand_dimensions_is_refused(tmp_path: Path) -> None:
     header = json.dumps({"a": {"dtype": "F32", "shape": [1] * 1000, "data_offsets": [0, 4]}}).encode()
     path = tmp_path / "deep.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(4))
-    with pytest.raises(SubjectBoothError, match="A tensor of 1000 dimensions, 'a'"):
+    with pytest.raises(SubjectBoothError, match="The tensor 'a' has 1000 dimensions"):
         read_lora(path)
 
 

@@ -83,7 +83,7 @@ def test_the_oldest_that_no_lora_needs_go_and_nothing_else(tmp_path: Path) -> No
         recent.path,
     ]
     reasons = {item.path: item.keep_reason for item in items}
-    assert reasons[needed.path] == "its LoRA is there"
+    assert reasons[needed.path] == "its LoRA exists"
     assert reasons[kept_store.path] == "a run needs them"
     assert reasons[recent.path] == "in use"
     total = sum(item.size for item in items)
@@ -110,7 +110,7 @@ def test_nothing_goes_while_a_lora_may_not_be_read(tmp_path: Path, monkeypatch: 
     root, loras = tmp_path / "subjectbooth", tmp_path / "loras"
     shut = _lora(loras / "shut.safetensors", _run(root, 1, 100))
     (loras / "gone.safetensors").symlink_to(tmp_path / "nowhere")
-    assert [item.keep_reason for item in survey(root, root / "class_images", [loras])] == ["its LoRA is there"]
+    assert [item.keep_reason for item in survey(root, root / "class_images", [loras])] == ["its LoRA exists"]
     usual = Path.open
 
     def refused(path: Path, *given: Any, **named: Any) -> Any:
@@ -146,9 +146,9 @@ def test_the_command_shows_first_and_removes_with_yes(tmp_path: Path, capsys: py
     before = files_below(tmp_path)
     assert main(arguments) == 0
     said = capsys.readouterr().out
-    assert f"{old.path.name}  goes" in said
-    assert f"{needed.path.name}  stays (its LoRA is there)" in said
-    assert "Nothing has been removed now" in said
+    assert f"{old.path.name}  remove" in said
+    assert f"{needed.path.name}  keep (its LoRA exists)" in said
+    assert "Nothing was removed" in said
     assert files_below(tmp_path) == before
     assert main([*arguments, "--yes"]) == 0
     assert "Removed 5." in capsys.readouterr().out
@@ -156,14 +156,14 @@ def test_the_command_shows_first_and_removes_with_yes(tmp_path: Path, capsys: py
     assert needed.path.is_dir()
     assert (output / "rex.safetensors").is_file()
     assert main([*arguments, "--yes"]) == 0
-    assert "Nothing is to be removed" in capsys.readouterr().out
+    assert "Nothing to remove" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--limit", "much"], "The size 'much'"),
-        (["--limit", "5GB", "--output_dir", "/no/such"], "No folder with runs"),
+        (["--limit", "5GB", "--output_dir", "/no/such"], "Folder of runs not found"),
     ],
 )
 def test_mistakes_of_the_command(
@@ -183,7 +183,7 @@ def test_runs_of_comfyui_need_to_be_told_where_its_loras_are(
 ) -> None:
     _run(tmp_path, 1, 90)
     assert main(["clean", "--output_dir", str(tmp_path), "--yes", "--limit", "0"]) == 2
-    assert "No folder with LoRAs" in capsys.readouterr().err
+    assert "LoRA folder not found" in capsys.readouterr().err
 
 
 def test_loras_on_another_drive_keep_their_runs(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -197,7 +197,7 @@ def test_loras_on_another_drive_keep_their_runs(tmp_path: Path, capsys: pytest.C
     assert str(drive) in capsys.readouterr().out
     drive.rename(tmp_path / "unplugged")
     assert main(arguments) == 2
-    assert f"No folder with LoRAs at {drive}" in capsys.readouterr().err
+    assert f"LoRA folder not found: {drive}" in capsys.readouterr().err
     assert needed.path.is_dir()
     assert main([*arguments, "--loras", str(output)]) == 0
     assert not needed.path.exists()

@@ -148,8 +148,8 @@ def test_pefts_settings_next_to_its_file_count(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("config", "said"),
     [
-        ("[]", "no JSON object"),
-        ("{", "no JSON object"),
+        ("[]", "not a JSON object"),
+        ("{", "not a JSON object"),
         ('{"lora_alpha": "8"}', "The alpha '8'"),
         ('{"lora_alpha": NaN}', "The alpha 'nan'"),
     ],

@@ -68,7 +68,7 @@ def test_a_file_that_somebody_has_edited_is_never_overwritten(tmp_path: Path, ed
     again = [_publish(tmp_path, value) for value in (1.0, 1.0, 2.0)]
     assert path.read_bytes() == edited
     assert {one.path.name for one in again} == {"rex_2.safetensors"}
-    note = "rex.safetensors was changed since it was published and is kept: this LoRA is rex_2.safetensors"
+    note = "rex.safetensors was edited after it was published and is kept: this LoRA is saved as rex_2.safetensors"
     assert {one.note for one in again} == {note}
     assert read_metadata(again[0].path)["ss_output_name"] == "rex_2"
 
@@ -79,6 +79,6 @@ def test_a_file_of_another_run_or_program_is_kept(tmp_path: Path) -> None:
     mine = _publish(tmp_path)
     assert other.read_bytes() == content
     assert mine.path.name == "rex_2.safetensors"
-    assert mine.note == "rex.safetensors is another LoRA and is kept: this one is rex_2.safetensors"
+    assert mine.note == "rex.safetensors is another LoRA and is kept: this one is saved as rex_2.safetensors"
     (tmp_path / "loras" / "max.safetensors").write_bytes(b"not a LoRA at all")
     assert _publish(tmp_path, name="max").path.name == "max_2.safetensors"

@@ -347,7 +347,7 @@ def test_an_adapter_that_is_still_zero_at_the_end_is_reported(tmp_path: Path) ->
         return _read(Run(base, small_subject(), None, config, tmp_path, CPU).events())
 
     first, again = events(), events()
-    sentence = "This LoRA has learned nothing: after step 2 all of it is still zero"
+    sentence = "This LoRA has learned nothing: after step 2 all of its weights are still zero"
     assert isinstance(first[-1], Finished) and first[-1].trained and first[-1].warning.startswith(sentence)
     assert isinstance(first[-2], Adjusted) and first[-2].note == first[-1].warning
     assert isinstance(again[-1], Finished) and not again[-1].trained and again[-1].warning == first[-1].warning

@@ -89,7 +89,7 @@ def test_a_signal_keeps_the_steps_so_far(
         # Without the mend this ends the tests themselves; then it is a failure like any other.
         monkeypatch.setattr(signal, "raise_signal", lambda number: _as_the_system_does(number))
     assert shell.main(arguments("--resolution", "64")) == code
-    assert "the steps so far are kept" in capsys.readouterr().err
+    assert "progress is saved" in capsys.readouterr().err
     assert signal.getsignal(number) is before
     monkeypatch.setattr(
         train.Tracker,
