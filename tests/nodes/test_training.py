@@ -92,7 +92,7 @@ def test_one_graph_trains_and_samples(comfy: ComfyClient) -> None:
     again = comfy.run(graph)
     assert not again.outputs["11"].get("images")
     assert "reused" in again.outputs["11"]["text"][0]
-    assert again.outputs["11"]["text"][1].startswith("no validation pictures of step 2, 3 for these prompts")
+    assert again.outputs["11"]["text"][1].startswith("no validation images of step 2, 3 for these prompts")
 
 
 def _layers(path: Path) -> set[str]:
