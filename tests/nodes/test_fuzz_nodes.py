@@ -226,7 +226,7 @@ def _changed_layer(tensors: dict[str, torch.Tensor], change: str) -> dict[str, t
         ("wrong base", "has the shapes"),
         ("flat", "has the shapes"),
         ("alpha nan", "not finite"),
-        ("no layer of this model", "takes 0 of"),
+        ("no layer of this model", "layers fit this model"),
     ],
 )
 def test_a_lora_that_does_not_fit_is_said(comfy: ComfyClient, change: str, said: str) -> None:

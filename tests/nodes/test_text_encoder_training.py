@@ -100,4 +100,4 @@ def test_an_embedding_in_a_caption_is_refused_while_the_text_encoder_is_trained(
     }
     with pytest.raises(NodeFailed) as failure:
         comfy.run(graph)
-    assert "take the embedding out" in failure.value.node_message.lower()
+    assert "remove the embedding" in failure.value.node_message.lower()
