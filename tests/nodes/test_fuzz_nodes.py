@@ -225,7 +225,7 @@ def _changed_layer(tensors: dict[str, torch.Tensor], change: str) -> dict[str, t
         ("no rank", "has the shapes"),
         ("wrong base", "has the shapes"),
         ("flat", "has the shapes"),
-        ("alpha nan", "not finite"),
+        ("alpha nan", "contains NaN or infinity"),
         ("no layer of this model", "layers fit this model"),
     ],
 )
