@@ -21,7 +21,7 @@ from ..runs.cleanup import (
 )
 from .terms import error_in_shell
 
-PACK_FOLDER = Path(__file__).resolve().parent.parent
+PACK_FOLDER = Path(__file__).resolve().parents[2]
 
 
 def parser() -> argparse.ArgumentParser:
@@ -100,7 +100,6 @@ def _find_folders(output: Path | None, loras: list[Path] | None) -> tuple[Path, 
             f"folder of runs not found{f': {output}' if output else ''}",
             "the folder that contains runs and class_images",
             "pass it as --output_dir",
-            "clean",
         )
     runs = output / "runs" if (output / "runs").is_dir() else output
     if loras is None:  # a training from a shell saves its LoRAs next to the runs
@@ -113,6 +112,5 @@ def _find_folders(output: Path | None, loras: list[Path] | None) -> tuple[Path, 
             f"LoRA folder not found{f': {missing[0]}' if missing else ''}",
             "all of ComfyUI's LoRA folders, because the runs of existing LoRAs are kept",
             "plug in its drive, or pass all LoRA folders with --loras",
-            "clean",
         )
     return output, runs, loras
