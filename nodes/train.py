@@ -13,31 +13,27 @@ from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..trainer.errors import SubjectBoothError
-from ..trainer.events import Adjusted, Event, Finished, Started, StepDone, Validation, ValidationStep
 from ..trainer.preserve.priors import ClassPriors
-from ..trainer.preserve.ways import keeping_class, loss_labels
+from ..trainer.preserve.ways import keeping_class
 from ..trainer.runs.cleanup import over_limit_note, remember_lora_folders
-from ..trainer.runs.publish import check_folder, checked_name, publish
+from ..trainer.runs.publish import checked_name, publish
 from ..trainer.runs.recipe import Recipe
-from ..trainer.runs.result import Result
 from ..trainer.runs.run import Run
 from ..trainer.subject.subject import Subject
 from . import live, published
 from .bridge import base_from_graph
-from .graph_terms import event_in_graph, graph_messages, notes_in_graph
+from .graph_terms import graph_messages, notes_in_graph
 from .host import (
     Progress,
     clean_up,
-    grid,
     loras_dirs,
     pack_output_dir,
     place_of,
-    readable_seconds,
-    stop_if_cancelled,
     view_entry,
 )
 from .lora_file import SubjectLora, load_lora_file, require_all_keys
 from .settings import config_from, setting_input
+from .train_report import follow, not_drawn_note, result_of, summary
 from .types import CATEGORY, ClassPriorsType, DreamBoothOptionsType, SubjectLoraType, SubjectType
 from .wired_checks import ignored_patches
 
@@ -209,17 +205,17 @@ class DreamBoothLoRATrain(io.ComfyNode):
             if (force_retrain or resume) and run.folder.kept_step(config.steps) is not None:
                 live.mark_kept_results_stale()
             with live.feed(place_of(cls.hidden), run, config.steps, device) as feed:
-                finished, plan = _follow(run.events(force_retrain, resume), progress, feed, output_name)
+                finished, plan = follow(run.events(force_retrain, resume), progress, feed, output_name)
                 file = publish(finished.path, loras_dirs()[0], output_name)
                 published.remember(output_name, file.path)
                 lora = load_lora_file(file.path)
                 matched = require_all_keys(lora.tensors, model, clip)
                 result = run.result
                 assert result is not None  # its events were read to their end
-                shown = _result(result, lora, matched)
+                shown = result_of(result, lora, matched)
                 run.writer.record_published(shown)
                 feed.end("kept" if result.is_stopped else "finished", shown)
-        summary = _summary(finished, result, lora, matched)
+        headline = summary(finished, result, lora, matched)
         validations, not_drawn = run.validations(finished.step)
         remember_lora_folders(pack_output_dir(), loras_dirs())
         if finished.warning:
@@ -228,21 +224,20 @@ class DreamBoothLoRATrain(io.ComfyNode):
         for warning in warnings:
             log.warning("%s", warning)
         text = [
-            summary,
+            headline,
             *filter(
                 None,
                 [
                     finished.warning,
                     *warnings,
                     file.note,
-                    _not_drawn_note(not_drawn),
+                    not_drawn_note(not_drawn),
                     over_limit_note(pack_output_dir()),
                 ],
             ),
         ]
-        progress.set_text(
-            "\n".join(text)
-        )  # without the plan, which would not fit into the space that the editor gives it
+        # Without the plan, which would not fit into the space that the editor gives it.
+        progress.set_text("\n".join(text))
         text += filter(None, [*ignored_patches(model), plan])
         return cls._output(run, lora, finished.step, validations, text, {"run": run.folder.path.name, **shown})
 
@@ -273,78 +268,6 @@ class DreamBoothLoRATrain(io.ComfyNode):
             loss_map,
             ui={"images": pictures, "text": text, "subjectbooth": [result]},
         )
-
-
-def _follow(events: Iterator[Event], progress: Progress, feed: live.Feed, output_name: str) -> tuple[Finished, str]:
-    """Show the run's events as the node's progress. Closing the events on a cancel saves the work.
-
-    Returns the final event and the memory plan, which is empty if nothing had to be trained.
-    """
-    finished: Finished | None = None
-    steps, plan = 0, ""
-    labels = loss_labels()
-    try:
-        for event in events:
-            event = event_in_graph(event)
-            feed.publish(event)
-            stop_if_cancelled()
-            if isinstance(event, Started):
-                check_folder(loras_dirs()[0], output_name)  # not earlier: a run that is reused only reads
-                steps, plan = event.steps, event.plan
-                notes = "; ".join((event.plan, *event.notes))
-                progress.set_text(f"training on {event.chosen['device']} in {event.chosen['precision']}" + f"; {notes}")
-                progress.update(event.step)
-            elif isinstance(event, StepDone):
-                terms = ", ".join(f"{labels.get(name, name)} {loss:.4f}" for name, loss in event.losses.items())
-                terms = f" ({terms})" if len(event.losses) > 1 else ""
-                progress.update(
-                    event.step,
-                    f"step {event.step}/{event.steps}  loss {event.loss:.4f}{terms}  "
-                    f"{event.seconds:.2f} s/step  ETA {readable_seconds(event.eta_seconds)}",
-                )
-            elif isinstance(event, Adjusted):
-                progress.set_text(event.note)
-            elif isinstance(event, ValidationStep):
-                progress.update(event.step, f"step {event.step}/{steps}  drawing {event.done}/{event.total}")
-            elif isinstance(event, Validation):
-                progress.update(event.step, preview=grid(event.images))
-            elif isinstance(event, Finished):
-                finished = event
-    finally:
-        events.close()  # type: ignore[attr-defined]
-    assert finished is not None
-    return finished, plan
-
-
-def _result(result: Result, lora: SubjectLora, matched: int) -> dict[str, Any]:
-    """The result for the panel. The file name is relative to the LoRA folder, so that no path of this machine leaks."""
-    return {
-        "lora": lora.path.relative_to(loras_dirs()[0]).as_posix(),
-        "size": lora.path.stat().st_size,
-        "matched": matched,
-        "layers": matched,
-        "trigger": lora.trigger,
-        "step": result.step,
-        "steps": result.steps,
-    }
-
-
-def _summary(finished: Finished, result: Result, lora: SubjectLora, matched: int) -> str:
-    verb = "trained" if finished.trained else "reused (trained before)"
-    verb += ", but nothing was learned" if finished.warning else ""
-    size = lora.path.stat().st_size / 2**20
-    step = f"step {result.step}" + (f" of {result.steps} (stopped and kept)" if result.is_stopped else "")
-    return (
-        f"{verb}: {lora.path.name}, {size:.1f} MB, {step}, matched {matched}/{matched}, use “{lora.trigger}” in prompts"
-    )
-
-
-def _not_drawn_note(steps: list[int]) -> str:
-    """What to do about validation images that a reused run does not have."""
-    if not steps:
-        return ""
-    named = ", ".join(map(str, steps[:3])) + (f" and {len(steps) - 3} more" if len(steps) > 3 else "")
-    return f"no validation images of step {named} for these prompts and settings; force_retrain creates them"
 
 
 @contextmanager
