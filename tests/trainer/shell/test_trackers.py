@@ -139,7 +139,8 @@ def _read_wandb(log: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     for content in _records(log.read_bytes()):
         record = wandb_internal_pb2.Record()
         record.ParseFromString(content)
-        for item in record.run.config.update:
+        # A service that starts slowly may log the settings in a record of their own.
+        for item in (*record.run.config.update, *record.config.update):
             config[item.key] = json.loads(item.value_json)
         config |= {"host": record.run.host} if record.HasField("run") else {}
         if record.history.item:
