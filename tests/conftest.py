@@ -43,6 +43,9 @@ from subjectbooth.tests.comfy_server import (  # noqa: E402
 # ComfyUI.
 OLDEST = ("trainer/learn/test_loss.py", "test_packaging.py")
 
+# Files with one long test. At the end of a run with several workers, the others would wait for it.
+FIRST = ("trainer/runs/test_kill.py",)
+
 PACKS = {"SubjectBooth": ROOT, "probe_nodes": ROOT / "tests" / "nodes" / "probe_nodes"}
 
 
@@ -53,6 +56,7 @@ def pytest_configure() -> None:
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     no_gpu = _no_gpu() if any("gpu" in item.keywords for item in items) else None
     no_comfy = None if find_comfyui(ROOT) else "ComfyUI not found: run scripts/get_comfyui.py or set COMFYUI_PATH"
+    items.sort(key=lambda item: item.path.relative_to(ROOT / "tests").as_posix() not in FIRST)
     for item in items:
         if item.path.relative_to(ROOT / "tests").as_posix() in OLDEST:
             item.add_marker(pytest.mark.oldest)
