@@ -42,7 +42,10 @@ def graph_messages() -> Iterator[None]:
     try:
         yield
     except SubjectBoothError as error:
-        raise error.in_terms(TERMS) from error
+        translated = error.in_terms(TERMS)
+        if translated is error:  # which must not become its own cause
+            raise
+        raise translated from error
 
 
 def error_in_graph(error: SubjectBoothError) -> str:

@@ -122,6 +122,7 @@ def test_each_is_refused_in_words_of_its_own(read: dict[str, Any], case: str, se
 
 
 def test_a_graphs_errors_name_its_inputs(read: dict[str, Any]) -> None:
+    assert read["own cause"] is False
     start = "SubjectBoothError: Given. Required: needed. Do."
     assert {name: said.removeprefix(start).strip() for name, said in read["topics"].items()} == {
         "UNET": "Connect another MODEL.",

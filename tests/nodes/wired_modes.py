@@ -362,10 +362,20 @@ def fail(topic: Topic) -> None:
     raise SubjectBoothError("given", "needed", "do", about=topic)
 
 
+def is_own_cause() -> bool:
+    """Whether an error that needs no translation is chained to itself."""
+    try:
+        with graph_terms.graph_messages():
+            raise SubjectBoothError("given", "needed", "do")
+    except SubjectBoothError as error:
+        return error.__cause__ is error
+
+
 with torch.inference_mode():
     found = loaded_and_read()
     found["rule"] = without_dynamic_vram()
     found["batches"] = batches()
+    found["own cause"] = is_own_cause()
     found["topics"] = {topic.name: said_by(lambda topic=topic: fail(topic)) for topic in Topic}
 found["logged"] = [line for line in logged if "deprecated" in line or "has moved" in line]
 print(json.dumps(found))
