@@ -32,7 +32,7 @@ def follow(events: Iterator[Event], progress: Progress, feed: live.Feed, output_
                 check_folder(loras_dirs()[0], output_name)  # not earlier: a run that is reused only reads
                 steps, plan = event.steps, event.plan
                 notes = "; ".join((event.plan, *event.notes))
-                progress.set_text(f"training on {event.chosen['device']} in {event.chosen['precision']}" + f"; {notes}")
+                progress.set_text(f"training on {event.chosen['device']} in {event.chosen['precision']}; {notes}")
                 progress.update(event.step)
             elif isinstance(event, StepDone):
                 terms = ", ".join(f"{labels.get(name, name)} {loss:.4f}" for name, loss in event.losses.items())
@@ -70,6 +70,7 @@ def result_of(result: Result, lora: SubjectLora, matched: int) -> dict[str, Any]
 
 
 def summary(finished: Finished, result: Result, lora: SubjectLora, matched: int) -> str:
+    """One line for the node: how the run ended, the file, and the words to use in prompts."""
     verb = "trained" if finished.trained else "reused (trained before)"
     verb += ", but nothing was learned" if finished.warning else ""
     size = lora.path.stat().st_size / 2**20

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 
 import torch
 
@@ -44,10 +44,6 @@ class Batch:
         if pictures >= count:
             return [self]
         return [self._rows(first, min(first + pictures, count)) for first in range(0, count, pictures)]
-
-    def with_prompts(self, conditioning: Conditioning) -> Batch:
-        """The same images with newly encoded prompts."""
-        return replace(self, conditioning=conditioning)
 
     def _rows(self, first: int, last: int) -> Batch:
         masks = self.masks[first:last] if self.masks is not None and first < len(self.masks) else None

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -55,7 +54,7 @@ class Gradients:
     def _micro_batch(self) -> int:
         return self._state.chosen.micro_batch
 
-    def compute(self, step: int) -> Values:
+    def compute(self, step: int) -> dict[str, float]:
         """Accumulate the gradients of a step in the parameters, and return its losses.
 
         Raises:
@@ -67,7 +66,7 @@ class Gradients:
         if step >= config.text_encoder_steps:
             state.freeze_text()
         self.labels = []
-        sums: Counter[str] = Counter()
+        sums: dict[str, float] = {}
         for number in range(step * accumulate, (step + 1) * accumulate):
             micro_step = make_micro_step(
                 self._data,
@@ -87,8 +86,8 @@ class Gradients:
                 for index, part in enumerate(parts)
             ]
             for losses in self._sequentially(forwards) if threads == 1 else self._in_parallel(forwards, threads):
-                sums.update(losses)
-        sums.update(self._penalty())
+                _add(sums, losses)
+        _add(sums, self._penalty())
         return sums
 
     def _sequentially(self, forwards: Sequence[Forward]) -> Iterator[Values]:
@@ -121,7 +120,7 @@ class Gradients:
         state, accumulate = self._state, self._config.gradient_accumulation_steps
         with torch.enable_grad(), self._dropout_seed(number, index):
             if state.trains_text:
-                batch = batch.with_prompts(state.encode(batch.prompts))
+                batch = replace(batch, conditioning=state.encode(batch.prompts))
             losses = batch_losses(self._denoiser, state.network, batch, terms, self._config.snr_gamma)
             names = [TOTAL, *losses.terms]
             scalars = torch.stack([losses.total.detach(), *losses.terms.values()])
@@ -156,6 +155,11 @@ class Gradients:
         if not self._config.lora_dropout:
             return nullcontext()
         return seeded(derived_seed(self._config.seed, f"dropout {part}", micro_step), self._state.device)
+
+
+def _add(sums: dict[str, float], values: Values) -> None:
+    for name, value in values.items():
+        sums[name] = sums.get(name, 0.0) + value
 
 
 def _stop_if_not_finite(batch: Batch, each: Sequence[float], step: int) -> None:

@@ -206,7 +206,7 @@ class Training:
             SubjectBoothError: no setting is left to lower.
         """
         try:
-            return dict(self._gradients.compute(self.step)), ""
+            return self._gradients.compute(self.step), ""
         except Exception as error:
             if not is_out_of_memory(error) or state.accelerator.num_processes > 1:
                 raise
