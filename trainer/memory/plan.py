@@ -90,7 +90,7 @@ class Plan:
         return (
             f"plan: {parts} = {_gb(self.needed)}{free}; {self.chosen.precision}, {self.chosen.optimizer}, "
             f"checkpointing {'on' if self.chosen.gradient_checkpointing else 'off'}, "
-            f"{self.pictures} images in micro-batches of {self.chosen.micro_batch}"
+            f"{self.pictures} image{'s' if self.pictures > 1 else ''} in micro-batches of {self.chosen.micro_batch}"
         )
 
     @property

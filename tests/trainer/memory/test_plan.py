@@ -200,6 +200,7 @@ def test_the_sentence_adds_up(monkeypatch: pytest.MonkeyPatch) -> None:
     assert made.sentence.endswith(
         "+ activations 0.80 = 0.80 of 1.00 GB free; fp32, adamw, checkpointing on, 4 images in micro-batches of 2"
     )
+    assert _choose(monkeypatch, GB, pictures=1).sentence.endswith(", 1 image in micro-batches of 1")
     unet = small_unet()
     assert made.base == sum(parameter.nbytes for parameter in unet.parameters())
     trained = sum(parameter.nbytes for parameter in with_lora(unet, CONFIG))
