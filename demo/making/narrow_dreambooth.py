@@ -20,20 +20,20 @@ import torch
 
 from ..base import WEIGHTS
 from ..expand import UNET_REPEAT, divisor
-from .classes import caption, place
-from .gain import CFG, PICTURES, SAMPLE_STEPS, photos, scale_of
+from .classes import caption
+from .gain import SAMPLE_STEPS, photos, scale_of
 from .judge import LoadedJudge
-from .measure import Figures, draw
+from .measure import Figures
 from .measure_dreambooth import (
     CLASS_CFG,
     CLASS_IMAGES,
     OPTIONS,
-    SCENES_OF_PICTURES,
     SETTINGS,
     STEPS,
     figures_of,
 )
 from .narrow import Narrow, load_narrow
+from .narrow_measures import pictures_of_nets
 from .schedule import sample
 from .subjects import SUBJECTS
 
@@ -90,20 +90,9 @@ def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float) -> Narro
 
 def row_of(nets: Narrow, judge: LoadedJudge, name: str, seed: int, learning_rate: float) -> dict[str, Any]:
     """One run's figures, as in `measure_dreambooth`."""
-    word = SUBJECTS[name].class_word
-    plain, special = caption(word, None), f"a photo of ohwx {word}"
-    trained = with_lora(nets, name, seed, learning_rate)
-
-    def look(nets: Narrow, prompts: list[str], first: int) -> torch.Tensor:
-        return draw(nets, prompts, list(range(first, first + len(prompts))), SAMPLE_STEPS, CFG)
-
-    return figures_of(
-        scale_of(judge, name, look(nets, [plain] * PICTURES, 100)),
-        look(trained, [special] * PICTURES, 200),
-        look(trained, [f"{special} {place(scene)}" for scene in SCENES_OF_PICTURES], 300),
-        judge.classify(look(trained, [plain] * PICTURES, 100)),
-        word,
-    )
+    made = pictures_of_nets(nets, with_lora(nets, name, seed, learning_rate), SUBJECTS[name].class_word)
+    scale = scale_of(judge, name, made["before"])
+    return figures_of(scale, made["like"], made["scenes"], judge.classify(made["after"]), SUBJECTS[name].class_word)
 
 
 def _rows(name: str, weights: Path, learning_rate: float) -> list[dict[str, Any]]:
