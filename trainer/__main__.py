@@ -1,6 +1,7 @@
 """The command line: ``python -m trainer --base model.safetensors --photos folder --class-word dog``.
 
-``python -m trainer clean`` lists old runs and class images that can be removed from disk.
+``python -m trainer evaluate`` measures what a LoRA does to its base, and ``python -m trainer clean`` lists old runs and
+class images that can be removed from disk.
 
 Also runs under ``accelerate launch --num_processes 1 -m trainer ...``. Ctrl+C, SIGTERM (``kill``, ``timeout``, a job
 scheduler), SIGHUP (a closed terminal) and Ctrl+Break stop the training and save its progress.
@@ -13,9 +14,9 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 
-from .shell import clean, train
+from .shell import clean, evaluate, train
 
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"clean": clean.main}
+COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"clean": clean.main, "evaluate": evaluate.main}
 """Commands by the first argument; any other argument starts a training."""
 
 

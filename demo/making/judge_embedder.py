@@ -12,6 +12,9 @@ from .judge import LoadedJudge
 from .subjects import SUBJECTS
 
 SIDE = 64
+"""Pixels: the size of the demo base's images."""
+SAMPLING = (15, 2.0)
+"""Denoising steps and guidance for the demo base, as in `demo.making.gain`."""
 
 _WORDS = [word for word in CLASS_WORDS if word not in {subject.class_word for subject in SUBJECTS.values()}][::4][:24]
 
