@@ -19,6 +19,8 @@ _AT_ONCE = 16
 """Images in one forward pass. ViT-L/14 then takes less than 1 GB."""
 
 _DINOV2_SIDE = 224
+_MOST_PIXELS = 2048
+"""Along a side: far more than any of these models takes."""
 _RESAMPLING = {2: "bilinear", 3: "bicubic"}
 """By Pillow's number."""
 
@@ -124,7 +126,7 @@ def from_folder(folder: Path, device: torch.device = CPU) -> Embedder:
     if missing := sorted(report["missing_keys"]):
         raise _unusable(folder, f"lacks {len(missing)} weights, such as {missing[0]!r}")
     model = model.float().eval().requires_grad_(False).to(device)
-    preparation = _preparation(kind, model.config, _read_json(folder / "preprocessor_config.json"))
+    preparation = _preparation(kind, model.config, _read_json(folder / "preprocessor_config.json"), folder)
     name = f"{kind.label} {folder.resolve().name}"
     if kind.model == "CLIPModel" and model.config.text_config.vocab_size == END + 1:
         return ClipEmbedder(name, model, preparation)
@@ -205,25 +207,37 @@ class ClipEmbedder(FolderEmbedder):
         return self._model.text_projection(pooled).float().cpu()  # type: ignore[no-any-return]
 
 
-def _preparation(kind: _Kind, config: Any, stored: dict[str, Any]) -> Preparation:
+def _preparation(kind: _Kind, config: Any, stored: dict[str, Any], folder: Path) -> Preparation:
     """From ``preprocessor_config.json``, where *stored* has a value, otherwise the family's standard."""
     # DINOv2 has positions for 518 pixels, but is used at 224, to which it interpolates them.
     side = _DINOV2_SIDE if kind.label == "DINOv2" else int(getattr(config, "vision_config", config).image_size)
-    scaled = _sides(stored.get("size"), side + kind.margin)
-    # Without a crop of its own, the stored size is that of the input.
-    crop = _sides(stored.get("crop_size"), side) if stored.get("do_center_crop", True) else scaled
-    mean, std = (
-        tuple(stored.get(key, value)) for key, value in {"image_mean": kind.mean, "image_std": kind.std}.items()
-    )
-    return Preparation(max(min(scaled), *crop), crop, mean, std, _RESAMPLING.get(stored.get("resample"), "bicubic"))
+    try:
+        scaled = _sides(stored.get("size", side + kind.margin))
+        # Without a crop of its own, the stored size is that of the input.
+        crop = _sides(stored.get("crop_size", side)) if stored.get("do_center_crop", True) else scaled
+        mean = _colour(stored.get("image_mean", kind.mean))
+        std = _colour(stored.get("image_std", kind.std))
+        resampling = _RESAMPLING[stored.get("resample", 3)]
+    except (KeyError, TypeError, ValueError) as error:
+        problem = f"has a preprocessor_config.json that cannot be used ({type(error).__name__}: {error})"
+        raise _unusable(folder, problem) from error
+    return Preparation(max(min(scaled), *crop), crop, mean, std, resampling)
 
 
-def _sides(stored: Any, default: int) -> tuple[int, int]:
+def _sides(stored: Any) -> tuple[int, int]:
     """Height and width of a size as transformers writes it, now or in earlier versions."""
     if isinstance(stored, dict):
-        side = stored.get("shortest_edge", default)
-        return int(stored.get("height", side)), int(stored.get("width", side))
-    return (int(stored), int(stored)) if isinstance(stored, int) else (default, default)
+        sides = [stored["shortest_edge"]] * 2 if "shortest_edge" in stored else [stored["height"], stored["width"]]
+    else:
+        sides = [stored, stored]
+    if not all(isinstance(side, int) and 1 <= side <= _MOST_PIXELS for side in sides):
+        raise ValueError(f"size {stored!r}")
+    return sides[0], sides[1]
+
+
+def _colour(stored: Any) -> tuple[float, ...]:
+    red, green, blue = map(float, stored)
+    return red, green, blue
 
 
 def _read_json(path: Path, required: bool = False) -> dict[str, Any]:

@@ -125,6 +125,17 @@ def test_an_older_preparation_is_read(tmp_path: Path) -> None:
     torch.testing.assert_close(prepared, expected, rtol=0, atol=1 / 255)
 
 
+@pytest.mark.parametrize(
+    "values",
+    [{"size": {"longest_edge": 28}}, {"crop_size": 0}, {"image_mean": [0.5]}, {"image_std": "1"}, {"resample": 99}],
+)
+def test_an_unusable_preparation_is_rejected(tmp_path: Path, values: dict[str, Any]) -> None:
+    saved(tmp_path, dino)
+    (tmp_path / "preprocessor_config.json").write_text(json.dumps(values))
+    with pytest.raises(SubjectBoothError, match=r"preprocessor_config\.json that cannot be used"):
+        from_folder(tmp_path)
+
+
 def test_clip_names_what_an_image_shows(tmp_path: Path) -> None:
     """The image's embedding is made equal to that of one text, so that this one must be chosen."""
     model = saved(tmp_path, clip)
