@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from ..trainer.preserve.ways import DEFAULT_WAY, check_way
 from ..trainer.runs.publish import check_folder
 from ..trainer.runs.recipe import Recipe
 from ..trainer.subject.subject import Subject
@@ -45,6 +46,9 @@ def check_trainers(
             continue
         if isinstance(inputs.get("output_name"), str):
             check_folder(loras_dirs()[0], inputs["output_name"])
+        way = inputs.get("preservation", DEFAULT_WAY)
+        if isinstance(way, str):
+            check_way(way)
         settings = _settings(prompt, inputs)
         if settings is None:
             continue

@@ -14,7 +14,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..trainer.errors import SubjectBoothError
 from ..trainer.preserve.priors import ClassPriors
-from ..trainer.preserve.ways import keeping_class
+from ..trainer.preserve.ways import CHOICES, DEFAULT_WAY, PRESERVATION_HELP, keeping_class
 from ..trainer.runs.cleanup import over_limit_note, remember_lora_folders
 from ..trainer.runs.publish import checked_name, publish
 from ..trainer.runs.recipe import Recipe
@@ -110,7 +110,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
                     "class_priors",
                     optional=True,
                     tooltip="Class images from Generate Class Priors. They stop the model from turning every dog into "
-                    "yours. Without them, only the subject is trained.",
+                    "yours. preservation tells how they are used.",
                 ),
                 DreamBoothOptionsType.Input(
                     "options", optional=True, tooltip="Advanced settings, from DreamBooth Options."
@@ -123,6 +123,13 @@ class DreamBoothLoRATrain(io.ComfyNode):
                     optional=True,
                     tooltip="What to do with a run that was ended by Stop and keep. keep: its LoRA stays the result. "
                     "continue: resume training up to the planned steps.",
+                ),
+                io.Combo.Input(
+                    "preservation",
+                    options=list(CHOICES),
+                    default=DEFAULT_WAY,
+                    optional=True,
+                    tooltip=PRESERVATION_HELP,
                 ),
             ],
             outputs=[
@@ -186,6 +193,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
         class_priors: ClassPriors | None = None,
         options: dict[str, Any] | None = None,
         after_stop: str = "keep",
+        preservation: str = DEFAULT_WAY,
         **settings: Any,
     ) -> io.NodeOutput:
         """Train, or reuse the run, and return its result."""
@@ -193,13 +201,14 @@ class DreamBoothLoRATrain(io.ComfyNode):
             raise SubjectBoothError(
                 f"after_stop {after_stop!r}", " or ".join(AFTER_STOP), "choose one of them", "after_stop"
             )
+        keeping = keeping_class(class_priors, subject.class_word, preservation)
         config = config_from({**settings, **(options or {})}, resolution or subject.resolution)
         progress = Progress(cls.hidden.unique_id, config.steps)
         progress.set_text("reading the base model")
         with _training_mode():
             base = base_from_graph(model, clip, vae)
             device = comfy.model_management.get_torch_device()
-            recipe = Recipe(base, subject, config, keeping_class(class_priors))
+            recipe = Recipe(base, subject, config, keeping)
             run = recipe.run(pack_output_dir(), device, comfy.model_management.get_free_memory)
             resume = after_stop == "continue"
             if (force_retrain or resume) and run.folder.kept_step(config.steps) is not None:

@@ -60,7 +60,7 @@ class TrainConfig:
         16.0, "The LoRA is scaled by network_alpha / rank. Equal to rank means a scale of 1.", low=1e-6, high=4096
     )
     train_batch_size: int = _setting(
-        1, "Photos per step. With class priors, the same number of class images is added.", low=1, high=256
+        1, "Photos per step. With preservation class_images, the same number of class images is added.", low=1, high=256
     )
     gradient_accumulation_steps: int = _setting(
         1,
@@ -71,7 +71,8 @@ class TrainConfig:
     )
     prior_loss_weight: float = _setting(
         1.0,
-        "Weight of the prior-preservation loss (lambda in the DreamBooth paper). Used only with class priors.",
+        "Strength of class preservation: 1 is the default strength of each method, 0 none. For class images, it is the "
+        "weight of the prior-preservation loss (lambda in the DreamBooth paper).",
         low=0.0,
         high=100.0,
     )

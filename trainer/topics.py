@@ -18,6 +18,7 @@ class Topic(Enum):
     TEXT_ENCODER = "text encoder"
     VAE = "VAE"
     CLASS_IMAGES = "class images"
+    NO_CLASS_IMAGES = "preservation"
     CLASS_IMAGE_MODEL = "model of the class images"
     MASK = "mask"
     CROP = "crop"

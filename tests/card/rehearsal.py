@@ -36,8 +36,9 @@ from subjectbooth.trainer.learn import checkpoint  # noqa: E402
 from subjectbooth.trainer.learn.checkpoint import Checkpoint  # noqa: E402
 from subjectbooth.trainer.learn.data import TrainingData  # noqa: E402
 from subjectbooth.trainer.learn.loop import Training  # noqa: E402
+from subjectbooth.trainer.preserve.class_images import ClassImages  # noqa: E402
+from subjectbooth.trainer.preserve.none import NoPreservation  # noqa: E402
 from subjectbooth.trainer.preserve.priors import ClassPriors  # noqa: E402
-from subjectbooth.trainer.preserve.ways import keeping_class  # noqa: E402
 
 SIZES = {"sd1": 512, "sdxl": 1024}
 CAPTIONS = ("a photo of ohwx dog", "ohwx dog on a beach", "ohwx dog, from above")
@@ -105,7 +106,7 @@ def _data(base: BaseModel, config: TrainConfig, priors: bool) -> TrainingData:
         torch.zeros(3, 4, side, side),
         CAPTIONS,
         dict.fromkeys(prompts, prompt),
-        keeping_class(ClassPriors(torch.zeros(4, 4, side, side), CLASS_PROMPT, (), "") if priors else None),
+        ClassImages(ClassPriors(torch.zeros(4, 4, side, side), CLASS_PROMPT, (), "")) if priors else NoPreservation(),
     )
 
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from ..base.conditioning import Conditioning
+from ..preserve.preservation import PhotoLoss
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,10 @@ class Batch:
         prompts: the prompts of ``conditioning``.
         labels: the images' names in messages.
         from_base: bool [b], whether the target is the base's prediction; empty for no image.
-        targets: the base's predictions, shaped like ``latents``, used where ``from_base`` is true; None without.
+        base: the base's predictions, shaped like ``latents``, for the images that need one: the target where
+            ``from_base`` is true, and what a :class:`~trainer.preserve.preservation.PhotoLoss` compares with. None
+            without.
+        keys: see :attr:`trainer.preserve.preservation.Part.keys`, b, None for no key; empty for no image.
     """
 
     latents: torch.Tensor
@@ -36,16 +40,18 @@ class Batch:
     prompts: tuple[str, ...] = ()
     labels: tuple[str, ...] = ()
     from_base: tuple[bool, ...] = ()
-    targets: torch.Tensor | None = field(default=None, repr=False)
+    base: torch.Tensor | None = field(default=None, repr=False)
+    keys: tuple[Hashable, ...] = ()
 
     def split(self, pictures: int) -> list[Batch]:
         """Split into micro-batches of at most ``pictures`` images."""
         count = len(self.latents)
         if pictures >= count:
             return [self]
-        return [self._rows(first, min(first + pictures, count)) for first in range(0, count, pictures)]
+        return [self.rows(first, min(first + pictures, count)) for first in range(0, count, pictures)]
 
-    def _rows(self, first: int, last: int) -> Batch:
+    def rows(self, first: int, last: int) -> Batch:
+        """Images ``first .. last`` (exclusive)."""
         masks = self.masks[first:last] if self.masks is not None and first < len(self.masks) else None
         return Batch(
             self.latents[first:last],
@@ -57,7 +63,8 @@ class Batch:
             self.prompts[first:last],
             self.labels[first:last],
             self.from_base[first:last],
-            None if self.targets is None else self.targets[first:last],
+            None if self.base is None else self.base[first:last],
+            self.keys[first:last],
         )
 
 
@@ -69,11 +76,13 @@ class Term:
         name: such as "instance_loss".
         weight: its factor in the total loss.
         pictures: number of images in all micro-batches, over which the term is averaged.
+        photo_loss: what is minimised in place of the plain loss; None for the plain loss.
     """
 
     name: str
     weight: float
     pictures: int
+    photo_loss: PhotoLoss | None = None
 
 
 @dataclass(frozen=True)

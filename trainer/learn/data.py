@@ -6,7 +6,7 @@ All random numbers come from :mod:`trainer.machine.draws`, as a function of seed
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import combinations
 
@@ -66,28 +66,53 @@ class TrainingData:
         return list(found.values())
 
 
-def photos_of(data: TrainingData, first: int, count: int, micro_step: int, seed: int) -> list[int]:
-    """The numbers of the photos of one batch, all of one size.
+@dataclass(frozen=True)
+class _Turn:
+    """What a micro-step is about.
 
-    Without buckets, these are the next ``count`` of an endless sequence of shuffles. With buckets, a photo drawn from
-    such a sequence selects its bucket, and the batch is the next ``count`` of the bucket's own sequence. So a bucket is
-    used in proportion to its photos, and all photos are used equally often.
-
-    Args:
-        first: number of photos drawn so far in the run.
-        micro_step: number of batches drawn so far in the run.
+    Attributes:
+        bucket: the numbers of the photos to draw from.
+        purpose: the random stream of the bucket's photos.
+        batches: number of earlier batches of this bucket.
+        all_batches: number of earlier batches of each bucket.
     """
+
+    bucket: list[int]
+    purpose: str
+    batches: int
+    all_batches: tuple[int, ...]
+
+
+def _turn(data: TrainingData, micro_step: int, seed: int) -> _Turn:
+    """With buckets, a photo drawn from an endless sequence of shuffles selects its bucket."""
     buckets = data.buckets
     if len(buckets) == 1:
-        return shuffled_indices(first, count, len(data.latents), seed, "photos")
+        return _Turn(buckets[0], "photos", micro_step, (micro_step,))
     total = len(data.latents)
     epoch, place = divmod(micro_step, total)
     drawn = shuffled_indices(epoch * total, place + 1, total, seed, "buckets")
     number = next(index for index, bucket in enumerate(buckets) if drawn[-1] in bucket)
-    bucket = buckets[number]
-    # Earlier batches of this bucket: one per photo and finished epoch, and those of this epoch.
-    before = epoch * len(bucket) + sum(photo in bucket for photo in drawn[:-1])
-    return [bucket[index] for index in shuffled_indices(before * count, count, len(bucket), seed, f"photos {number}")]
+    # Earlier batches of a bucket: one per photo and finished epoch, and those of this epoch.
+    before = tuple(epoch * len(bucket) + sum(photo in bucket for photo in drawn[:-1]) for bucket in buckets)
+    return _Turn(buckets[number], f"photos {number}", before[number], before)
+
+
+def _photos_in(way: Preservation, batches: int, train_batch_size: int) -> int:
+    """The number of photos in so many batches of a bucket."""
+    return batches * train_batch_size - batches // way.every * way.replaces(train_batch_size)
+
+
+def photos_of(data: TrainingData, train_batch_size: int, micro_step: int, seed: int, processes: int = 1) -> list[int]:
+    """The numbers of the photos of one batch, over all processes, all of one size.
+
+    Without buckets, these are the next ones of an endless sequence of shuffles. With buckets, they are the next ones of
+    the sequence of the micro-step's bucket. So a bucket is used in proportion to its photos, and all photos are used
+    equally often.
+    """
+    turn, way = _turn(data, micro_step, seed), data.preservation
+    first, last = (_photos_in(way, turn.batches + more, train_batch_size) * processes for more in (0, 1))
+    numbers = shuffled_indices(first, last - first, len(turn.bucket), seed, turn.purpose)
+    return [turn.bucket[number] for number in numbers]
 
 
 def make_micro_step(
@@ -99,7 +124,7 @@ def make_micro_step(
     process: int = 0,
     processes: int = 1,
 ) -> MicroStep:
-    """One batch: ``train_batch_size`` photos, and the images that class preservation adds.
+    """One batch: ``train_batch_size`` photos, and the images that class preservation adds or puts in their place.
 
     Args:
         data: the encoded data, on the CPU.
@@ -108,19 +133,30 @@ def make_micro_step(
         device: device of the batch.
         process, processes: under ``accelerate launch`` each process takes its part of a common draw.
     """
-    count = config.train_batch_size
-    draws = Draws(config.seed, micro_step, count * processes, slice(process * count, (process + 1) * count))
-    photos = _photos(data, config, draws)
-    parts = [photos, *data.preservation.parts(photos, draws, config.prior_loss_weight)]
+    way, weight, seed = data.preservation, config.prior_loss_weight, config.seed
+    turn = _turn(data, micro_step, seed)
+    numbers = photos_of(data, config.train_batch_size, micro_step, seed, processes)
+    before = sum(_photos_in(way, batches, config.train_batch_size) for batches in turn.all_batches)
+    draws = Draws.of_process(seed, micro_step, len(numbers) // processes, before, process, processes)
+    photos = _photos(data, config, draws, numbers[draws.local], turn.bucket)
+    parts, added_draws = [photos] if numbers else [], draws
+    if turn.batches % way.every == way.every - 1:
+        count = way.pictures(config.train_batch_size)
+        before = count * sum(batches // way.every for batches in turn.all_batches)
+        added_draws = Draws.of_process(seed, micro_step, count, before, process, processes)
+        parts += way.parts(photos, added_draws, weight)
     terms: dict[str, Term] = {}
     for part in parts:
-        before = terms[part.loss].pictures if part.loss in terms else 0
-        terms[part.loss] = Term(part.loss, part.weight, before + len(part.latents))
-    return MicroStep(_batches(data, config, denoiser, draws, parts, device), tuple(terms.values()))
+        pictures = terms[part.loss].pictures if part.loss in terms else 0
+        photo_loss = way.photo_loss(weight) if part is photos else None
+        terms[part.loss] = Term(part.loss, part.weight, pictures + len(part.latents), photo_loss)
+    return MicroStep(_batches(data, config, denoiser, draws, added_draws, parts, device), tuple(terms.values()))
 
 
-def _photos(data: TrainingData, config: TrainConfig, draws: Draws) -> Part:
-    numbers = photos_of(data, draws.first, draws.batch_size, draws.micro_step, draws.seed)[draws.local]
+def _photos(data: TrainingData, config: TrainConfig, draws: Draws, numbers: list[int], bucket: list[int]) -> Part:
+    pool = [data.latents[number] for number in bucket]
+    if not numbers:
+        return Part(INSTANCE_LOSS, 1.0, pool[0].new_empty(0, *pool[0].shape), (), (), "timesteps", pool=pool)
     latents, masks = _gathered(data.latents, numbers), None if data.masks is None else _gathered(data.masks, numbers)
     if data.flipped_latents is not None:
         mirrored = draws.bernoulli(0.5, "flip")
@@ -132,7 +168,7 @@ def _photos(data: TrainingData, config: TrainConfig, draws: Draws) -> Part:
         dropped = draws.bernoulli(config.caption_dropout, "caption").tolist()
         prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
     labels = [data.names[number] if data.names else f"photo {number + 1}" for number in numbers]
-    return Part(INSTANCE_LOSS, 1.0, latents, prompts, labels, "timesteps", masks)
+    return Part(INSTANCE_LOSS, 1.0, latents, prompts, labels, "timesteps", masks, pool=pool)
 
 
 def _batches(
@@ -140,14 +176,26 @@ def _batches(
     config: TrainConfig,
     denoiser: Denoiser,
     draws: Draws,
+    added_draws: Draws,
     parts: Sequence[Part],
     device: torch.device,
 ) -> list[Batch]:
     """Add noise and times to the parts; parts of one size share a forward pass."""
-    drawn = [part for part in parts if part.like is None]
-    noise = draws.noise([tuple(part.latents.shape[1:]) for part in drawn], config.noise_offset)
-    times = {purpose: denoiser.times(draws.uniform(purpose)) for purpose in dict.fromkeys(p.purpose for p in drawn)}
-    own = {id(part): (noise[number], times[part.purpose]) for number, part in enumerate(drawn)}
+    drawn = [part for part in parts if part.like is None and part.noise is None]
+    noise = iter(draws.noise([tuple(part.latents.shape[1:]) for part in drawn], config.noise_offset))
+    times: dict[str, torch.Tensor] = {}
+    own: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
+    for part in parts:
+        if part.like is not None:
+            continue
+        if part.uniform is not None:
+            chosen = denoiser.times(part.uniform)
+        else:
+            if part.purpose not in times:
+                uniform = (draws if part.loss == INSTANCE_LOSS else added_draws).uniform(part.purpose)
+                times[part.purpose] = denoiser.times(uniform)
+            chosen = times[part.purpose]
+        own[id(part)] = (next(noise) if part.noise is None else part.noise, chosen)
     together: dict[tuple[int, ...], list[Part]] = {}
     for part in parts:
         together.setdefault(tuple(part.latents.shape[1:]), []).append(part)
@@ -165,6 +213,7 @@ def _batch(
     prompts = [prompt for part in parts for prompt in part.prompts]
     masked = [part.masks for part in parts if part.masks is not None]
     from_base = tuple(part.from_base for part in parts for _ in part.prompts)
+    keys = tuple(key for part in parts for key in part.keys or [None] * len(part.prompts))
     return Batch(
         _concatenated([part.latents for part in parts]).to(device),
         _concatenated([noise for noise, _ in drawn]).to(device),
@@ -175,6 +224,7 @@ def _batch(
         tuple(prompts),
         tuple(label for part in parts for label in part.labels),
         from_base if any(from_base) else (),
+        keys=keys if any(part.keys for part in parts) else (),
     )
 
 
@@ -188,19 +238,29 @@ def _gathered(stored: torch.Tensor | Sequence[torch.Tensor], numbers: list[int])
 
 def largest_load(data: TrainingData, train_batch_size: int) -> Load:
     """The inputs of the largest step of a run, for the memory plan."""
+    way = data.preservation
     sizes = {tuple(latents.shape[1:]) for latents in data.latents} | {data.square[1:]}
     height, width = max(sizes, key=math.prod)
-    captions = {caption: data.encoded[caption].hidden_states.shape[1] for caption in data.captions}
-    lengths = {length: caption for caption, length in captions.items()}
-    always = list(data.preservation.prompts)
+    added, replaced = way.pictures(train_batch_size), way.replaces(train_batch_size)
+    pictures = max(train_batch_size + added - replaced, 0 if way.every == 1 else train_batch_size)
+    photos = train_batch_size if way.every > 1 else train_batch_size - replaced
+    captions, prompts = (_tokens(data, given) for given in (data.captions, way.prompts))
     # In a batch, prompts are repeated to the least common multiple of their lengths.
     together = (
-        [*always, *(lengths[length] for length in chosen)]
-        for chosen in combinations(lengths, min(train_batch_size, len(lengths)))
+        [*one, *other] for one in _chosen(captions, photos) for other in _chosen(prompts, min(added, len(prompts)))
     )
-    longest = max((data.encode(prompts) for prompts in together), key=lambda found: found.hidden_states.shape[1])
-    text_tokens = sum(sorted(captions.values(), reverse=True)[:train_batch_size])
-    text_tokens += sum(data.encoded[prompt].hidden_states.shape[1] for prompt in always)
-    return Load(
-        longest.first, (height, width), train_batch_size + data.preservation.pictures(train_batch_size), text_tokens
+    longest = max((data.encode(chosen) for chosen in together), key=lambda found: found.hidden_states.shape[1])
+    text_tokens = sum(
+        sum(sorted(tokens.values(), reverse=True)[:most]) for tokens, most in ((captions, photos), (prompts, added))
     )
+    return Load(longest.first, (height, width), pictures, text_tokens)
+
+
+def _tokens(data: TrainingData, prompts: Sequence[str]) -> dict[str, int]:
+    return {prompt: data.encoded[prompt].hidden_states.shape[1] for prompt in prompts}
+
+
+def _chosen(tokens: Mapping[str, int], most: int) -> Iterable[tuple[str, ...]]:
+    """Prompts of every combination of lengths that can meet in one batch."""
+    lengths = {length: prompt for prompt, length in tokens.items()}
+    return combinations(lengths.values(), min(most, len(lengths)))

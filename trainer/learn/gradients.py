@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import partial
@@ -40,6 +41,7 @@ class Gradients:
     ) -> None:
         self._denoiser, self._data, self._config, self._state = denoiser, data, config, state
         self.labels: list[str] = []
+        self._kept: dict[Hashable, torch.Tensor] = {}
         threads = threads_for(min(self._micro_batch, pictures), state.chosen, config.lora_dropout)
         # accelerate reduces gradients between processes and scales fp16 losses, both in its own backward().
         plain = state.accelerator.num_processes == 1 and state.accelerator.scaler is None
@@ -57,6 +59,8 @@ class Gradients:
     def compute(self, step: int) -> dict[str, float]:
         """Accumulate the gradients of a step in the parameters, and return its losses.
 
+        A term is averaged over the micro-steps that have it; the total over all of them.
+
         Raises:
             SubjectBoothError: a loss is not finite.
         """
@@ -67,6 +71,7 @@ class Gradients:
             state.freeze_text()
         self.labels = []
         sums: dict[str, float] = {}
+        micro_steps: Counter[str] = Counter()
         for number in range(step * accumulate, (step + 1) * accumulate):
             micro_step = make_micro_step(
                 self._data,
@@ -82,11 +87,17 @@ class Gradients:
             parts = [part for batch in micro_step.batches for part in batch.split(-(-micro_batch // threads))]
             self.labels += [label for part in parts for label in part.labels]
             forwards = [
-                partial(self._forward, step, number, index, self._with_targets(part), micro_step.terms)
+                partial(self._forward, step, number, index, self._with_base(part, micro_step.terms), micro_step.terms)
                 for index, part in enumerate(parts)
             ]
+            names: set[str] = set()
             for losses in self._sequentially(forwards) if threads == 1 else self._in_parallel(forwards, threads):
                 _add(sums, losses)
+                names |= losses.keys()
+            micro_steps.update(names)
+        for name, count in micro_steps.items():
+            if count < accumulate and name != TOTAL:
+                sums[name] *= accumulate / count
         _add(sums, self._penalty())
         return sums
 
@@ -129,15 +140,35 @@ class Gradients:
             found = {name: value / accumulate for name, value in zip(names, values, strict=False)}
             return losses.total / accumulate, found
 
-    def _with_targets(self, batch: Batch) -> Batch:
-        """Add the base's predictions, if they are targets of the batch."""
-        if not any(batch.from_base):
+    def _with_base(self, batch: Batch, terms: Sequence[Term]) -> Batch:
+        """Add the base's predictions for the images that need one, computed with the frozen text encoder's prompts."""
+        compared = {term.name for term in terms if term.photo_loss is not None}
+        count = len(batch.losses)
+        needed = [
+            bool(from_base) or loss in compared
+            for from_base, loss in zip(batch.from_base or [False] * count, batch.losses, strict=True)
+        ]
+        if not any(needed):
             return batch
-        state, denoiser = self._state, self._denoiser
-        with torch.no_grad(), adapter.switched_off(state.modules):
-            noisy_latents = denoiser.noisy_latents(batch.latents, batch.noise, batch.times)
-            targets = denoiser.predict(state.network, noisy_latents, batch.times, batch.conditioning)
-        return replace(batch, targets=targets)
+        keys = batch.keys or (None,) * count
+        base = torch.zeros_like(batch.latents)
+        with torch.no_grad(), adapter.switched_off(self._state.modules):
+            for first, last in _runs(needed, keys):
+                part, key = batch.rows(first, last), keys[first]
+                if key is None:
+                    base[first:last] = self._predict(part)
+                    continue
+                if key not in self._kept:
+                    # By itself and with its own prompt's length: together with others it would depend on them by
+                    # rounding, and so on the step at which a run was resumed.
+                    prompt = self._data.encode(part.prompts).to(base.device)
+                    self._kept[key] = self._predict(replace(part, conditioning=prompt)).cpu()
+                base[first:last] = self._kept[key].to(base.device)
+        return replace(batch, base=base)
+
+    def _predict(self, batch: Batch) -> torch.Tensor:
+        noisy_latents = self._denoiser.noisy_latents(batch.latents, batch.noise, batch.times)
+        return self._denoiser.predict(self._state.network, noisy_latents, batch.times, batch.conditioning)
 
     def _penalty(self) -> Values:
         """Compute the terms that depend only on the adapter, and accumulate their gradients."""
@@ -155,6 +186,17 @@ class Gradients:
         if not self._config.lora_dropout:
             return nullcontext()
         return seeded(derived_seed(self._config.seed, f"dropout {part}", micro_step), self._state.device)
+
+
+def _runs(needed: Sequence[bool], keys: Sequence[Hashable]) -> list[tuple[int, int]]:
+    """Ranges of images to predict together: adjacent ones without a key, and each one with a key by itself."""
+    runs: list[tuple[int, int]] = []
+    for row in (row for row, is_needed in enumerate(needed) if is_needed):
+        if runs and runs[-1][1] == row and keys[row] is None and keys[row - 1] is None:
+            runs[-1] = runs[-1][0], row + 1
+        else:
+            runs.append((row, row + 1))
+    return runs
 
 
 def _add(sums: dict[str, float], values: Values) -> None:

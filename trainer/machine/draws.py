@@ -57,17 +57,32 @@ class Draws:
         micro_step: number of batches drawn before, over the whole run.
         batch_size: images per batch, over all processes.
         local: the slice of the batch that belongs to this process.
+        first: number of images drawn before, over the whole run.
     """
 
     seed: int
     micro_step: int
     batch_size: int
     local: slice
+    first: int
+
+    @classmethod
+    def of_process(
+        cls, seed: int, micro_step: int, count: int, before: int, process: int = 0, processes: int = 1
+    ) -> Draws:
+        """The draws of one process.
+
+        Args:
+            count: images per process.
+            before: images per process drawn before, over the whole run.
+        """
+        local = slice(process * count, (process + 1) * count)
+        return cls(seed, micro_step, count * processes, local, before * processes)
 
     @property
-    def first(self) -> int:
-        """Number of images drawn before, over the whole run."""
-        return self.micro_step * self.batch_size
+    def numbers(self) -> list[int]:
+        """The numbers of this process's images, over the whole run."""
+        return list(range(self.first, self.first + self.batch_size)[self.local])
 
     def shuffled(self, size: int, purpose: str) -> list[int]:
         """This process's part of the next batch of :func:`shuffled_indices`."""
@@ -94,7 +109,7 @@ class Draws:
             noise = list(torch.randn((len(sizes), self.batch_size, *sizes[0]), generator=random)[:, self.local])
         else:
             noise = [torch.randn((self.batch_size, *size), generator=random)[self.local] for size in sizes]
-        if offset:
+        if offset and sizes:
             # Drawn last, so that the other noise is the same with and without an offset.
             shape = (len(sizes), self.batch_size, sizes[0][0], 1, 1)
             shifts = offset * torch.randn(shape, generator=random)[:, self.local]

@@ -2,18 +2,72 @@
 
 from __future__ import annotations
 
+from ..errors import SubjectBoothError
 from .class_images import ClassImages
 from .none import NoPreservation
 from .preservation import Preservation
 from .priors import ClassPriors
+from .teacher import Teacher
 
-WAYS: dict[str, type[Preservation]] = {way.name: way for way in (NoPreservation, ClassImages)}
+WAYS: dict[str, type[Preservation]] = {
+    way.name: way
+    for way in (
+        ClassImages,
+        Teacher,
+        NoPreservation,
+    )
+}
 """By the name that users choose them by."""
 
+IF_THERE_ARE_CLASS_IMAGES = ""
+"""Class images if there are any, otherwise none."""
 
-def keeping_class(priors: ClassPriors | None) -> Preservation:
-    """The method to use: class images if there are any, otherwise none."""
-    return NoPreservation() if priors is None else ClassImages(priors)
+DEFAULT_WAY = IF_THERE_ARE_CLASS_IMAGES
+"""What node and shell use if nothing is chosen."""
+
+PRESERVATION_HELP = (
+    "How the class is preserved, so that not every dog turns into yours. class_images: also train on class images. "
+    "teacher: the model keeps its own predictions for the class and for other things; needs no class images, and uses "
+    "them if there are any. none: not at all."
+    + (" Empty: class_images if there are any, otherwise none." if DEFAULT_WAY == IF_THERE_ARE_CLASS_IMAGES else "")
+)
+
+CHOICES: tuple[str, ...] = (*(() if DEFAULT_WAY in WAYS else (DEFAULT_WAY,)), *WAYS)
+
+
+def keeping_class(priors: ClassPriors | None, class_word: str, way: str = DEFAULT_WAY) -> Preservation:
+    """The method of this name, with its default settings.
+
+    Args:
+        priors: the class images; None without. Methods that need none may use them as well.
+        class_word: the kind of thing the subject is.
+        way: one of :data:`CHOICES`.
+
+    Raises:
+        SubjectBoothError: there is no such method, or it needs class images.
+    """
+    check_way(way)
+    if way == IF_THERE_ARE_CLASS_IMAGES:
+        way = NoPreservation.name if priors is None else ClassImages.name
+    return WAYS[way].create(class_word, priors)
+
+
+def uses_class_images(way: str) -> bool:
+    """Whether a method makes use of class images, if there are any."""
+    check_way(way)
+    return way == IF_THERE_ARE_CLASS_IMAGES or WAYS[way].uses_class_images
+
+
+def check_way(way: str) -> None:
+    """Check the name of a method.
+
+    Raises:
+        SubjectBoothError: there is no such method.
+    """
+    if way not in CHOICES:
+        raise SubjectBoothError(
+            f"preservation {way!r}", "one of " + ", ".join(WAYS), "choose one of them", "preservation"
+        )
 
 
 def loss_labels() -> dict[str, str]:

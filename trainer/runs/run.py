@@ -101,7 +101,8 @@ class Run:
         Raises:
             SubjectBoothError: training would fail.
         """
-        check_early(self._base, self._prepared, (class_prompt, *self.validation_prompts))
+        prompts = (class_prompt, *self._preservation.prompts, *self.validation_prompts)
+        check_early(self._base, self._prepared, prompts)
 
     def plan(self) -> Plan:
         """The memory plan of a run from step 0. Loads and encodes everything, but neither trains nor writes files."""
@@ -297,7 +298,7 @@ class Run:
                 step=training.step,
                 run_key=self.folder.key,
                 started=started,
-                preservation=self._preservation.metadata,
+                preservation={"subjectbooth.preservation": self._preservation.name, **self._preservation.metadata},
                 chosen=training.chosen,
                 buckets=self._prepared.buckets,
             )

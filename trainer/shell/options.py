@@ -9,6 +9,7 @@ from pathlib import Path
 from ..base.sd.schedule import PREDICTION_TYPES
 from ..config import TrainConfig
 from ..files.storage import user_path
+from ..preserve.ways import CHOICES, DEFAULT_WAY, PRESERVATION_HELP
 from ..subject.captions import DEFAULT_TEMPLATE
 from ..subject.crops import CROPS
 from ..subject.photo_files import CAPTIONS
@@ -40,11 +41,12 @@ def parser() -> argparse.ArgumentParser:
         "files: every photo must have one. template: --prompt_template for all.",
     )
     options.add_argument("--crop", default="center", choices=CROPS, help="How photos are cropped to a square.")
+    options.add_argument("--preservation", default=DEFAULT_WAY, choices=CHOICES, help=PRESERVATION_HELP)
     options.add_argument(
         "--num_class_images",
         type=int,
         default=0,
-        help="Number of class images for class preservation; existing ones are reused. 0: none.",
+        help="Number of class images for --preservation; existing ones are reused. 0: none.",
     )
     options.add_argument(
         "--class_guidance_scale",

@@ -16,8 +16,9 @@ from ..config import TrainConfig
 from ..errors import SubjectBoothError
 from ..machine.runtime import choose_precision, default_device
 from ..preserve.generate import generate
+from ..preserve.preservation import Preservation
 from ..preserve.priors import ClassPriors
-from ..preserve.ways import keeping_class
+from ..preserve.ways import keeping_class, uses_class_images
 from ..runs.publish import check_folder, checked_name
 from ..runs.recipe import Recipe
 from ..subject.photo_files import read_photos
@@ -32,6 +33,10 @@ def read_recipe(options: argparse.Namespace, device: torch.device | None) -> Rec
         SubjectBoothError: an option, a photo or the base is invalid.
     """
     config = read_config(options)
+    if not options.num_class_images:
+        keeping_class(None, options.class_word, options.preservation)  # before the base is loaded
+    elif not uses_class_images(options.preservation):
+        print(f"warning: --preservation {options.preservation} uses no class images; none are made", file=sys.stderr)
     if options.resolution is None:
         config = dataclasses.replace(config, resolution=stored_resolution(options.base, options.prediction_type))
     subject = read_subject(options, config.resolution)
@@ -101,24 +106,30 @@ def read_subject(options: argparse.Namespace, resolution: int) -> Subject:
     )
 
 
-def with_class_images(recipe: Recipe, options: argparse.Namespace, device: torch.device | None) -> Recipe:
-    """Add class images to the recipe, if requested; missing ones are generated.
+def with_preservation(recipe: Recipe, options: argparse.Namespace, device: torch.device | None) -> Recipe:
+    """Add the method of class preservation to the recipe; missing class images are generated.
 
     Raises:
         SubjectBoothError: training would fail, or class images cannot be generated or saved.
     """
-    if not options.num_class_images:
-        return recipe
-    return dataclasses.replace(recipe, preservation=keeping_class(_class_images(recipe, options, device)))
+    priors = _class_images(recipe, options, device) if _wants_class_images(options) else None
+    return dataclasses.replace(recipe, preservation=_keeping_class(priors, recipe, options))
 
 
-def with_planned_class_images(recipe: Recipe, options: argparse.Namespace) -> Recipe:
-    """Add a placeholder for the class images, if requested, to plan their memory before they exist."""
-    if not options.num_class_images:
-        return recipe
+def with_planned_preservation(recipe: Recipe, options: argparse.Namespace) -> Recipe:
+    """As :func:`with_preservation`, with a placeholder for class images, to plan their memory before they exist."""
     size = recipe.base.denoiser.latent_size(recipe.config.resolution, recipe.config.resolution)
-    priors = ClassPriors(torch.zeros(1, *size), recipe.subject.class_prompt, ("",), "")
-    return dataclasses.replace(recipe, preservation=keeping_class(priors))
+    planned = ClassPriors(torch.zeros(1, *size), recipe.subject.class_prompt, ("",), "")
+    priors = planned if _wants_class_images(options) else None
+    return dataclasses.replace(recipe, preservation=_keeping_class(priors, recipe, options))
+
+
+def _wants_class_images(options: argparse.Namespace) -> bool:
+    return bool(options.num_class_images) and uses_class_images(options.preservation)
+
+
+def _keeping_class(priors: ClassPriors | None, recipe: Recipe, options: argparse.Namespace) -> Preservation:
+    return keeping_class(priors, recipe.subject.class_word, options.preservation)
 
 
 def _class_images(recipe: Recipe, options: argparse.Namespace, device: torch.device | None) -> ClassPriors:

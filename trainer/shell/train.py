@@ -16,7 +16,7 @@ from ..runs.publish import check_folder, publish
 from ..runs.recipe import Recipe
 from ..runs.run import Run
 from .options import parser
-from .recipe import read_recipe, with_class_images, with_planned_class_images
+from .recipe import read_recipe, with_planned_preservation, with_preservation
 from .signals import SignalInterrupt, signals_as_interrupts
 from .terms import error_in_shell, note_in_shell
 from .trackers import Tracker
@@ -41,9 +41,9 @@ def _train(options: argparse.Namespace) -> None:
     device = torch.device("cpu") if options.cpu else None
     recipe = read_recipe(options, device)
     if options.plan:
-        print(_plan(with_planned_class_images(recipe, options), options, device))
+        print(_plan(with_planned_preservation(recipe, options), options, device))
         return
-    run = with_class_images(recipe, options, device).run(options.output_dir / "runs", device)
+    run = with_preservation(recipe, options, device).run(options.output_dir / "runs", device)
     finished = _follow(run, recipe, options)
     published = publish(finished.path, options.output_dir, options.output_name)
     if published.note:

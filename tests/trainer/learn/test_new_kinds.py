@@ -6,21 +6,15 @@ another prompt as a target, and a penalty on the adapter's weights.
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from torch import nn
 
-from subjectbooth.tests.small_base import HashedPrompts, small_subject
-from subjectbooth.trainer.base.base_model import BaseModel
-from subjectbooth.trainer.base.conditioning import Conditioning
-from subjectbooth.trainer.base.denoiser import Denoiser
+from subjectbooth.tests.small_base import small_subject
+from subjectbooth.tests.toy_base import CHANNELS, Flow, toy_base
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import CheckpointSaved, Event, Finished, StepDone, Validation, to_json
 from subjectbooth.trainer.files.safetensors_file import read_metadata
@@ -29,12 +23,12 @@ from subjectbooth.trainer.learn.data import TrainingData, make_micro_step
 from subjectbooth.trainer.learn.loop import Training
 from subjectbooth.trainer.machine.draws import Draws
 from subjectbooth.trainer.preserve import ways
-from subjectbooth.trainer.preserve.preservation import AdapterLayer, BaseIdentity, Part, Preservation
+from subjectbooth.trainer.preserve.preservation import AdapterLayer, Part, Preservation
+from subjectbooth.trainer.preserve.priors import ClassPriors
 from subjectbooth.trainer.runs.history import curve_points
 from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
-CHANNELS, FACTOR = 3, 4
 CONFIG = TrainConfig(
     steps=6,
     learning_rate=1e-2,
@@ -50,104 +44,17 @@ CONFIG = TrainConfig(
 )
 
 
-class TwoLayers(nn.Module):
-    def __init__(self) -> None:
-        super().__init__()
-        self.first, self.second = nn.Linear(CHANNELS + 1 + 16, 16), nn.Linear(16, CHANNELS)
-
-    def forward(self, latents: torch.Tensor, times: torch.Tensor, context: torch.Tensor) -> torch.Tensor:
-        pixels = latents.permute(0, 2, 3, 1)
-        more = torch.cat([times.to(pixels.dtype)[:, None], context.mean(dim=1)], dim=1)
-        inputs = torch.cat([pixels, more[:, None, None].expand(*pixels.shape[:3], -1)], dim=-1)
-        return self.second(torch.tanh(self.first(inputs))).permute(0, 3, 1, 2)
-
-
-class Flow:
-    """Noise at time 1, the picture at time 0; the network predicts the velocity between them."""
-
-    latent_channels, latent_factor, native_resolution = CHANNELS, FACTOR, 64
-    metadata: Mapping[str, str] = {"ss_base_model_version": "toy", "modelspec.architecture": "toy/lora"}
-
-    def latent_size(self, width: int, height: int) -> tuple[int, int, int]:
-        return CHANNELS, height // FACTOR, width // FACTOR
-
-    def build(self, dtype: torch.dtype) -> nn.Module:
-        with torch.random.fork_rng():
-            torch.manual_seed(3)
-            return TwoLayers().to(dtype).requires_grad_(False).eval()
-
-    def outline(self) -> nn.Module | None:
-        with torch.device("meta"):
-            return TwoLayers()
-
-    def adapter_layers(self, network: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
-        return {name: layer for name, layer in network.named_modules() if isinstance(layer, nn.Linear)}
-
-    def file_key(self, layer: str) -> str:
-        return f"lora_unet_toy_{layer}"
-
-    def enable_gradient_checkpointing(self, network: nn.Module) -> None:
-        raise AssertionError("there is memory enough for two layers")
-
-    def use_attention(self, network: nn.Module, attention: str) -> tuple[str, str]:
-        return attention, ""
-
-    def times(self, uniform: torch.Tensor) -> torch.Tensor:
-        return uniform.float()
-
-    def noisy_latents(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        t = times[:, None, None, None]
-        return (1 - t) * latents + t * noise
-
-    def target(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
-        return noise - latents
-
-    def loss_weights(self, times: torch.Tensor, snr_gamma: float) -> torch.Tensor | None:
-        return None
-
-    def predict(
-        self, network: Any, noisy_latents: torch.Tensor, times: torch.Tensor, conditioning: Conditioning
-    ) -> torch.Tensor:
-        return network(noisy_latents, times, conditioning.hidden_states).float()
-
-    def sample(
-        self,
-        network: Any,
-        prompts: Conditioning,
-        negative: Conditioning,
-        size: tuple[int, ...],
-        steps: int,
-        guidance_scale: float,
-        seeds: Sequence[int],
-        device: torch.device,
-    ) -> Generator[int, None, torch.Tensor]:
-        latents = torch.cat([torch.randn(1, *size, generator=torch.Generator().manual_seed(seed)) for seed in seeds])
-        for step in range(steps):
-            times = torch.full((len(seeds),), 1 - step / steps)
-            with torch.no_grad():
-                latents = latents - network(latents, times, prompts.hidden_states) / steps
-            yield step + 1
-        return latents
-
-    def blocks(self, network: nn.Module) -> list[nn.Module]:
-        return []
-
-    def countable(self, network: nn.Module) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()
-
-
-class Toy:
+class Toy(Preservation):
     """The base's prediction for other words on the photos' own noisy latents, and a penalty on ``up @ down``."""
 
     name = "toy"
     losses: Mapping[str, str] = {"toy_loss": "toy", "norm_loss": "norm"}
     key = "toy 1"
     prompts = ("a photo of a dog",)
-    record: Mapping[str, str] = {}
-    metadata: Mapping[str, str] = {}
 
-    def check(self, size: tuple[int, ...], base: BaseIdentity) -> tuple[str, ...]:
-        return ()
+    @classmethod
+    def create(cls, class_word: str, priors: ClassPriors | None) -> Preservation:
+        return cls()
 
     def pictures(self, photos: int) -> int:
         return photos
@@ -159,19 +66,6 @@ class Toy:
 
     def penalty(self, layers: Iterator[AdapterLayer], weight: float) -> Mapping[str, torch.Tensor]:
         return {"norm_loss": torch.stack([(x.scale * x.up @ x.down).square().sum() for x in layers]).sum() * weight}
-
-
-class Codec:
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.avg_pool2d(images * 2 - 1, FACTOR)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return torch.nn.functional.interpolate(latents / 2 + 0.5, scale_factor=FACTOR).clamp(0, 1)
-
-
-def toy_base() -> BaseModel:
-    denoiser: Denoiser = Flow()
-    return BaseModel("Toy", denoiser, HashedPrompts(), Codec(), "toy digest")
 
 
 @pytest.fixture(autouse=True)
@@ -278,6 +172,7 @@ def test_the_panels_curves_have_the_names_that_the_way_gives_them() -> None:
     assert ways.loss_labels() == {
         "instance_loss": "subject",
         "prior_loss": "class",
+        "teacher_loss": "class",
         "toy_loss": "toy",
         "norm_loss": "norm",
     }

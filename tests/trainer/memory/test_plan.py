@@ -34,8 +34,9 @@ from subjectbooth.trainer.machine.runtime import choose_precision
 from subjectbooth.trainer.memory import plan
 from subjectbooth.trainer.memory.footprint import Footprint, drawing_bytes, training_footprint
 from subjectbooth.trainer.memory.plan import Load, make_plan, optimizer_bytes, pictures_that_fit
+from subjectbooth.trainer.preserve.class_images import ClassImages
+from subjectbooth.trainer.preserve.none import NoPreservation
 from subjectbooth.trainer.preserve.priors import ClassPriors
-from subjectbooth.trainer.preserve.ways import keeping_class
 from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
@@ -250,8 +251,10 @@ def test_the_longest_prompts_that_can_meet_in_a_batch_count(
     encoded = dict(zip(captions, map(_conditioning, (1, 2, 3, 1)), strict=True)) | {"": _conditioning(1)}
     if class_chunks:
         encoded["class"] = _conditioning(class_chunks)
-    priors = ClassPriors(torch.zeros(2, 4, 8, 8), "class", (), "") if class_chunks else None
-    data = TrainingData(torch.zeros(4, 4, 8, 8), captions, encoded, keeping_class(priors))
+    priors = ClassPriors(torch.zeros(2, 4, 8, 8), "class", (), "")
+    data = TrainingData(
+        torch.zeros(4, 4, 8, 8), captions, encoded, ClassImages(priors) if class_chunks else NoPreservation()
+    )
     load = largest_load(data, batch)
     assert load.conditioning.hidden_states.shape == (1, 77 * chunks, 16)
     assert load.pictures == (2 if class_chunks else 1) * batch

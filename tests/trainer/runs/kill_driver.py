@@ -31,9 +31,10 @@ from subjectbooth.tests.small_base import small_base, small_subject  # noqa: E40
 from subjectbooth.trainer.config import TrainConfig  # noqa: E402
 from subjectbooth.trainer.events import StepDone  # noqa: E402
 from subjectbooth.trainer.learn import checkpoint  # noqa: E402
+from subjectbooth.trainer.preserve.class_images import ClassImages  # noqa: E402
 from subjectbooth.trainer.preserve.generate import generate  # noqa: E402
+from subjectbooth.trainer.preserve.none import NoPreservation  # noqa: E402
 from subjectbooth.trainer.preserve.priors import ClassPriors  # noqa: E402
-from subjectbooth.trainer.preserve.ways import keeping_class  # noqa: E402
 from subjectbooth.trainer.runs.run import Run  # noqa: E402
 from subjectbooth.trainer.subject.subject import Subject  # noqa: E402
 
@@ -88,7 +89,8 @@ def train(folder: Path, kind: str) -> None:
         for made in generate(base, "a photo of a dog", count, 64, folder / "class_images", CPU, steps=SAMPLING_STEPS):
             priors = made if isinstance(made, ClassPriors) else None
         enter(folder, "starting")
-    for event in Run(base, subject(config.enable_bucket), keeping_class(priors), config, folder / "runs", CPU).events():
+    way = NoPreservation() if priors is None else ClassImages(priors)
+    for event in Run(base, subject(config.enable_bucket), way, config, folder / "runs", CPU).events():
         if isinstance(event, StepDone) and entered(folder) != "training":
             enter(folder, "training")
 

@@ -26,7 +26,8 @@ from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import Started, StepDone
 from subjectbooth.trainer.learn.data import TrainingData, make_micro_step, photos_of
 from subjectbooth.trainer.learn.loss import batch_losses
-from subjectbooth.trainer.preserve.ways import keeping_class
+from subjectbooth.trainer.preserve.class_images import ClassImages
+from subjectbooth.trainer.preserve.none import NoPreservation
 from subjectbooth.trainer.runs.run import Run
 from subjectbooth.trainer.subject.buckets import bucket_sizes, nearest_bucket
 from subjectbooth.trainer.subject.photo import Photo
@@ -161,7 +162,7 @@ def _data(sizes: list[tuple[int, int]], priors: bool = True, **changes: Any) -> 
     latents = tuple(torch.randn(4, *size, generator=random) for size in sizes)
     captions = tuple(f"photo {number}" for number in range(len(sizes)))
     encoded = {prompt: Conditioning(torch.randn(1, 77, 16, generator=random)) for prompt in (*captions, "", "class")}
-    kept = keeping_class(dataclasses.replace(small_priors(), prompt="class") if priors else None)
+    kept = ClassImages(dataclasses.replace(small_priors(), prompt="class")) if priors else NoPreservation()
     return TrainingData(latents, captions, encoded, kept, square=(4, 8, 8), **changes)
 
 
@@ -169,8 +170,8 @@ def test_batches_mix_photos_of_one_bucket_only_and_are_fair() -> None:
     data = _data(SIZES)
     seen: list[int] = []
     for step in range(len(SIZES) * 3):
-        photos = photos_of(data, step * 2, 2, step, 0)
-        assert photos == photos_of(data, step * 2, 2, step, 0)
+        photos = photos_of(data, 2, step, 0)
+        assert photos == photos_of(data, 2, step, 0)
         assert len({SIZES[photo] for photo in photos}) == 1
         seen += photos
     assert [seen.count(photo) for photo in range(len(SIZES))] == [6] * len(SIZES)
@@ -197,7 +198,7 @@ def test_two_sizes_are_two_forward_passes_of_one_loss() -> None:
     for step in range(6):
         micro_step = make_micro_step(data, config, denoiser, step, CPU)
         parts = micro_step.batches
-        photos = photos_of(data, step * 2, 2, step, 0)
+        photos = photos_of(data, 2, step, 0)
         if SIZES[photos[0]] == (8, 8):
             (whole,) = parts
             assert whole.latents.shape == (4, 4, 8, 8)

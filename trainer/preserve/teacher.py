@@ -1,0 +1,156 @@
+"""The base as the teacher: its own predictions are the targets for prompts of the class, other prompts and no prompt.
+
+No paper has a name for it; trainers have it as "prior prediction" (OneTrainer) or "differential output preservation"
+(ai-toolkit, with class prompts only). What the LoRA changes is only limited for prompts that the teacher is asked
+about, hence the other prompts and the empty one.
+
+Costs a forward pass of the base without gradients for each image it adds, and the image's own forward and backward
+pass; an image that takes the place of a photo saves that photo's. With a bank, the base's predictions are computed
+once for a fixed number of images and kept. Needs no class images; if there are any, it uses them as well.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import ClassVar
+
+import torch
+
+from ..files.storage import canonical_json, sha256_of
+from ..machine.draws import Draws, generator_for, low_discrepancy
+from .class_images import check_class_images
+from .preservation import BaseIdentity, Part, Preservation
+from .priors import ClassPriors
+from .teacher_prompts import OTHER_SENTENCES, class_sentences
+
+TEACHER_LOSS = "teacher_loss"
+
+FORMAT_VERSION = 1
+"""Part of the key: increased when the same settings no longer give the same weights."""
+
+CLASS_SHARE, OTHER_SHARE = 0.4, 0.5
+"""Shares of the images with a sentence about the class and about something else; the rest has the empty prompt."""
+NOISE_SHARE = 0.1
+"""Share of the images that are nothing but noise."""
+CLASS_IMAGE_SHARE = 0.5
+"""Share of class images among the other images, if there are any; the rest are photos."""
+TIME_POWER = 0.5
+"""Times are made of ``u ** TIME_POWER``, so that noisy images are more frequent: there the prompt decides most."""
+ALL_NOISE = 1 - 2.0**-20
+"""The number that becomes the last time, at which an image is all noise."""
+
+
+class Teacher(Preservation):
+    """Adds the loss between the prediction with the LoRA and that of the base, on photos and noise.
+
+    Args:
+        class_word: the kind of thing the subject is.
+        priors: class images to use as well; None without.
+        every: only on every so many micro-steps.
+        images: number of images it adds to such a micro-step.
+        replaced: number of photos that they take the place of; at least one photo stays unless ``every`` > 1.
+        weight: factor of its loss at ``prior_loss_weight`` 1.
+        bank: number of fixed images, with their prompt, noise and time; 0 for a new one each time.
+    """
+
+    name: ClassVar[str] = "teacher"
+    losses: ClassVar[Mapping[str, str]] = {TEACHER_LOSS: "class"}
+    uses_class_images: ClassVar[bool] = True
+
+    def __init__(
+        self,
+        class_word: str,
+        priors: ClassPriors | None = None,
+        *,
+        every: int = 1,
+        images: int = 1,
+        replaced: int = 1,
+        weight: float = 8.0,
+        bank: int = 0,
+    ) -> None:
+        self._priors, self.every, self._images = priors, every, images
+        self._replaced, self._weight, self._bank = replaced, weight, bank
+        self._class_sentences = class_sentences(class_word)
+
+    @classmethod
+    def create(cls, class_word: str, priors: ClassPriors | None) -> Teacher:
+        """Uses class images if there are any."""
+        return cls(class_word, priors)
+
+    @property
+    def key(self) -> str | None:
+        """A digest of settings, prompts and class images."""
+        settings = [self.every, self._images, self._replaced, self._weight, self._bank]
+        shares = [CLASS_SHARE, OTHER_SHARE, NOISE_SHARE, CLASS_IMAGE_SHARE, TIME_POWER]
+        digest = self._priors.digest if self._priors else ""
+        return sha256_of(self.name, canonical_json([FORMAT_VERSION, *settings, *shares, *self.prompts, digest]))
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """All prompts that images can have."""
+        return (*self._class_sentences, *OTHER_SENTENCES, "")
+
+    @property
+    def record(self) -> Mapping[str, str]:
+        """The folder of the class images, which the clean-up keeps while a LoRA needs them."""
+        return {"class_images": self._priors.store if self._priors else ""}
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The number of regularisation images, under kohya's key."""
+        return {"ss_num_reg_images": str(len(self._priors.latents) if self._priors else 0)}
+
+    def check(self, size: tuple[int, ...], base: BaseIdentity) -> tuple[str, ...]:
+        """Check the class images, if there are any."""
+        return check_class_images(self._priors, size, base) if self._priors else ()
+
+    def pictures(self, photos: int) -> int:
+        """The number of images in a micro-step that has any."""
+        return self._images
+
+    def replaces(self, photos: int) -> int:
+        """The number of photos they take the place of. At least one photo stays, unless other micro-steps have some."""
+        return min(self._replaced, photos if self.every > 1 else photos - 1)
+
+    def parts(self, photos: Part, draws: Draws, weight: float) -> Sequence[Part]:
+        """The next images: of the bank, in an endless sequence of shuffles, or new ones."""
+        numbers = draws.shuffled(self._bank, "teacher") if self._bank else draws.numbers
+        size = tuple(photos.pool[0].shape)
+        drawn = [self._draw(draws.seed, number, photos.pool) for number in numbers]
+        latents, noise, uniform, prompts = zip(*drawn, strict=True)
+        return [
+            Part(
+                TEACHER_LOSS,
+                self._weight * weight,
+                torch.stack(latents),
+                prompts,
+                [
+                    f"the base's image {number + 1} ({prompt!r})"
+                    for number, prompt in zip(numbers, prompts, strict=True)
+                ],
+                "teacher",
+                from_base=True,
+                noise=torch.stack(noise),
+                uniform=torch.tensor(uniform, dtype=torch.float64),
+                keys=[(size, number) for number in numbers] if self._bank else (),
+            )
+        ]
+
+    def _draw(
+        self, seed: int, number: int, pool: Sequence[torch.Tensor]
+    ) -> tuple[torch.Tensor, torch.Tensor, float, str]:
+        """Latents, noise, the number that becomes the time, and the prompt: a function of seed, number and pool."""
+        random = generator_for(seed, "teacher image", number)
+        kind, source, which, prompt, sentence = torch.rand(5, generator=random, dtype=torch.float64).tolist()
+        noise = torch.randn(pool[0].shape, generator=random)
+        uniform = float(low_discrepancy(number, 1, seed, "teacher times")) ** TIME_POWER
+        latents: Sequence[torch.Tensor] | torch.Tensor = pool
+        if self._priors and source < CLASS_IMAGE_SHARE and self._priors.latents.shape[1:] == pool[0].shape:
+            latents = self._priors.latents
+        image = latents[int(which * len(latents))]
+        if kind < NOISE_SHARE:
+            image, uniform = torch.zeros_like(image), ALL_NOISE
+        if prompt >= CLASS_SHARE + OTHER_SHARE:
+            return image, noise, uniform, ""
+        sentences = self._class_sentences if prompt < CLASS_SHARE else OTHER_SENTENCES
+        return image, noise, uniform, sentences[int(sentence * len(sentences))]
