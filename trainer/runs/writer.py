@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
 import json
 import time
@@ -20,7 +21,7 @@ from ..learn import checkpoint
 from ..learn.checkpoint import Checkpoint
 from .folder import RunFolder
 from .log import to_line, truncate_entries
-from .result import KEPT_FILE, RESULT_FILE, Result, ResultFile
+from .result import KEPT_FILE, RESULT_FILE, Result, ResultFile, published_fields
 
 
 class RunWriter(Protocol):
@@ -64,6 +65,10 @@ class RunWriter(Protocol):
 
     def write_result(self, result: Result) -> None:
         """Save the result for its number of steps."""
+        ...
+
+    def choose_step(self, steps: int, step: int) -> None:
+        """Save the step that the user chose as the result of a run of ``steps`` steps; 0 removes it."""
         ...
 
     def record_published(self, values: Mapping[str, Any]) -> None:
@@ -147,10 +152,15 @@ class FolderWriter:
         if not (found.is_current and found.results.get(result.steps) == result):
             self._replace_results(found.with_result(result), f"the result, step {result.step}, cannot be saved")
 
+    def choose_step(self, steps: int, step: int) -> None:
+        """Update the user's choices in ``result.json``."""
+        self._replace_results(
+            self._folder.results().with_choice(steps, step), f"the choice of step {step} is not saved"
+        )
+
     def record_published(self, values: Mapping[str, Any]) -> None:
         """Replace the record of the published file in ``result.json``."""
-        found = self._folder.results()
-        replaced = ResultFile(found.results, {name: value for name, value in values.items() if name != "results"})
+        replaced = dataclasses.replace(self._folder.results(), published=published_fields(values))
         self._replace_results(replaced, "the run's result cannot be saved")
 
     def revoke_stops(self) -> None:
@@ -212,6 +222,9 @@ class SilentWriter:
         """Do nothing."""
 
     def write_result(self, result: Result) -> None:
+        """Do nothing."""
+
+    def choose_step(self, steps: int, step: int) -> None:
         """Do nothing."""
 
     def record_published(self, values: Mapping[str, Any]) -> None:
