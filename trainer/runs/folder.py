@@ -45,6 +45,7 @@ class RunFolder:
         self.record_path = self.path / "run.json"
         self.log_path = self.path / "events.jsonl"
         self.checkpoint_path = self.path / "checkpoint.safetensors"
+        self.grid_path = self.path / "validation" / "grid.png"
         self.notes: list[str] = []
         """Sentences about damaged files that are rebuilt."""
 

@@ -111,8 +111,9 @@ def read_results(folder: Path) -> ResultFile:
     entries = values["results"] if isinstance(values["results"], dict) else {}
     results = {found.steps: found for name, entry in entries.items() if (found := _parse_result(name, entry))}
     is_damaged = entries is not values["results"] or len(results) < len(entries)
-    chosen = values.get("chosen") if isinstance(values.get("chosen"), dict) else {}
-    choices = [found for name, step in chosen.items() if (found := _parse_result(name, {"step": step, "why": CHOSEN}))]
+    chosen = values.get("chosen")
+    entries = {name: {"step": step, "why": CHOSEN} for name, step in chosen.items()} if isinstance(chosen, dict) else {}
+    choices = [found for name, entry in entries.items() if (found := _parse_result(name, entry))]
     return ResultFile(
         results, published, {found.steps: found.step for found in choices}, is_damaged, is_current=not is_damaged
     )

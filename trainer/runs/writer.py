@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -45,6 +46,10 @@ class RunWriter(Protocol):
 
     def truncate_events(self, step: int, losses: Sequence[Mapping[str, float]] = ()) -> None:
         """Truncate the log to the step from which the run resumes, see :func:`trainer.runs.log.truncate_entries`."""
+        ...
+
+    def write_grid(self, picture: Image.Image) -> None:
+        """Save the table of validation images."""
         ...
 
     def save_checkpoint(self, state: Checkpoint) -> None:
@@ -131,6 +136,14 @@ class FolderWriter:
         with disk_errors("the run's log cannot be written", self._folder.path):
             write_atomic(self._folder.log_path, "".join(map(to_line, kept)))
 
+    def write_grid(self, picture: Image.Image) -> None:
+        """Replace the table of validation images, unless it already is this one."""
+        path, content = self._folder.grid_path, io.BytesIO()
+        picture.save(content, "PNG")
+        with disk_errors("the table of validation images cannot be saved", path.parent):
+            if not (path.is_file() and path.read_bytes() == content.getvalue()):
+                write_atomic(path, content.getvalue())
+
     def save_checkpoint(self, state: Checkpoint) -> None:
         """Replace the last checkpoint."""
         with disk_errors("the checkpoint cannot be saved", self._folder.path):
@@ -210,6 +223,9 @@ class SilentWriter:
         """Do nothing."""
 
     def truncate_events(self, step: int, losses: Sequence[Mapping[str, float]] = ()) -> None:
+        """Do nothing."""
+
+    def write_grid(self, picture: Image.Image) -> None:
         """Do nothing."""
 
     def save_checkpoint(self, state: Checkpoint) -> None:
