@@ -191,7 +191,11 @@ class TrainConfig:
         (), "Prompts sampled during training. {subject} is replaced by the trained words.", in_key=False
     )
     validation_interval: int = _setting(
-        100, "Steps between validation images. 0: only at the end.", low=0, high=1_000_000, in_key=False
+        100,
+        "Steps between validation images. The LoRA of these steps is kept, with or without images. 0: only at the end.",
+        low=0,
+        high=1_000_000,
+        in_key=False,
     )
     validation_steps: int = _setting(20, "Sampling steps per validation image.", low=1, high=1000, in_key=False)
     validation_guidance_scale: float = _setting(
