@@ -51,7 +51,7 @@ class RunFolder:
 
     def lora_path(self, step: int) -> Path:
         """Path of the adapter of a step, whether or not it exists."""
-        return self.path / f"lora_{step:06d}.safetensors"
+        return lora_path(self.path, step)
 
     def finished_lora(self, step: int) -> Path | None:
         """Path of the adapter of a step; None if it is missing or damaged.
@@ -207,6 +207,11 @@ class RunFolder:
     def _add_note(self, sentence: str) -> None:
         if sentence not in self.notes:
             self.notes.append(sentence)
+
+
+def lora_path(folder: Path, step: int) -> Path:
+    """Path of the adapter of a step in a run's folder."""
+    return folder / f"lora_{step:06d}.safetensors"
 
 
 def saved_steps(folder: Path) -> list[int]:
