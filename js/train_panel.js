@@ -29,6 +29,7 @@ class TrainPanel {
     this.view = new TrainView(words, {
       stop: () => this.stop(),
       resume: () => this.resume(),
+      use: (step) => this.use(step),
       viewAddress: (image) => api.apiURL(`/view?${new URLSearchParams(image)}`),
       sharpness: () => (window.devicePixelRatio || 1) * Math.min(2, Math.max(1, app.canvas?.ds?.scale ?? 1)),
     });
@@ -120,7 +121,15 @@ class TrainPanel {
 
   async resume() {
     this.set("after_stop", "continue");
+    this.set("use_step", 0); // or nothing would be trained
     this.set("force_retrain", false); // or it would start over
+    await app.queuePrompt(0, 1);
+  }
+
+  /** Make a step the result, or with 0 the run's own choice again. */
+  async use(step) {
+    this.set("use_step", step);
+    this.set("force_retrain", false); // the step is there already
     await app.queuePrompt(0, 1);
   }
 

@@ -10,6 +10,7 @@ from typing import Any
 import comfy.model_management
 import comfy.utils
 import folder_paths
+import numpy as np
 import torch
 from PIL import Image
 from server import PromptServer
@@ -139,6 +140,11 @@ def readable_seconds(seconds: float | None) -> str:
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"
+
+
+def as_image(picture: Image.Image) -> torch.Tensor:
+    """A picture as IMAGE: float32 [1, h, w, 3] in 0..1."""
+    return torch.from_numpy(np.asarray(picture, dtype=np.float32) / 255)[None]
 
 
 def grid(images: torch.Tensor) -> Image.Image:

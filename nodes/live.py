@@ -107,7 +107,8 @@ class Feed:
 
     def publish(self, event: Event) -> None:
         """Queue an event; send what is queued if the last message is old enough."""
-        self._state["step"] = event.step
+        # A finished run shows how far it is trained, whichever of its steps is the result.
+        self._state["step"] = self._run.trained_steps if isinstance(event, Finished) else event.step
         stopping = self._state["state"] == "stopping"
         urgent = True
         if isinstance(event, StepDone):

@@ -19,12 +19,14 @@ from ..trainer.runs.cleanup import over_limit_note, remember_lora_folders
 from ..trainer.runs.publish import checked_name, publish
 from ..trainer.runs.recipe import Recipe
 from ..trainer.runs.run import Run
+from ..trainer.runs.step_grid import write_step_grid
 from ..trainer.subject.subject import Subject
 from . import live, published
 from .bridge import base_from_graph
 from .graph_terms import graph_messages, notes_in_graph
 from .host import (
     Progress,
+    as_image,
     clean_up,
     loras_dirs,
     pack_output_dir,
@@ -33,7 +35,7 @@ from .host import (
 )
 from .lora_file import SubjectLora, load_lora_file, require_all_keys
 from .settings import config_from, setting_input
-from .train_report import follow, not_drawn_note, result_of, summary
+from .train_report import end_state, follow, not_drawn_note, result_of, summary
 from .types import CATEGORY, ClassPriorsType, DreamBoothOptionsType, SubjectLoraType, SubjectType
 from .wired_checks import ignored_patches
 
@@ -131,6 +133,16 @@ class DreamBoothLoRATrain(io.ComfyNode):
                     optional=True,
                     tooltip=PRESERVATION_HELP,
                 ),
+                io.Int.Input(
+                    "use_step",
+                    default=0,
+                    min=0,
+                    max=1_000_000,
+                    optional=True,
+                    control_after_generate=False,
+                    tooltip="Make this step the result, without training: one whose LoRA was kept (each "
+                    "validation_interval, and the last). 0: the run's own result.",
+                ),
             ],
             outputs=[
                 SubjectLoraType.Output(display_name="subject_lora", tooltip="For Apply Subject LoRA."),
@@ -145,6 +157,10 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 io.LossMap.Output(
                     display_name="loss_map",
                     tooltip="For ComfyUI's own Plot Loss Graph. Blocked if there is nothing to plot.",
+                ),
+                io.Image.Output(
+                    display_name="grid",
+                    tooltip="All validation images as one labelled table, step by prompt. Blocked if there are none.",
                 ),
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
@@ -169,6 +185,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
         force_retrain: bool | None = False,
         after_stop: str | None = "keep",
         output_name: str | None = None,
+        use_step: int | None = 0,
         **_: Any,
     ) -> float | str:
         """Bypass ComfyUI's cache for a forced run (NaN never equals itself) and if a published file changed or is gone.
@@ -177,7 +194,8 @@ class DreamBoothLoRATrain(io.ComfyNode):
         """
         if force_retrain:
             return float("nan")
-        return f"{live.generation(after_stop or '')} {published.lost_files(output_name)}"
+        replaced = published.replaced_files(output_name, use_step)
+        return f"{live.generation(after_stop or '')} {published.lost_files(output_name)} {replaced}"
 
     @classmethod
     @graph_messages()
@@ -194,6 +212,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
         options: dict[str, Any] | None = None,
         after_stop: str = "keep",
         preservation: str = DEFAULT_WAY,
+        use_step: int = 0,
         **settings: Any,
     ) -> io.NodeOutput:
         """Train, or reuse the run, and return its result."""
@@ -214,18 +233,18 @@ class DreamBoothLoRATrain(io.ComfyNode):
             if (force_retrain or resume) and run.folder.kept_step(config.steps) is not None:
                 live.mark_kept_results_stale()
             with live.feed(place_of(cls.hidden), run, config.steps, device) as feed:
-                finished, plan = follow(run.events(force_retrain, resume), progress, feed, output_name)
+                finished, plan = follow(run.events(force_retrain, resume, use_step), progress, feed, output_name)
                 file = publish(finished.path, loras_dirs()[0], output_name)
-                published.remember(output_name, file.path)
+                published.remember(output_name, file.path, use_step)
                 lora = load_lora_file(file.path)
                 matched = require_all_keys(lora.tensors, model, clip)
                 result = run.result
                 assert result is not None  # its events were read to their end
                 shown = result_of(result, lora, matched)
                 run.writer.record_published(shown)
-                feed.end("kept" if result.is_stopped else "finished", shown)
+                feed.end(end_state(run), shown)
         headline = summary(finished, result, lora, matched)
-        validations, not_drawn = run.validations(finished.step)
+        validations, not_drawn = run.validations(run.trained_steps)
         remember_lora_folders(pack_output_dir(), loras_dirs())
         if finished.warning:
             log.warning("%s", finished.warning)
@@ -248,14 +267,13 @@ class DreamBoothLoRATrain(io.ComfyNode):
         # Without the plan, which would not fit into the space that the editor gives it.
         progress.set_text("\n".join(text))
         text += filter(None, [*ignored_patches(model), plan])
-        return cls._output(run, lora, finished.step, validations, text, {"run": run.folder.path.name, **shown})
+        return cls._output(run, lora, validations, text, {"run": run.folder.path.name, **shown})
 
     @classmethod
     def _output(
         cls,
         run: Run,
         lora: SubjectLora,
-        steps: int,
         validations: list[tuple[int, torch.Tensor]],
         text: list[str],
         result: dict[str, Any],
@@ -266,7 +284,9 @@ class DreamBoothLoRATrain(io.ComfyNode):
             for path in run.folder.validation_paths(step, len(run.validation_prompts))
         ]
         images = torch.cat([images for _, images in validations]) if validations else ExecutionBlocker(None)
-        losses = run.folder.losses(steps)
+        losses = run.folder.losses(run.trained_steps)
+        table = write_step_grid(run, validations)
+        grid = as_image(table) if table is not None else ExecutionBlocker(None)
         # Plot Loss Graph divides by the spread of the losses.
         loss_map = {"loss": losses} if len(set(losses)) > 1 else ExecutionBlocker(None)
         return io.NodeOutput(
@@ -275,6 +295,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
             images,
             lora.tensors,
             loss_map,
+            grid,
             ui={"images": pictures, "text": text, "subjectbooth": [result]},
         )
 

@@ -8,7 +8,8 @@ from typing import Any
 from ..trainer.events import Adjusted, Event, Finished, Started, StepDone, Validation, ValidationStep
 from ..trainer.preserve.ways import loss_labels
 from ..trainer.runs.publish import check_folder
-from ..trainer.runs.result import Result
+from ..trainer.runs.result import CHOSEN, STOPPED, Result
+from ..trainer.runs.run import Run
 from . import live
 from .graph_terms import event_in_graph
 from .host import Progress, grid, loras_dirs, readable_seconds, stop_if_cancelled
@@ -66,7 +67,15 @@ def result_of(result: Result, lora: SubjectLora, matched: int) -> dict[str, Any]
         "trigger": lora.trigger,
         "step": result.step,
         "steps": result.steps,
+        "why": result.why,
     }
+
+
+def end_state(run: Run) -> str:
+    """How the run itself has ended, whichever step the user chose: "finished", "kept", or "cancelled" if unfinished."""
+    assert run.result is not None
+    own = run.folder.result(run.result.steps) if run.result.why == CHOSEN else run.result
+    return "cancelled" if own is None else "kept" if own.is_stopped else "finished"
 
 
 def summary(finished: Finished, result: Result, lora: SubjectLora, matched: int) -> str:
@@ -74,7 +83,8 @@ def summary(finished: Finished, result: Result, lora: SubjectLora, matched: int)
     verb = "trained" if finished.trained else "reused (trained before)"
     verb += ", but nothing was learned" if finished.warning else ""
     size = lora.path.stat().st_size / 2**20
-    step = f"step {result.step}" + (f" of {result.steps} (stopped and kept)" if result.is_stopped else "")
+    note = {STOPPED: "stopped and kept", CHOSEN: "chosen by use_step"}.get(result.why)
+    step = f"step {result.step}" + (f" of {result.steps} ({note})" if note else "")
     return (
         f"{verb}: {lora.path.name}, {size:.1f} MB, {step}, matched {matched}/{matched}, use “{lora.trigger}” in prompts"
     )

@@ -45,6 +45,11 @@ export class TrainState {
     return this.state === "kept";
   }
 
+  /** Whether the user chose the step in use, in place of the run's own result. */
+  get chosenByUser() {
+    return this.result?.why === "chosen";
+  }
+
   /** Apply a "subjectbooth.train" message. */
   take(message) {
     // Only the first message after a start has `chosen` without a note: later steps in the log will be repeated.
@@ -75,10 +80,15 @@ export class TrainState {
 
   /** Apply the node's final result. */
   done(result) {
-    const { step, steps } = result;
-    // A reused result of fewer steps may be in a folder that was trained further since: drop the later steps.
-    this._cut(step);
-    this._now({ step, steps, state: step < steps ? "kept" : "finished", eta: null });
+    const { step, steps, why } = result;
+    if ([undefined, "last", "stopped"].includes(why)) {
+      // A reused result of fewer steps may be in a folder that was trained further since: drop the later steps.
+      this._cut(step);
+      this._now({ step, steps, state: step < steps ? "kept" : "finished", eta: null });
+    } else {
+      // The step was chosen from all: the run stays as it is.
+      this._now({ steps, state: this.atWork ? "finished" : this.state, eta: null });
+    }
     this.result = result;
   }
 

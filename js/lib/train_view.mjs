@@ -1,9 +1,10 @@
 // The training panel's elements. Renders a TrainState and calls back; knows neither the server nor the node.
 import { colourOf, drawChart, shownSeries, stepAt } from "./loss_chart.mjs";
 import { readableBytes, readableSeconds, readableTime } from "./numbers.mjs";
+import { UseLine } from "./use_line.mjs";
 
 /** Heights in CSS pixels that the panel needs in the node. */
-const HEIGHTS = { idle: 54, status: 46, chart: 158, strip: 200, actions: 30, result: 52, padding: 12 };
+const HEIGHTS = { idle: 54, status: 46, chart: 158, strip: 200, use: 30, actions: 30, result: 52, padding: 12 };
 
 function make(kind, className = "", text = "") {
   const element = document.createElement(kind);
@@ -14,7 +15,7 @@ function make(kind, className = "", text = "") {
 
 /**
  * @param words see train_words.mjs
- * @param actions {stop, resume, viewAddress(image), sharpness()}
+ * @param actions {stop, resume, use(step), viewAddress(image), sharpness()}; step 0 is the run's own result
  */
 export class TrainView {
   constructor(words, actions) {
@@ -38,6 +39,7 @@ export class TrainView {
     const parts = ["status", "padding"];
     if (!this._chart.hidden) parts.push("chart");
     if (!this._strip.hidden) parts.push("strip");
+    if (!this._use.element.hidden) parts.push("use");
     if (!this._actionsLine.hidden) parts.push("actions");
     if (!this._result.hidden) parts.push("result");
     return parts.reduce((sum, part) => sum + HEIGHTS[part], 0);
@@ -51,7 +53,8 @@ export class TrainView {
     }
     this._run = run;
     this._idle.hidden = Boolean(run);
-    for (const part of [this._status, this._bar, this._actionsLine, this._result, this._legend, this._chart, this._strip]) {
+    for (const part of [this._status, this._bar, this._actionsLine, this._result, this._legend, this._chart, this._strip,
+      this._use.element]) {
       part.hidden = !run;
     }
     this.element.dataset.state = run?.state ?? "idle";
@@ -60,6 +63,7 @@ export class TrainView {
     this._showStatus(run);
     this._showCurves(run);
     this._showPictures(run);
+    this._use.show(run, this._strip.hidden ? null : this._shown());
     this._showActions(run);
     this._showResult(run);
   }
@@ -116,15 +120,12 @@ export class TrainView {
       this.show(this._run);
     });
     this._pickedText = make("span", "sbt-faint sbt-numbers");
-    this._compare = make("button", "", words.compare);
-    this._compare.type = "button";
-    this._compare.title = words.compareHelp;
-    this._compare.addEventListener("click", () => {
-      this._held = this._held === null ? this._shown()?.step ?? null : null;
-      this.show(this._run);
-    });
+    this._compare = this._button(words.compare, words.compareHelp, () => this._toggleCompare());
     steps.append(this._slider, this._pickedText, this._compare);
     this._strip.append(this._pictures, steps);
+
+    const button = (...parts) => this._button(...parts);
+    this._use = new UseLine(words, button, (step) => this._actions.use(step));
 
     this._actionsLine = make("div", "sbt-line");
     this._stop = this._button(words.stop, words.stopHelp, () => this._actions.stop());
@@ -145,7 +146,7 @@ export class TrainView {
 
     // Buttons above the parts that come and go, so that they do not move.
     this.element.append(this._idle, this._status, this._bar, this._actionsLine, this._result, this._legend, this._chart,
-      this._strip);
+      this._strip, this._use.element);
   }
 
   _button(text, help, action) {
@@ -159,7 +160,8 @@ export class TrainView {
   _showStatus(run) {
     const words = this._words;
     const drawn = run.drawn ? ` ${run.drawn[0]}/${run.drawn[1]}` : "";
-    this._state.textContent = (words[run.state] ?? run.state) + drawn;
+    const state = run.state === "cancelled" && run.chosenByUser ? "unfinished" : run.state;
+    this._state.textContent = (words[state] ?? state) + drawn;
     this._state.title = run.notes.join("\n");
     const { precision, device } = run.chosen;
     this._setting.textContent = [precision, device].filter(Boolean).join(" · ");
@@ -221,13 +223,24 @@ export class TrainView {
     });
   }
 
-  /** The validation selected by the slider: the newest until the user moves it. */
+  /** The validation selected by the slider: until the user moves it, the newest that is not held for comparison. */
   _shown() {
     const all = this._run?.validations ?? [];
-    return all.find(({ step }) => step === this._picked) ?? all.at(-1) ?? null;
+    return all.find(({ step }) => step === this._picked) ?? all.findLast(({ step }) => step !== this._held) ?? null;
+  }
+
+  /** Hold the shown step next to another one, or end that. */
+  _toggleCompare() {
+    const all = this._run.validations;
+    const at = all.indexOf(this._shown());
+    this._held = this._held === null ? all[at].step : null;
+    // A step is not compared to itself.
+    if (this._held !== null && this._picked !== null) this._picked = (all[at - 1] ?? all[at + 1]).step;
+    this.show(this._run);
   }
 
   _showPictures(run) {
+    if (!run.validations.some(({ step }) => step === this._held)) this._held = null;
     const shown = this._shown();
     this._strip.hidden = !shown;
     if (!shown) {
@@ -236,7 +249,6 @@ export class TrainView {
       return;
     }
     const held = run.validations.find(({ step }) => step === this._held);
-    if (!held) this._held = null;
     this._slider.max = String(run.validations.length - 1);
     this._slider.value = String(run.validations.indexOf(shown));
     this._slider.disabled = run.validations.length < 2;
@@ -244,7 +256,8 @@ export class TrainView {
     this._compare.textContent = held ? this._words.release : this._words.compare;
     this._compare.setAttribute("aria-pressed", String(Boolean(held)));
     this._pickedText.textContent = `${this._words.step} ${shown.step}`;
-    const figures = (held ? [held, shown] : [shown]).map((validation) => this._figure(validation, Boolean(held)));
+    const both = held && held !== shown ? [held, shown] : [shown];
+    const figures = both.map((validation) => this._figure(validation, Boolean(held)));
     const now = JSON.stringify([held, shown]);
     // Keep unchanged images: recreating them at each message would flicker.
     if (this._pictures.dataset.now !== now) this._pictures.replaceChildren(...figures);

@@ -195,11 +195,56 @@ const tests = {
     same(told(drawn(5, "2", "a cat")), [["data:,filename=5.png&v=2", "a cat"]]);
     told(drawn(7, "3", "a cat"));
     [...view.element.querySelectorAll("button")].find(({ textContent }) => textContent === "Compare").click();
+    same(shown().map(({ src }) => src), ["data:,filename=7.png&v=3", "data:,filename=5.png&v=2"], "not 7 next to itself");
     told(drawn(8, "4", "a cat"));
     same(told(drawn(7, "5", "a cow")), [["data:,filename=7.png&v=5", "a cow"], ["data:,filename=8.png&v=4", "a cat"]]);
     state.take(message(0, { chosen: { precision: "fp32" } }));
     view.show(state);
     same(shown().length, 0, "a run that starts again");
+    view.remove();
+  },
+  "any step whose LoRA is kept can be used, and the run's own choice be taken again"() {
+    if (typeof document === "undefined") return; // run by node
+    const used = [];
+    const view = new TrainView(wordsOf("en"), {
+      viewAddress: () => "data:,", sharpness: () => 1, use: (step) => used.push(step),
+    });
+    const button = (text) => [...view.element.querySelectorAll("button")].find(({ textContent }) => textContent === text);
+    const line = () => button("Use this step").parentElement;
+    const to = (at) => {
+      const slider = view.element.querySelector("input[type=range]");
+      slider.value = String(at);
+      slider.dispatchEvent(new Event("input"));
+    };
+    const state = new TrainState("r");
+    const validations = [2, 4, 5].map((step) => ({ step, prompts: ["p"], images: [{ filename: `${step}` }] }));
+    state.take(message(5, { steps: 5, saved: [2, 5], validations }));
+    view.show(state);
+    same(line().hidden, true, "in training");
+    const result = { run: "r", step: 5, steps: 5, why: "last", lora: "x", size: 1, matched: 1, layers: 1, trigger: "t" };
+    state.done(result);
+    view.show(state);
+    same(line().firstChild.textContent, "In use: step 5 (last)");
+    same([button("Use this step").hidden, button("Back to the run's own choice").hidden], [true, true]);
+    to(1);
+    same([button("Use this step").disabled, button("Use this step").title],
+      [true, "The LoRA of this step was not kept"]);
+    to(0);
+    same([button("Use this step").hidden, button("Use this step").disabled], [false, false]);
+    button("Use this step").click();
+    state.done({ ...result, step: 2, why: "chosen" });
+    view.show(state);
+    same(line().firstChild.textContent, "In use: step 2 (chosen by you)");
+    same([state.step, state.state, state.validations.length, state.saved], [5, "finished", 3, [2, 5]], "nothing is cut");
+    button("Back to the run's own choice").click();
+    same(used, [2, 0]);
+    // After a reload, of a run that was cancelled.
+    const read = new TrainState("s");
+    read.fill({ step: 4, steps: 9, series: {}, validations, saved: [2, 4], notes: [], chosen: {}, active: null, kept: null,
+      result: { ...result, step: 2, steps: 9, why: "chosen" } });
+    view.show(read);
+    same(view.element.querySelector("[role=status]").textContent, "Not finished; one of its steps is in use");
+    same(button("Back to the run's own choice").hidden, false);
     view.remove();
   },
   "a photo is moved to where it was dropped and no other is lost"() {

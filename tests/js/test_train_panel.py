@@ -17,6 +17,7 @@ from subjectbooth.tests.comfy_server import ComfyClient
 from subjectbooth.tests.js.browser import READY, Page, find_chromium, open_editor
 from subjectbooth.tests.nodes.graphs import node
 from subjectbooth.tests.nodes.training_graphs import SIZE, train_node
+from subjectbooth.trainer.files.safetensors_file import read_metadata
 
 pytestmark = [
     pytest.mark.comfy,
@@ -250,8 +251,32 @@ def test_run_stop_keep_continue(page: Page, comfy: ComfyClient, renderer: str) -
     )
     press(page, "Copy")
     assert page.wait_for("window.copied") == "ohwx dog"
+
+    # The slider's step becomes the result, also after a reload, until the run's own choice is taken again.
+    trained = last_log(comfy)
+    page.evaluate(f"{widget('force_retrain')} = true")
+    press(page, "Use this step")
+    page.wait_for(f"{PANEL}.innerText.includes('In use: step 5 (chosen by you)')", 120)
+    assert (page.evaluate(widget("use_step")), page.evaluate(widget("force_retrain"))) == (5, False)
+    assert published_step(comfy, f"ui_{name}") == "5"
+    assert (state(page), page.evaluate(f"{PANEL}.dataset.step")) == ("finished", "30")
+    page.wait_for(f"{PANEL}.clientHeight >= {PANEL}.scrollHeight", 10)
+    shot(page, f"{name}_chosen")
+    reload(page)
+    page.wait_for(f"{PANEL}.innerText.includes('In use: step 5 (chosen by you)')", 60)
+    assert page.evaluate(widget("use_step")) == 5
+    press(page, "Back to the run's own choice")
+    page.wait_for(f"{PANEL}.innerText.includes('In use: step 30 (last)')", 120)
+    assert page.evaluate(widget("use_step")) == 0
+    assert published_step(comfy, f"ui_{name}") == "30"
+    assert last_log(comfy) == trained, "nothing was trained"
     assert not ours(page), ours(page)
     use_renderer(page, "classic")
+
+
+def published_step(comfy: ComfyClient, name: str) -> str:
+    assert comfy.server is not None
+    return read_metadata(comfy.server.models_dir / "loras" / f"{name}.safetensors")["subjectbooth.step"]
 
 
 def last_log(comfy: ComfyClient) -> str:

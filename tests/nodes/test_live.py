@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.client
+import io
 import json
 import urllib.parse
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from subjectbooth.tests.comfy_server import ComfyClient, Event, NodeFailed, PromptRejected, RunResult
 from subjectbooth.tests.nodes.fuzz_values import is_refused_as
@@ -105,6 +107,74 @@ def test_a_continued_run_can_be_stopped_and_then_continued_again(comfy: ComfyCli
     again = comfy.run(graph)
     assert min(_trained_steps(again)) == step + 1
     assert again.outputs["11"]["subjectbooth"][0]["step"] == STEPS
+
+
+def _pictures(client: ComfyClient, result: RunResult, node_id: str) -> list[Image.Image]:
+    return [_picture(client.view(**record)) for record in result.images(node_id)]
+
+
+def _picture(content: bytes) -> Image.Image:
+    return Image.open(io.BytesIO(content)).convert("RGB")
+
+
+def test_a_chosen_step_is_the_result_without_training(comfy: ComfyClient) -> None:
+    """Over the API: its bits are published and sampled with, the grid marks it, and taking it back is no training."""
+    images = upload_cat(comfy)
+
+    def graph(use_step: int, **train: Any) -> dict[str, Any]:
+        made = train_and_sample(
+            images,
+            seed=1,
+            steps=3,
+            output_name="chosen",
+            learning_rate=0.0046,
+            validation_prompts="a photo of {subject}",
+            validation_interval=2,
+            use_step=use_step,
+            **train,
+        )
+        made["20"] = node("PreviewImage", images=["11", 5])
+        return made
+
+    own = comfy.run(graph(0))
+    folder = comfy.server.output_dir / "subjectbooth" / own.outputs["11"]["subjectbooth"][0]["run"]
+    last = _tensors(comfy, "chosen")
+    (grid,) = _pictures(comfy, own, "20")
+    assert grid.tobytes() == _picture((folder / "validation" / "grid.png").read_bytes()).tobytes()
+    assert grid.width > 192 and grid.height > 2 * 192, "two steps, one prompt"
+
+    chosen = comfy.run(graph(2))
+    shown = chosen.outputs["11"]["subjectbooth"][0]
+    assert _trained_steps(chosen) == [] and "Started" not in json.dumps(_messages(chosen.events))
+    assert (shown["step"], shown["steps"], shown["why"], shown["lora"]) == (2, 3, "chosen", "chosen.safetensors")
+    assert "step 2 of 3 (chosen by use_step)" in chosen.outputs["11"]["text"][0]
+    assert json.loads((folder / "result.json").read_text("utf-8"))["chosen"] == {"3": 2}
+    kept, published = safetensors.torch.load_file(folder / "lora_000002.safetensors"), _tensors(comfy, "chosen")
+    assert all(torch.equal(kept[name], published[name]) for name in kept)
+    assert not all(torch.equal(kept[name], last[name]) for name in kept)
+    (before,), (after,) = _pictures(comfy, own, "7"), _pictures(comfy, chosen, "7")
+    assert before.tobytes() != after.tobytes(), "it is sampled with"
+    assert len(chosen.outputs["11"]["images"]) == 2, "the later steps can still be looked at"
+    (marked,) = _pictures(comfy, chosen, "20")
+    assert marked.height == grid.height and marked.tobytes() != grid.tobytes()
+    history = comfy.request("GET", f"/subjectbooth/runs/{folder.name}/events")
+    assert (history["saved"], history["step"], history["result"]["why"]) == ([2, 3], 3, "chosen")
+    assert _messages(chosen.events)[-1]["state"] == "finished" and _messages(chosen.events)[-1]["step"] == 3
+    assert "11" in comfy.run(graph(2)).cached
+
+    with pytest.raises(NodeFailed) as failure:
+        comfy.run(graph(1))
+    assert is_refused_as(failure.value, "has not kept the LoRA of that step. "), failure.value
+    assert is_refused_as(failure.value, "Use 2, the nearest, or 0 for the run's own result"), failure.value
+    with pytest.raises(NodeFailed) as failure:
+        comfy.run(graph(2, force_retrain=True))
+    assert is_refused_as(failure.value, "force_retrain together with use_step 2"), failure.value
+
+    back = comfy.run(graph(0))
+    assert _trained_steps(back) == [] and back.outputs["11"]["subjectbooth"][0]["why"] == "last"
+    assert all(torch.equal(value, last[name]) for name, value in _tensors(comfy, "chosen").items())
+    assert _pictures(comfy, back, "7")[0].tobytes() == before.tobytes()
+    assert not list((comfy.server.models_dir / "loras").glob("chosen_*"))
 
 
 def test_an_unknown_after_stop_is_one_sentence(comfy: ComfyClient) -> None:

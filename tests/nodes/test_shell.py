@@ -159,7 +159,9 @@ def test_class_images_and_a_second_call_from_the_shell(tiny_checkpoint: Path, tm
     assert "trained:" in first.stdout
     metadata = read_metadata(tmp_path / "out" / "cat.safetensors")
     assert metadata["ss_num_reg_images"] == "2"
-    assert len(list((tmp_path / "out" / "runs").glob("*/validation/*.png"))) == 1
+    assert len(list((tmp_path / "out" / "runs").glob("*/validation/step_*.png"))) == 1
+    (grid,) = (tmp_path / "out" / "runs").glob("*/validation/grid.png")
+    assert f"validation images of all steps: {grid}" in first.stdout
     published = tmp_path / "out" / "cat.safetensors"
     published.write_bytes(published.read_bytes() + b"\0")  # somebody's edit
     second = run_here(*arguments)
@@ -174,12 +176,22 @@ def test_class_images_and_a_second_call_from_the_shell(tiny_checkpoint: Path, tm
 
 
 def test_stop_keep_and_continue_from_the_shell(tiny_checkpoint: Path, tmp_path: Path) -> None:
-    arguments = _arguments(tiny_checkpoint, write_photos(tmp_path / "photos"), tmp_path / "out")
-    kept = run_here(*arguments, "--keep")
+    photos = write_photos(tmp_path / "photos")
+    arguments = _arguments(tiny_checkpoint, photos, tmp_path / "out", "--validation_interval", "2")
+    kept = run_here(*arguments, "--use_step", "latest")
     assert "stopped and kept at step 1 of 4" in kept.stdout, kept.stderr
     assert read_metadata(tmp_path / "out" / "cat.safetensors")["subjectbooth.step"] == "1"
     assert "already trained (stopped and kept at step 1 of 4)" in run_here(*arguments).stdout
     assert "trained:" in run_here(*arguments, "--after_stop", "continue").stdout
+    assert read_metadata(tmp_path / "out" / "cat.safetensors")["subjectbooth.step"] == "4"
+
+    chosen = run_here(*arguments, "--use_step", "2")
+    assert "already trained (using step 2, chosen by --use_step): " in chosen.stdout, chosen.stderr
+    assert read_metadata(tmp_path / "out" / "cat.safetensors")["subjectbooth.step"] == "2"
+    assert not (tmp_path / "out" / "cat_2.safetensors").exists()
+    refused = run_here(*arguments, "--use_step", "3")
+    assert (refused.returncode, "Use 2 or 4, the nearest" in refused.stderr) == (2, True), refused.stderr
+    assert "already trained: " in run_here(*arguments).stdout
     assert read_metadata(tmp_path / "out" / "cat.safetensors")["subjectbooth.step"] == "4"
 
 

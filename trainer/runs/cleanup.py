@@ -21,12 +21,15 @@ from ..errors import SubjectBoothError
 from ..files.lock import LOCK_NAME, is_locked, lock_folder
 from ..files.safetensors_file import read_metadata
 from ..files.storage import write_atomic
+from .folder import lora_path, saved_steps
+from .result import read_results
 
 logger = logging.getLogger("subjectbooth")
 
 DEFAULT_LIMIT = 20 * 10**9
 """Total bytes of runs and class images above which the user is warned. A run of SD 1.5 at rank 16 takes about 60 MB
-with its checkpoint, and 13 MB more for each validation."""
+with its checkpoint, and 13 MB more for each step whose LoRA it keeps (SDXL: 93 MB; at most 32, see
+:attr:`trainer.config.TrainConfig.kept_interval`)."""
 LIMIT_VARIABLE = "SUBJECTBOOTH_DISK_LIMIT"
 LORA_FOLDERS = "lora_folders.json"
 """File in the pack's output folder that lists ComfyUI's LoRA folders. extra_model_paths.yaml may add any folder, and a
@@ -40,14 +43,15 @@ _UNITS = {"T": 10**12, "G": 10**9, "M": 10**6, "K": 10**3, "": 1}
 
 @dataclass(frozen=True)
 class DiskItem:
-    """The folder of a run or of a set of class images.
+    """The folder of a run or of a set of class images, or the LoRAs of a run's other steps than its result.
 
     Attributes:
         path: the folder.
-        kind: ``run`` or ``class images``.
+        kind: ``run``, ``other steps`` or ``class images``.
         size: bytes.
-        changed: Unix time of the last change to a file.
+        changed: Unix time of the last change to a file in the folder.
         keep_reason: why it must stay; empty if it may be removed.
+        files: what is removed of the folder; empty for all of it.
     """
 
     path: Path
@@ -55,6 +59,7 @@ class DiskItem:
     size: int
     changed: float
     keep_reason: str = ""
+    files: tuple[Path, ...] = ()
 
 
 def parse_size(text: str) -> int:
@@ -90,8 +95,9 @@ def disk_limit() -> int:
 def survey(runs: Path, class_images: Path, loras: Iterable[Path]) -> list[DiskItem]:
     """List all runs and sets of class images, oldest first, with the reason to keep each.
 
-    A run is kept while ``loras`` contains a LoRA of it or while a program uses it; class images are kept while such a
-    run was trained with them. Folders are recognised by their content; others, and links, are ignored.
+    A run is kept while ``loras`` contains a LoRA of it or while a program uses it. If no program uses it, the LoRAs of
+    its other steps, which could only be chosen in place of that one, are an item that may be removed. Class images are
+    kept while such a run was trained with them. Folders are recognised by their content; others and links are ignored.
 
     Args:
         runs: the folder that contains all runs.
@@ -112,6 +118,11 @@ def survey(runs: Path, class_images: Path, loras: Iterable[Path]) -> list[DiskIt
         keep_reason = "in use" if _in_use(folder, changed) else "its LoRA exists" if key in keys else ""
         if keep_reason:
             stores.add(record.get("class_images"))
+        others = _other_steps(folder) if key in keys and keep_reason != "in use" else ()
+        if others:
+            freed = sum(path.stat().st_size for path in others)
+            items.append(DiskItem(folder, "other steps", freed, changed, files=others))
+            size -= freed
         items.append(DiskItem(folder, "run", size, changed, keep_reason))
     for folder in _subfolders(class_images):
         if not ({"prompt", "base_digest", "seed"} <= _read_json(folder / "recipe.json").keys()):
@@ -135,15 +146,16 @@ def choose_removable(items: Sequence[DiskItem], limit: int) -> list[DiskItem]:
 
 
 def remove_items(items: Iterable[DiskItem]) -> int:
-    """Delete the folders and return the bytes freed. Folders that are locked by now are kept."""
+    """Delete the items and return the bytes freed. Folders that are locked by now are kept."""
     freed = 0
     for item in items:
         try:
             with lock_folder(item.path):
-                for path in sorted(item.path.iterdir()):
+                for path in item.files or sorted(item.path.iterdir()):
                     if path.name != LOCK_NAME:
                         shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-            shutil.rmtree(item.path)
+            if not item.files:
+                shutil.rmtree(item.path)
             freed += item.size
         except (SubjectBoothError, OSError) as error:
             logger.warning("%s was not removed: %s", item.path, error)
@@ -178,6 +190,18 @@ def over_limit_note(output: Path) -> str:
         f'python -m trainer clean --limit {format_size(disk_limit()).replace(" ", "")} --output_dir "{output}" '
         "shows what can be removed"
     )
+
+
+def _other_steps(folder: Path) -> tuple[Path, ...]:
+    """The LoRAs of a run that are neither a result nor chosen or published."""
+    try:
+        found = read_results(folder)
+    except OSError:
+        return ()
+    used = {result.step for result in found.results.values()} | {*found.chosen.values(), found.published.get("step")}
+    # Without any result, the run is unfinished, or from an earlier version: its last step is what counts.
+    steps = saved_steps(folder)
+    return tuple(lora_path(folder, step) for step in steps[:-1] if step not in used)
 
 
 def _in_use(folder: Path, changed: float) -> bool:

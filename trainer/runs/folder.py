@@ -26,6 +26,8 @@ from .result import RESULT_FILE, Result, ResultFile, read_results
 
 logger = logging.getLogger("subjectbooth")
 
+_LORA = re.compile(r"lora_(\d{6,9})\.safetensors")
+
 
 class RunFolder:
     """Read access to the folder of one run.
@@ -43,12 +45,13 @@ class RunFolder:
         self.record_path = self.path / "run.json"
         self.log_path = self.path / "events.jsonl"
         self.checkpoint_path = self.path / "checkpoint.safetensors"
+        self.grid_path = self.path / "validation" / "grid.png"
         self.notes: list[str] = []
         """Sentences about damaged files that are rebuilt."""
 
     def lora_path(self, step: int) -> Path:
         """Path of the adapter of a step, whether or not it exists."""
-        return self.path / f"lora_{step:06d}.safetensors"
+        return lora_path(self.path, step)
 
     def finished_lora(self, step: int) -> Path | None:
         """Path of the adapter of a step; None if it is missing or damaged.
@@ -59,17 +62,31 @@ class RunFolder:
         path = self.lora_path(step)
         if not path.is_file():
             return None
-        with disk_errors("the adapter cannot be read", self.path):  # unreadable does not mean damaged
-            content = path.read_bytes()
-        try:
-            whole = checksum_matches(content) and read_metadata(path)["subjectbooth.run_key"] == self.key
-        except Exception:  # a damaged file can raise anything
-            whole = False
-        if not whole:
+        if not self.lora_is_valid(step):
             logger.warning("%s is damaged and is rebuilt", path)
             self._add_note(f"{path.name} was damaged and is rebuilt")
             return None
         return path
+
+    def lora_is_valid(self, step: int) -> bool:
+        """Whether the adapter of a step exists, is undamaged and belongs to this run.
+
+        Raises:
+            SubjectBoothError: the file cannot be read.
+        """
+        path = self.lora_path(step)
+        if not path.is_file():
+            return False
+        with disk_errors("the adapter cannot be read", self.path):  # unreadable does not mean damaged
+            content = path.read_bytes()
+        try:
+            return checksum_matches(content) and read_metadata(path)["subjectbooth.run_key"] == self.key
+        except Exception:  # a damaged file can raise anything
+            return False
+
+    def kept_steps(self) -> list[int]:
+        """The steps that have an adapter, in order; it may be damaged."""
+        return saved_steps(self.path)
 
     def set_aside_path(self, step: int) -> Path:
         """Path for the checkpoint of a longer run while a shorter one writes its own."""
@@ -190,6 +207,16 @@ class RunFolder:
     def _add_note(self, sentence: str) -> None:
         if sentence not in self.notes:
             self.notes.append(sentence)
+
+
+def lora_path(folder: Path, step: int) -> Path:
+    """Path of the adapter of a step in a run's folder."""
+    return folder / f"lora_{step:06d}.safetensors"
+
+
+def saved_steps(folder: Path) -> list[int]:
+    """The steps that have an adapter in a run's folder, in order."""
+    return sorted(int(found[1]) for path in folder.glob("lora_*") if (found := _LORA.fullmatch(path.name)))
 
 
 def _read_image(path: Path) -> np.ndarray:

@@ -10,6 +10,7 @@ from typing import Any
 
 from ..events import Adjusted, Started, Validation
 from ..preserve.ways import loss_labels
+from .folder import saved_steps
 from .result import ResultFile, read_results
 
 LIMIT = 2000
@@ -19,7 +20,6 @@ RECENT = 20
 """Number of steps over which the time per step is averaged, as for the remaining time (see trainer.learn.loop)."""
 
 _STEP_LINE = re.compile(rb'\{"event": "StepDone", "step": (\d{1,15}),')
-_LORA = re.compile(r"lora_(\d{6,})\.safetensors")
 
 
 def curve_points(values: dict[str, Any]) -> dict[str, float]:
@@ -68,7 +68,7 @@ def read_history(folder: Path, since: int = 0, limit: int = LIMIT) -> dict[str, 
         "chosen": chosen,
         "notes": notes,
         "validations": [validation for validation in validations if _positive_int(validation["step"]) > 0],
-        "saved": sorted(int(found[1]) for path in folder.glob("lora_*") if (found := _LORA.fullmatch(path.name))),
+        "saved": saved_steps(folder),
         "kept": result.step if result is not None and result.is_stopped else None,
         "result": dict(results.published) or None,
     }

@@ -2,9 +2,10 @@
 
 .. code-block:: json
 
-    {"results": {"500": {"step": 320, "why": "stopped"}}, "lora": "rex.safetensors", "size": 3218745}
+    {"results": {"500": {"step": 320, "why": "stopped"}}, "chosen": {"500": 200}, "lora": "rex.safetensors"}
 
 ``results`` has one entry per requested number of steps, because runs that differ only in their steps share a folder.
+``chosen`` has the steps that the user uses instead; without its entry, the run's own result counts again.
 All other fields are the front end's record of the published file. The result is not part of the run's key, so another
 step can be chosen by writing another entry.
 
@@ -29,6 +30,9 @@ LAST = "last"
 STOPPED = "stopped"
 """The user stopped the run and kept its adapter."""
 
+CHOSEN = "chosen"
+"""The user chose this step in place of the run's own result."""
+
 
 @dataclass(frozen=True)
 class Result:
@@ -37,7 +41,7 @@ class Result:
     Attributes:
         step: the step whose adapter is the result.
         steps: the requested number of steps.
-        why: the reason for the choice: :data:`LAST`, :data:`STOPPED`, or any other.
+        why: the reason for the choice: :data:`LAST`, :data:`STOPPED`, :data:`CHOSEN`, or any other.
     """
 
     step: int
@@ -55,20 +59,27 @@ class ResultFile:
     """The content of ``result.json``.
 
     Attributes:
-        results: by requested number of steps.
+        results: the run's own results, by requested number of steps.
         published: the front end's record of the published file, as plain JSON values.
+        chosen: the steps that the user chose instead, by requested number of steps.
         is_damaged: whether some or all of the content is invalid.
         is_current: whether all results are from ``result.json`` itself, in the current format.
     """
 
     results: Mapping[int, Result] = field(default_factory=dict)
     published: Mapping[str, Any] = field(default_factory=dict)
+    chosen: Mapping[int, int] = field(default_factory=dict)
     is_damaged: bool = False
     is_current: bool = False
 
     def with_result(self, result: Result) -> ResultFile:
         """A copy with this result for its number of steps."""
         return dataclasses.replace(self, results={**self.results, result.steps: result})
+
+    def with_choice(self, steps: int, step: int) -> ResultFile:
+        """A copy with the user's choice for a number of steps; 0 removes it."""
+        others = {other: chosen for other, chosen in self.chosen.items() if other != steps}
+        return dataclasses.replace(self, chosen={**others, steps: step} if step else others)
 
     def without_stops(self) -> ResultFile:
         """A copy without the results of stopped runs."""
@@ -78,7 +89,8 @@ class ResultFile:
     def to_text(self) -> str:
         """The content as JSON text."""
         results = {str(steps): {"step": found.step, "why": found.why} for steps, found in sorted(self.results.items())}
-        return json.dumps({"results": results, **self.published}, indent=1, ensure_ascii=False)
+        chosen = {"chosen": {str(steps): step for steps, step in sorted(self.chosen.items())}} if self.chosen else {}
+        return json.dumps({"results": results, **chosen, **self.published}, indent=1, ensure_ascii=False)
 
 
 def read_results(folder: Path) -> ResultFile:
@@ -93,13 +105,23 @@ def read_results(folder: Path) -> ResultFile:
     values = _parse_json(content)
     if values is None:
         return ResultFile(_read_kept_file(folder), is_damaged=True)
-    published = {name: value for name, value in values.items() if name != "results"}
+    published = published_fields(values)
     if "results" not in values:
         return ResultFile(_read_kept_file(folder), published)
     entries = values["results"] if isinstance(values["results"], dict) else {}
     results = {found.steps: found for name, entry in entries.items() if (found := _parse_result(name, entry))}
     is_damaged = entries is not values["results"] or len(results) < len(entries)
-    return ResultFile(results, published, is_damaged, is_current=not is_damaged)
+    chosen = values.get("chosen")
+    entries = {name: {"step": step, "why": CHOSEN} for name, step in chosen.items()} if isinstance(chosen, dict) else {}
+    choices = [found for name, entry in entries.items() if (found := _parse_result(name, entry))]
+    return ResultFile(
+        results, published, {found.steps: found.step for found in choices}, is_damaged, is_current=not is_damaged
+    )
+
+
+def published_fields(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields that are the front end's own, see :attr:`ResultFile.published`."""
+    return {name: value for name, value in values.items() if name not in ("results", "chosen")}
 
 
 def _read_kept_file(folder: Path) -> dict[int, Result]:

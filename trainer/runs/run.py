@@ -23,13 +23,14 @@ from ..memory.plan import FreeMemory, Plan
 from ..preserve.none import NoPreservation
 from ..preserve.preservation import Preservation
 from ..subject.subject import Subject
+from .chosen_step import chosen_lora
 from .encodings import EncodingCache
 from .evaluator import Evaluator
 from .folder import RunFolder
 from .lora_reader import is_untrained
 from .metadata import lora_metadata
 from .preparation import check_early, encode, prepare
-from .result import LAST, STOPPED, Result
+from .result import CHOSEN, LAST, STOPPED, Result
 from .writer import FolderWriter, MakeWriter
 
 logger = logging.getLogger("subjectbooth")
@@ -114,6 +115,14 @@ class Run:
         """The prompts of the validation images, with the trigger words inserted."""
         return tuple(prompt.replace("{subject}", self._subject.trigger) for prompt in self._config.validation_prompts)
 
+    @property
+    def trained_steps(self) -> int:
+        """The last step that the result could have been; later than the result's own if that was chosen."""
+        if self.result is None or self.result.why in (LAST, STOPPED):
+            return self.result.step if self.result else 0
+        kept = [step for step in self.folder.kept_steps() if step <= self.result.steps]
+        return max([self.result.step, *kept])
+
     def validations(self, steps: int) -> tuple[list[tuple[int, torch.Tensor]], list[int]]:
         """Validations up to ``steps`` with the current prompts and sampling settings.
 
@@ -129,7 +138,9 @@ class Run:
         due = [step for step in range(1, steps + 1) if self._config.validation_is_due(step)]
         return found, [step for step in due if step not in available]
 
-    def events(self, force_retrain: bool = False, resume_stopped: bool = False) -> Generator[Event, None, None]:
+    def events(
+        self, force_retrain: bool = False, resume_stopped: bool = False, use_step: int = 0
+    ) -> Generator[Event, None, None]:
         """Train, or return the existing result.
 
         However the iteration ends (the generator is closed to cancel, an error is raised, memory runs out), progress is
@@ -138,6 +149,7 @@ class Run:
         Args:
             force_retrain: start from step 0 even if the run is finished or has a checkpoint.
             resume_stopped: resume a run that was stopped and kept, up to its planned steps.
+            use_step: make the adapter of this step the result, in place of the run's own, without training; 0: off.
 
         Yields:
             The events of :meth:`trainer.learn.loop.Training.events`, :class:`CheckpointSaved`, :class:`Scores` if there
@@ -145,8 +157,12 @@ class Run:
 
         Raises:
             SubjectBoothError: training failed, or the folder cannot be read or written or is locked by another
-                program.
+                program; or the run does not keep the adapter of ``use_step``.
         """
+        if use_step:
+            yield from self._use_step(use_step, force_retrain)
+            return
+        self._record_choice(0)
         done = None if force_retrain else self._find_finished(resume_stopped)
         if done is not None:
             result, lora = done
@@ -165,6 +181,28 @@ class Run:
                     yield event
                     if self._evaluator is not None and not isinstance(event, Finished):
                         yield from self._log_scores(self._evaluator, event)
+
+    def _use_step(self, step: int, force_retrain: bool) -> Iterator[Event]:
+        if force_retrain:
+            raise SubjectBoothError(
+                f"force_retrain together with use_step {step}",
+                "one of them: a chosen step is not trained again",
+                "set use_step to 0, or force_retrain to false",
+                "use_step",
+            )
+        lora = chosen_lora(self.folder, step, self._config.steps)
+        self._record_choice(step)
+        for note in self.folder.notes:
+            yield Adjusted(step, note, {})
+        yield self._finish(Result(step, self._config.steps, CHOSEN), lora, trained=False)
+
+    def _record_choice(self, step: int) -> None:
+        """Record the user's choice in ``result.json``, if it is new. Skipped if the folder is locked or read-only."""
+        steps = self._config.steps
+        with suppress(SubjectBoothError):
+            if self.folder.results().chosen.get(steps, 0) != step:
+                with self.writer.lock():
+                    self.writer.choose_step(steps, step)
 
     def _find_finished(self, resume_stopped: bool) -> tuple[Result, Path] | None:
         """The existing result and its adapter; None if training is needed."""
@@ -250,60 +288,63 @@ class Run:
                     self.writer.log(event)
                 yield event
                 if self._stop.is_set() and 0 < training.step < self._config.steps:
-                    # A step with validation images was saved before sampling, which runs on the averaged weights.
                     if adapter_step != training.step:
-                        self._save(training, started, with_lora=True)
+                        self._save_lora(training, started)
+                    if saved_step != training.step:
+                        self.writer.save_checkpoint(training.snapshot())
                     saved_step = training.step
                     return
                 if not isinstance(event, StepDone):
                     continue
-                with_lora = event.step == event.steps or self._config.validation_is_due(event.step)
-                if with_lora or time.monotonic() - saved_at >= self._config.checkpoint_seconds:
-                    self._save(training, started, with_lora=with_lora)
+                if self._config.step_is_kept(event.step):
+                    self._save_lora(training, started)
+                    adapter_step = training.step
+                # A step with validation images is saved before sampling, which runs on the averaged weights.
+                if (
+                    adapter_step == training.step
+                    or self._config.validation_is_due(event.step)
+                    or time.monotonic() - saved_at >= self._config.checkpoint_seconds
+                ):
+                    self.writer.save_checkpoint(training.snapshot())
                     saved_step, saved_at = training.step, time.monotonic()
-                    adapter_step = training.step if with_lora else adapter_step
                     yield CheckpointSaved(training.step, self.folder.checkpoint_path)
             # If all steps were already done but the adapter is missing or damaged, restore it from the checkpoint.
             if self.folder.finished_lora(self._config.steps) is None:
-                self._save(training, started, with_lora=True)
+                self._save_lora(training, started)
         finally:
-            # Also if this step has a checkpoint but no adapter.
-            if (
-                training.is_built
-                and training.step
-                and (training.step > saved_step or not self.folder.lora_path(training.step).is_file())
-            ):
-                self._save_last(training, started)
+            if training.is_built and training.step:
+                self._save_last(training, started, has_checkpoint=training.step == saved_step)
 
-    def _save_last(self, training: Training, started: float) -> None:
-        """Save progress when a cancel or an error ends the run. A failure here is only logged, so that it does not hide
-        the original error."""
+    def _save_last(self, training: Training, started: float, has_checkpoint: bool) -> None:
+        """Save what is missing when a cancel or an error ends the run. A failure here is only logged, so that it does
+        not hide the original error."""
         try:
-            self._save(training, started, with_lora=True)
+            if has_checkpoint and self.folder.lora_path(training.step).is_file():
+                return
+            self._save_lora(training, started)
+            if not has_checkpoint:
+                self.writer.save_checkpoint(training.snapshot())
         except Exception as error:
             logger.error("the steps since the last checkpoint are lost: %s", error)
             return
         if self.folder.lora_path(training.step).is_file():
             logger.info("kept %d of %d steps in %s", training.step, self._config.steps, self.folder.path)
 
-    def _save(self, training: Training, started: float, with_lora: bool) -> None:
-        """Save a checkpoint, and with ``with_lora`` (at validations and when the run ends) also the adapter."""
-        if with_lora:
-            tensors = training.lora()
-            metadata = lora_metadata(
-                tensors,
-                self._subject,
-                self._base,
-                self._config,
-                step=training.step,
-                run_key=self.folder.key,
-                started=started,
-                preservation={"subjectbooth.preservation": self._preservation.name, **self._preservation.metadata},
-                chosen=training.chosen,
-                buckets=self._prepared.buckets,
-            )
-            self.writer.write_lora(training.step, tensors, metadata)
-        self.writer.save_checkpoint(training.snapshot())
+    def _save_lora(self, training: Training, started: float) -> None:
+        tensors = training.lora()
+        metadata = lora_metadata(
+            tensors,
+            self._subject,
+            self._base,
+            self._config,
+            step=training.step,
+            run_key=self.folder.key,
+            started=started,
+            preservation={"subjectbooth.preservation": self._preservation.name, **self._preservation.metadata},
+            chosen=training.chosen,
+            buckets=self._prepared.buckets,
+        )
+        self.writer.write_lora(training.step, tensors, metadata)
 
 
 def _untrained_warning(lora: Path, step: int) -> str:

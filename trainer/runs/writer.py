@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import datetime
+import io
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +22,7 @@ from ..learn import checkpoint
 from ..learn.checkpoint import Checkpoint
 from .folder import RunFolder
 from .log import to_line, truncate_entries
-from .result import KEPT_FILE, RESULT_FILE, Result, ResultFile
+from .result import KEPT_FILE, RESULT_FILE, Result, ResultFile, published_fields
 
 
 class RunWriter(Protocol):
@@ -46,6 +48,10 @@ class RunWriter(Protocol):
         """Truncate the log to the step from which the run resumes, see :func:`trainer.runs.log.truncate_entries`."""
         ...
 
+    def write_grid(self, picture: Image.Image) -> None:
+        """Save the table of validation images."""
+        ...
+
     def save_checkpoint(self, state: Checkpoint) -> None:
         """Replace the last checkpoint."""
         ...
@@ -64,6 +70,10 @@ class RunWriter(Protocol):
 
     def write_result(self, result: Result) -> None:
         """Save the result for its number of steps."""
+        ...
+
+    def choose_step(self, steps: int, step: int) -> None:
+        """Save the step that the user chose as the result of a run of ``steps`` steps; 0 removes it."""
         ...
 
     def record_published(self, values: Mapping[str, Any]) -> None:
@@ -126,6 +136,14 @@ class FolderWriter:
         with disk_errors("the run's log cannot be written", self._folder.path):
             write_atomic(self._folder.log_path, "".join(map(to_line, kept)))
 
+    def write_grid(self, picture: Image.Image) -> None:
+        """Replace the table of validation images, unless it already is this one."""
+        path, content = self._folder.grid_path, io.BytesIO()
+        picture.save(content, "PNG")
+        with disk_errors("the table of validation images cannot be saved", path.parent):
+            if not (path.is_file() and path.read_bytes() == content.getvalue()):
+                write_atomic(path, content.getvalue())
+
     def save_checkpoint(self, state: Checkpoint) -> None:
         """Replace the last checkpoint."""
         with disk_errors("the checkpoint cannot be saved", self._folder.path):
@@ -147,10 +165,15 @@ class FolderWriter:
         if not (found.is_current and found.results.get(result.steps) == result):
             self._replace_results(found.with_result(result), f"the result, step {result.step}, cannot be saved")
 
+    def choose_step(self, steps: int, step: int) -> None:
+        """Update the user's choices in ``result.json``."""
+        self._replace_results(
+            self._folder.results().with_choice(steps, step), f"the choice of step {step} is not saved"
+        )
+
     def record_published(self, values: Mapping[str, Any]) -> None:
         """Replace the record of the published file in ``result.json``."""
-        found = self._folder.results()
-        replaced = ResultFile(found.results, {name: value for name, value in values.items() if name != "results"})
+        replaced = dataclasses.replace(self._folder.results(), published=published_fields(values))
         self._replace_results(replaced, "the run's result cannot be saved")
 
     def revoke_stops(self) -> None:
@@ -202,6 +225,9 @@ class SilentWriter:
     def truncate_events(self, step: int, losses: Sequence[Mapping[str, float]] = ()) -> None:
         """Do nothing."""
 
+    def write_grid(self, picture: Image.Image) -> None:
+        """Do nothing."""
+
     def save_checkpoint(self, state: Checkpoint) -> None:
         """Do nothing."""
 
@@ -212,6 +238,9 @@ class SilentWriter:
         """Do nothing."""
 
     def write_result(self, result: Result) -> None:
+        """Do nothing."""
+
+    def choose_step(self, steps: int, step: int) -> None:
         """Do nothing."""
 
     def record_published(self, values: Mapping[str, Any]) -> None:

@@ -29,8 +29,9 @@ def parser() -> argparse.ArgumentParser:
     options = argparse.ArgumentParser(
         prog="python -m trainer clean",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
-        description="Lists the oldest runs and class images that no LoRA needs, as many as exceed the limit, and "
-        "removes them with --yes. LoRA folders and runs in progress are never touched.",
+        description="Lists the oldest runs and class images that no LoRA needs, and of the runs that stay the LoRAs of "
+        "other steps than the one in use, as many as exceed the limit, and removes them with --yes. LoRA folders and "
+        "runs in progress are never touched.",
     )
     options.add_argument(
         "--limit",
@@ -66,7 +67,8 @@ def main(arguments: Sequence[str]) -> int:
         print(error_in_shell(error), file=sys.stderr)
         return 2
     total, chosen = sum(item.size for item in items), choose_removable(items, limit)
-    print(f"{output}: {len(items)} runs and sets of class images, {format_size(total)}; limit {format_size(limit)}")
+    count = len({item.path for item in items})
+    print(f"{output}: {count} runs and sets of class images, {format_size(total)}; limit {format_size(limit)}")
     print(f"LoRAs searched in {', '.join(map(str, loras))}")
     for item in items:
         changed = time.strftime("%Y-%m-%d %H:%M", time.localtime(item.changed))

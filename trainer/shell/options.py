@@ -16,6 +16,9 @@ from ..subject.photo_files import CAPTIONS
 from ..subject.trigger import DEFAULT_TOKEN
 from .trackers import TRACKERS
 
+LATEST = "latest"
+"""The value of --use_step for the steps that are done so far."""
+
 
 def parser() -> argparse.ArgumentParser:
     """The argument parser: all settings under their own names, and options for what a graph would connect."""
@@ -82,9 +85,13 @@ def parser() -> argparse.ArgumentParser:
         "training up to the planned steps.",
     )
     options.add_argument(
-        "--keep",
-        action="store_true",
-        help="Keep the progress of a stopped run (such as by Ctrl+C) as its result: the run ends after its next step.",
+        "--use_step",
+        type=_step,
+        default=0,
+        metavar="STEP",
+        help="Make a step whose LoRA was kept (one for each --validation_interval) the result, without training. "
+        "latest: the progress of a stopped run (such as by Ctrl+C); a run without any first does one step. 0: the "
+        "result of the run itself.",
     )
     options.add_argument(
         "--report_to",
@@ -122,3 +129,10 @@ def parser() -> argparse.ArgumentParser:
             help=setting.metadata["help"].replace("%", "%%"),
         )
     return options
+
+
+def _step(text: str) -> int | str:
+    """A step, or :data:`LATEST`."""
+    if text != LATEST and not (text.isascii() and text.isdigit()):
+        raise argparse.ArgumentTypeError(f"{text!r} is neither a step (0 or more) nor {LATEST}")
+    return text if text == LATEST else int(text)

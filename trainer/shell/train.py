@@ -14,8 +14,10 @@ from ..errors import SubjectBoothError
 from ..events import Adjusted, Finished, Started, StepDone, Validation
 from ..runs.publish import check_folder, publish
 from ..runs.recipe import Recipe
+from ..runs.result import CHOSEN
 from ..runs.run import Run
-from .options import parser
+from ..runs.step_grid import write_step_grid
+from .options import LATEST, parser
 from .recipe import read_recipe, with_planned_preservation, with_preservation
 from .signals import SignalInterrupt, signals_as_interrupts
 from .terms import error_in_shell, note_in_shell
@@ -54,6 +56,10 @@ def _train(options: argparse.Namespace) -> None:
         done += ", but nothing was learned"
     if run.result is not None and run.result.is_stopped:
         done += f" (stopped and kept at step {finished.step} of {recipe.config.steps})"
+    elif run.result is not None and run.result.why == CHOSEN:
+        done += f" (using step {finished.step}, chosen by --use_step)"
+    if write_step_grid(run, run.validations(run.trained_steps)[0]) is not None:
+        print(f"validation images of all steps: {run.folder.grid_path}")
     print(f"{done}: {published.path} (write {recipe.subject.trigger!r} in prompts)")
 
 
@@ -69,13 +75,14 @@ def _follow(run: Run, recipe: Recipe, options: argparse.Namespace) -> Finished:
     from tqdm import tqdm
 
     finished: Finished | None = None
-    if options.keep:
+    use_step = 0 if options.use_step == LATEST else options.use_step
+    if options.use_step == LATEST:
         run.stop_and_keep()
     # Closing the bar ends its line before anything else is printed, including errors.
     with (
         tqdm(total=recipe.config.steps, unit="step", dynamic_ncols=True) as bar,
         closing(Tracker(options.report_to, run.folder, recipe.config, bar.write)) as tracker,
-        closing(run.events(options.force_retrain, resume_stopped=options.after_stop == "continue")) as events,
+        closing(run.events(options.force_retrain, options.after_stop == "continue", use_step)) as events,
     ):
         for event in events:
             tracker.follow(event)

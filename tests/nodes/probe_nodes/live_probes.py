@@ -21,7 +21,7 @@ def _run(name: str) -> SimpleNamespace:
     folder = SimpleNamespace(
         path=path, validation_paths=validation_paths, lora_path=lambda step: path / f"lora_{step}.safetensors"
     )
-    return SimpleNamespace(folder=folder, stop_and_keep=lambda: None)
+    return SimpleNamespace(folder=folder, stop_and_keep=lambda: None, trained_steps=10_000)
 
 
 def _milliseconds(times: list[float]) -> dict[str, float]:

@@ -105,6 +105,30 @@ def test_the_oldest_that_no_lora_needs_go_and_nothing_else(tmp_path: Path) -> No
     assert [item.path for item in choose_removable(items, 0)] == [needed.path, kept_store.path]
 
 
+def test_the_other_steps_of_a_run_that_stays_may_go(tmp_path: Path) -> None:
+    """They are counted, and removed without the run: its result and what is chosen and published are still there."""
+    needed, free = _run(tmp_path / "runs", 1, 50), _run(tmp_path / "runs", 2, 40)
+    for run in (needed, free):
+        for step in (100, 200, 300, 400, 500):
+            run.lora_path(step).write_bytes(bytes(700))
+        result = {"results": {"500": {"step": 400, "why": "stopped"}}, "chosen": {"500": 200}, "step": 300}
+        (run.path / "result.json").write_text(json.dumps(result), "utf-8")
+    _age(needed.path, 50)
+    _age(free.path, 40)
+    _lora(tmp_path / "loras" / "rex.safetensors", needed)
+    items = survey(tmp_path / "runs", tmp_path / "none", [tmp_path / "loras"])
+    assert [(item.path, item.kind, bool(item.keep_reason)) for item in items] == [
+        (needed.path, "other steps", False),
+        (needed.path, "run", True),
+        (free.path, "run", False),
+    ]
+    assert items[0].size == 700 and items[1].size > 4 * 700 + 1000
+    assert sum(item.size for item in items[:2]) == sum(path.stat().st_size for path in files_below(needed.path))
+    assert remove_items(items[:1]) == 700
+    assert needed.kept_steps() == [200, 300, 400, 500] and (needed.path / "checkpoint.safetensors").is_file()
+    assert free.kept_steps() == [100, 200, 300, 400, 500]
+
+
 def test_nothing_goes_while_a_lora_may_not_be_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its run, which it would name, may be among the oldest. A link whose file is gone is no LoRA."""
     root, loras = tmp_path / "subjectbooth", tmp_path / "loras"

@@ -195,9 +195,9 @@ def test_a_failing_disk_does_not_hide_what_ended_the_run(
     def refuse(*_: object, **__: object) -> None:
         raise SubjectBoothError("the disk is full", "room", "free some")
 
-    monkeypatch.setattr(run, "_save", refuse)
+    monkeypatch.setattr(run, "_save_lora", refuse)
     with caplog.at_level(logging.ERROR):
-        run._save_last(Cut(), 0.0)  # type: ignore[arg-type]
+        run._save_last(Cut(), 0.0, has_checkpoint=False)  # type: ignore[arg-type]
     assert "the steps since the last checkpoint are lost: The disk is full" in caplog.text
 
 
