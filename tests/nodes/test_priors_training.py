@@ -13,6 +13,7 @@ from subjectbooth.tests.comfy_server import ComfyClient, NodeFailed, RunResult
 from subjectbooth.tests.nodes.graphs import Graph, node
 from subjectbooth.tests.nodes.test_priors_node import priors_graph, sampler_steps
 from subjectbooth.tests.nodes.training_graphs import train_node
+from subjectbooth.trainer.files.safetensors_file import read_metadata
 
 
 def trained(comfy: ComfyClient, *, train: dict[str, Any] | None = None, **priors: Any) -> RunResult:
@@ -60,6 +61,27 @@ def test_class_images_train_and_changed_ones_train_anew(comfy: ComfyClient) -> N
     assert len(steps_of(comfy, run_of(without))) == 3
 
 
+def test_the_way_to_keep_the_class_is_chosen_at_the_trainer(comfy: ComfyClient) -> None:
+    """The teacher trains with and without class images; class_images needs them."""
+    with_images = trained(comfy, train={"preservation": "teacher", "train_batch_size": 2})
+    graph = priors_graph(comfy)
+    for other in ("20", "21", "22"):
+        del graph[other]
+    graph["11"] = train_node(output_name="with_priors", preservation="teacher", train_batch_size=2)
+    without = comfy.run(graph)
+    assert run_of(without) != run_of(with_images)
+    for result in (with_images, without):
+        steps = steps_of(comfy, run_of(result))
+        assert [step["step"] for step in steps] == [1, 2, 3] and steps[-1]["teacher_loss"] > 0
+        file = comfy.server.models_dir / "loras" / result.outputs["11"]["subjectbooth"][0]["lora"]
+        assert read_metadata(file)["subjectbooth.preservation"] == "teacher"
+    graph["11"]["inputs"]["preservation"] = "class_images"
+    with pytest.raises(NodeFailed) as failure:
+        comfy.run(graph)
+    wanted = "Connect Generate Class Priors to class_priors, or set preservation to teacher, which needs none."
+    assert failure.value.node_id == "11" and wanted in failure.value.node_message
+
+
 def test_a_picture_made_under_other_settings_trains_anew(comfy: ComfyClient) -> None:
     first = trained(comfy, seed=2200)
     other = trained(comfy, seed=2201)
@@ -89,6 +111,7 @@ def test_the_latents_are_not_touched_by_training(comfy: ComfyClient) -> None:
             "contains an embedding:",
         ),
         ({"output_name": "blocked/cat"}, {}, "The LoRA cannot be written"),
+        ({"preservation": "teachers"}, {}, "preservation 'teachers'. Required: one of class_images, teacher"),
     ],
 )
 def test_what_the_trainer_refuses_is_refused_before_class_images_are_made(

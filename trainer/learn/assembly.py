@@ -125,6 +125,11 @@ class Assembly:
         """Whether a text encoder is trained, so that prompts are encoded at each step."""
         return bool(self._text_encoders)
 
+    @property
+    def training_modules(self) -> list[nn.Module]:
+        """The modules whose LoRA is still trained: those of :attr:`modules` without text encoders that are frozen."""
+        return [module for name, module in self.modules.items() if self._final is None or name == NETWORK]
+
     def freeze_text(self) -> None:
         """Stop training the text encoders: from now on :meth:`encode` uses no dropout and encodes each prompt once.
         Repeated calls do nothing."""

@@ -257,7 +257,7 @@ def largest_load(data: TrainingData, train_batch_size: int) -> Load:
 
 
 def _tokens(data: TrainingData, prompts: Sequence[str]) -> dict[str, int]:
-    return {prompt: data.encoded[prompt].hidden_states.shape[1] for prompt in prompts}
+    return {prompt: data.encoded[prompt].hidden_states.shape[1] for prompt in prompts if prompt in data.encoded}
 
 
 def _chosen(tokens: Mapping[str, int], most: int) -> Iterable[tuple[str, ...]]:

@@ -172,14 +172,15 @@ class Gradients:
 
     def _penalty(self) -> Values:
         """Compute the terms that depend only on the adapter, and accumulate their gradients."""
-        layers = (layer for module in self._state.modules.values() for layer in adapter.layers_of(module))
+        layers = (layer for module in self._state.training_modules for layer in adapter.layers_of(module))
         with torch.enable_grad():
             terms = self._data.preservation.penalty(layers, self._config.prior_loss_weight)
             if not terms:
                 return {}
             total = torch.stack(list(terms.values())).sum()
         self._state.accelerator.backward(total)
-        return {TOTAL: float(total.detach())} | {name: float(term.detach()) for name, term in terms.items()}
+        values = torch.stack([total.detach(), *(term.detach() for term in terms.values())]).tolist()
+        return dict(zip([TOTAL, *terms], values, strict=True))
 
     def _dropout_seed(self, micro_step: int, part: int) -> AbstractContextManager[None]:
         """Dropout uses the global random state: seed it inside, and restore it."""

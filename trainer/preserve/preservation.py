@@ -131,8 +131,17 @@ class Preservation(Protocol):
 
     @property
     def prompts(self) -> tuple[str, ...]:
-        """The prompts to encode."""
+        """All prompts that images can have."""
         return ()
+
+    def prompts_for(self, seed: int, images: int) -> tuple[str, ...]:
+        """Those of :attr:`prompts` that a run needs, which are encoded before it.
+
+        Args:
+            seed: the run's seed.
+            images: the number of images that the method adds over the whole run.
+        """
+        return self.prompts
 
     @property
     def record(self) -> Mapping[str, str]:

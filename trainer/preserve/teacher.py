@@ -90,6 +90,11 @@ class Teacher(Preservation):
         """All prompts that images can have."""
         return (*self._class_sentences, *OTHER_SENTENCES, "")
 
+    def prompts_for(self, seed: int, images: int) -> tuple[str, ...]:
+        """Only the prompts that are drawn, so that a short run, or a small bank, encodes few."""
+        drawn = (self._prompt(seed, number) for number in range(self._bank or images))
+        return tuple(dict.fromkeys(drawn))
+
     @property
     def record(self) -> Mapping[str, str]:
         """The folder of the class images, which the clean-up keeps while a LoRA needs them."""
@@ -141,7 +146,7 @@ class Teacher(Preservation):
     ) -> tuple[torch.Tensor, torch.Tensor, float, str]:
         """Latents, noise, the number that becomes the time, and the prompt: a function of seed, number and pool."""
         random = generator_for(seed, "teacher image", number)
-        kind, source, which, prompt, sentence = torch.rand(5, generator=random, dtype=torch.float64).tolist()
+        kind, source, which = torch.rand(3, generator=random, dtype=torch.float64).tolist()
         noise = torch.randn(pool[0].shape, generator=random)
         uniform = float(low_discrepancy(number, 1, seed, "teacher times")) ** TIME_POWER
         latents: Sequence[torch.Tensor] | torch.Tensor = pool
@@ -150,7 +155,12 @@ class Teacher(Preservation):
         image = latents[int(which * len(latents))]
         if kind < NOISE_SHARE:
             image, uniform = torch.zeros_like(image), ALL_NOISE
-        if prompt >= CLASS_SHARE + OTHER_SHARE:
-            return image, noise, uniform, ""
-        sentences = self._class_sentences if prompt < CLASS_SHARE else OTHER_SENTENCES
-        return image, noise, uniform, sentences[int(sentence * len(sentences))]
+        return image, noise, uniform, self._prompt(seed, number)
+
+    def _prompt(self, seed: int, number: int) -> str:
+        random = generator_for(seed, "teacher prompt", number)
+        kind, which = torch.rand(2, generator=random, dtype=torch.float64).tolist()
+        if kind >= CLASS_SHARE + OTHER_SHARE:
+            return ""
+        sentences = self._class_sentences if kind < CLASS_SHARE else OTHER_SENTENCES
+        return sentences[int(which * len(sentences))]

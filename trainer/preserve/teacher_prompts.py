@@ -59,7 +59,7 @@ OTHER_SENTENCES = (
     "a photo of a house",
     "a photo of a castle",
     "a photo of a girl",
-    "a photo of an old couple",
+    "a photo of a family",
     "a photo of a crowd",
     "a photo of a garden",
     "a photo of clouds in the sky",

@@ -4,32 +4,37 @@ from __future__ import annotations
 
 from ..errors import SubjectBoothError
 from .class_images import ClassImages
+from .dco import DirectConsistency
 from .none import NoPreservation
 from .preservation import Preservation
 from .priors import ClassPriors
 from .teacher import Teacher
+from .weight_l2 import WeightL2
 
 WAYS: dict[str, type[Preservation]] = {
     way.name: way
     for way in (
         ClassImages,
         Teacher,
+        WeightL2,
+        DirectConsistency,
         NoPreservation,
     )
 }
 """By the name that users choose them by."""
 
-IF_THERE_ARE_CLASS_IMAGES = ""
+AUTO = "auto"
 """Class images if there are any, otherwise none."""
 
-DEFAULT_WAY = IF_THERE_ARE_CLASS_IMAGES
+DEFAULT_WAY = AUTO
 """What node and shell use if nothing is chosen."""
 
 PRESERVATION_HELP = (
     "How the class is preserved, so that not every dog turns into yours. class_images: also train on class images. "
     "teacher: the model keeps its own predictions for the class and for other things; needs no class images, and uses "
-    "them if there are any. none: not at all."
-    + (" Empty: class_images if there are any, otherwise none." if DEFAULT_WAY == IF_THERE_ARE_CLASS_IMAGES else "")
+    "them if there are any. weight_l2: the weights stay close to the model's. dco: photos are learned only as far as "
+    "the model predicts them worse. none: not at all."
+    + (" auto: class_images if there are any, otherwise none." if DEFAULT_WAY == AUTO else "")
 )
 
 CHOICES: tuple[str, ...] = (*(() if DEFAULT_WAY in WAYS else (DEFAULT_WAY,)), *WAYS)
@@ -47,7 +52,7 @@ def keeping_class(priors: ClassPriors | None, class_word: str, way: str = DEFAUL
         SubjectBoothError: there is no such method, or it needs class images.
     """
     check_way(way)
-    if way == IF_THERE_ARE_CLASS_IMAGES:
+    if way == AUTO:
         way = NoPreservation.name if priors is None else ClassImages.name
     return WAYS[way].create(class_word, priors)
 
@@ -55,7 +60,7 @@ def keeping_class(priors: ClassPriors | None, class_word: str, way: str = DEFAUL
 def uses_class_images(way: str) -> bool:
     """Whether a method makes use of class images, if there are any."""
     check_way(way)
-    return way == IF_THERE_ARE_CLASS_IMAGES or WAYS[way].uses_class_images
+    return way == AUTO or WAYS[way].uses_class_images
 
 
 def check_way(way: str) -> None:

@@ -121,7 +121,10 @@ def encode(
     """
     config, groups = prepared.config, prepared.photos
     captions = tuple(map(base.prompt_of, prepared.captions))
-    prompts = list(dict.fromkeys([*captions, *preservation.prompts, *validation_prompts, ""]))
+    micro_steps = config.steps * config.gradient_accumulation_steps
+    images = micro_steps // preservation.every * preservation.pictures(config.train_batch_size)
+    added = preservation.prompts_for(config.seed, images)
+    prompts = list(dict.fromkeys([*captions, *added, *validation_prompts, ""]))
     names = [f"photo {index + 1} ({subject.photos[index].name})" for group in groups for index in group.order]
     where = str(device)
     with default_numerics():

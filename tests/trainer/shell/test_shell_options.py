@@ -19,6 +19,7 @@ from subjectbooth.trainer.base.stored.stored_base import stored_resolution
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone
+from subjectbooth.trainer.files.safetensors_file import read_metadata
 from subjectbooth.trainer.runs.run import Run
 from subjectbooth.trainer.shell import clean as clean_command
 from subjectbooth.trainer.shell import recipe, train
@@ -185,6 +186,30 @@ def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPa
     ]
     cleaning = clean_command.parser().parse_args(["--output_dir=~/out", "--loras=~/loras"])
     assert [cleaning.output_dir, *cleaning.loras] == [tmp_path / "out", tmp_path / "loras"]
+
+
+@pytest.mark.parametrize(
+    ("given", "name"),
+    [
+        (["--preservation", "teacher"], "teacher"),
+        (["--preservation", "teacher", "--num_class_images", "1"], "teacher"),
+        (["--preservation", "none", "--num_class_images", "1"], "none"),
+    ],
+)
+def test_the_way_to_keep_the_class_is_an_option(
+    arguments: Callable[..., list[str]], tmp_path: Path, given: list[str], name: str, capsys: Any
+) -> None:
+    """Class images are only made for a way that uses them."""
+    assert shell.main(arguments("--resolution", "64", "--steps", "2", *given)) == 0
+    assert read_metadata(tmp_path / "out" / "my_subject.safetensors")["subjectbooth.preservation"] == name
+    made = list((tmp_path / "out").glob("class_images/*/*.safetensors"))
+    assert bool(made) == (name == "teacher" and "--num_class_images" in given)
+    assert ("uses no class images" in capsys.readouterr().err) == (name == "none")
+
+
+def test_class_images_as_the_way_need_a_number_of_them(arguments: Callable[..., list[str]], capsys: Any) -> None:
+    assert shell.main(arguments("--preservation", "class_images", "--base", "not there")) == 2
+    assert "Use --num_class_images 24, or --preservation teacher" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
