@@ -23,6 +23,7 @@ from ..trainer.events import (
     Scores,
     Started,
     StepDone,
+    Studying,
     Validation,
     ValidationStep,
     to_json,
@@ -120,7 +121,7 @@ class Feed:
             self._pending |= {"chosen": event.chosen, "notes": [note for note in (event.plan, *event.notes) if note]}
         elif isinstance(event, Adjusted):
             self._pending |= {"chosen": event.chosen, "note": event.note}
-        elif isinstance(event, Scores):
+        elif isinstance(event, Scores | Studying):
             urgent = False
         elif isinstance(event, ValidationStep):
             self._state["drawn"] = [event.done, event.total]

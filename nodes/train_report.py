@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Any
 
-from ..trainer.events import Adjusted, Event, Finished, Started, StepDone, Validation, ValidationStep
+from ..trainer.events import Adjusted, Event, Finished, Started, StepDone, Studying, Validation, ValidationStep
 from ..trainer.preserve.ways import loss_labels
 from ..trainer.runs.publish import check_folder
 from ..trainer.runs.result import CHOSEN, STOPPED, Result
@@ -43,6 +43,8 @@ def follow(events: Iterator[Event], progress: Progress, feed: live.Feed, output_
                     f"step {event.step}/{event.steps}  loss {event.loss:.4f}{terms}  "
                     f"{event.seconds:.2f} s/step  ETA {readable_seconds(event.eta_seconds)}",
                 )
+            elif isinstance(event, Studying):
+                progress.update(event.step, f"studying what the model knows  {event.done}/{event.total}")
             elif isinstance(event, Adjusted):
                 progress.set_text(event.note)
             elif isinstance(event, ValidationStep):

@@ -32,6 +32,20 @@ class Started:
 
 
 @dataclass(frozen=True)
+class Studying:
+    """Class preservation studies the base before the first step.
+
+    Attributes:
+        step: training steps done.
+        done, total: images.
+    """
+
+    step: int
+    done: int
+    total: int
+
+
+@dataclass(frozen=True)
 class StepDone:
     """One optimizer update.
 
@@ -137,7 +151,7 @@ class Finished:
     warning: str = ""
 
 
-Event = Started | StepDone | Adjusted | ValidationStep | Validation | Scores | CheckpointSaved | Finished
+Event = Started | Studying | StepDone | Adjusted | ValidationStep | Validation | Scores | CheckpointSaved | Finished
 
 
 def to_json(event: Event) -> dict[str, Any]:

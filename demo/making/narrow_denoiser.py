@@ -60,7 +60,7 @@ class NarrowUNet(DiffusersUNet):
 
 
 class NarrowPrompts:
-    """The narrow text encoder."""
+    """The narrow text encoder. Words outside its vocabulary are left out; the wide one has zeros for them."""
 
     def __init__(self, encode: Callable[[list[str]], torch.Tensor]) -> None:
         self._encode = encode
@@ -90,9 +90,14 @@ class NarrowCodec:
 
 def narrow_base(nets: Narrow) -> BaseModel:
     """The nets as a base model. Its digest does not depend on the weights, so use a separate folder for each base."""
-    from .words import token_ids
+    from .words import token_ids, word_ids
 
     scheduler = make_noise_scheduler(alphas_cumprod(), "epsilon")
     denoiser = NarrowUNet(LdmLayout(SD1, {}, {}, {}, "the narrow model"), scheduler, dict, nets.unet)
-    prompts = NarrowPrompts(lambda captions: nets.text(token_ids(captions)))
+
+    def encode(captions: list[str]) -> torch.Tensor:
+        known = [" ".join(word for word in text.split() if word in word_ids()) for text in captions]
+        return nets.text(token_ids(known))
+
+    prompts = NarrowPrompts(encode)
     return BaseModel(SD1.name, denoiser, prompts, NarrowCodec(nets), "the narrow model")

@@ -15,7 +15,7 @@ import torch
 from ..config import TrainConfig
 from ..errors import SubjectBoothError, require
 from ..machine.numerics import seeded
-from ..preserve.preservation import AdapterLayer
+from ..preserve.adapter_layer import AdapterLayer
 
 if TYPE_CHECKING:
     from torch import nn
@@ -95,7 +95,7 @@ def inject(module: nn.Module, config: TrainConfig, layers: Mapping[str, nn.Modul
 
 def layers_of(module: nn.Module) -> Iterator[AdapterLayer]:
     """The LoRA of each layer: its current, differentiable parameters."""
-    for layer in _lora_layers(module):
+    for layer in lora_layers(module):
         yield AdapterLayer(
             layer.lora_A[ADAPTER_NAME].weight, layer.lora_B[ADAPTER_NAME].weight, float(layer.scaling[ADAPTER_NAME])
         )
@@ -104,7 +104,7 @@ def layers_of(module: nn.Module) -> Iterator[AdapterLayer]:
 @contextmanager
 def switched_off(modules: Mapping[str, nn.Module]) -> Iterator[None]:
     """Inside, the modules compute without the LoRA. Not thread-safe."""
-    layers = [layer for module in modules.values() for layer in _lora_layers(module)]
+    layers = [layer for module in modules.values() for layer in lora_layers(module)]
     try:
         for layer in layers:
             layer._disable_adapters = True  # enable_adapters() would also change requires_grad
@@ -114,7 +114,8 @@ def switched_off(modules: Mapping[str, nn.Module]) -> Iterator[None]:
             layer._disable_adapters = False
 
 
-def _lora_layers(module: nn.Module) -> list[Any]:
+def lora_layers(module: nn.Module) -> list[Any]:
+    """The layers with a LoRA, in the order of :func:`layers_of`."""
     return [layer for layer in module.modules() if ADAPTER_NAME in getattr(layer, "lora_A", ())]
 
 

@@ -153,6 +153,20 @@ def make_micro_step(
     return MicroStep(_batches(data, config, denoiser, draws, added_draws, parts, device), tuple(terms.values()))
 
 
+def make_study_batch(
+    data: TrainingData, seed: int, denoiser: Denoiser, numbers: Sequence[int], device: torch.device
+) -> Batch:
+    """Images for which the base is studied before training, see :attr:`Preservation.study_images`.
+
+    Args:
+        numbers: of the images, from 0; all get the size of one bucket.
+    """
+    bucket = data.buckets[numbers[0] % len(data.buckets)]
+    part = data.preservation.study(seed, numbers, [data.latents[number] for number in bucket])
+    assert part.noise is not None and part.uniform is not None
+    return _batch(data, [part], {id(part): (part.noise, denoiser.times(part.uniform))}, device)
+
+
 def _photos(data: TrainingData, config: TrainConfig, draws: Draws, numbers: list[int], bucket: list[int]) -> Part:
     pool = [data.latents[number] for number in bucket]
     if not numbers:

@@ -15,6 +15,7 @@ from ..config import TrainConfig
 from ..errors import SubjectBoothError
 from ..machine.draws import derived_seed
 from ..machine.numerics import seeded
+from ..preserve.curvature_estimate import CurvatureEstimate
 from . import adapter
 from .assembly import Assembly
 from .batch import Batch, Term
@@ -34,6 +35,7 @@ class Gradients:
 
     Attributes:
         labels: names of the last step's images, for messages.
+        estimate: what class preservation learned about the base; None if nothing.
     """
 
     def __init__(
@@ -41,6 +43,7 @@ class Gradients:
     ) -> None:
         self._denoiser, self._data, self._config, self._state = denoiser, data, config, state
         self.labels: list[str] = []
+        self.estimate: CurvatureEstimate | None = None
         self._kept: dict[Hashable, torch.Tensor] = {}
         threads = threads_for(min(self._micro_batch, pictures), state.chosen, config.lora_dropout)
         # accelerate reduces gradients between processes and scales fp16 losses, both in its own backward().
@@ -172,9 +175,9 @@ class Gradients:
 
     def _penalty(self) -> Values:
         """Compute the terms that depend only on the adapter, and accumulate their gradients."""
-        layers = (layer for module in self._state.training_modules for layer in adapter.layers_of(module))
+        layers = [layer for module in self._state.training_modules for layer in adapter.layers_of(module)]
         with torch.enable_grad():
-            terms = self._data.preservation.penalty(layers, self._config.prior_loss_weight)
+            terms = self._data.preservation.penalty(layers, self._config.prior_loss_weight, self.estimate)
             if not terms:
                 return {}
             total = torch.stack(list(terms.values())).sum()

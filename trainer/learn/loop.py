@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -20,18 +19,21 @@ from ..base.base_model import BaseModel
 from ..base.conditioning import concatenate
 from ..config import TrainConfig
 from ..errors import SubjectBoothError, require
-from ..events import Adjusted, Event, Started, StepDone, Validation, ValidationStep
+from ..events import Adjusted, Event, Started, StepDone, Studying, Validation, ValidationStep
 from ..machine.numerics import DTYPES, default_numerics, with_default_numerics
 from ..machine.out_of_memory import free_bytes, free_memory, is_out_of_memory, memory_errors
 from ..machine.resolved_settings import ResolvedSettings
 from ..memory.drawing import Drawing, draw_all, pictures_at_once
 from ..memory.plan import FreeMemory, Plan
 from ..memory.step_down import step_down
+from ..preserve.curvature_estimate import CurvatureEstimate
 from .assembly import NETWORK, Assembly, RateFactor
 from .checkpoint import Checkpoint
+from .clock import Clock
 from .data import TrainingData, largest_load
 from .gradients import TOTAL, Gradients
 from .optimizers import usable_optimizer
+from .study import Study, study
 
 VALIDATION_SEED = 1234
 """Fixed, so that validation images of different steps and runs can be compared."""
@@ -49,6 +51,7 @@ class Training:
         device: where to train; None lets accelerate choose (under ``accelerate launch`` one per process).
         free: bytes free on a device; None asks torch and the system.
         rate_factor: of the learning rate for each of the network's adapter weights; None is 1 for all.
+        studied: what class preservation learned about the base at the run's start, from :attr:`studied`.
 
     Raises:
         SubjectBoothError: a package is missing, or a setting does not fit the base.
@@ -64,11 +67,13 @@ class Training:
         device: torch.device | None = None,
         free: FreeMemory | None = None,
         rate_factor: RateFactor | None = None,
+        studied: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
         require("torch", "diffusers", "peft", "accelerate")
         self._base, self._data, self._config = base, data, config
         self._shown, self._resume, self._device, self._free = shown, resume, device, free
         self._rate_factor = rate_factor
+        self.studied = studied
         self._assembly: Assembly | None = None
         self.step = resume.step if resume else 0
         self.losses: list[dict[str, float]] = list(resume.losses) if resume else []
@@ -141,7 +146,8 @@ class Training:
         trainable = sum(parameter.numel() for parameter in state.parameters)
         yield Started(self.step, config.steps, state.chosen.as_settings(), trainable, state.notes, state.plan.sentence)
 
-        clock = _Clock()
+        yield from self._study(state)
+        clock = Clock()
         while self.step < config.steps:
             began = time.perf_counter()
             learning_rate = config.learning_rate_at(self.step)
@@ -197,6 +203,25 @@ class Training:
             state.update_average(self.step)
         self._learning = False
 
+    def _study(self, state: Assembly) -> Iterator[Event]:
+        """Study the base, if class preservation needs to and has not; if out of memory, lower settings and repeat."""
+        total = self._data.preservation.study_images
+        if not total:
+            return
+        while self.studied is None:
+            try:
+                studying = Study(study(state, self._base.denoiser, self._data, self._config))
+                for done in studying:
+                    yield Studying(self.step, done, total)
+                self.studied = studying.result.to_tensors()
+            except Exception as error:
+                if not is_out_of_memory(error):
+                    raise
+            else:
+                break
+            yield Adjusted(self.step, self._step_down(state), state.chosen.as_settings())
+        self._gradients.estimate = CurvatureEstimate.from_tensors(self.studied, state.device)
+
     def _try_gradients(self, state: Assembly) -> tuple[dict[str, float] | None, str]:
         """Compute the gradients and return the losses; if out of memory, lower settings and return None and a note.
 
@@ -211,6 +236,14 @@ class Training:
             if not is_out_of_memory(error) or state.accelerator.num_processes > 1:
                 raise
         # Outside the handler, in which the exception keeps the failed attempt's tensors alive.
+        return None, self._step_down(state)
+
+    def _step_down(self, state: Assembly) -> str:
+        """Lower settings to use less memory; returns a note.
+
+        Raises:
+            SubjectBoothError: no setting is left to lower.
+        """
         state.optimizer.zero_grad()
         free_memory(state.device)
         eight_bit = usable_optimizer("adamw8bit", state.device)[0] == "adamw8bit"
@@ -223,7 +256,7 @@ class Training:
             )
         chosen, note = less
         state.use(chosen)
-        return None, note
+        return note
 
     def _clip(self, state: Assembly) -> float:
         limit = self._config.max_grad_norm or float("inf")
@@ -277,24 +310,3 @@ class Training:
             config.validation_steps,
             config.validation_guidance_scale,
         )
-
-
-class _Clock:
-    """Seconds per step, averaged over the last steps, and the time left."""
-
-    def __init__(self) -> None:
-        self._recent: deque[float] = deque(maxlen=20)
-        self._first = True
-        self.validation = 0.0
-
-    def step(self, seconds: float) -> float:
-        # The first step includes warm-up and would distort the estimate.
-        if not self._first:
-            self._recent.append(seconds)
-        self._first = False
-        return seconds
-
-    def eta(self, steps: int, validations: int) -> float | None:
-        if not self._recent:
-            return None
-        return steps * sum(self._recent) / len(self._recent) + validations * self.validation

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import torch
 
 from ..machine.draws import Draws
+from .adapter_layer import AdapterLayer
+from .curvature_estimate import CurvatureEstimate
 from .priors import ClassPriors
 
 
@@ -62,21 +64,6 @@ class PhotoLoss:
 
 
 @dataclass(frozen=True)
-class AdapterLayer:
-    """The LoRA of one layer, which adds ``scale * up @ down`` to its weight.
-
-    Attributes:
-        down: float32 [rank, in], for a convolution [rank, in, 1, 1].
-        up: float32 [out, rank], for a convolution [out, rank, 1, 1].
-        scale: ``alpha / rank``.
-    """
-
-    down: torch.Tensor
-    up: torch.Tensor
-    scale: float
-
-
-@dataclass(frozen=True)
 class BaseIdentity:
     """Identifies the base to train on.
 
@@ -107,6 +94,9 @@ class Preservation(Protocol):
 
     uses_class_images: ClassVar[bool] = False
     """Whether it makes use of class images, if there are any."""
+
+    study_images: int = 0
+    """Number of images for which the base's predictions are studied before training; 0 for none."""
 
     every: int = 1
     """It adds images to every so many micro-steps, and to the last of them."""
@@ -194,12 +184,26 @@ class Preservation(Protocol):
         """
         return None
 
-    def penalty(self, layers: Iterator[AdapterLayer], weight: float) -> Mapping[str, torch.Tensor]:
+    def study(self, seed: int, numbers: Sequence[int], pool: Sequence[torch.Tensor]) -> Part:
+        """The images with these numbers, of :attr:`study_images`, for which the base is studied before training.
+
+        Args:
+            seed: the run's seed.
+            numbers: from 0.
+            pool: the latents [c, h, w] of photos of one size.
+        """
+        assert not self.study_images, "a method that studies the base says on which images"
+        return Part("", 0.0, torch.empty(0), (), (), "")
+
+    def penalty(
+        self, layers: Sequence[AdapterLayer], weight: float, estimate: CurvatureEstimate | None
+    ) -> Mapping[str, torch.Tensor]:
         """Terms of the loss that depend only on the adapter, by name: already weighted, and differentiable.
 
         Called once per step.
 
         Args:
             weight: as for :meth:`parts`.
+            estimate: what was learned from :meth:`study`; None if nothing was studied.
         """
         return {}

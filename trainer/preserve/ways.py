@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from ..errors import SubjectBoothError
 from .class_images import ClassImages
+from .curvature import Curvature
 from .dco import DirectConsistency
 from .none import NoPreservation
 from .preservation import Preservation
@@ -15,6 +16,7 @@ WAYS: dict[str, type[Preservation]] = {
     way.name: way
     for way in (
         ClassImages,
+        Curvature,
         Teacher,
         WeightL2,
         DirectConsistency,

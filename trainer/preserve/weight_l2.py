@@ -8,13 +8,15 @@ Costs next to nothing: no image is added, and the products of large matrices are
 
 from __future__ import annotations
 
-from collections.abc import Hashable, Iterable, Iterator, Mapping
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from typing import ClassVar
 
 import torch
 
 from ..files.storage import canonical_json, sha256_of
-from .preservation import AdapterLayer, Preservation
+from .adapter_layer import AdapterLayer
+from .curvature_estimate import CurvatureEstimate
+from .preservation import Preservation
 from .priors import ClassPriors
 
 WEIGHT_LOSS = "weight_loss"
@@ -46,7 +48,9 @@ class WeightL2(Preservation):
         """A digest of the weight."""
         return sha256_of(self.name, canonical_json([FORMAT_VERSION, self._weight]))
 
-    def penalty(self, layers: Iterator[AdapterLayer], weight: float) -> Mapping[str, torch.Tensor]:
+    def penalty(
+        self, layers: Sequence[AdapterLayer], weight: float, estimate: CurvatureEstimate | None
+    ) -> Mapping[str, torch.Tensor]:
         """``weight * |scale * up @ down|^2``, summed over the layers."""
         return {WEIGHT_LOSS: self._weight * weight * squared_norm(layers)}
 

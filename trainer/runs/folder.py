@@ -17,7 +17,7 @@ from PIL import Image
 
 from ..errors import SubjectBoothError
 from ..events import StepDone, Validation
-from ..files.safetensors_file import checksum_matches, read_metadata
+from ..files.safetensors_file import checksum_matches, read_checked, read_metadata
 from ..files.storage import disk_errors
 from ..learn import checkpoint
 from ..learn.checkpoint import Checkpoint
@@ -46,6 +46,7 @@ class RunFolder:
         self.log_path = self.path / "events.jsonl"
         self.checkpoint_path = self.path / "checkpoint.safetensors"
         self.grid_path = self.path / "validation" / "grid.png"
+        self.studied_path = self.path / "studied.safetensors"
         self.notes: list[str] = []
         """Sentences about damaged files that are rebuilt."""
 
@@ -123,6 +124,21 @@ class RunFolder:
             except SubjectBoothError as error:
                 logger.warning("%s", error)
                 self._add_note(f"{path.name} cannot be used ({error.given}): the run resumes without it")
+                return None
+
+    def load_studied(self) -> dict[str, torch.Tensor] | None:
+        """What class preservation learned about the base; None if it is missing or damaged, and is learned again.
+
+        Raises:
+            SubjectBoothError: the file cannot be read.
+        """
+        with disk_errors("what was learned about the base cannot be read", self.path):
+            try:
+                return read_checked(self.studied_path)[0]
+            except FileNotFoundError:
+                return None
+            except SubjectBoothError as error:
+                logger.warning("%s", error)
                 return None
 
     def results(self) -> ResultFile:

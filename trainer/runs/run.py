@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Mapping
 from contextlib import closing, suppress
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +15,7 @@ import torch
 from ..base.base_model import BaseModel
 from ..config import TrainConfig
 from ..errors import SubjectBoothError
-from ..events import Adjusted, CheckpointSaved, Event, Finished, Scores, Started, StepDone, ValidationStep
+from ..events import Adjusted, CheckpointSaved, Event, Finished, Scores, Started, StepDone, Studying, ValidationStep
 from ..files.storage import disk_errors
 from ..learn.checkpoint import Checkpoint
 from ..learn.loop import Training
@@ -241,7 +241,8 @@ class Run:
         if resume and not resume_stopped and resume.step == self.folder.kept_step(steps):
             self._stop.set()  # the kept adapter is missing or damaged: restore it from the checkpoint
         self.writer.truncate_events(resume.step if resume else 0, resume.losses if resume else ())
-        training = self._training(self.validation_prompts, resume)
+        studied = self.folder.load_studied() if resume and self._preservation.study_images else None
+        training = self._training(self.validation_prompts, resume, studied)
         with training:
             yield from self._train_and_save(training, started)
             step, chosen = training.step, training.chosen
@@ -254,7 +255,12 @@ class Run:
             yield warning
         yield finished
 
-    def _training(self, validation_prompts: tuple[str, ...], resume: Checkpoint | None) -> Training:
+    def _training(
+        self,
+        validation_prompts: tuple[str, ...],
+        resume: Checkpoint | None,
+        studied: Mapping[str, torch.Tensor] | None = None,
+    ) -> Training:
         data = encode(
             self._base,
             self._subject,
@@ -264,7 +270,9 @@ class Run:
             self._encodings,
             self._device,
         )
-        return Training(self._base, data, self._config, validation_prompts, resume, self._device, self._free)
+        return Training(
+            self._base, data, self._config, validation_prompts, resume, self._device, self._free, studied=studied
+        )
 
     def _finish(self, result: Result, lora: Path, trained: bool) -> Finished:
         self.result = result
@@ -280,11 +288,15 @@ class Run:
     def _train_and_save(self, training: Training, started: float) -> Iterator[Event]:
         saved_step, saved_at = training.step, time.monotonic()
         adapter_step = 0  # step of the last written adapter
+        studied = training.studied
         try:
             for event in training.events():
                 if isinstance(event, Started):
                     event = replace(event, notes=(*self.warnings, *event.notes))
-                if not isinstance(event, ValidationStep):
+                if training.studied is not None and training.studied is not studied:
+                    studied = training.studied
+                    self.writer.save_studied(studied)
+                if not isinstance(event, ValidationStep | Studying):
                     self.writer.log(event)
                 yield event
                 if self._stop.is_set() and 0 < training.step < self._config.steps:

@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..events import Event, Validation, to_json
 from ..files.lock import lock_folder
-from ..files.safetensors_file import to_bytes_with_checksum
+from ..files.safetensors_file import to_bytes_with_checksum, write_checked
 from ..files.storage import disk_errors, remove_temp_files, rename, write_atomic
 from ..learn import checkpoint
 from ..learn.checkpoint import Checkpoint
@@ -62,6 +62,10 @@ class RunWriter(Protocol):
         Args:
             step: step of the last checkpoint.
         """
+        ...
+
+    def save_studied(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Save what class preservation learned about the base, for a run that resumes."""
         ...
 
     def write_lora(self, step: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
@@ -154,6 +158,11 @@ class FolderWriter:
         with disk_errors("the checkpoint of a longer run cannot be renamed", self._folder.path):
             rename(self._folder.checkpoint_path, self._folder.set_aside_path(step))
 
+    def save_studied(self, tensors: Mapping[str, torch.Tensor]) -> None:
+        """Write :attr:`RunFolder.studied_path`."""
+        with disk_errors("what was learned about the base cannot be saved", self._folder.path):
+            write_checked(self._folder.studied_path, dict(tensors), None)
+
     def write_lora(self, step: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
         """Save the adapter of a step."""
         with disk_errors("the adapter cannot be saved", self._folder.path):
@@ -186,8 +195,8 @@ class FolderWriter:
         """Delete checkpoints and results; the record of the published file is kept."""
         path = self._folder.path
         with disk_errors("the checkpoints of the previous training cannot be removed", path):
-            for file in path.glob("checkpoint*.safetensors"):
-                file.unlink()
+            for file in (*path.glob("checkpoint*.safetensors"), self._folder.studied_path):
+                file.unlink(missing_ok=True)
         found = self._folder.results()
         if found.results:
             self._replace_results(
@@ -232,6 +241,9 @@ class SilentWriter:
         """Do nothing."""
 
     def set_checkpoint_aside(self, step: int) -> None:
+        """Do nothing."""
+
+    def save_studied(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Do nothing."""
 
     def write_lora(self, step: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:

@@ -11,7 +11,7 @@ from contextlib import closing
 import torch
 
 from ..errors import SubjectBoothError
-from ..events import Adjusted, Finished, Started, StepDone, Validation
+from ..events import Adjusted, Finished, Started, StepDone, Studying, Validation
 from ..runs.publish import check_folder, publish
 from ..runs.recipe import Recipe
 from ..runs.result import CHOSEN
@@ -95,6 +95,8 @@ def _follow(run: Run, recipe: Recipe, options: argparse.Namespace) -> Finished:
             elif isinstance(event, StepDone):
                 bar.set_postfix(loss=f"{event.loss:.4f}", refresh=False)
                 bar.update(event.step - bar.n)
+            elif isinstance(event, Studying):
+                bar.set_postfix_str(f"studying the base {event.done}/{event.total}")
             elif isinstance(event, Adjusted):
                 bar.write(event.note)
             elif isinstance(event, Validation):

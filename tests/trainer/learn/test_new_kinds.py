@@ -23,7 +23,8 @@ from subjectbooth.trainer.learn.data import TrainingData, make_micro_step
 from subjectbooth.trainer.learn.loop import Training
 from subjectbooth.trainer.machine.draws import Draws
 from subjectbooth.trainer.preserve import ways
-from subjectbooth.trainer.preserve.preservation import AdapterLayer, Part, Preservation
+from subjectbooth.trainer.preserve.adapter_layer import AdapterLayer
+from subjectbooth.trainer.preserve.preservation import Part, Preservation
 from subjectbooth.trainer.preserve.priors import ClassPriors
 from subjectbooth.trainer.runs.history import curve_points
 from subjectbooth.trainer.runs.run import Run

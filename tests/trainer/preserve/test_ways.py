@@ -255,7 +255,29 @@ def _dco(batch: Batch, predict: Predict, parameters: list[torch.Tensor]) -> Loss
     return {"instance_loss": (0.0, plain.mean()), "consistency_loss": (1.0, learned)}
 
 
-BY_HAND = {"none": _none, "class_images": _class_images, "teacher": _teacher, "weight_l2": _weight_l2, "dco": _dco}
+def _curvature(batch: Batch, predict: Predict, parameters: list[torch.Tensor]) -> Losses:
+    """The matrices are compared in test_study.py."""
+    down_1, up_1, down_2, up_2 = parameters
+    with Training(toy_base(), _data(_way("curvature", toy_base()), toy_base()), CONFIG, device=CPU) as training:
+        next(event for event in training.events() if isinstance(event, StepDone))
+        studied = training.studied
+    assert studied is not None
+    changes = []
+    for number, change in enumerate((2 * up_1 @ down_1, 2 * up_2 @ down_2)):
+        roots = [studied[f"{kind}.{number}.root"] for kind in ("inputs", "outputs")]
+        inputs, outputs = (root @ root.T for root in roots)
+        changes.append((outputs @ change @ inputs @ change.T).trace())
+    return _plain(batch, predict, 2) | {"curvature_loss": (1.0, 0.7 * 64 * float(studied["factor"]) * sum(changes))}
+
+
+BY_HAND = {
+    "none": _none,
+    "class_images": _class_images,
+    "curvature": _curvature,
+    "teacher": _teacher,
+    "weight_l2": _weight_l2,
+    "dco": _dco,
+}
 
 
 @ALL
