@@ -52,13 +52,11 @@ class SavedEvaluation:
             SubjectBoothError: the folder cannot be written.
         """
         table = report.markdown(evaluation) if evaluation.figures else f"{NO_FIGURES}\n"
-        lines = [
-            f"{name} {figure.value:.2f} ± {figure.error:.2f}: {figure.meaning}"
-            for name, figure in evaluation.figures.items()
-        ]
+        # Without their meaning, which the table has: the node shows about twelve lines.
+        lines = [f"{name} {figure.value:.2f} ± {figure.error:.2f}" for name, figure in evaluation.figures.items()]
         figures = json.dumps({**settings, **json.loads(report.as_json(evaluation))}, indent=1, ensure_ascii=False)
         sheet = report.grid(evaluation)
-        about = ", ".join(f"{name} {value}" for name, value in settings.items() if not name.startswith("lora"))
+        about = ", ".join(f"{name} {settings[name]}" for name in settings if name != "lora" and "digest" not in name)
         page = "\n\n".join([f"# {settings['lora']}", table.rstrip(), f"{about}.", *notes, "![grid](grid.png)"])
         folder = _folder(settings, evaluation)
         with disk_errors("the evaluation cannot be saved", folder):
