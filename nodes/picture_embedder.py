@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -31,10 +32,10 @@ def embedder_for(clip_vision: Any, model: ModelPatcher) -> tuple[Embedder | None
     if not _is_demo_base(model):
         return compares, OTHER_PROMPTS
     try:
-        from ..demo.making.judge import LoadedJudge
-        from ..demo.making.judge_embedder import OTHER_CAPTIONS, JudgeEmbedder
-
-        return compares or JudgeEmbedder(LoadedJudge()), OTHER_CAPTIONS
+        judge, demo = (
+            importlib.import_module(f"..demo.making.{name}", __package__) for name in ("judge", "judge_embedder")
+        )
+        return compares or demo.JudgeEmbedder(judge.LoadedJudge()), demo.OTHER_CAPTIONS
     except (ImportError, OSError, SafetensorError):
         return compares, OTHER_PROMPTS
 
