@@ -1,10 +1,12 @@
-// ApplySubjectLoRA: keeps the list of LoRAs up to date and shows the metadata of the selected one.
+// ApplySubjectLoRA and EvaluateSubjectLoRA: keeps their lists of LoRAs up to date. The former also shows the metadata of
+// the selected one.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { Panel, ask, copyButton, make, onWidgets, valuesOf } from "./lib/panel.mjs";
 import { t } from "./lib/words.mjs";
 
 const KIND = "ApplySubjectLoRA";
+const KINDS = [KIND, "EvaluateSubjectLoRA"]; // with a list of LoRAs
 const NO_FILE = "(from subject_lora)";
 const living = new Set();
 
@@ -78,7 +80,7 @@ app.registerExtension({
     });
   },
   nodeCreated(node) {
-    if (node.comfyClass !== KIND) return;
+    if (!KINDS.includes(node.comfyClass)) return;
     living.add(node);
     const removed = node.onRemoved;
     node.onRemoved = function (...given) {
@@ -86,7 +88,7 @@ app.registerExtension({
       return removed?.apply(this, given);
     };
     void freshList();
-    if (app.extensionManager.setting.get("SubjectBooth.Panels.Loras") !== false) {
+    if (node.comfyClass === KIND && app.extensionManager.setting.get("SubjectBooth.Panels.Loras") !== false) {
       node.subjectBoothLora = new LoraPanel(node);
     }
   },

@@ -11,6 +11,7 @@ class SubjectBoothExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .apply import ApplySubjectLoRA
         from .demo_base import LoadDemoBase
+        from .evaluate import EvaluateSubjectLoRA
         from .options import DreamBoothOptions
         from .priors import GenerateClassPriors
         from .routes_pictures import register as register_picture_routes
@@ -27,6 +28,7 @@ class SubjectBoothExtension(ComfyExtension):
             ApplySubjectLoRA,
             LoadDemoBase,
             DreamBoothOptions,
+            EvaluateSubjectLoRA,
         ]
 
 

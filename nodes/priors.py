@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import logging
-import math
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import comfy.samplers
 import torch
@@ -17,7 +15,6 @@ from comfy_api.latest import io
 from PIL import Image
 from server import PromptServer
 
-from ..trainer.errors import SubjectBoothError
 from ..trainer.preserve.priors import (
     PriorRecipe,
     PriorStore,
@@ -35,7 +32,7 @@ from .bridge import base_digest, check_wired
 from .downstream import check_trainers
 from .graph_terms import graph_messages
 from .host import Progress, grid, pack_output_dir, place_of, readable_seconds, view_entry
-from .sampling import BATCH_INDEPENDENT, PictureSampler, automatic_batch_size
+from .sampling import BATCH_INDEPENDENT, PictureSampler, automatic_batch_size, check_choices
 from .types import CATEGORY, ClassPriorsType, SubjectType
 
 log = logging.getLogger("subjectbooth")
@@ -160,7 +157,7 @@ class GenerateClassPriors(io.ComfyNode):
         exclude: str,
     ) -> io.NodeOutput:
         layout = check_wired(model, clip, vae)  # what the trainer would reject is rejected before an image is made
-        _check_choices(sampler_name, scheduler, cfg)
+        check_choices(sampler_name, scheduler, cfg)
         batch_size = batch_size or automatic_batch_size(model, subject.resolution, sampler_name)
         template = check_template(class_prompt, needs_token=False, name="class_prompt")
         excluded = parse_exclude(exclude)
@@ -283,18 +280,3 @@ def _send_progress(
         "made": made,
     }
     PromptServer.instance.send_sync(EVENT, message, PromptServer.instance.client_id)
-
-
-def _check_choices(sampler_name: str, scheduler: str, cfg: float) -> None:
-    """ComfyUI 0.3.75 accepts any text for a V3 combo, and NaN for a number."""
-    choices: dict[str, tuple[Any, list[str]]] = {
-        "sampler_name": (sampler_name, list(comfy.samplers.KSampler.SAMPLERS)),
-        "scheduler": (scheduler, list(comfy.samplers.KSampler.SCHEDULERS)),
-    }
-    for name, (given, known) in choices.items():
-        if given not in known:
-            raise SubjectBoothError(
-                f"{name} {str(given)[:60]!r}", f"one of ComfyUI's, such as {known[0]}", "choose one from the list", name
-            )
-    if not math.isfinite(cfg):
-        raise SubjectBoothError(f"cfg {cfg}", "a number from 0 to 100", "set cfg to 7", "cfg")

@@ -15,8 +15,8 @@ from PIL import Image
 
 from ..trainer.errors import SubjectBoothError
 from ..trainer.files.safetensors_file import read_metadata
-from .apply import lora_path
 from .host import pack_output_dir
+from .lora_choice import lora_path
 from .photo_preview import data_address, describe_photos
 from .routes import RouteError, json_body, named_path, serve
 

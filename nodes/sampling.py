@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import comfy.model_management
 import comfy.sample
+import comfy.samplers
 import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -39,7 +42,7 @@ StepCallback = Callable[[int, int, Image.Image | None], None]
 
 
 def automatic_batch_size(model: ModelPatcher, resolution: int, sampler_name: str) -> int:
-    """How many class images to sample per batch, from ComfyUI's own memory estimate and free memory.
+    """How many images to sample per batch, from ComfyUI's own memory estimate and free memory.
 
     If an image depends on its batch, the batch must not depend on the memory that happens to be free.
     """
@@ -72,6 +75,25 @@ def memory_for_images(model: ModelPatcher) -> tuple[float, float]:
     return room - (model.model_size() - model.loaded_size()), 1.0
 
 
+def check_choices(sampler_name: str, scheduler: str, cfg: float) -> None:
+    """ComfyUI 0.3.75 accepts any text for a V3 combo, and NaN for a number.
+
+    Raises:
+        SubjectBoothError: ComfyUI has no such sampler or scheduler, or cfg is not finite.
+    """
+    choices: dict[str, tuple[Any, list[str]]] = {
+        "sampler_name": (sampler_name, list(comfy.samplers.KSampler.SAMPLERS)),
+        "scheduler": (scheduler, list(comfy.samplers.KSampler.SCHEDULERS)),
+    }
+    for name, (given, known) in choices.items():
+        if given not in known:
+            raise SubjectBoothError(
+                f"{name} {str(given)[:60]!r}", f"one of ComfyUI's, such as {known[0]}", "choose one from the list", name
+            )
+    if not math.isfinite(cfg):
+        raise SubjectBoothError(f"cfg {cfg}", "a number from 0 to 100", "set cfg to 7", "cfg")
+
+
 class PictureSampler:
     """Samples images of one prompt.
 
@@ -82,6 +104,8 @@ class PictureSampler:
         prompt, negative: the prompts.
         size: (width, height) in pixels, multiples of 8.
         sampler_name, scheduler, steps, cfg: as in KSampler.
+        pictures: what the images are for, as an error names them.
+        batch_input: the node's input to lower if memory runs out.
     """
 
     def __init__(
@@ -96,13 +120,29 @@ class PictureSampler:
         scheduler: str,
         steps: int,
         cfg: float,
+        pictures: str = "class images",
+        batch_input: str = "batch_size",
     ) -> None:
         self._model, self.dropped = without_guidance_patches(model)
         restore_schedule(self._model)
+        self._pictures, self._batch_input = pictures, batch_input
         self._positive, self._negative = encode(clip, prompt), encode(clip, negative)
         self._size = size
         self._settings = {"steps": steps, "cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler}
         self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    def with_prompt(self, clip: CLIP, prompt: str) -> PictureSampler:
+        """The same for another prompt; the negative prompt is not encoded again."""
+        other = copy.copy(self)
+        other._positive = encode(clip, prompt)
+        return other
+
+    def with_model(self, model: ModelPatcher) -> PictureSampler:
+        """The same with another model of the same kind; no prompt is encoded again."""
+        other = copy.copy(self)
+        other._model, other.dropped = without_guidance_patches(model)
+        restore_schedule(other._model)
+        return other
 
     def sample(self, seeds: Sequence[int], on_step: StepCallback) -> torch.Tensor:
         """Latents float32 [n, 4, h/8, w/8] on the CPU, in the training space.
@@ -142,11 +182,12 @@ class PictureSampler:
             if not is_out_of_memory(error):
                 raise
             comfy.model_management.unload_all_models()
+            width, height = self._size
             raise SubjectBoothError(
-                f"ran out of memory with {len(seeds)} class images of {self._size[0]}x{self._size[1]} pixels per batch",
+                f"ran out of memory with {len(seeds)} {self._pictures} of {width}x{height} pixels per batch",
                 "a smaller batch",
-                "lower batch_size and queue again; finished images are kept",
-                "batch_size",
+                f"lower {self._batch_input} and queue again; finished images are kept",
+                self._batch_input,
             ) from error
         return to_cpu_float32(self._model.get_model_object("latent_format").process_in(samples))
 

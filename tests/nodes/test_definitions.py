@@ -9,7 +9,14 @@ import pytest
 from subjectbooth.tests.comfy_server import ComfyClient
 
 MODULE = "custom_nodes.SubjectBooth"
-IDS = {"LoadSubjectImages", "GenerateClassPriors", "DreamBoothLoRATrain", "ApplySubjectLoRA", "LoadDemoBase"}
+IDS = {
+    "LoadSubjectImages",
+    "GenerateClassPriors",
+    "DreamBoothLoRATrain",
+    "ApplySubjectLoRA",
+    "LoadDemoBase",
+    "EvaluateSubjectLoRA",
+}
 
 
 @pytest.fixture(scope="module")

@@ -76,7 +76,7 @@ class Evaluation:
     """The result of :func:`evaluate`.
 
     Attributes:
-        embedder: its name.
+        embedder: its name; empty if there was none.
         figures: by name.
         rows: the pictures, one row per prompt.
         seeds: of the pictures in every row.
@@ -91,7 +91,11 @@ class Evaluation:
 
 
 def evaluate(
-    draw: Draw, embedder: Embedder, prompts: PromptSet, seeds: Sequence[int], photos: Sequence[torch.Tensor] = ()
+    draw: Draw,
+    embedder: Embedder | None,
+    prompts: PromptSet,
+    seeds: Sequence[int],
+    photos: Sequence[torch.Tensor] = (),
 ) -> Iterator[Progress | Evaluation]:
     """Draw all prompts, first without and then with the LoRA, and compute the figures.
 
@@ -100,7 +104,7 @@ def evaluate(
     Args:
         draw: draws pictures; see :data:`Draw`.
         embedder: compares them. If it is also a :class:`trainer.measure.embedding.Namer`, classes and scenes are
-            recognised too.
+            recognised too. None: only the pictures are drawn.
         prompts: from :func:`trainer.measure.prompts.prompt_set`.
         seeds: two different ones or more.
         photos: of the subject, each float32 [3, h, w] in 0..1. Without them, the figures that need them are left out.
@@ -109,7 +113,7 @@ def evaluate(
         the progress after each prompt; the :class:`Evaluation` last.
 
     Raises:
-        SubjectBoothError: fewer than two seeds.
+        SubjectBoothError: fewer than two seeds, or, at the end, the base draws the same picture from all of them.
     """
     check_seeds(seeds)
     return _evaluate(draw, embedder, prompts, tuple(seeds), photos)
@@ -131,11 +135,11 @@ def check_seeds(seeds: Sequence[int]) -> None:
 
 
 def _evaluate(
-    draw: Draw, embedder: Embedder, prompts: PromptSet, seeds: tuple[int, ...], photos: Sequence[torch.Tensor]
+    draw: Draw, embedder: Embedder | None, prompts: PromptSet, seeds: tuple[int, ...], photos: Sequence[torch.Tensor]
 ) -> Iterator[Progress | Evaluation]:
     total = 2 * len(seeds) * len(prompts.all)
     done = 0
-    embedded_photos = torch.cat([embedder.embed(photo[None]) for photo in photos]) if photos else None
+    embedded_photos = torch.cat([embedder.embed(photo[None]) for photo in photos]) if photos and embedder else None
     embeddings: dict[tuple[str, bool], torch.Tensor] = {}
     shown: dict[tuple[str, bool], torch.Tensor] = {}
     named: dict[tuple[str, bool], list[str]] = {}
@@ -143,9 +147,10 @@ def _evaluate(
     for with_lora in (False, True):
         for prompt in prompts.all:
             pictures = draw(prompt, seeds, with_lora)
-            embeddings[prompt, with_lora] = embedder.embed(pictures)
-            if isinstance(embedder, Namer) and prompt in choices:
-                named[prompt, with_lora] = embedder.names(pictures, choices[prompt])
+            if embedder is not None:
+                embeddings[prompt, with_lora] = embedder.embed(pictures)
+                if isinstance(embedder, Namer) and prompt in choices:
+                    named[prompt, with_lora] = embedder.names(pictures, choices[prompt])
             shown[prompt, with_lora] = _shown(pictures)
             done += len(seeds)
             yield Progress(done, total)
@@ -154,6 +159,9 @@ def _evaluate(
         for group, members in prompts.groups.items()
         for prompt in members
     )
+    if embedder is None:
+        yield Evaluation("", {}, rows, seeds, ())
+        return
     found, notes = _figures(prompts, embeddings, named, embedded_photos)
     yield Evaluation(embedder.name, found, rows, seeds, tuple(notes))
 
@@ -186,6 +194,12 @@ def _figures(
 
     for name, group in {"class": prompts.class_prompts, "others": prompts.others}.items():
         what = "the class" if name == "class" else "other things and scenes"
+        if figures.seed_distance(of(group, False)) < 1e-6:  # drift is a multiple of it
+            raise SubjectBoothError(
+                f"the base draws the same picture of {what} from every seed",
+                "pictures that differ",
+                "look at a few of them; black ones are usually a matter of half precision",
+            )
         add(
             f"drift_{name}",
             figures.drift(of(group, False), of(group, True)),

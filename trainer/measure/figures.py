@@ -20,7 +20,9 @@ def drift(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
         before: embeddings of the base's pictures [prompts, seeds, d]; two seeds or more.
         after: those of the same prompts and seeds with the LoRA.
     """
-    return (1 - (before * after).sum(2)).mean(0) / seed_distance(before)
+    # 1 - cosine of unit vectors, but exactly 0 if they are equal.
+    distance = ((before - after) ** 2).sum(2) / 2
+    return distance.mean(0) / seed_distance(before)
 
 
 def seed_distance(embeddings: torch.Tensor) -> torch.Tensor:

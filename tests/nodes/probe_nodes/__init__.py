@@ -22,7 +22,7 @@ import numpy
 import psutil
 import torch
 
-from . import cancel_probes, digests, live_probes, memory_probes, predictions
+from . import cancel_probes, digests, live_probes, memory_probes, predictions, vision_probes
 from .subject_probes import ProbePriors, ProbeSubject
 
 
@@ -216,4 +216,5 @@ NODE_CLASS_MAPPINGS = {
     **live_probes.NODES,
     **memory_probes.NODES,
     **cancel_probes.NODES,
+    **vision_probes.NODES,
 }

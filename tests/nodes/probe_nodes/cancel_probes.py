@@ -12,8 +12,8 @@ from .predictions import pack_module
 class ProbeCancel:
     """From now on, ComfyUI's cancel is pressed once the `at`-th thing of a kind is done, and all of them are counted.
 
-    Kinds: "photo" (read), and the trainer's events by their names. An empty kind ends it. The answer is how many there
-    were since the last time this node ran.
+    Kinds: "photo" (read), "bar" (a node's progress bar moves), and the trainer's events by their names. An empty kind
+    ends it. The answer is how many there were since the last time this node ran.
     """
 
     kind, at, count = "", 0, 0
@@ -41,6 +41,8 @@ class ProbeCancel:
         cls.kind, cls.at, cls.count = kind, at, 0
         if kind == "photo":
             cls._watch(pack_module("trainer.subject.photo_files"), "read_photo", lambda *_: True)
+        elif kind == "bar":
+            cls._watch(pack_module("nodes.host").Progress, "update", lambda *_: True)
         elif kind:
             cls._watch(pack_module("nodes.live").Feed, "publish", lambda _, event: type(event).__name__ == kind)
         return {"ui": {"report": [report]}}

@@ -84,6 +84,26 @@ def test_the_figures() -> None:
     assert not result.notes
 
 
+def test_equal_pictures_have_no_drift_at_all() -> None:
+    """1 - cosine of a unit vector with itself is not 0 but a rounding error, as large as a real drift may be."""
+    shades = torch.rand(2, 3, 1, 1, generator=torch.Generator().manual_seed(0)).expand(2, 3, 4, 4)
+    *_, result = evaluate(lambda *_: shades, MeanColour(), PROMPTS, SEEDS)
+    assert isinstance(result, Evaluation)
+    assert [result.figures[name].per_seed for name in ("drift_class", "drift_others")] == [(0, 0), (0, 0)]
+
+
+def test_a_base_that_draws_one_picture_is_reported() -> None:
+    with pytest.raises(SubjectBoothError, match="the same picture of the class from every seed"):
+        list(evaluate(lambda *_: torch.ones(2, 3, 4, 4), MeanColour(), PROMPTS, SEEDS))
+
+
+def test_without_an_embedder_only_the_pictures_are_drawn() -> None:
+    *_, result = evaluate(Painter(), None, PROMPTS, SEEDS, [photo(RED)])
+    assert isinstance(result, Evaluation)
+    assert not result.figures and [row.prompt for row in result.rows] == list(PROMPTS.all)
+    assert result.rows[2].after[0].float().mean((1, 2)).tolist() == [0, 0, 255]  # the cat
+
+
 def test_everything_is_drawn_without_the_lora_first() -> None:
     """Switching the LoRA on and off may take seconds."""
     painter = Painter()
