@@ -4,7 +4,7 @@ import { readableBytes, readableSeconds, readableTime } from "./numbers.mjs";
 import { UseLine } from "./use_line.mjs";
 
 /** Heights in CSS pixels that the panel needs in the node. */
-const HEIGHTS = { idle: 54, status: 46, chart: 158, strip: 200, use: 30, actions: 30, result: 52, padding: 12 };
+const HEIGHTS = { idle: 54, status: 46, chart: 158, strip: 200, use: 24, button: 30, actions: 30, result: 52, padding: 12 };
 
 function make(kind, className = "", text = "") {
   const element = document.createElement(kind);
@@ -39,7 +39,7 @@ export class TrainView {
     const parts = ["status", "padding"];
     if (!this._chart.hidden) parts.push("chart");
     if (!this._strip.hidden) parts.push("strip");
-    if (!this._use.element.hidden) parts.push("use");
+    if (!this._use.element.hidden) parts.push("use", ...Array(this._use.buttons).fill("button"));
     if (!this._actionsLine.hidden) parts.push("actions");
     if (!this._result.hidden) parts.push("result");
     return parts.reduce((sum, part) => sum + HEIGHTS[part], 0);

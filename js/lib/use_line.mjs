@@ -1,4 +1,4 @@
-// The line below the slider: which step is the result and why, and the buttons that change it.
+// The lines below the slider: which step is the result and why, and the buttons that change it.
 export class UseLine {
   /**
    * @param words see train_words.mjs
@@ -9,12 +9,17 @@ export class UseLine {
     this._words = words;
     this._step = 0;
     this.element = document.createElement("div");
-    this.element.className = "sbt-line";
+    this.element.className = "sbt-use";
     this._text = document.createElement("span");
-    this._text.className = "sbt-grow sbt-numbers";
+    this._text.className = "sbt-numbers";
     this._own = button(words.own, words.ownHelp, () => use(0));
     this._use = button(words.use, words.useHelp, () => use(this._step));
-    this.element.append(this._text, this._own, this._use);
+    this.element.append(this._text, this._use, this._own);
+  }
+
+  /** How many buttons are shown. In a narrow node, each needs a line of its own. */
+  get buttons() {
+    return [this._own, this._use].filter(({ hidden }) => !hidden).length;
   }
 
   /**

@@ -210,7 +210,7 @@ const tests = {
       viewAddress: () => "data:,", sharpness: () => 1, use: (step) => used.push(step),
     });
     const button = (text) => [...view.element.querySelectorAll("button")].find(({ textContent }) => textContent === text);
-    const line = () => button("Use this step").parentElement;
+    const line = () => view.element.querySelector(".sbt-use");
     const to = (at) => {
       const slider = view.element.querySelector("input[type=range]");
       slider.value = String(at);
@@ -224,7 +224,7 @@ const tests = {
     const result = { run: "r", step: 5, steps: 5, why: "last", lora: "x", size: 1, matched: 1, layers: 1, trigger: "t" };
     state.done(result);
     view.show(state);
-    same(line().firstChild.textContent, "In use: step 5 (last)");
+    same(line().querySelector("span").textContent, "In use: step 5 (last)");
     same([button("Use this step").hidden, button("Back to the run's own choice").hidden], [true, true]);
     to(1);
     same([button("Use this step").disabled, button("Use this step").title],
@@ -234,7 +234,7 @@ const tests = {
     button("Use this step").click();
     state.done({ ...result, step: 2, why: "chosen" });
     view.show(state);
-    same(line().firstChild.textContent, "In use: step 2 (chosen by you)");
+    same(line().querySelector("span").textContent, "In use: step 2 (chosen by you)");
     same([state.step, state.state, state.validations.length, state.saved], [5, "finished", 3, [2, 5]], "nothing is cut");
     button("Back to the run's own choice").click();
     same(used, [2, 0]);

@@ -261,6 +261,8 @@ def test_run_stop_keep_continue(page: Page, comfy: ComfyClient, renderer: str) -
     assert published_step(comfy, f"ui_{name}") == "5"
     assert (state(page), page.evaluate(f"{PANEL}.dataset.step")) == ("finished", "30")
     page.wait_for(f"{PANEL}.clientHeight >= {PANEL}.scrollHeight", 10)
+    line = f"{PANEL}.querySelector('.sbt-use span')"
+    assert page.evaluate(f"{line}.scrollWidth <= {line}.clientWidth"), "which step is in use can be read"
     shot(page, f"{name}_chosen")
     reload(page)
     page.wait_for(f"{PANEL}.innerText.includes('In use: step 5 (chosen by you)')", 60)
