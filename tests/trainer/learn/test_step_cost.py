@@ -26,8 +26,8 @@ CONFIG = TrainConfig(steps=4, learning_rate=1e-3, rank=4, network_alpha=4.0, res
 # is more: photos, timesteps and noise of a seed and a step's number, one loss for each picture, and those that are
 # reported. The waits were 4 and 5; the other reads are of the numbers of photos and class images, drawn on the host.
 # The teacher and dco also ask the base, which takes about 240 kernels; weight_l2 has 32 layers.
-KERNELS = {"none": 27, "class_images": 42, "teacher": 279, "weight_l2": 161, "dco": 270}
-WAITS = {"none": 4 + 1, "class_images": 5 + 2, "teacher": 3 + 4, "weight_l2": 4 + 1, "dco": 3 + 1}
+KERNELS = {"none": 27, "class_images": 42, "curvature": 300, "teacher": 279, "weight_l2": 161, "dco": 270}
+WAITS = {"none": 4 + 1, "class_images": 5 + 2, "curvature": 5 + 1, "teacher": 3 + 4, "weight_l2": 4 + 1, "dco": 3 + 1}
 AVERAGE = 1
 """Kernels of the running average, whatever the number of layers."""
 
