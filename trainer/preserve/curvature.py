@@ -49,7 +49,7 @@ class Curvature(Preservation):
     uses_class_images: ClassVar[bool] = True
 
     def __init__(
-        self, class_word: str, priors: ClassPriors | None = None, *, weight: float = 64.0, images: int = 64
+        self, class_word: str, priors: ClassPriors | None = None, *, weight: float = 128.0, images: int = 64
     ) -> None:
         self._priors, self._weight, self.study_images = priors, weight, images
         self._images = BaseImages(class_word, priors, CLASS_SHARE, OTHER_SHARE)

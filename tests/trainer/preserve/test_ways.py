@@ -267,7 +267,7 @@ def _curvature(batch: Batch, predict: Predict, parameters: list[torch.Tensor]) -
         roots = [studied[f"{kind}.{number}.root"] for kind in ("inputs", "outputs")]
         inputs, outputs = (root @ root.T for root in roots)
         changes.append((outputs @ change @ inputs @ change.T).trace())
-    return _plain(batch, predict, 2) | {"curvature_loss": (1.0, 0.7 * 64 * float(studied["factor"]) * sum(changes))}
+    return _plain(batch, predict, 2) | {"curvature_loss": (1.0, 0.7 * 128 * float(studied["factor"]) * sum(changes))}
 
 
 BY_HAND = {

@@ -1,0 +1,161 @@
+"""Every way to keep the class on the narrow model, over subjects and seeds: what it keeps, learns and costs.
+
+``python -m demo.making.ways [way ...]`` trains and measures (about a minute a run on one core; every run is saved,
+so that it can be interrupted, and several processes can share the work). The figures are those of :func:`demo.making.narrow_measures.measures_of`; the
+seconds are processor time of the training in one thread.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import logging
+import os
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from .build import WORK
+from .classes import caption
+from .files import atomic_path
+from .gain import SAMPLE_STEPS, photos
+from .judge import LoadedJudge
+from .measure_dreambooth import CLASS_CFG, CLASS_IMAGES, OPTIONS, SETTINGS, STEPS
+from .narrow import Narrow, load_narrow
+from .narrow_dreambooth import CLASS_SEED, SEEDS, rate_factor
+from .narrow_measures import measures_of
+from .schedule import sample
+from .subjects import SUBJECTS
+
+logger = logging.getLogger("subjectbooth")
+
+FOLDER = WORK / "ways"
+NAMES = ("dog", "clock", "cat", "robot", "rocket", "teddy_bear")
+"""The subjects: different enough, and each needs half an hour for all ways and seeds."""
+DRIFT_SEEDS = 2
+Make = Callable[[str, Any], Any]
+"""From class word and class images to the way."""
+
+
+def ways() -> dict[str, tuple[Make, dict[str, Any]]]:
+    """By name: how it is made, and the settings that differ."""
+    from trainer.preserve.class_images import ClassImages
+    from trainer.preserve.curvature import Curvature
+    from trainer.preserve.dco import DirectConsistency
+    from trainer.preserve.none import NoPreservation
+    from trainer.preserve.teacher import Teacher
+    from trainer.preserve.weight_l2 import WeightL2
+
+    classes = {"class_images": CLASS_IMAGES}
+    attention = {"lora_targets": "attention"}
+    return {
+        "none": (lambda word, priors: NoPreservation(), {}),
+        "none, attention": (lambda word, priors: NoPreservation(), attention),
+        "class_images": (lambda word, priors: ClassImages(priors), {**classes, "prior_loss_weight": 0.5}),
+        "teacher": (lambda word, priors: Teacher(word), {}),
+        "teacher, 2 more": (lambda word, priors: Teacher(word, images=2, replaced=0), {}),
+        "teacher, 2 more, attention": (
+            lambda word, priors: Teacher(word, images=2, replaced=0),
+            {**attention, "learning_rate": 1e-3},
+        ),
+        "weight_l2": (lambda word, priors: WeightL2(), {}),
+        "dco": (lambda word, priors: DirectConsistency(), {}),
+        "curvature": (lambda word, priors: Curvature(word), {}),
+        "curvature, 32 images": (lambda word, priors: Curvature(word, images=32), {}),
+        "curvature, attention": (lambda word, priors: Curvature(word), attention),
+        "curvature, with class images": (lambda word, priors: Curvature(word, priors), {"class_images": 8}),
+    }
+
+
+def train(nets: Narrow, name: str, seed: int, make: Make, changes: dict[str, Any]) -> tuple[Narrow, dict[str, float]]:
+    """The nets after a training, and its seconds: for class images, before the first step, and for each step."""
+    from trainer.config import TrainConfig
+    from trainer.events import Started, StepDone
+    from trainer.learn.data import TrainingData
+    from trainer.learn.loop import Training
+    from trainer.preserve.priors import ClassPriors
+
+    from .narrow_denoiser import narrow_base
+
+    settings = {"prior_loss_weight": 1.0, **changes}
+    count = settings.pop("class_images", 0)
+    word = SUBJECTS[name].class_word
+    plain, special = caption(word, None), f"a photo of ohwx {word}"
+    config = TrainConfig(
+        **{
+            "steps": STEPS, "learning_rate": SETTINGS["learning_rate"], "seed": seed, "resolution": 64,
+            "max_grad_norm": 0.0, "weight_decay": 0.0, "rank": SETTINGS["rank"], "gradient_checkpointing": "off",
+            "network_alpha": SETTINGS["network_alpha"], "lora_targets": OPTIONS["lora_targets"],
+            "train_batch_size": SETTINGS["train_batch_size"], "snr_gamma": OPTIONS["snr_gamma"],
+            "ema_decay": OPTIONS["ema_decay"], **settings,
+        }
+    )  # fmt: skip
+    began = time.process_time()
+    priors = None
+    if count:
+        seeds = [CLASS_SEED + CLASS_IMAGES * seed + number for number in range(count)]
+        drawn = sample(nets.unet, nets.text, [plain] * count, seeds, SAMPLE_STEPS, CLASS_CFG)
+        priors = ClassPriors(drawn, plain, tuple(map(str, range(count))), f"{name} {seed} {count}")
+    seconds = {"drawing": time.process_time() - began}
+    way, base = make(word, priors), narrow_base(nets)
+    latents = base.codec.encode(photos(name, "train"))
+    prompts = tuple(dict.fromkeys((special, *way.prompts, "")))
+    encoded = dict(zip(prompts, base.prompts.encode(prompts), strict=True))
+    data = TrainingData(latents, (special,) * len(latents), encoded, way)
+    with Training(base, data, config, device=torch.device("cpu"), rate_factor=rate_factor) as training:
+        for event in training.events():
+            if isinstance(event, Started):
+                began = time.process_time()
+            elif isinstance(event, StepDone) and event.step == 1:
+                seconds["before"], began = time.process_time() - began, time.process_time()
+        seconds["steps"] = time.process_time() - began
+        return replace(nets, unet=training.averaged_network()), seconds
+
+
+def run(chosen: list[str], names: list[str], seeds: list[int], folder: Path = FOLDER) -> None:
+    """Train and measure what is missing. A run that another process has begun is left to it."""
+    torch.set_num_threads(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    nets, judge, known = load_narrow(), LoadedJudge(), ways()
+    for seed in seeds:
+        for way in chosen:
+            for name in names:
+                path = folder / f"{way}; {name}; {seed}.json"
+                begun = path.with_suffix(".begun")
+                if path.exists() or not _begin(begun):
+                    continue
+                trained, seconds = train(nets, name, seed, *known[way])
+                row = {"way": way, "subject": name, "seed": seed, **{f"{k}_seconds": v for k, v in seconds.items()}}
+                row |= measures_of(nets, trained, judge, name, DRIFT_SEEDS)
+                with atomic_path(path) as part:
+                    part.write_text(json.dumps(row))
+                begun.unlink(missing_ok=True)
+                shown = {key: round(value, 2) for key, value in row.items() if isinstance(value, float)}
+                logger.info("%s, %s, seed %d: %s", way, name, seed, shown)
+
+
+def _begin(path: Path) -> bool:
+    try:
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))
+    except FileExistsError:
+        return False
+    return True
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("ways", nargs="*", help="all by default")
+    parser.add_argument("--subjects", default=",".join(NAMES))
+    parser.add_argument("--seeds", type=int, default=SEEDS)
+    options = parser.parse_args()
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    run(options.ways or list(ways()), options.subjects.split(","), list(range(options.seeds)))
+
+
+if __name__ == "__main__":
+    main()
