@@ -1,8 +1,8 @@
 """Every way to keep the class on the narrow model, over subjects and seeds: what it keeps, learns and costs.
 
 ``python -m demo.making.ways [way ...]`` trains and measures (about a minute a run on one core; every run is saved,
-so that it can be interrupted, and several processes can share the work). The figures are those of :func:`demo.making.narrow_measures.measures_of`; the
-seconds are processor time of the training in one thread.
+so that it can be interrupted, and several processes can share the work). The figures are those of
+:func:`demo.making.narrow_measures.measures_of`; the seconds are processor time of the training in one thread.
 """
 
 from __future__ import annotations

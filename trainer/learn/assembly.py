@@ -20,6 +20,7 @@ from ..machine.out_of_memory import free_bytes
 from ..machine.resolved_settings import ResolvedSettings
 from ..machine.runtime import IsolatedAccelerate, accelerate_precision, choose_precision
 from ..memory.plan import FreeMemory, Load, Plan, make_plan
+from ..preserve.curvature_estimate import estimate_bytes
 from . import adapter
 from .checkpoint import Checkpoint
 from .ema import AdapterAverage
@@ -258,7 +259,11 @@ class Assembly:
         if free is not None and self.device.type == "cpu":  # the weights are there already
             free += sum(tensor.nbytes for module in self.modules.values() for tensor in module.parameters())
         base = self._base
-        return make_plan(self._config, self.chosen, kept, base.denoiser, network, base.text, text_encoders, load, free)
+        layers = [layer for module in self.modules.values() for layer in adapter.lora_layers(module)]
+        studied = estimate_bytes(layer.get_base_layer().weight.shape[:2] for layer in layers) if load.is_studied else 0
+        return make_plan(
+            self._config, self.chosen, kept, base.denoiser, network, base.text, text_encoders, load, free, studied
+        )
 
     def _add_network(self, dtype: torch.dtype) -> list[nn.Parameter]:
         denoiser = self._base.denoiser

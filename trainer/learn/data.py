@@ -267,7 +267,7 @@ def largest_load(data: TrainingData, train_batch_size: int) -> Load:
     text_tokens = sum(
         sum(sorted(tokens.values(), reverse=True)[:most]) for tokens, most in ((captions, photos), (prompts, added))
     )
-    return Load(longest.first, (height, width), pictures, text_tokens)
+    return Load(longest.first, (height, width), pictures, text_tokens, way.study_images > 0)
 
 
 def _tokens(data: TrainingData, prompts: Sequence[str]) -> dict[str, int]:

@@ -128,7 +128,7 @@ class _Sketches:
             values: numbers in a prediction.
         """
         inputs = [sketch.finish(1 / rows) for sketch, rows in zip(self._inputs, self._rows, strict=True)]
-        return CurvatureEstimate(inputs, [sketch.finish(1 / images / values) for sketch in self._outputs])
+        return CurvatureEstimate.of(inputs, [sketch.finish(1 / images / values) for sketch in self._outputs])
 
 
 def _calibration(

@@ -41,12 +41,14 @@ class Load:
         size: height and width of the largest latents.
         pictures: images in a batch, class images included.
         text_tokens: tokens of all distinct prompts in a batch, for a trained text encoder.
+        is_studied: whether class preservation studies the base and keeps what it learned.
     """
 
     conditioning: Conditioning
     size: tuple[int, int]
     pictures: int
     text_tokens: int = 2 * 77
+    is_studied: bool = False
 
 
 @dataclass(frozen=True)
@@ -61,6 +63,7 @@ class Plan:
         free: bytes available on the device; None if unknown.
         pictures: images in a batch.
         chosen: the settings that fit, or come closest.
+        preservation: what class preservation keeps on the device.
     """
 
     base: int
@@ -70,11 +73,12 @@ class Plan:
     free: int | None
     pictures: int
     chosen: ResolvedSettings
+    preservation: int = 0
 
     @property
     def needed(self) -> int:
         """Bytes in total."""
-        return self.base + self.adapter + self.optimizer + (self.activations or 0)
+        return self.base + self.adapter + self.optimizer + self.preservation + (self.activations or 0)
 
     @property
     def fits(self) -> bool:
@@ -85,6 +89,7 @@ class Plan:
     def sentence(self) -> str:
         """A line for the user."""
         parts = f"base {_gb(self.base)} + adapter {_gb(self.adapter)} + optimizer {_gb(self.optimizer)}"
+        parts += f" + class preservation {_gb(self.preservation)}" if self.preservation else ""
         parts += " + activations " + ("(unknown)" if self.activations is None else _gb(self.activations))
         free = f" of {_gb(self.free)} GB free" if self.free is not None else " GB (free memory unknown)"
         return (
@@ -117,6 +122,7 @@ def make_plan(
     text_encoders: Sequence[nn.Module],
     load: Load,
     free: int | None,
+    preservation: int = 0,
 ) -> Plan:
     """Count memory, and choose gradient checkpointing and the micro-batch size.
 
@@ -129,6 +135,7 @@ def make_plan(
         text: the interface to the text encoders.
         load: the inputs of a step.
         free: bytes free before the modules are moved to the device; None if unknown.
+        preservation: bytes that class preservation keeps on the device.
     """
     modules = [network, *text_encoders]
     trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
@@ -153,7 +160,7 @@ def make_plan(
             each = footprint.checkpointed if checkpointing else footprint.whole
             activations = text_bytes + each * micro_batch
         settings = replace(chosen, gradient_checkpointing=checkpointing, micro_batch=micro_batch)
-        plans.append(Plan(base, adapter, optimizer, activations, free, load.pictures, settings))
+        plans.append(Plan(base, adapter, optimizer, activations, free, load.pictures, settings, preservation))
         if plans[-1].fits:
             break
     return plans[-1]

@@ -12,7 +12,7 @@ outputs, over tokens or pixels. Only a sketch of each matrix is stored (Nyström
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,34 +96,43 @@ class _Group:
     output_rests: torch.Tensor
 
 
+_TENSORS = ("inputs", "outputs", "input_rests", "output_rests")
+
+
 class CurvatureEstimate:
     """The estimate for all layers with a LoRA.
 
     Args:
-        inputs, outputs: C and G of each layer, in the order of the layers.
+        groups: the layers, by shape.
         factor: the ratio of a measured change to the uncalibrated estimate. The approximation treats layers and tokens
             as independent, and so underestimates changes that point the same way everywhere.
     """
 
-    def __init__(self, inputs: Sequence[SecondMoment], outputs: Sequence[SecondMoment], factor: float = 1.0) -> None:
-        self._inputs, self._outputs, self.factor = tuple(inputs), tuple(outputs), factor
+    def __init__(self, groups: Sequence[_Group], factor: float = 1.0) -> None:
+        self._groups, self.factor = tuple(groups), factor
+
+    @classmethod
+    def of(cls, inputs: Sequence[SecondMoment], outputs: Sequence[SecondMoment]) -> CurvatureEstimate:
+        """The uncalibrated estimate from C and G of each layer, in the order of the layers."""
         together: dict[tuple[torch.Size, torch.Size], list[int]] = {}
         for number, (before, after) in enumerate(zip(inputs, outputs, strict=True)):
             together.setdefault((before.root.shape, after.root.shape), []).append(number)
-        self._groups = [
-            _Group(
-                tuple(numbers),
-                torch.stack([inputs[number].root for number in numbers]),
-                torch.stack([outputs[number].root for number in numbers]),
-                torch.stack([inputs[number].rest for number in numbers])[:, None, None],
-                torch.stack([outputs[number].rest for number in numbers])[:, None, None],
-            )
-            for numbers in together.values()
-        ]
+        return cls(
+            [
+                _Group(
+                    tuple(numbers),
+                    torch.stack([inputs[number].root for number in numbers]),
+                    torch.stack([outputs[number].root for number in numbers]),
+                    torch.stack([inputs[number].rest for number in numbers])[:, None, None],
+                    torch.stack([outputs[number].rest for number in numbers])[:, None, None],
+                )
+                for numbers in together.values()
+            ]
+        )
 
     def calibrated(self, factor: float) -> CurvatureEstimate:
         """The same with another factor."""
-        return CurvatureEstimate(self._inputs, self._outputs, factor)
+        return CurvatureEstimate(self._groups, factor)
 
     def change(self, layers: Sequence[AdapterLayer]) -> torch.Tensor:
         """The estimated mean squared change of the base's predictions, a differentiable scalar.
@@ -131,42 +140,40 @@ class CurvatureEstimate:
         Args:
             layers: in the order of the estimate; those of frozen text encoders, at its end, may be missing.
         """
-        total: torch.Tensor | None = None
+        parts = []
         for group in self._groups:
-            count = sum(number < len(layers) for number in group.numbers)
-            if not count:
+            chosen = [layers[number] for number in group.numbers if number < len(layers)]
+            if not chosen:
                 continue
-            chosen = [layers[number] for number in group.numbers[:count]]
+            count = len(chosen)
             down = torch.stack([layer.down.flatten(1) for layer in chosen])
             up = torch.stack([layer.up.flatten(1) * layer.scale for layer in chosen])
             inputs = _quadratic(down, group.inputs[:count], group.input_rests[:count])
             outputs = _quadratic(up.mT, group.outputs[:count], group.output_rests[:count])
-            part = (inputs * outputs).sum()
-            total = part if total is None else total + part
-        assert total is not None
-        return self.factor * total
+            parts.append((inputs * outputs).sum())
+        return self.factor * torch.stack(parts).sum()
 
     def to_tensors(self) -> dict[str, torch.Tensor]:
         """All numbers, for a file."""
         tensors = {"factor": torch.tensor(self.factor, dtype=torch.float64)}
-        for name, moments in (("inputs", self._inputs), ("outputs", self._outputs)):
-            for number, moment in enumerate(moments):
-                tensors[f"{name}.{number}.root"] = moment.root.cpu()
-                tensors[f"{name}.{number}.rest"] = moment.rest.cpu()
+        for place, group in enumerate(self._groups):
+            tensors[f"{place}.numbers"] = torch.tensor(group.numbers)
+            tensors |= {f"{place}.{name}": getattr(group, name).cpu() for name in _TENSORS}
         return tensors
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, torch.Tensor], device: torch.device) -> CurvatureEstimate:
         """The inverse of :meth:`to_tensors`."""
-        count = sum(name.startswith("inputs.") for name in tensors) // 2
+        groups: list[_Group] = []
+        while (numbers := tensors.get(f"{len(groups)}.numbers")) is not None:
+            values = [tensors[f"{len(groups)}.{name}"].to(device) for name in _TENSORS]
+            groups.append(_Group(tuple(numbers.tolist()), *values))
+        return cls(groups, float(tensors["factor"]))
 
-        def moments(name: str) -> list[SecondMoment]:
-            return [
-                SecondMoment(tensors[f"{name}.{number}.root"].to(device), tensors[f"{name}.{number}.rest"].to(device))
-                for number in range(count)
-            ]
 
-        return cls(moments("inputs"), moments("outputs"), float(tensors["factor"]))
+def estimate_bytes(shapes: Iterable[tuple[int, int]]) -> int:
+    """Memory that the estimate takes for layers with these numbers of outputs and inputs."""
+    return sum(4 * (width * min(width, RANK) + 1) for shape in shapes for width in shape)
 
 
 def _quadratic(rows: torch.Tensor, root: torch.Tensor, rest: torch.Tensor) -> torch.Tensor:

@@ -60,7 +60,7 @@ def test_the_matrices_are_those_of_inputs_and_of_gradients() -> None:
     for number in (0, 1):
         rows = torch.cat(inputs[number])
         for kind, wanted in (("inputs", rows.T @ rows / len(rows)), ("outputs", gradients[number])):
-            root = studied[f"{kind}.{number}.root"]
+            root = studied[f"{number}.{kind}"][0]
             torch.testing.assert_close(root @ root.T, wanted, rtol=1e-3, atol=1e-4 * float(wanted.diagonal().max()))
 
 
@@ -115,3 +115,12 @@ def test_studying_leaves_the_adapter_as_it_was() -> None:
         state.optimizer.step = lambda: (gradients.extend(p.detach().clone() for p in state.parameters), step())[1]
         next(event for event in events if isinstance(event, StepDone))
     assert all(map(torch.equal, before, gradients))
+
+
+def test_the_plan_counts_what_is_kept() -> None:
+    with Training(toy_base(), _data(), CONFIG, device=CPU) as training:
+        plan = training.plan()
+    studied, _ = _studied()
+    kept = sum(tensor.nbytes for name, tensor in studied.items() if name[-7:] not in ("numbers", "factor"))
+    assert kept == plan.preservation > 0
+    assert "class preservation" in plan.sentence

@@ -173,7 +173,7 @@ def test_the_key_tells_ways_and_strengths_apart() -> None:
     ("name", "wanted"),
     [
         ("class_images", "Use --num_class_images 24, or --preservation teacher"),
-        ("clas_images", "one of class_images, teacher, "),
+        ("clas_images", "one of class_images, curvature, teacher, "),
     ],
 )
 def test_a_way_that_cannot_be_used_is_rejected(name: str, wanted: str) -> None:
@@ -264,7 +264,7 @@ def _curvature(batch: Batch, predict: Predict, parameters: list[torch.Tensor]) -
     assert studied is not None
     changes = []
     for number, change in enumerate((2 * up_1 @ down_1, 2 * up_2 @ down_2)):
-        roots = [studied[f"{kind}.{number}.root"] for kind in ("inputs", "outputs")]
+        roots = [studied[f"{number}.{kind}"][0] for kind in ("inputs", "outputs")]
         inputs, outputs = (root @ root.T for root in roots)
         changes.append((outputs @ change @ inputs @ change.T).trace())
     return _plain(batch, predict, 2) | {"curvature_loss": (1.0, 0.7 * 128 * float(studied["factor"]) * sum(changes))}
