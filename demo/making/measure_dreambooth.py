@@ -81,6 +81,7 @@ def dreambooth_graph(name: str, settings: dict[str, Any], options: dict[str, Any
             steps=12, cfg=CLASS_CFG, sampler_name="dpmpp_2m", scheduler="karras", seed=0, batch_size=8, exclude="",
         )  # fmt: skip
         train["class_priors"] = ["priors", 0]
+    train.setdefault("preservation", "class_images" if class_images else "none")
     graph["options"] = node("DreamBoothOptions", **options)
     train["options"] = ["options", 0]
     graph["train"] = node("DreamBoothLoRATrain", **wired, output_name=f"demo/{name}", **train)

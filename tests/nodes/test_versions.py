@@ -67,7 +67,7 @@ def _graph(comfy: ComfyClient, *, styled: bool) -> Graph:
             strength_model=0.7,
             strength_clip=0.7,
         )
-        graph["11"]["inputs"]["class_priors"] = ["20", 0]
+        graph["11"]["inputs"] |= {"class_priors": ["20", 0], "preservation": "class_images"}
         options = {**comfy.defaults("DreamBoothOptions"), "train_text_encoder": True}
         graph["13"] = node("DreamBoothOptions", **options)
         graph["11"]["inputs"]["options"] = ["13", 0]

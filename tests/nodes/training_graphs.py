@@ -68,6 +68,8 @@ def train_node(model: Any = ("1", 0), clip: Any = ("1", 1), **changes: Any) -> d
         "validation_prompts": "",
         "validation_interval": 0,
         "force_retrain": False,
+        # The default studies the base first, which most tests have no use for.
+        "preservation": "class_images" if "class_priors" in changes else "none",
     }
     return node("DreamBoothLoRATrain", **{**inputs, **changes})
 

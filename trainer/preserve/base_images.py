@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from ..machine.draws import generator_for, low_discrepancy
+from .preservation import Part
 from .priors import ClassPriors
 from .teacher_prompts import OTHER_SENTENCES, class_sentences
 
@@ -46,25 +47,48 @@ class BaseImages:
         shares = [self._class_share, self._other_share, NOISE_SHARE, CLASS_IMAGE_SHARE, TIME_POWER]
         return [*shares, *self.prompts, self._priors.digest if self._priors else ""]
 
-    def draw(
-        self, seed: int, number: int, pool: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, float, str]:
-        """Latents, noise, the number in 0..1 that becomes the time, and the prompt.
+    def prompt(self, seed: int, number: int) -> str:
+        """The prompt of one image."""
+        random = generator_for(seed, "teacher prompt", number)
+        kind, which = torch.rand(2, generator=random, dtype=torch.float64).tolist()
+        if kind >= self._class_share + self._other_share:
+            return ""
+        sentences = self._class_sentences if kind < self._class_share else OTHER_SENTENCES
+        return sentences[int(which * len(sentences))]
+
+    def first_prompts(self, seed: int, count: int) -> tuple[str, ...]:
+        """The distinct prompts of the first images, so that only these are encoded."""
+        return tuple(dict.fromkeys(self.prompt(seed, number) for number in range(count)))
+
+    def part(self, seed: int, numbers: Sequence[int], pool: Sequence[torch.Tensor], loss: str, weight: float) -> Part:
+        """The images with these numbers.
 
         Args:
-            pool: the latents [c, h, w] of the photos.
+            pool: the latents [c, h, w] of photos of one size.
+            loss: the term of the loss they belong to.
+            weight: its factor.
         """
+        prompts = [self.prompt(seed, number) for number in numbers]
+        latents, noise, uniform = zip(*(self._draw(seed, number, pool) for number in numbers), strict=True)
+        return Part(
+            loss,
+            weight,
+            torch.stack(latents),
+            prompts,
+            [f"the base's image {number + 1} ({prompt!r})" for number, prompt in zip(numbers, prompts, strict=True)],
+            "teacher",
+            noise=torch.stack(noise),
+            uniform=torch.tensor(uniform, dtype=torch.float64),
+        )
+
+    def _draw(self, seed: int, number: int, pool: Sequence[torch.Tensor]) -> tuple[torch.Tensor, torch.Tensor, float]:
+        """Latents, noise, and the number in 0..1 that becomes the time."""
         random = generator_for(seed, "teacher image", number)
-        kind, source, which, prompt, sentence = torch.rand(5, generator=random, dtype=torch.float64).tolist()
+        kind, source, which = torch.rand(3, generator=random, dtype=torch.float64).tolist()
         noise = torch.randn(pool[0].shape, generator=random)
         uniform = float(low_discrepancy(number, 1, seed, "teacher times")) ** TIME_POWER
         latents: Sequence[torch.Tensor] | torch.Tensor = pool
         if self._priors and source < CLASS_IMAGE_SHARE and self._priors.latents.shape[1:] == pool[0].shape:
             latents = self._priors.latents
         image = latents[int(which * len(latents))]
-        if kind < NOISE_SHARE:
-            image, uniform = torch.zeros_like(image), ALL_NOISE
-        if prompt >= self._class_share + self._other_share:
-            return image, noise, uniform, ""
-        sentences = self._class_sentences if prompt < self._class_share else OTHER_SENTENCES
-        return image, noise, uniform, sentences[int(sentence * len(sentences))]
+        return (torch.zeros_like(image), noise, ALL_NOISE) if kind < NOISE_SHARE else (image, noise, uniform)

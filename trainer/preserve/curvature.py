@@ -70,6 +70,10 @@ class Curvature(Preservation):
         """All prompts that images can have."""
         return self._images.prompts
 
+    def prompts_for(self, seed: int, images: int) -> tuple[str, ...]:
+        """Only the prompts of the studied images."""
+        return self._images.first_prompts(seed, self.study_images)
+
     @property
     def record(self) -> Mapping[str, str]:
         """The folder of the class images, which the clean-up keeps while a LoRA needs them."""
@@ -86,18 +90,7 @@ class Curvature(Preservation):
 
     def study(self, seed: int, numbers: Sequence[int], pool: Sequence[torch.Tensor]) -> Part:
         """Images with these numbers."""
-        drawn = [self._images.draw(seed, number, pool) for number in numbers]
-        latents, noise, uniform, prompts = zip(*drawn, strict=True)
-        return Part(
-            CURVATURE_LOSS,
-            0.0,
-            torch.stack(latents),
-            prompts,
-            [f"the base's image {number + 1} ({prompt!r})" for number, prompt in zip(numbers, prompts, strict=True)],
-            "study",
-            noise=torch.stack(noise),
-            uniform=torch.tensor(uniform, dtype=torch.float64),
-        )
+        return self._images.part(seed, numbers, pool, CURVATURE_LOSS, 0.0)
 
     def penalty(
         self, layers: Sequence[AdapterLayer], weight: float, estimate: CurvatureEstimate | None

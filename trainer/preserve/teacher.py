@@ -12,16 +12,15 @@ once for a fixed number of images and kept. Needs no class images; if there are 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import ClassVar
 
-import torch
-
 from ..files.storage import canonical_json, sha256_of
-from ..machine.draws import Draws, generator_for, low_discrepancy
+from ..machine.draws import Draws
+from .base_images import BaseImages
 from .class_images import check_class_images
 from .preservation import BaseIdentity, Part, Preservation
 from .priors import ClassPriors
-from .teacher_prompts import OTHER_SENTENCES, class_sentences
 
 TEACHER_LOSS = "teacher_loss"
 
@@ -30,14 +29,6 @@ FORMAT_VERSION = 1
 
 CLASS_SHARE, OTHER_SHARE = 0.4, 0.5
 """Shares of the images with a sentence about the class and about something else; the rest has the empty prompt."""
-NOISE_SHARE = 0.1
-"""Share of the images that are nothing but noise."""
-CLASS_IMAGE_SHARE = 0.5
-"""Share of class images among the other images, if there are any; the rest are photos."""
-TIME_POWER = 0.5
-"""Times are made of ``u ** TIME_POWER``, so that noisy images are more frequent: there the prompt decides most."""
-ALL_NOISE = 1 - 2.0**-20
-"""The number that becomes the last time, at which an image is all noise."""
 
 
 class Teacher(Preservation):
@@ -70,7 +61,7 @@ class Teacher(Preservation):
     ) -> None:
         self._priors, self.every, self._images = priors, every, images
         self._replaced, self._weight, self._bank = replaced, weight, bank
-        self._class_sentences = class_sentences(class_word)
+        self._base_images = BaseImages(class_word, priors, CLASS_SHARE, OTHER_SHARE)
 
     @classmethod
     def create(cls, class_word: str, priors: ClassPriors | None) -> Teacher:
@@ -81,19 +72,16 @@ class Teacher(Preservation):
     def key(self) -> str | None:
         """A digest of settings, prompts and class images."""
         settings = [self.every, self._images, self._replaced, self._weight, self._bank]
-        shares = [CLASS_SHARE, OTHER_SHARE, NOISE_SHARE, CLASS_IMAGE_SHARE, TIME_POWER]
-        digest = self._priors.digest if self._priors else ""
-        return sha256_of(self.name, canonical_json([FORMAT_VERSION, *settings, *shares, *self.prompts, digest]))
+        return sha256_of(self.name, canonical_json([FORMAT_VERSION, *settings, *self._base_images.key]))
 
     @property
     def prompts(self) -> tuple[str, ...]:
         """All prompts that images can have."""
-        return (*self._class_sentences, *OTHER_SENTENCES, "")
+        return self._base_images.prompts
 
     def prompts_for(self, seed: int, images: int) -> tuple[str, ...]:
         """Only the prompts that are drawn, so that a short run, or a small bank, encodes few."""
-        drawn = (self._prompt(seed, number) for number in range(self._bank or images))
-        return tuple(dict.fromkeys(drawn))
+        return self._base_images.first_prompts(seed, self._bank or images)
 
     @property
     def record(self) -> Mapping[str, str]:
@@ -120,47 +108,7 @@ class Teacher(Preservation):
     def parts(self, photos: Part, draws: Draws, weight: float) -> Sequence[Part]:
         """The next images: of the bank, in an endless sequence of shuffles, or new ones."""
         numbers = draws.shuffled(self._bank, "teacher") if self._bank else draws.numbers
+        part = self._base_images.part(draws.seed, numbers, photos.pool, TEACHER_LOSS, self._weight * weight)
         size = tuple(photos.pool[0].shape)
-        drawn = [self._draw(draws.seed, number, photos.pool) for number in numbers]
-        latents, noise, uniform, prompts = zip(*drawn, strict=True)
-        return [
-            Part(
-                TEACHER_LOSS,
-                self._weight * weight,
-                torch.stack(latents),
-                prompts,
-                [
-                    f"the base's image {number + 1} ({prompt!r})"
-                    for number, prompt in zip(numbers, prompts, strict=True)
-                ],
-                "teacher",
-                from_base=True,
-                noise=torch.stack(noise),
-                uniform=torch.tensor(uniform, dtype=torch.float64),
-                keys=[(size, number) for number in numbers] if self._bank else (),
-            )
-        ]
-
-    def _draw(
-        self, seed: int, number: int, pool: Sequence[torch.Tensor]
-    ) -> tuple[torch.Tensor, torch.Tensor, float, str]:
-        """Latents, noise, the number that becomes the time, and the prompt: a function of seed, number and pool."""
-        random = generator_for(seed, "teacher image", number)
-        kind, source, which = torch.rand(3, generator=random, dtype=torch.float64).tolist()
-        noise = torch.randn(pool[0].shape, generator=random)
-        uniform = float(low_discrepancy(number, 1, seed, "teacher times")) ** TIME_POWER
-        latents: Sequence[torch.Tensor] | torch.Tensor = pool
-        if self._priors and source < CLASS_IMAGE_SHARE and self._priors.latents.shape[1:] == pool[0].shape:
-            latents = self._priors.latents
-        image = latents[int(which * len(latents))]
-        if kind < NOISE_SHARE:
-            image, uniform = torch.zeros_like(image), ALL_NOISE
-        return image, noise, uniform, self._prompt(seed, number)
-
-    def _prompt(self, seed: int, number: int) -> str:
-        random = generator_for(seed, "teacher prompt", number)
-        kind, which = torch.rand(2, generator=random, dtype=torch.float64).tolist()
-        if kind >= CLASS_SHARE + OTHER_SHARE:
-            return ""
-        sentences = self._class_sentences if kind < CLASS_SHARE else OTHER_SENTENCES
-        return sentences[int(which * len(sentences))]
+        keys = [(size, number) for number in numbers] if self._bank else []
+        return [replace(part, from_base=True, keys=keys)]

@@ -15,8 +15,8 @@ from .weight_l2 import WeightL2
 WAYS: dict[str, type[Preservation]] = {
     way.name: way
     for way in (
-        ClassImages,
         Curvature,
+        ClassImages,
         Teacher,
         WeightL2,
         DirectConsistency,
@@ -25,21 +25,18 @@ WAYS: dict[str, type[Preservation]] = {
 }
 """By the name that users choose them by."""
 
-AUTO = "auto"
-"""Class images if there are any, otherwise none."""
-
-DEFAULT_WAY = AUTO
+DEFAULT_WAY = Curvature.name
 """What node and shell use if nothing is chosen."""
 
 PRESERVATION_HELP = (
-    "How the class is preserved, so that not every dog turns into yours. class_images: also train on class images. "
-    "teacher: the model keeps its own predictions for the class and for other things; needs no class images, and uses "
-    "them if there are any. weight_l2: the weights stay close to the model's. dco: photos are learned only as far as "
-    "the model predicts them worse. none: not at all."
-    + (" auto: class_images if there are any, otherwise none." if DEFAULT_WAY == AUTO else "")
+    "How the class is preserved, so that not every dog turns into yours. curvature: changes that would alter what the "
+    "model draws for the class and for other things are held back; needs no class images and takes hardly any time. "
+    "class_images: also train on class images. teacher: the model keeps its own predictions, compared at each step. "
+    "weight_l2: the weights stay close to the model's. dco: photos are learned only as far as the model predicts them "
+    "worse. none: not at all. curvature and teacher use class images, if there are any."
 )
 
-CHOICES: tuple[str, ...] = (*(() if DEFAULT_WAY in WAYS else (DEFAULT_WAY,)), *WAYS)
+CHOICES: tuple[str, ...] = tuple(WAYS)
 
 
 def keeping_class(priors: ClassPriors | None, class_word: str, way: str = DEFAULT_WAY) -> Preservation:
@@ -54,15 +51,13 @@ def keeping_class(priors: ClassPriors | None, class_word: str, way: str = DEFAUL
         SubjectBoothError: there is no such method, or it needs class images.
     """
     check_way(way)
-    if way == AUTO:
-        way = NoPreservation.name if priors is None else ClassImages.name
     return WAYS[way].create(class_word, priors)
 
 
 def uses_class_images(way: str) -> bool:
     """Whether a method makes use of class images, if there are any."""
     check_way(way)
-    return way == AUTO or WAYS[way].uses_class_images
+    return WAYS[way].uses_class_images
 
 
 def check_way(way: str) -> None:

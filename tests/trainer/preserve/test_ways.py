@@ -24,7 +24,7 @@ from subjectbooth.trainer.learn.loop import Training
 from subjectbooth.trainer.preserve.dco import DirectConsistency
 from subjectbooth.trainer.preserve.preservation import Preservation
 from subjectbooth.trainer.preserve.priors import ClassPriors
-from subjectbooth.trainer.preserve.ways import CHOICES, WAYS, keeping_class, loss_labels
+from subjectbooth.trainer.preserve.ways import WAYS, keeping_class, loss_labels
 from subjectbooth.trainer.runs.run import Run
 from subjectbooth.trainer.shell.terms import error_in_shell
 from subjectbooth.trainer.subject.subject import Subject
@@ -173,20 +173,13 @@ def test_the_key_tells_ways_and_strengths_apart() -> None:
     ("name", "wanted"),
     [
         ("class_images", "Use --num_class_images 24, or --preservation teacher"),
-        ("clas_images", "one of class_images, curvature, teacher, "),
+        ("clas_images", "one of curvature, class_images, teacher, "),
     ],
 )
 def test_a_way_that_cannot_be_used_is_rejected(name: str, wanted: str) -> None:
     with pytest.raises(SubjectBoothError) as found:
         keeping_class(None, "dog", name)
     assert wanted in error_in_shell(found.value)
-
-
-@pytest.mark.skipif("auto" not in CHOICES, reason="the default is a way")
-def test_without_a_choice_class_images_are_used_if_there_are_any() -> None:
-    base = toy_base()
-    assert keeping_class(_priors(base), "dog").name == "class_images"
-    assert keeping_class(None, "dog").name == "none"
 
 
 def test_direct_consistency_weighs_a_photo_by_how_much_better_than_the_base_it_is() -> None:
