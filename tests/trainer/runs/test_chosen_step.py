@@ -123,6 +123,7 @@ def test_a_chosen_step_is_the_result_until_it_is_taken_back(root: Path) -> None:
     assert run.folder.results().results == {5: Result(5, 5, LAST)}, "the run's own result is not lost"
     run.writer.record_published({"lora": "rex.safetensors", "chosen": 9, "why": CHOSEN})
     assert run.folder.results().published == {"lora": "rex.safetensors", "why": CHOSEN}
+    assert run.folder.results().chosen == {5: 2}
     assert _chosen(root, 4).folder.results().chosen == {5: 4}
     assert _read(own.events()) == [Finished(5, own.folder.lora_path(5), trained=False)]
     assert own.result == Result(5, 5, LAST)
