@@ -111,7 +111,7 @@ def test_the_latents_are_not_touched_by_training(comfy: ComfyClient) -> None:
             "contains an embedding:",
         ),
         ({"output_name": "blocked/cat"}, {}, "The LoRA cannot be written"),
-        ({"preservation": "teachers"}, {}, "preservation 'teachers'. Required: one of class_images, teacher"),
+        ({"preservation": "teachers"}, {}, "preservation 'teachers'. Required: one of curvature, class_images"),
     ],
 )
 def test_what_the_trainer_refuses_is_refused_before_class_images_are_made(
