@@ -93,7 +93,7 @@ def test_the_shell_trains_what_comfyui_trains(comfy: ComfyClient, tiny_checkpoin
     graph = {
         "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
         "10": subject_node(upload_cat(comfy), prompt_template=template),
-        "11": train_node(steps=4, learning_rate=0.01, seed=9, output_name="as_in_shell"),
+        "11": train_node(steps=4, learning_rate=0.01, seed=9, output_name="as_in_shell", preservation="curvature"),
     }
     comfy.run(graph)
     shell = safetensors.torch.load_file(tmp_path / "out" / "cat.safetensors")
