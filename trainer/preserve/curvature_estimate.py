@@ -60,7 +60,7 @@ class SecondMomentSketch:
 
     def finish(self, factor: float) -> SecondMoment:
         """The sum times ``factor``. What the sketch misses is spread over all directions."""
-        sketch, test = self._sketch.double().cpu(), self._test.double().cpu()
+        sketch, test = self._sketch.cpu().double(), self._test.cpu().double()
         # A small shift keeps the Cholesky factorisation stable (Tropp et al., algorithm 3).
         shift = 1e-5 * float(sketch.norm()) + 1e-30
         sketch = sketch + shift * test
