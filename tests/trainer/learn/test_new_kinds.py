@@ -6,7 +6,7 @@ another prompt as a target, and a penalty on the adapter's weights.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,6 +24,7 @@ from subjectbooth.trainer.learn.loop import Training
 from subjectbooth.trainer.machine.draws import Draws
 from subjectbooth.trainer.preserve import ways
 from subjectbooth.trainer.preserve.adapter_layer import AdapterLayer
+from subjectbooth.trainer.preserve.curvature_estimate import CurvatureEstimate
 from subjectbooth.trainer.preserve.preservation import Part, Preservation
 from subjectbooth.trainer.preserve.priors import ClassPriors
 from subjectbooth.trainer.runs.history import curve_points
@@ -65,7 +66,9 @@ class Toy(Preservation):
         part = Part("toy_loss", weight, photos.latents, self.prompts * count, ("toy",) * count, photos.purpose)
         return [replace(part, from_base=True, like=photos)]
 
-    def penalty(self, layers: Iterator[AdapterLayer], weight: float) -> Mapping[str, torch.Tensor]:
+    def penalty(
+        self, layers: Sequence[AdapterLayer], weight: float, estimate: CurvatureEstimate | None
+    ) -> Mapping[str, torch.Tensor]:
         return {"norm_loss": torch.stack([(x.scale * x.up @ x.down).square().sum() for x in layers]).sum() * weight}
 
 
