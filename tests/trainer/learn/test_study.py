@@ -124,3 +124,33 @@ def test_the_plan_counts_what_is_kept() -> None:
     kept = sum(tensor.nbytes for name, tensor in studied.items() if name[-7:] not in ("numbers", "factor"))
     assert kept == plan.preservation > 0
     assert "class preservation" in plan.sentence
+
+
+def test_checkpointing_does_not_count_inputs_twice() -> None:
+    """Blocks run again in the backward pass. Half precision gives the same to its rounding."""
+    from subjectbooth.tests.small_base import small_base
+
+    base = small_base()
+    way = Curvature("dog", images=4)
+    latents = torch.randn(3, *base.denoiser.latent_size(64, 64), generator=torch.Generator().manual_seed(1))
+    prompts = ["a photo of ohwx dog", *way.prompts]
+    encoded = dict(zip(prompts, base.prompts.encode(prompts), strict=True))
+    data = TrainingData(latents, (prompts[0],) * 3, encoded, way)
+
+    def studied(**changes: str) -> dict[str, torch.Tensor]:
+        with Training(base, data, replace(CONFIG, **changes), device=CPU) as training:
+            next(event for event in training.events() if isinstance(event, StepDone))
+            assert training.studied is not None
+            return dict(training.studied)
+
+    whole = studied(gradient_checkpointing="off", precision="fp32")
+    for changes, tolerance in (
+        ({"gradient_checkpointing": "on", "precision": "fp32"}, 1e-3),
+        ({"precision": "bf16"}, 0.1),
+    ):
+        other = studied(**changes)
+        for name, tensor in whole.items():
+            if name.endswith(("inputs", "outputs")):
+                energy, other_energy = (values[name].square().sum() for values in (whole, other))
+                torch.testing.assert_close(other_energy, energy, rtol=tolerance, atol=0.0)
+        assert float(other["factor"]) == pytest.approx(float(whole["factor"]), rel=10 * tolerance)
