@@ -28,6 +28,7 @@ from ..trainer.events import (
     ValidationStep,
     to_json,
 )
+from ..trainer.runs.best_step import share_curves
 from ..trainer.runs.history import curve_points
 from ..trainer.runs.run import Run
 from .host import Cancelled, memory_in_use, versioned_entry
@@ -108,8 +109,11 @@ class Feed:
 
     def publish(self, event: Event) -> None:
         """Queue an event; send what is queued if the last message is old enough."""
-        # A finished run shows how far it is trained, whichever of its steps is the result.
-        self._state["step"] = self._run.trained_steps if isinstance(event, Finished) else event.step
+        if isinstance(event, Finished):
+            # A finished run shows how far it is trained, whichever of its steps is the result.
+            self._state["step"] = self._run.trained_steps
+        elif not isinstance(event, Scores):  # those of the base come with step 0, also when a run resumes
+            self._state["step"] = event.step
         stopping = self._state["state"] == "stopping"
         urgent = True
         if isinstance(event, StepDone):
@@ -121,7 +125,10 @@ class Feed:
             self._pending |= {"chosen": event.chosen, "notes": [note for note in (event.plan, *event.notes) if note]}
         elif isinstance(event, Adjusted):
             self._pending |= {"chosen": event.chosen, "note": event.note}
-        elif isinstance(event, Scores | Studying):
+        elif isinstance(event, Scores):
+            self._pending["scores"] = share_curves(self._run.folder.scores(event.step))
+            urgent = False
+        elif isinstance(event, Studying):
             urgent = False
         elif isinstance(event, ValidationStep):
             self._state["drawn"] = [event.done, event.total]

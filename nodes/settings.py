@@ -12,18 +12,19 @@ from ..trainer.config import TrainConfig
 SETTINGS = {setting.name: setting for setting in dataclasses.fields(TrainConfig)}
 
 
-def setting_input(name: str, step: float = 1, round: float | None = None) -> Any:
+def setting_input(name: str, step: float = 1, round: float | None = None, optional: bool = False) -> Any:
     """The node input for a setting of the trainer; its type follows from the default.
 
     Args:
         step: increment of the arrow buttons.
         round: precision of floats; without it ComfyUI shows one decimal, and 1e-4 as 0.0.
+        optional: for a choice that came later, so that API prompts from before it still validate.
     """
     setting = SETTINGS[name]
     help, choices = setting.metadata["help"], setting.metadata["choices"]
     low, high = setting.metadata["low"], setting.metadata["high"]
     if choices:
-        return io.Combo.Input(name, options=list(choices), default=setting.default, tooltip=help)
+        return io.Combo.Input(name, options=list(choices), default=setting.default, tooltip=help, optional=optional)
     if isinstance(setting.default, bool):
         return io.Boolean.Input(name, default=setting.default, tooltip=help)
     if isinstance(setting.default, int):

@@ -243,7 +243,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 shown = result_of(result, lora, matched)
                 run.writer.record_published(shown)
                 feed.end(end_state(run), shown)
-        headline = summary(finished, result, lora, matched)
+        headline = summary(finished, run, lora, matched)
         validations, not_drawn = run.validations(run.trained_steps)
         remember_lora_folders(pack_output_dir(), loras_dirs())
         if finished.warning:

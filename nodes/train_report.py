@@ -8,7 +8,7 @@ from typing import Any
 from ..trainer.events import Adjusted, Event, Finished, Started, StepDone, Studying, Validation, ValidationStep
 from ..trainer.preserve.ways import loss_labels
 from ..trainer.runs.publish import check_folder
-from ..trainer.runs.result import CHOSEN, STOPPED, Result
+from ..trainer.runs.result import BEST, CHOSEN, STOPPED, Result
 from ..trainer.runs.run import Run
 from . import live
 from .graph_terms import event_in_graph
@@ -80,12 +80,14 @@ def end_state(run: Run) -> str:
     return "cancelled" if own is None else "kept" if own.is_stopped else "finished"
 
 
-def summary(finished: Finished, result: Result, lora: SubjectLora, matched: int) -> str:
+def summary(finished: Finished, run: Run, lora: SubjectLora, matched: int) -> str:
     """One line for the node: how the run ended, the file, and the words to use in prompts."""
+    result = run.result
+    assert result is not None
     verb = "trained" if finished.trained else "reused (trained before)"
     verb += ", but nothing was learned" if finished.warning else ""
     size = lora.path.stat().st_size / 2**20
-    note = {STOPPED: "stopped and kept", CHOSEN: "chosen by use_step"}.get(result.why)
+    note = {STOPPED: "stopped and kept", CHOSEN: "chosen by use_step", BEST: f"best: {run.reason}"}.get(result.why)
     step = f"step {result.step}" + (f" of {result.steps} ({note})" if note else "")
     return (
         f"{verb}: {lora.path.name}, {size:.1f} MB, {step}, matched {matched}/{matched}, use “{lora.trigger}” in prompts"

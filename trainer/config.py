@@ -193,7 +193,8 @@ class TrainConfig:
     )
     validation_interval: int = _setting(
         100,
-        "Steps between validation images. The LoRA of these steps is kept, with or without images. 0: only at the end.",
+        "Steps between scores and validation images. The LoRA of these steps is kept, with or without images. 0: only "
+        "at the end.",
         low=0,
         high=1_000_000,
         in_key=False,
@@ -201,6 +202,13 @@ class TrainConfig:
     validation_steps: int = _setting(20, "Sampling steps per validation image.", low=1, high=1000, in_key=False)
     validation_guidance_scale: float = _setting(
         7.0, "Classifier-free guidance scale (CFG) for validation images.", low=1.0, high=100.0, in_key=False
+    )
+    keep: str = _setting(
+        "last",
+        "Which step of a finished run is its result. last: the last one. best: of the steps whose LoRA is kept, the "
+        "one whose scores balance subject and new scenes best (docs/best-step.md).",
+        choices=("best", "last"),
+        in_key=False,
     )
     checkpoint_seconds: float = _setting(
         60.0,

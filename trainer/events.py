@@ -115,10 +115,10 @@ class Validation:
 
 @dataclass(frozen=True)
 class Scores:
-    """What an evaluator made of the event before.
+    """Scores of the adapter (see :class:`trainer.learn.probe.Probe`), or what an evaluator made of the event before.
 
     Attributes:
-        step: training steps done.
+        step: training steps done with the scored adapter; 0 for the base, also when a run resumes.
         values: numbers by name.
     """
 

@@ -1,4 +1,4 @@
-// The loss chart of a run on a plain canvas: each curve raw (thin) and smoothed (bold).
+// The charts of a run on plain canvases: losses raw (thin) and smoothed (bold), and scores.
 import { nearest, scale, smooth, smoothingRadius, ticks, valueRange } from "./numbers.mjs";
 
 const KNOWN = { subject: "#3b8eea", class: "#e08a2e", loss: "#8d96a0" };
@@ -22,13 +22,14 @@ export function shownSeries(series) {
  * Draw it.
  * @param context of the canvas, in which one unit is one CSS pixel
  * @param size {width, height} in CSS pixels
- * @param run series (name -> {points}), steps, saved (steps), step under the pointer or null, picked (a step) or null
+ * @param run series (name -> {points}), steps, saved (steps), step under the pointer or null, picked (a step) or null,
+ *   exact: whether curves are not smoothed
  * @param colours {text, faint, grid} as CSS
  */
 export function drawChart(context, size, run, colours) {
   context.clearRect(0, 0, size.width, size.height);
   const curves = shownSeries(run.series).map(([name, { points }], _, all) => ({
-    name, points, smoothed: smooth(points, smoothingRadius(points.length)),
+    name, points, smoothed: run.exact ? points : smooth(points, smoothingRadius(points.length)),
     colour: colourOf(name, all.map(([other]) => other)),
   }));
   const last = Math.max(1, run.steps || 0, ...curves.map(({ points }) => points.at(-1)[0]));

@@ -16,6 +16,12 @@ function thinned(entries, most) {
   return kept;
 }
 
+/** The curve of a name; a new one if there is none. */
+function of(curves, name) {
+  if (!curves.has(name)) curves.set(name, new Series());
+  return curves.get(name);
+}
+
 export class TrainState {
   constructor(run) {
     this.run = run;
@@ -29,6 +35,7 @@ export class TrainState {
     this.chosen = {};
     this.notes = [];
     this.series = new Map();
+    this.scores = new Map();
     this.saved = [];
     this.validations = [];
     this.result = null;
@@ -66,7 +73,7 @@ export class TrainState {
     const later = new Map([...this.series].map(([name, series]) => [name, series.points]));
     this.series = new Map();
     this._add(history);
-    for (const [name, points] of later) this._series(name).add(points);
+    for (const [name, points] of later) of(this.series, name).add(points);
     if (history.notes?.length) this.notes = history.notes.slice(-MOST_NOTES);
     if (history.active) {
       this._now(history.active);
@@ -106,7 +113,8 @@ export class TrainState {
 
   _add(message) {
     if (message.chosen && Object.keys(message.chosen).length) this.chosen = message.chosen;
-    for (const [name, points] of Object.entries(message.series ?? {})) this._series(name).add(points);
+    for (const [name, points] of Object.entries(message.series ?? {})) of(this.series, name).add(points);
+    for (const [name, points] of Object.entries(message.scores ?? {})) of(this.scores, name).add(points);
     const saved = [...new Set([...this.saved, ...(message.saved ?? [])])].sort((one, two) => one - two);
     this.saved = thinned(saved, MOST_SAVED);
     const byStep = new Map(this.validations.map((shown) => [shown.step, shown]));
@@ -115,13 +123,8 @@ export class TrainState {
     if (message.result) this.result = message.result;
   }
 
-  _series(name) {
-    if (!this.series.has(name)) this.series.set(name, new Series());
-    return this.series.get(name);
-  }
-
   _cut(step) {
-    for (const series of this.series.values()) series.cut(step);
+    for (const series of [...this.series.values(), ...this.scores.values()]) series.cut(step);
     this.validations = this.validations.filter((shown) => shown.step <= step);
     this.saved = this.saved.filter((saved) => saved <= step);
     this.result = null;

@@ -4,7 +4,9 @@ import { readableBytes, readableSeconds, readableTime } from "./numbers.mjs";
 import { UseLine } from "./use_line.mjs";
 
 /** Heights in CSS pixels that the panel needs in the node. */
-const HEIGHTS = { idle: 54, status: 46, chart: 158, strip: 200, use: 24, button: 30, actions: 30, result: 52, padding: 12 };
+const HEIGHTS = {
+  idle: 54, status: 46, chart: 158, scores: 106, strip: 200, use: 24, button: 30, actions: 30, result: 52, padding: 12,
+};
 
 function make(kind, className = "", text = "") {
   const element = document.createElement(kind);
@@ -24,12 +26,11 @@ export class TrainView {
     this._run = null;
     this._picked = null;
     this._held = null;
-    this._pointed = null;
     this._frame = 0;
     this.element = make("div", "subjectbooth-train");
     this._build();
     this._sizes = new ResizeObserver(() => this._draw());
-    this._sizes.observe(this._canvas);
+    for (const { canvas } of [this._losses, this._scores]) this._sizes.observe(canvas);
     this.show(null);
   }
 
@@ -37,7 +38,8 @@ export class TrainView {
   get height() {
     if (!this._run) return HEIGHTS.idle;
     const parts = ["status", "padding"];
-    if (!this._chart.hidden) parts.push("chart");
+    if (!this._losses.chart.hidden) parts.push("chart");
+    if (!this._scores.chart.hidden) parts.push("scores");
     if (!this._strip.hidden) parts.push("strip");
     if (!this._use.element.hidden) parts.push("use", ...Array(this._use.buttons).fill("button"));
     if (!this._actionsLine.hidden) parts.push("actions");
@@ -53,7 +55,8 @@ export class TrainView {
     }
     this._run = run;
     this._idle.hidden = Boolean(run);
-    for (const part of [this._status, this._bar, this._actionsLine, this._result, this._legend, this._chart, this._strip,
+    const charts = [this._losses, this._scores].flatMap(({ legend, chart }) => [legend, chart]);
+    for (const part of [this._status, this._bar, this._actionsLine, this._result, ...charts, this._strip,
       this._use.element]) {
       part.hidden = !run;
     }
@@ -91,22 +94,10 @@ export class TrainView {
     this._done = make("div");
     this._bar.append(this._done);
 
-    this._legend = make("div", "sbt-legend sbt-faint");
-    this._chart = make("div", "sbt-chart");
-    this._canvas = make("canvas");
-    this._canvas.setAttribute("role", "img");
-    this._chart.append(this._canvas);
-    this._canvas.addEventListener("pointermove", (event) => {
-      // Screen lengths include the editor's zoom; offsetWidth does not.
-      const box = this._canvas.getBoundingClientRect();
-      const left = ((event.clientX - box.left) * this._canvas.offsetWidth) / (box.width || 1);
-      this._pointed = this._run ? stepAt(left, this._canvas.offsetWidth, this._run) : null;
-      this._draw();
-    });
-    this._canvas.addEventListener("pointerleave", () => {
-      this._pointed = null;
-      this._draw();
-    });
+    this._losses = this._makeChart(words.chart, (run) => run.series, (value) => value.toFixed(4));
+    this._scores = this._makeChart(words.scores, (run) => run.scores, (value) => `${Math.round(100 * value)} %`);
+    this._scores.chart.classList.add("sbt-scores");
+    this._scores.chart.title = words.scoresHelp;
 
     this._strip = make("div", "sbt-strip");
     this._pictures = make("div", "sbt-pictures");
@@ -145,8 +136,30 @@ export class TrainView {
     this._result.append(this._file, trigger);
 
     // Buttons above the parts that come and go, so that they do not move.
-    this.element.append(this._idle, this._status, this._bar, this._actionsLine, this._result, this._legend, this._chart,
-      this._strip, this._use.element);
+    this.element.append(this._idle, this._status, this._bar, this._actionsLine, this._result,
+      this._losses.legend, this._losses.chart, this._scores.legend, this._scores.chart, this._strip,
+      this._use.element);
+  }
+
+  /** A chart with its legend; `curvesOf` a run gives its curves by name. */
+  _makeChart(name, curvesOf, readable) {
+    const [legend, chart, canvas] = [make("div", "sbt-legend sbt-faint"), make("div", "sbt-chart"), make("canvas")];
+    canvas.setAttribute("role", "img");
+    chart.append(canvas);
+    const made = { name, legend, chart, canvas, curvesOf, readable, pointed: null };
+    canvas.addEventListener("pointermove", (event) => {
+      // Screen lengths include the editor's zoom; offsetWidth does not.
+      const box = canvas.getBoundingClientRect();
+      const left = ((event.clientX - box.left) * canvas.offsetWidth) / (box.width || 1);
+      const run = this._run;
+      made.pointed = run ? stepAt(left, canvas.offsetWidth, { series: curvesOf(run), steps: run.steps }) : null;
+      this._draw();
+    });
+    canvas.addEventListener("pointerleave", () => {
+      made.pointed = null;
+      this._draw();
+    });
+    return made;
   }
 
   _button(text, help, action) {
@@ -176,50 +189,57 @@ export class TrainView {
   }
 
   _showCurves(run) {
-    const curves = shownSeries(run.series);
-    this._chart.hidden = !curves.length;
-    this._legend.hidden = !curves.length;
-    const names = curves.map(([name]) => name);
-    const entries = curves.map(([name, series]) => {
-      const entry = make("span");
-      const sign = make("i");
-      sign.style.background = colourOf(name, names);
-      entry.append(sign, `${this._words[name] ?? name} ${series.last.toFixed(4)}`);
-      return entry;
-    });
+    for (const made of [this._losses, this._scores]) this._showLegend(run, made);
     if (run.saved.length) {
       const entry = make("span");
       entry.append(make("i", "sbt-triangle"), this._words.saved);
-      entries.push(entry);
+      this._losses.legend.append(entry);
     }
-    this._legend.replaceChildren(...entries);
-    const summary = curves.map(([name, series]) => `${name} ${series.last.toFixed(4)}`).join(", ");
-    this._canvas.setAttribute("aria-label", `${this._words.chart}: ${summary}`);
     this._draw();
+  }
+
+  _showLegend(run, { name, legend, chart, canvas, curvesOf, readable }) {
+    const curves = shownSeries(curvesOf(run));
+    chart.hidden = !curves.length;
+    legend.hidden = !curves.length;
+    const names = curves.map(([curve]) => curve);
+    legend.replaceChildren(...curves.map(([curve, series]) => {
+      const entry = make("span");
+      const sign = make("i");
+      sign.style.background = colourOf(curve, names);
+      entry.append(sign, `${this._words[curve] ?? curve} ${readable(series.last)}`);
+      return entry;
+    }));
+    const summary = curves.map(([curve, series]) => `${curve} ${readable(series.last)}`).join(", ");
+    canvas.setAttribute("aria-label", `${name}: ${summary}`);
   }
 
   _draw() {
     if (this._frame) return;
     this._frame = requestAnimationFrame(() => {
       this._frame = 0;
-      const run = this._run;
-      const [width, height] = [this._canvas.offsetWidth, this._canvas.offsetHeight];
-      if (!run || !width || !height) return;
-      const sharpness = this._actions.sharpness();
-      const [pixelsAcross, pixelsDown] = [Math.round(width * sharpness), Math.round(height * sharpness)];
-      if (this._canvas.width !== pixelsAcross) this._canvas.width = pixelsAcross;
-      if (this._canvas.height !== pixelsDown) this._canvas.height = pixelsDown;
-      const context = this._canvas.getContext("2d");
-      context.setTransform(sharpness, 0, 0, sharpness, 0, 0);
-      const style = getComputedStyle(this.element);
-      const colour = (name, other) => style.getPropertyValue(name).trim() || other;
-      drawChart(context, { width, height }, {
-        series: run.series, steps: run.steps, saved: run.saved, pointed: this._pointed,
-        picked: this._strip.hidden ? null : this._shown()?.step ?? null,
-      }, {
-        text: style.color, faint: colour("--descrip-text", "#999"), grid: colour("--border-color", "#444"),
-        back: style.backgroundColor,
-      });
+      for (const made of [this._losses, this._scores]) this._drawChart(made);
+    });
+  }
+
+  _drawChart({ canvas, curvesOf, pointed }) {
+    const run = this._run;
+    const [width, height] = [canvas.offsetWidth, canvas.offsetHeight];
+    if (!run || !width || !height) return;
+    const sharpness = this._actions.sharpness();
+    const [pixelsAcross, pixelsDown] = [Math.round(width * sharpness), Math.round(height * sharpness)];
+    if (canvas.width !== pixelsAcross) canvas.width = pixelsAcross;
+    if (canvas.height !== pixelsDown) canvas.height = pixelsDown;
+    const context = canvas.getContext("2d");
+    context.setTransform(sharpness, 0, 0, sharpness, 0, 0);
+    const style = getComputedStyle(this.element);
+    const colour = (name, other) => style.getPropertyValue(name).trim() || other;
+    drawChart(context, { width, height }, {
+      series: curvesOf(run), steps: run.steps, saved: run.saved, pointed, exact: curvesOf(run) === run.scores,
+      picked: this._strip.hidden ? null : this._shown()?.step ?? null,
+    }, {
+      text: style.color, faint: colour("--descrip-text", "#999"), grid: colour("--border-color", "#444"),
+      back: style.backgroundColor,
     });
   }
 

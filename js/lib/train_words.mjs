@@ -43,7 +43,10 @@ const ENGLISH = {
   weights: "weights",
   consistency: "consistency",
   loss: "loss",
+  scenes: "scenes",
   chart: "Loss curve",
+  scores: "Scores",
+  scoresHelp: "How much of the subject is learned, and how much of new scenes and of the class is kept",
   stopFailed: "Could not stop",
 };
 
@@ -91,7 +94,10 @@ const RUSSIAN = {
   weights: "веса",
   consistency: "согласие с базой",
   loss: "потери",
+  scenes: "сцены",
   chart: "Кривая потерь",
+  scores: "Оценки",
+  scoresHelp: "Сколько выучено об объекте и сколько осталось от новых сцен и от класса",
   stopFailed: "Не удалось остановить",
 };
 

@@ -247,6 +247,31 @@ const tests = {
     same(button("Back to the run's own choice").hidden, false);
     view.remove();
   },
+  async "scores have a chart of their own, which is there only with scores"() {
+    const view = new TrainView(wordsOf("en"), { viewAddress: () => "", sharpness: () => 1 });
+    document.body.append(view.element);
+    const [losses, scores] = view.element.querySelectorAll(".sbt-chart");
+    const state = new TrainState("r");
+    state.take(message(1, { steps: 4, series: { subject: [[1, 0.5]] } }));
+    view.show(state);
+    same([losses.hidden, scores.hidden], [false, true]);
+    const before = view.height;
+    // Each message has all scores so far; a resumed run repeats those after its checkpoint.
+    state.take(message(2, { scores: { subject: [[0, 0], [2, 0.6]], scenes: [[0, 1], [2, 0.9]] } }));
+    state.take(message(4, { scores: { subject: [[0, 0], [2, 0.6], [4, 0.8]], scenes: [[0, 1], [2, 0.9], [4, 0.456]] } }));
+    view.show(state);
+    same(state.scores.get("scenes").points, [[0, 1], [2, 0.9], [4, 0.456]]);
+    same([scores.hidden, view.height > before], [false, true]);
+    same(scores.previousElementSibling.textContent, "subject 80 %scenes 46 %");
+    same(scores.firstChild.getAttribute("aria-label"), "Scores: subject 80 %, scenes 46 %");
+    await new Promise((drawn) => requestAnimationFrame(() => requestAnimationFrame(drawn)));
+    const { width, height } = scores.firstChild;
+    const pixels = scores.firstChild.getContext("2d").getImageData(0, 0, width, height).data;
+    same(pixels.some((value, at) => at % 4 === 2 && value > 200 && pixels[at - 2] < 80), true, "the subject's blue");
+    state.take(message(2, { chosen: { precision: "fp32" } }));
+    same(state.scores.get("scenes").points, [[0, 1], [2, 0.9]]);
+    view.remove();
+  },
   "a photo is moved to where it was dropped and no other is lost"() {
     const names = ["a", "b", "c", "d"];
     for (const from of names.keys()) {
@@ -334,13 +359,15 @@ const tests = {
 };
 
 /** Name of each test, and what it found wrong (null: nothing). */
-export function run() {
-  return Object.entries(tests).map(([name, test]) => {
+export async function run() {
+  const found = [];
+  for (const [name, test] of Object.entries(tests)) {
     try {
-      test();
-      return [name, null];
+      await test();
+      found.push([name, null]);
     } catch (error) {
-      return [name, String(error.stack ?? error)];
+      found.push([name, String(error.stack ?? error)]);
     }
-  });
+  }
+  return found;
 }

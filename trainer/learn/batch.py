@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -42,6 +42,17 @@ class Batch:
     from_base: tuple[bool, ...] = ()
     base: torch.Tensor | None = field(default=None, repr=False)
     keys: tuple[Hashable, ...] = ()
+
+    def to(self, device: torch.device) -> Batch:
+        """The same images on ``device``."""
+        return replace(
+            self,
+            latents=self.latents.to(device),
+            noise=self.noise.to(device),
+            times=self.times.to(device),
+            conditioning=self.conditioning.to(device),
+            masks=None if self.masks is None else self.masks.to(device),
+        )
 
     def split(self, pictures: int) -> list[Batch]:
         """Split into micro-batches of at most ``pictures`` images."""

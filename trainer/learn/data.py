@@ -24,6 +24,36 @@ from .loss import INSTANCE_LOSS
 
 
 @dataclass(frozen=True)
+class Photos:
+    """Encoded photos; see :class:`TrainingData` for the shapes."""
+
+    latents: torch.Tensor | Sequence[torch.Tensor]
+    captions: tuple[str, ...]
+    masks: torch.Tensor | Sequence[torch.Tensor] | None = None
+
+
+@dataclass(frozen=True)
+class ProbePrompts:
+    """The prompts that scores compare, see :mod:`trainer.learn.probe`.
+
+    Attributes:
+        subject: such as "a photo of ohwx dog".
+        class_prompt: such as "a photo of a dog".
+        subject_in_scenes, class_in_scenes: the same with the words of each scene.
+    """
+
+    subject: str
+    class_prompt: str
+    subject_in_scenes: tuple[str, ...]
+    class_in_scenes: tuple[str, ...]
+
+    @property
+    def all(self) -> tuple[str, ...]:
+        """All of them."""
+        return (self.subject, self.class_prompt, *self.subject_in_scenes, *self.class_in_scenes)
+
+
+@dataclass(frozen=True)
 class TrainingData:
     """Everything that is encoded once before the first step, on the CPU.
 
@@ -38,6 +68,8 @@ class TrainingData:
         masks: float32 [n, 1, h, w] or n times [1, h, w], in 0..1; None without masked loss.
         names: names of the photos in messages, n; may be empty.
         square: (c, h, w) of class images and validation images; empty for the photos' size.
+        probe: the prompts for scores; None for no scores.
+        held_out: pictures of the subject that are scored but not trained on; None for none.
     """
 
     latents: torch.Tensor | Sequence[torch.Tensor]
@@ -48,6 +80,8 @@ class TrainingData:
     masks: torch.Tensor | Sequence[torch.Tensor] | None = None
     names: tuple[str, ...] = ()
     square: tuple[int, ...] = ()
+    probe: ProbePrompts | None = None
+    held_out: Photos | None = None
 
     def __post_init__(self) -> None:
         if not self.square:
@@ -56,6 +90,11 @@ class TrainingData:
     def encode(self, prompts: Sequence[str]) -> Conditioning:
         """A batch of prompts, encoded by the frozen text encoder."""
         return concatenate([self.encoded[prompt] for prompt in prompts])
+
+    @property
+    def photos(self) -> Photos:
+        """The photos that are trained on."""
+        return Photos(self.latents, self.captions, self.masks)
 
     @property
     def buckets(self) -> list[list[int]]:

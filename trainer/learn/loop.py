@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -19,7 +19,7 @@ from ..base.base_model import BaseModel
 from ..base.conditioning import concatenate
 from ..config import TrainConfig
 from ..errors import SubjectBoothError, require
-from ..events import Adjusted, Event, Started, StepDone, Studying, Validation, ValidationStep
+from ..events import Adjusted, Event, Scores, Started, StepDone, Studying, Validation, ValidationStep
 from ..machine.numerics import DTYPES, default_numerics, with_default_numerics
 from ..machine.out_of_memory import free_bytes, free_memory, is_out_of_memory, memory_errors
 from ..machine.resolved_settings import ResolvedSettings
@@ -33,6 +33,7 @@ from .clock import Clock
 from .data import TrainingData, largest_load
 from .gradients import TOTAL, Gradients
 from .optimizers import usable_optimizer
+from .probe import Probe
 from .study import Study, study
 
 VALIDATION_SEED = 1234
@@ -52,6 +53,7 @@ class Training:
         free: bytes free on a device; None asks torch and the system.
         rate_factor: of the learning rate for each of the network's adapter weights; None is 1 for all.
         studied: what class preservation learned about the base at the run's start, from :attr:`studied`.
+        scored: the steps that have scores already, when resuming.
 
     Raises:
         SubjectBoothError: a package is missing, or a setting does not fit the base.
@@ -68,15 +70,17 @@ class Training:
         free: FreeMemory | None = None,
         rate_factor: RateFactor | None = None,
         studied: Mapping[str, torch.Tensor] | None = None,
+        scored: Collection[int] = (),
     ) -> None:
         require("torch", "diffusers", "peft", "accelerate")
         self._base, self._data, self._config = base, data, config
         self._shown, self._resume, self._device, self._free = shown, resume, device, free
-        self._rate_factor = rate_factor
+        self._rate_factor, self._scored = rate_factor, scored
         self.studied = studied
         self._assembly: Assembly | None = None
         self.step = resume.step if resume else 0
         self.losses: list[dict[str, float]] = list(resume.losses) if resume else []
+        self._probe: Probe | None = None
         self._learning = False  # within an optimizer step, when the state must not be saved
 
     def __enter__(self) -> Training:
@@ -90,7 +94,7 @@ class Training:
         traceback: TracebackType | None,
     ) -> None:
         self._leaving.close()
-        self._assembly = None
+        self._assembly = self._probe = None
 
     @property
     def is_built(self) -> bool:
@@ -131,7 +135,8 @@ class Training:
 
         Yields:
             a :class:`Started`, a :class:`StepDone` after every step, an :class:`Adjusted` when settings are lowered,
-            and :class:`ValidationStep`/:class:`Validation` when validation images are due.
+            :class:`Scores` of the base and of every kept step if ``data`` has prompts for them, and
+            :class:`ValidationStep`/:class:`Validation` when validation images are due.
 
         Raises:
             SubjectBoothError: the loss or the gradient is not finite, or too little memory; the LoRA is that of the
@@ -147,6 +152,9 @@ class Training:
         yield Started(self.step, config.steps, state.chosen.as_settings(), trainable, state.notes, state.plan.sentence)
 
         yield from self._study(state)
+        yield from self._score(state, 0)
+        if self.step and config.step_is_kept(self.step):
+            yield from self._score(state, self.step)
         clock = Clock()
         while self.step < config.steps:
             began = time.perf_counter()
@@ -166,6 +174,8 @@ class Training:
             eta = clock.eta(config.steps - self.step, config.validations_left(self.step))
             terms = {name: loss for name, loss in losses.items() if name != TOTAL}
             yield StepDone(self.step, config.steps, losses[TOTAL], terms, learning_rate, grad_norm, seconds, eta)
+            if config.step_is_kept(self.step):
+                yield from self._score(state, self.step)
             if config.validation_is_due(self.step):
                 began = time.perf_counter()
                 try:
@@ -275,6 +285,27 @@ class Training:
             "finite numbers",
             f"lower the learning rate, or set precision to bf16 or fp32; the adapter of step {self.step} is kept",
         )
+
+    def _score(self, state: Assembly, step: int) -> Iterator[Event]:
+        """Score the current weights; for step 0 the base, also when resuming."""
+        if self._data.probe is None or step in self._scored:
+            return
+        scores: dict[str, float] | None = None
+        try:
+            if self._probe is None:
+                self._probe = Probe(self._base.denoiser, self._data, state, self._config.snr_gamma)
+            with state.averaged():
+                scores = self._probe.scores(with_adapter=step > 0)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        # Outside the handler, in which the exception keeps the failed attempt's tensors alive.
+        if scores is None:
+            free_memory(state.device)
+            note = f"not enough memory for the scores of step {step}: skipped"
+            yield Adjusted(self.step, note, state.chosen.as_settings())
+        else:
+            yield Scores(step, scores)
 
     def _validate(self, state: Assembly) -> Iterator[Event]:
         config, prompts = self._config, self._shown

@@ -18,7 +18,7 @@ class Evaluator(Protocol):
         """Score an event.
 
         Args:
-            event: any event of the run except Finished; most can be ignored.
+            event: any event of the run except Scores and Finished; most can be ignored.
 
         Returns:
             scores by name, for the log and the trackers; may be empty.

@@ -21,7 +21,7 @@ from ..files.safetensors_file import checksum_matches, read_checked, read_metada
 from ..files.storage import disk_errors
 from ..learn import checkpoint
 from ..learn.checkpoint import Checkpoint
-from .log import Entry, read_entries
+from .log import Entry, read_entries, scores_of
 from .result import RESULT_FILE, Result, ResultFile, read_results
 
 logger = logging.getLogger("subjectbooth")
@@ -210,6 +210,10 @@ class RunFolder:
             and values["step"] <= steps
             and isinstance(values.get("loss"), float)
         ]
+
+    def scores(self, steps: int) -> dict[int, dict[str, float]]:
+        """The logged scores up to ``steps``, by step and name; step 0 is the base."""
+        return scores_of(self.entries(), steps)
 
     def entries(self) -> list[Entry]:
         """All log entries.

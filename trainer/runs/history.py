@@ -10,7 +10,9 @@ from typing import Any
 
 from ..events import Adjusted, Started, Validation
 from ..preserve.ways import loss_labels
+from .best_step import share_curves
 from .folder import saved_steps
+from .log import scores_of
 from .result import ResultFile, read_results
 
 LIMIT = 2000
@@ -38,9 +40,10 @@ def read_history(folder: Path, since: int = 0, limit: int = LIMIT) -> dict[str, 
 
     Returns:
         ``step``, ``steps`` and ``trigger``; ``seconds`` per step (None before the first); ``series``, by name,
-        ``[[step, value], ...]``; ``chosen`` and ``notes`` since the last start; ``validations`` with ``step``,
-        ``prompts`` and ``pictures`` (file names relative to the folder); ``saved``, the steps that have an adapter;
-        ``kept``, the step at which the run was stopped and kept; ``result``, the record of the published file.
+        ``[[step, value], ...]``; ``scores``, see :func:`trainer.runs.best_step.share_curves`; ``chosen`` and ``notes``
+        since the last start; ``validations`` with ``step``, ``prompts`` and ``pictures`` (file names relative to the
+        folder); ``saved``, the steps that have an adapter; ``kept``, the step at which the run was stopped and kept;
+        ``result``, the record of the published file.
     """
     lines, others = _split_log(folder / "events.jsonl")
     record = _read_json(folder / "run.json")
@@ -65,6 +68,7 @@ def read_history(folder: Path, since: int = 0, limit: int = LIMIT) -> dict[str, 
         "trigger": str(record.get("trigger", "")),
         "seconds": sum(recent) / len(recent) if recent else None,
         "series": _build_series([_parse_json(line) for line in _sample_evenly(later, limit)]),
+        "scores": share_curves(scores_of(others, steps or done)),
         "chosen": chosen,
         "notes": notes,
         "validations": [validation for validation in validations if _positive_int(validation["step"]) > 0],

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ..events import StepDone
+from ..events import Scores, StepDone
 
 Entry = dict[str, Any]
 
@@ -49,6 +49,19 @@ def truncate_entries(entries: Sequence[Entry], step: int, losses: Sequence[Mappi
     if len(logged) < step:
         kept.sort(key=lambda entry: entry["step"])
     return kept
+
+
+def scores_of(entries: Sequence[Entry], steps: int) -> dict[int, dict[str, float]]:
+    """The logged scores up to ``steps``, by step and name; step 0 is the base."""
+    found: dict[int, dict[str, float]] = {}
+    for entry in entries:
+        step, values = entry.get("step"), entry.get("values")
+        if entry.get("event") != Scores.__name__ or not isinstance(values, dict):
+            continue
+        if isinstance(step, int) and 0 <= step <= steps:
+            numbers = {name: value for name, value in values.items() if isinstance(value, (int, float))}
+            found.setdefault(step, {}).update(numbers)
+    return found
 
 
 def to_line(entry: Entry) -> str:

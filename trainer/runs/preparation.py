@@ -12,12 +12,21 @@ from ..base.finite import check_latents, check_prompts
 from ..config import TrainConfig, run_key
 from ..files.storage import sha256_of
 from ..learn import adapter
-from ..learn.data import TrainingData
+from ..learn.data import Photos, ProbePrompts, TrainingData
 from ..learn.optimizers import with_usable_optimizer
 from ..machine.numerics import default_numerics
 from ..preserve.preservation import BaseIdentity, Preservation
 from ..subject.subject import PreparedSubject, Subject
 from .encodings import EncodingCache
+
+SCENES = ("on a beach", "at night")
+"""Words that are unlikely to fit a photo of the subject. Two, because one may."""
+
+HELD_OUT_FROM, HELD_OUT_CROPS = 4, 2
+"""A run of this many photos or more scores this many crops that are not trained on."""
+
+CROP_MARGIN = 1 / 16
+"""What a held-out crop leaves out at each edge, as a share of the side."""
 
 
 @dataclass(frozen=True)
@@ -124,7 +133,8 @@ def encode(
     micro_steps = config.steps * config.gradient_accumulation_steps
     images = micro_steps // preservation.every * preservation.pictures(config.train_batch_size)
     added = preservation.prompts_for(config.seed, images)
-    prompts = list(dict.fromkeys([*captions, *added, *validation_prompts, ""]))
+    probe = probe_prompts(subject, base)
+    prompts = list(dict.fromkeys([*captions, *added, *validation_prompts, *probe.all, ""]))
     names = [f"photo {index + 1} ({subject.photos[index].name})" for group in groups for index in group.order]
     where = str(device)
     with default_numerics():
@@ -144,6 +154,10 @@ def encode(
         if config.masked_loss
         else None
     )
+    held_out = None
+    if len(captions) >= HELD_OUT_FROM:
+        held_out = _held_out(groups, captions, base, config, cache, where)
+        check_latents(held_out.latents, names[:HELD_OUT_CROPS])
     return TrainingData(
         latents=latents,
         captions=captions,
@@ -153,7 +167,43 @@ def encode(
         masks=masks,
         names=tuple(names),
         square=base.denoiser.latent_size(config.resolution, config.resolution),
+        probe=probe,
+        held_out=held_out,
     )
+
+
+def probe_prompts(subject: Subject, base: BaseModel) -> ProbePrompts:
+    """The prompts that a run's scores compare."""
+    named, plain = f"a photo of {subject.trigger}", subject.class_prompt
+    in_scenes = [tuple(base.prompt_of(f"{prompt} {scene}") for scene in SCENES) for prompt in (named, plain)]
+    return ProbePrompts(base.prompt_of(named), base.prompt_of(plain), *in_scenes)
+
+
+def _held_out(
+    groups: Sequence[PreparedSubject],
+    captions: tuple[str, ...],
+    base: BaseModel,
+    config: TrainConfig,
+    cache: EncodingCache,
+    where: str,
+) -> Photos:
+    """Crops of the first photos."""
+    images = [image for group in groups for image in group.images][:HELD_OUT_CROPS]
+    with default_numerics():
+        latents = [cache.latents(base, held_out_crop(image), where)[0] for image in images]
+    masks = None
+    if config.masked_loss:
+        whole = [mask for group in groups if group.masks is not None for mask in group.masks][:HELD_OUT_CROPS]
+        masks = [_to_latents(held_out_crop(mask), base.denoiser.latent_factor)[0] for mask in whole]
+    return Photos(latents, captions[:HELD_OUT_CROPS], masks)
+
+
+def held_out_crop(image: torch.Tensor) -> torch.Tensor:
+    """The middle of a photo or a mask, enlarged to its size: [c, h, w] -> [1, c, h, w]."""
+    height, width = image.shape[1:]
+    top, left = round(height * CROP_MARGIN), round(width * CROP_MARGIN)
+    middle = image[None, :, top : height - top, left : width - left]
+    return torch.nn.functional.interpolate(middle, size=(height, width), mode="bicubic").clamp(0, 1)
 
 
 def _resolution_warning(resolution: int, base: BaseModel) -> str:
@@ -174,4 +224,8 @@ def _join_groups(groups: list[torch.Tensor]) -> torch.Tensor | tuple[torch.Tenso
 
 def _latent_masks(group: PreparedSubject, factor: int) -> torch.Tensor:
     assert group.masks is not None  # Subject.check_masks rejects a subject without masks
-    return torch.nn.functional.interpolate(group.masks, scale_factor=1 / factor, mode="area")
+    return _to_latents(group.masks, factor)
+
+
+def _to_latents(masks: torch.Tensor, factor: int) -> torch.Tensor:
+    return torch.nn.functional.interpolate(masks, scale_factor=1 / factor, mode="area")

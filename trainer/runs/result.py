@@ -27,6 +27,9 @@ KEPT_FILE = "kept.json"
 LAST = "last"
 """The run completed all its steps."""
 
+BEST = "best"
+"""The run completed all its steps, and this one has the best scores."""
+
 STOPPED = "stopped"
 """The user stopped the run and kept its adapter."""
 
@@ -41,7 +44,7 @@ class Result:
     Attributes:
         step: the step whose adapter is the result.
         steps: the requested number of steps.
-        why: the reason for the choice: :data:`LAST`, :data:`STOPPED`, :data:`CHOSEN`, or any other.
+        why: the reason for the choice: :data:`LAST`, :data:`BEST`, :data:`STOPPED`, :data:`CHOSEN`, or any other.
     """
 
     step: int

@@ -19,10 +19,12 @@ from ..events import Adjusted, CheckpointSaved, Event, Finished, Scores, Started
 from ..files.storage import disk_errors
 from ..learn.checkpoint import Checkpoint
 from ..learn.loop import Training
+from ..learn.probe import PHOTO_LOSS
 from ..memory.plan import FreeMemory, Plan
 from ..preserve.none import NoPreservation
 from ..preserve.preservation import Preservation
 from ..subject.subject import Subject
+from .best_step import best_step
 from .chosen_step import chosen_lora
 from .encodings import EncodingCache
 from .evaluator import Evaluator
@@ -30,7 +32,7 @@ from .folder import RunFolder
 from .lora_reader import is_untrained
 from .metadata import lora_metadata
 from .preparation import check_early, encode, prepare
-from .result import CHOSEN, LAST, STOPPED, Result
+from .result import BEST, CHOSEN, LAST, STOPPED, Result
 from .writer import FolderWriter, MakeWriter
 
 logger = logging.getLogger("subjectbooth")
@@ -55,6 +57,7 @@ class Run:
         folder: read access to the run's folder.
         writer: write access to it.
         result: the result of the run; None until :meth:`events` is exhausted.
+        reason: why that step is the best, see :class:`trainer.runs.best_step.Choice`; empty for other results.
         warnings: sentences for the user about the inputs.
 
     Raises:
@@ -83,6 +86,7 @@ class Run:
         self.folder = RunFolder(root, self._prepared.key, subject.trigger)
         self.writer = make_writer(self.folder)
         self.result: Result | None = None
+        self.reason = ""
         self._stop = threading.Event()
 
     def stop_and_keep(self) -> None:
@@ -152,8 +156,8 @@ class Run:
             use_step: make the adapter of this step the result, in place of the run's own, without training; 0: off.
 
         Yields:
-            The events of :meth:`trainer.learn.loop.Training.events`, :class:`CheckpointSaved`, :class:`Scores` if there
-            is an evaluator, and :class:`Finished` last.
+            The events of :meth:`trainer.learn.loop.Training.events`, :class:`CheckpointSaved`, :class:`Scores` of
+            the evaluator if there is one, and :class:`Finished` last.
 
         Raises:
             SubjectBoothError: training failed, or the folder cannot be read or written or is locked by another
@@ -179,7 +183,7 @@ class Run:
             with closing(events):
                 for event in events:
                     yield event
-                    if self._evaluator is not None and not isinstance(event, Finished):
+                    if self._evaluator is not None and not isinstance(event, (Scores, Finished)):
                         yield from self._log_scores(self._evaluator, event)
 
     def _use_step(self, step: int, force_retrain: bool) -> Iterator[Event]:
@@ -208,20 +212,36 @@ class Run:
         """The existing result and its adapter; None if training is needed."""
         steps = self._config.steps
         with disk_errors("the run's folder cannot be read", self.folder.path):
-            known, last = self.folder.results(), Result(steps, steps, LAST)
-            chosen = known.results.get(steps)
+            known = self.folder.results()
+            written = known.results.get(steps)
+            result: Result | None = None
             # A finished run that was retrained and stopped has both results; the last step serves as fallback.
-            for result in (last,) if chosen is None or (resume_stopped and chosen.is_stopped) else (chosen, last):
-                lora = self.folder.finished_lora(result.step)
-                if lora is not None:
-                    if chosen is None or known.is_damaged:
-                        self._rebuild_result(chosen or result)
-                    return result, lora
-        return None
+            is_own = written is None or written.why in (LAST, BEST)
+            if written is not None and not is_own and not (resume_stopped and written.is_stopped):
+                result = written if self.folder.finished_lora(written.step) else None
+            if result is None and self.folder.finished_lora(steps):
+                result = self._result_of_finished()
+            if result is None:
+                return None
+            if known.is_damaged or (is_own and written != result):
+                self._rebuild_result(result)
+            return result, self.folder.lora_path(result.step)
+
+    def _result_of_finished(self) -> Result:
+        """The result of a run that has completed all its steps, by ``keep``."""
+        steps = self._config.steps
+        if self._config.keep == "best":
+            scores, kept = self.folder.scores(steps), set(self.folder.kept_steps())
+            while (choice := best_step(scores, kept)) is not None:
+                if self.folder.lora_is_valid(choice.step):
+                    self.reason = choice.reason
+                    return Result(choice.step, steps, BEST)
+                kept.remove(choice.step)
+        return Result(steps, steps, LAST)
 
     def _rebuild_result(self, result: Result) -> None:
-        """Write the missing or damaged result of a finished run, which may be from an earlier version. Skipped if the
-        folder is locked or read-only, because reusing a run does not require write access."""
+        """Write the result of a finished run if it is missing, damaged or of another ``keep``. Skipped if the folder is
+        locked or read-only, because reusing a run does not require write access."""
         with suppress(SubjectBoothError), self.writer.lock():
             self.writer.write_result(result)
 
@@ -246,9 +266,9 @@ class Run:
         with training:
             yield from self._train_and_save(training, started)
             step, chosen = training.step, training.chosen
-        result = Result(step, steps, LAST if step == steps else STOPPED)
+        result = self._result_of_finished() if step == steps else Result(step, steps, STOPPED)
         self.writer.write_result(result)
-        finished = self._finish(result, self.folder.lora_path(step), trained=True)
+        finished = self._finish(result, self.folder.lora_path(result.step), trained=True)
         if finished.warning:
             warning = Adjusted(step, finished.warning, chosen.as_settings())
             self.writer.log(warning)
@@ -270,8 +290,17 @@ class Run:
             self._encodings,
             self._device,
         )
+        scores = self.folder.scores(resume.step) if resume else {}
         return Training(
-            self._base, data, self._config, validation_prompts, resume, self._device, self._free, studied=studied
+            self._base,
+            data,
+            self._config,
+            validation_prompts,
+            resume,
+            self._device,
+            self._free,
+            studied=studied,
+            scored=[step for step, values in scores.items() if PHOTO_LOSS in values],  # others are the evaluator's
         )
 
     def _finish(self, result: Result, lora: Path, trained: bool) -> Finished:

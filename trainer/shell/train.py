@@ -14,7 +14,7 @@ from ..errors import SubjectBoothError
 from ..events import Adjusted, Finished, Started, StepDone, Studying, Validation
 from ..runs.publish import check_folder, publish
 from ..runs.recipe import Recipe
-from ..runs.result import CHOSEN
+from ..runs.result import BEST, CHOSEN
 from ..runs.run import Run
 from ..runs.step_grid import write_step_grid
 from .options import LATEST, parser
@@ -58,6 +58,8 @@ def _train(options: argparse.Namespace) -> None:
         done += f" (stopped and kept at step {finished.step} of {recipe.config.steps})"
     elif run.result is not None and run.result.why == CHOSEN:
         done += f" (using step {finished.step}, chosen by --use_step)"
+    elif run.result is not None and run.result.why == BEST:
+        done += f" (using step {finished.step} of {recipe.config.steps}, the best: {run.reason})"
     if write_step_grid(run, run.validations(run.trained_steps)[0]) is not None:
         print(f"validation images of all steps: {run.folder.grid_path}")
     print(f"{done}: {published.path} (write {recipe.subject.trigger!r} in prompts)")

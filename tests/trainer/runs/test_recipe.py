@@ -19,6 +19,7 @@ from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Finished
 from subjectbooth.trainer.runs.encodings import EncodingCache
+from subjectbooth.trainer.runs.preparation import SCENES
 from subjectbooth.trainer.runs.recipe import Recipe
 from subjectbooth.trainer.runs.run import Run
 
@@ -61,7 +62,9 @@ def test_runs_of_one_base_encode_once_and_end_with_the_bits_of_runs_by_themselve
     recipe, prompts, codec = _recipe()
     cache = EncodingCache()
     together = [_weights(recipe.vary(seed=seed).run(tmp_path / "together", CPU, encodings=cache)) for seed in (0, 1)]
-    assert sorted(prompts.asked) == ["", "a photo of a dog", "a photo of ohwx dog"]
+    trained = ["", "a photo of a dog", "a photo of ohwx dog"]
+    scored = [f"{prompt} {scene}" for prompt in trained[1:] for scene in SCENES]
+    assert sorted(prompts.asked) == sorted([*trained, *scored])
     assert [len(images) for images in codec.asked] == [3, 3], "the photos and the mirrored ones"
     assert not torch.equal(*codec.asked)
     alone = [_weights(recipe.vary(seed=seed).run(tmp_path / "alone", CPU)) for seed in (0, 1)]

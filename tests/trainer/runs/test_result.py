@@ -165,7 +165,7 @@ def test_another_writer_of_the_file_is_enough_to_choose_another_step(tmp_path: P
     recipe = RECIPE.vary(**config)
     run = recipe.run(tmp_path, CPU)
     _read(run.events())
-    run.writer.write_result(Result(2, 3, "best"))
+    run.writer.write_result(Result(2, 3, "of another kind"))
     for resume_stopped in (False, True):
         again = recipe.run(tmp_path, CPU)
         assert again.folder.path == run.folder.path
@@ -177,7 +177,7 @@ def test_another_writer_of_the_file_is_enough_to_choose_another_step(tmp_path: P
     # Its adapter is gone: the last one still is there, and what was chosen stays chosen.
     run.folder.lora_path(2).unlink()
     assert _read(recipe.run(tmp_path, CPU).events())[-1].step == 3
-    assert run.folder.result(3) == Result(2, 3, "best")
+    assert run.folder.result(3) == Result(2, 3, "of another kind")
     # Trained again, it is the last one: nobody has chosen of the new ones.
     _read(recipe.run(tmp_path, CPU).events(force_retrain=True))
     assert run.folder.result(3) == Result(3, 3, LAST)
