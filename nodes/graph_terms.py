@@ -21,7 +21,7 @@ TERMS: Terms = {
     Topic.CLASS_IMAGES: Term("class_priors"),
     Topic.NO_CLASS_IMAGES: Term(
         "preservation",
-        "Connect Generate Class Priors to class_priors, or set preservation to teacher, which needs none",
+        "Connect Generate Class Priors to class_priors, or set preservation to curvature, which needs none",
     ),
     Topic.CLASS_IMAGE_MODEL: Term(
         "class_priors", "Connect the same MODEL and CLIP to Generate Class Priors and to the trainer"

@@ -174,7 +174,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
 
 @pytest.mark.parametrize(("inputs", "said"), REFUSED, ids=[str(number) for number in range(len(REFUSED))])
 def test_a_wrong_choice_is_refused_before_anything_runs(comfy: ComfyClient, inputs: dict[str, Any], said: str) -> None:
-    graph = evaluate_graph(comfy, seed=2400, **inputs)
+    graph = evaluate_graph(comfy, seed=2_431, **inputs)
     graph["40"] = train_node(output_name="never trained")
     with pytest.raises(PromptRejected) as failure:
         comfy.queue(graph, targets=("30",))
@@ -195,7 +195,7 @@ def test_what_cannot_be_evaluated_is_refused_before_a_picture(comfy: ComfyClient
         ({"resolution": 32}, "resolution 32. Required: 64 to 4096 pixels"),
     ]
     for inputs, said in cases:
-        graph = evaluate_graph(comfy, seed=2400, **inputs)
+        graph = evaluate_graph(comfy, seed=2_431, **inputs)
         graph["41"] = node("ProbeClipVision", broken=True)
         graph["42"] = node("LoraLoaderModelOnly", model=["1", 0], lora_name=STYLE, strength_model=0.5)
         with pytest.raises(NodeFailed) as failure:
@@ -203,4 +203,4 @@ def test_what_cannot_be_evaluated_is_refused_before_a_picture(comfy: ComfyClient
         assert said in failure.value.node_message and is_clean(failure.value.node_message), inputs
     root: Path = comfy.server.output_dir / "subjectbooth" / "class_images"
     recipes = [json.loads(path.read_text("utf-8")) for path in root.glob("*/recipe.json")]
-    assert recipes and not [recipe for recipe in recipes if recipe["seed"] == 2400]
+    assert recipes and not [recipe for recipe in recipes if recipe["seed"] == 2_431]

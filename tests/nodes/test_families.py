@@ -132,6 +132,8 @@ def test_a_whole_graph_on_another_family(
             "--seed",
             "31",
             "--cpu",
+            "--preservation",
+            "none",
         )
     finally:
         checkpoint.unlink()

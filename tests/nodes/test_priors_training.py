@@ -78,7 +78,7 @@ def test_the_way_to_keep_the_class_is_chosen_at_the_trainer(comfy: ComfyClient) 
     graph["11"]["inputs"]["preservation"] = "class_images"
     with pytest.raises(NodeFailed) as failure:
         comfy.run(graph)
-    wanted = "Connect Generate Class Priors to class_priors, or set preservation to teacher, which needs none."
+    wanted = "Connect Generate Class Priors to class_priors, or set preservation to curvature, which needs none."
     assert failure.value.node_id == "11" and wanted in failure.value.node_message
 
 

@@ -144,6 +144,8 @@ def test_training_follows_all_that_is_wired(
         "--seed",
         str(seed),
         "--cpu",
+        "--preservation",
+        "none",
         *(["--train_text_encoder", "--text_encoder_lr", "0.01"] if with_text else []),
     )
     assert done.returncode == 0, done.stderr

@@ -55,7 +55,7 @@ def test_every_node_translates_the_trainers_errors() -> None:
             if isinstance(node, ast.FunctionDef) and node.name == "execute":
                 nodes += 1
                 assert "graph_messages()" in map(ast.unparse, node.decorator_list), path.name
-    assert nodes == 6
+    assert nodes == 7
 
 
 def test_a_front_end_adds_its_place_and_its_advice() -> None:

@@ -11,7 +11,7 @@ TERMS: Terms = {
     Topic.VAE: Term("--base"),
     Topic.CLASS_IMAGES: Term("--num_class_images"),
     Topic.NO_CLASS_IMAGES: Term(
-        "--preservation", "Use --num_class_images 24, or --preservation teacher, which needs none"
+        "--preservation", "Use --num_class_images 24, or --preservation curvature, which needs none"
     ),
     Topic.CLASS_IMAGE_MODEL: Term("--num_class_images"),
     Topic.MASK: Term(advice="A mask is read from the transparency of a photo"),

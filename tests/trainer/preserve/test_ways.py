@@ -172,7 +172,7 @@ def test_the_key_tells_ways_and_strengths_apart() -> None:
 @pytest.mark.parametrize(
     ("name", "wanted"),
     [
-        ("class_images", "Use --num_class_images 24, or --preservation teacher"),
+        ("class_images", "Use --num_class_images 24, or --preservation curvature"),
         ("clas_images", "one of curvature, class_images, teacher, "),
     ],
 )

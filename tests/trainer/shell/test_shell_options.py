@@ -209,7 +209,7 @@ def test_the_way_to_keep_the_class_is_an_option(
 
 def test_class_images_as_the_way_need_a_number_of_them(arguments: Callable[..., list[str]], capsys: Any) -> None:
     assert shell.main(arguments("--preservation", "class_images", "--base", "not there")) == 2
-    assert "Use --num_class_images 24, or --preservation teacher" in capsys.readouterr().err
+    assert "Use --num_class_images 24, or --preservation curvature" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(
