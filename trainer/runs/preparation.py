@@ -133,8 +133,8 @@ def encode(
     micro_steps = config.steps * config.gradient_accumulation_steps
     images = micro_steps // preservation.every * preservation.pictures(config.train_batch_size)
     added = preservation.prompts_for(config.seed, images)
-    probe = probe_prompts(subject, base)
-    prompts = list(dict.fromkeys([*captions, *added, *validation_prompts, *probe.all, ""]))
+    probe = probe_prompts(subject, base) if config.kept_interval else None
+    prompts = list(dict.fromkeys([*captions, *added, *validation_prompts, *(probe.all if probe else ()), ""]))
     names = [f"photo {index + 1} ({subject.photos[index].name})" for group in groups for index in group.order]
     where = str(device)
     with default_numerics():

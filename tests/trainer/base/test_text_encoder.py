@@ -185,7 +185,14 @@ def test_after_its_share_each_prompt_is_encoded_once_with_nothing_left_out(
     text.register_forward_pre_hook(lambda module, _: calls.append((steps[0], module.training, torch.is_grad_enabled())))
     base = with_text_encoders(small_base(), lambda dtype: [text])
     config = TrainConfig(
-        **{**SETTINGS, "text_encoder_share": 0.5, "lora_dropout": 0.5, "steps": 6, "gradient_accumulation_steps": 2}
+        **{
+            **SETTINGS,
+            "text_encoder_share": 0.5,
+            "lora_dropout": 0.5,
+            "steps": 6,
+            "gradient_accumulation_steps": 2,
+            "validation_interval": 0,
+        }
     )
     run, steps = Run(base, small_subject(), small_class_images(), config, tmp_path, torch.device("cpu")), [0]
     for event in run.events():

@@ -19,7 +19,9 @@ from subjectbooth.trainer.learn.side_by_side import SideBySide, threads_for
 from subjectbooth.trainer.machine.resolved_settings import ResolvedSettings
 from subjectbooth.trainer.runs.run import Run
 
-CONFIG = TrainConfig(steps=3, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2)
+CONFIG = TrainConfig(
+    steps=3, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2, validation_interval=0
+)
 
 
 pytestmark = pytest.mark.usefixtures("torch_threads")

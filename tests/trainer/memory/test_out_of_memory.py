@@ -20,7 +20,9 @@ from subjectbooth.trainer.machine.resolved_settings import ResolvedSettings
 from subjectbooth.trainer.memory.step_down import step_down
 from subjectbooth.trainer.runs.run import Run
 
-CONFIG = TrainConfig(steps=4, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2)
+CONFIG = TrainConfig(
+    steps=4, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2, validation_interval=0
+)
 
 
 @pytest.fixture(autouse=True)
