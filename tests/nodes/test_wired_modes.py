@@ -125,8 +125,8 @@ def test_a_graphs_errors_name_its_inputs(read: dict[str, Any]) -> None:
     assert read["own cause"] is False
     start = "SubjectBoothError: Given. Required: needed. Do."
     assert {name: said.removeprefix(start).strip() for name, said in read["topics"].items()} == {
-        "NO_CLASS_IMAGES": "Connect Generate Class Priors to class_priors, or set preservation to curvature, which needs "
-        "none.",
+        "NO_CLASS_IMAGES": "Connect Generate Class Priors to class_priors, or set preservation to curvature, which "
+        "needs none.",
         "UNET": "Connect another MODEL.",
         "TEXT_ENCODER": "Connect another CLIP, or start ComfyUI with --fp32-text-enc; a damaged embedding: in a prompt "
         "is another usual cause.",
