@@ -47,8 +47,8 @@ class Gradients:
         self._kept: dict[Hashable, torch.Tensor] = {}
         threads = threads_for(min(self._micro_batch, pictures), state.chosen, config.lora_dropout)
         # accelerate reduces gradients between processes and scales fp16 losses, both in its own backward().
-        plain = state.accelerator.num_processes == 1 and state.accelerator.scaler is None
-        self._threads = SideBySide(threads) if threads > 1 and plain else None
+        self._plain = state.accelerator.num_processes == 1 and state.accelerator.scaler is None
+        self._threads = SideBySide(threads) if threads > 1 and self._plain else None
 
     def close(self) -> None:
         """Stop the threads, if there are any."""
@@ -181,7 +181,19 @@ class Gradients:
             if not terms:
                 return {}
             total = torch.stack(list(terms.values())).sum()
-        self._state.accelerator.backward(total)
+        if self._plain:
+            # Added in a few kernels: autograd would add each of hundreds of small gradients by itself.
+            parameters = [parameter for layer in layers for parameter in (layer.down, layer.up)]
+            found = torch.autograd.grad(total, parameters, allow_unused=True)
+            pairs = [pair for pair in zip(parameters, found, strict=True) if pair[1] is not None]
+            both = [(parameter.grad, gradient) for parameter, gradient in pairs if parameter.grad is not None]
+            if both:
+                torch._foreach_add_(*map(list, zip(*both, strict=True)))
+            for parameter, gradient in pairs:
+                if parameter.grad is None:
+                    parameter.grad = gradient
+        else:
+            self._state.accelerator.backward(total)
         values = torch.stack([total.detach(), *(term.detach() for term in terms.values())]).tolist()
         return dict(zip([TOTAL, *terms], values, strict=True))
 

@@ -16,14 +16,12 @@ import torch
 from torch import nn
 
 from ..base.base_model import BaseModel
-from ..base.conditioning import concatenate
 from ..config import TrainConfig
 from ..errors import SubjectBoothError, require
-from ..events import Adjusted, Event, Scores, Started, StepDone, Studying, Validation, ValidationStep
-from ..machine.numerics import DTYPES, default_numerics, with_default_numerics
+from ..events import Adjusted, Event, Started, StepDone, Studying
+from ..machine.numerics import default_numerics, with_default_numerics
 from ..machine.out_of_memory import free_bytes, free_memory, is_out_of_memory, memory_errors
 from ..machine.resolved_settings import ResolvedSettings
-from ..memory.drawing import Drawing, draw_all, pictures_at_once
 from ..memory.plan import FreeMemory, Plan
 from ..memory.step_down import step_down
 from ..preserve.curvature_estimate import CurvatureEstimate
@@ -33,11 +31,8 @@ from .clock import Clock
 from .data import TrainingData, largest_load
 from .gradients import TOTAL, Gradients
 from .optimizers import usable_optimizer
-from .probe import Probe
 from .study import Study, study
-
-VALIDATION_SEED = 1234
-"""Fixed, so that validation images of different steps and runs can be compared."""
+from .viewer import Viewer
 
 
 class Training:
@@ -74,13 +69,12 @@ class Training:
     ) -> None:
         require("torch", "diffusers", "peft", "accelerate")
         self._base, self._data, self._config = base, data, config
-        self._shown, self._resume, self._device, self._free = shown, resume, device, free
-        self._rate_factor, self._scored = rate_factor, scored
+        self._resume, self._device, self._free, self._rate_factor = resume, device, free, rate_factor
+        self._viewer = Viewer(base, data, config, shown, scored, free or free_bytes)
         self.studied = studied
         self._assembly: Assembly | None = None
         self.step = resume.step if resume else 0
         self.losses: list[dict[str, float]] = list(resume.losses) if resume else []
-        self._probe: Probe | None = None
         self._learning = False  # within an optimizer step, when the state must not be saved
 
     def __enter__(self) -> Training:
@@ -94,7 +88,8 @@ class Training:
         traceback: TracebackType | None,
     ) -> None:
         self._leaving.close()
-        self._assembly = self._probe = None
+        self._assembly = None
+        self._viewer.close()
 
     @property
     def is_built(self) -> bool:
@@ -152,9 +147,9 @@ class Training:
         yield Started(self.step, config.steps, state.chosen.as_settings(), trainable, state.notes, state.plan.sentence)
 
         yield from self._study(state)
-        yield from self._score(state, 0)
+        yield from self._viewer.score(state, 0)
         if self.step and config.step_is_kept(self.step):
-            yield from self._score(state, self.step)
+            yield from self._viewer.score(state, self.step)
         clock = Clock()
         while self.step < config.steps:
             began = time.perf_counter()
@@ -175,18 +170,10 @@ class Training:
             terms = {name: loss for name, loss in losses.items() if name != TOTAL}
             yield StepDone(self.step, config.steps, losses[TOTAL], terms, learning_rate, grad_norm, seconds, eta)
             if config.step_is_kept(self.step):
-                yield from self._score(state, self.step)
+                yield from self._viewer.score(state, self.step)
             if config.validation_is_due(self.step):
                 began = time.perf_counter()
-                try:
-                    with state.averaged():
-                        yield from self._validate(state)
-                except Exception as error:
-                    if not is_out_of_memory(error):
-                        raise
-                    yield Adjusted(
-                        self.step, "not enough memory for validation images: skipped", state.chosen.as_settings()
-                    )
+                yield from self._viewer.validate(state, self.step)
                 clock.validation = time.perf_counter() - began
 
     def _build(self) -> Assembly:
@@ -284,60 +271,4 @@ class Training:
             f"a gradient norm of {norm:g} at step {self.step + 1}, on {whose}",
             "finite numbers",
             f"lower the learning rate, or set precision to bf16 or fp32; the adapter of step {self.step} is kept",
-        )
-
-    def _score(self, state: Assembly, step: int) -> Iterator[Event]:
-        """Score the current weights; for step 0 the base, also when resuming."""
-        if self._data.probe is None or step in self._scored:
-            return
-        scores: dict[str, float] | None = None
-        try:
-            if self._probe is None:
-                self._probe = Probe(self._base.denoiser, self._data, state, self._config.snr_gamma)
-            with state.averaged():
-                scores = self._probe.scores(with_adapter=step > 0)
-        except Exception as error:
-            if not is_out_of_memory(error):
-                raise
-        # Outside the handler, in which the exception keeps the failed attempt's tensors alive.
-        if scores is None:
-            free_memory(state.device)
-            note = f"not enough memory for the scores of step {step}: skipped"
-            yield Adjusted(self.step, note, state.chosen.as_settings())
-        else:
-            yield Scores(step, scores)
-
-    def _validate(self, state: Assembly) -> Iterator[Event]:
-        config, prompts = self._config, self._shown
-        encode = state.encode_to_draw if state.trains_text else self._data.encode
-        encoded, negative = [encode([prompt]) for prompt in prompts], encode([""])
-        longest = concatenate([*encoded, negative]).first
-        denoiser, size = self._base.denoiser, self._data.square
-        free = (self._free or free_bytes)(state.device)
-        dtype = DTYPES[state.chosen.precision]
-        at_once = pictures_at_once(denoiser, state.network, longest, size, dtype, len(prompts), state.device, free)
-
-        def draw(first: int, last: int) -> Generator[int, None, torch.Tensor]:
-            seeds = [VALIDATION_SEED + number for number in range(first, last)]
-            return denoiser.sample(
-                state.network,
-                concatenate(encoded[first:last]),
-                negative,
-                size,
-                config.validation_steps,
-                config.validation_guidance_scale,
-                seeds,
-                state.device,
-            )
-
-        drawing = Drawing(draw_all(draw, len(prompts), at_once, config.validation_steps, state.device))
-        for done in drawing:
-            yield ValidationStep(self.step, done, config.validation_steps * len(prompts))
-        images = self._base.codec.decode(drawing.latents)
-        yield Validation(
-            self.step,
-            prompts,
-            images.permute(0, 2, 3, 1).contiguous(),
-            config.validation_steps,
-            config.validation_guidance_scale,
         )

@@ -148,10 +148,10 @@ class CurvatureEstimate:
                 continue
             count = len(chosen)
             down = torch.stack([layer.down.flatten(1) for layer in chosen])
-            up = torch.stack([layer.up.flatten(1) * layer.scale for layer in chosen])
+            up = torch.stack([layer.up.flatten(1) for layer in chosen])
             inputs = _quadratic(down, group.inputs[:count], group.input_rests[:count])
             outputs = _quadratic(up.mT, group.outputs[:count], group.output_rests[:count])
-            parts.append((inputs * outputs).sum())
+            parts.append((inputs * outputs).sum() * chosen[0].scale ** 2)  # all LoRAs have the same scale
         return self.factor * torch.stack(parts).sum()
 
     def to_tensors(self) -> dict[str, torch.Tensor]:

@@ -6,7 +6,7 @@ import logging
 import threading
 import time
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import closing, suppress
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,7 +16,6 @@ from ..base.base_model import BaseModel
 from ..config import TrainConfig
 from ..errors import SubjectBoothError
 from ..events import Adjusted, CheckpointSaved, Event, Finished, Scores, Started, StepDone, Studying, ValidationStep
-from ..files.storage import disk_errors
 from ..learn.checkpoint import Checkpoint
 from ..learn.loop import Training
 from ..learn.probe import PHOTO_LOSS
@@ -24,15 +23,15 @@ from ..memory.plan import FreeMemory, Plan
 from ..preserve.none import NoPreservation
 from ..preserve.preservation import Preservation
 from ..subject.subject import Subject
-from .best_step import best_step
 from .chosen_step import chosen_lora
 from .encodings import EncodingCache
 from .evaluator import Evaluator
 from .folder import RunFolder
 from .lora_reader import is_untrained
 from .metadata import lora_metadata
+from .outcome import Outcome
 from .preparation import check_early, encode, prepare
-from .result import BEST, CHOSEN, LAST, STOPPED, Result
+from .result import CHOSEN, LAST, STOPPED, Result
 from .writer import FolderWriter, MakeWriter
 
 logger = logging.getLogger("subjectbooth")
@@ -57,7 +56,6 @@ class Run:
         folder: read access to the run's folder.
         writer: write access to it.
         result: the result of the run; None until :meth:`events` is exhausted.
-        reason: why that step is the best, see :class:`trainer.runs.best_step.Choice`; empty for other results.
         warnings: sentences for the user about the inputs.
 
     Raises:
@@ -85,8 +83,8 @@ class Run:
         self._config, self.warnings = self._prepared.config, self._prepared.warnings
         self.folder = RunFolder(root, self._prepared.key, subject.trigger)
         self.writer = make_writer(self.folder)
+        self._outcome = Outcome(self.folder, self.writer, self._config)
         self.result: Result | None = None
-        self.reason = ""
         self._stop = threading.Event()
 
     def stop_and_keep(self) -> None:
@@ -118,6 +116,11 @@ class Run:
     def validation_prompts(self) -> tuple[str, ...]:
         """The prompts of the validation images, with the trigger words inserted."""
         return tuple(prompt.replace("{subject}", self._subject.trigger) for prompt in self._config.validation_prompts)
+
+    @property
+    def reason(self) -> str:
+        """Why that step is the best, see :class:`trainer.runs.best_step.Choice`; empty for other results."""
+        return self._outcome.reason
 
     @property
     def trained_steps(self) -> int:
@@ -166,8 +169,8 @@ class Run:
         if use_step:
             yield from self._use_step(use_step, force_retrain)
             return
-        self._record_choice(0)
-        done = None if force_retrain else self._find_finished(resume_stopped)
+        self._outcome.record_choice(0)
+        done = None if force_retrain else self._outcome.find_finished(resume_stopped)
         if done is not None:
             result, lora = done
             for note in self.folder.notes:
@@ -195,55 +198,10 @@ class Run:
                 "use_step",
             )
         lora = chosen_lora(self.folder, step, self._config.steps)
-        self._record_choice(step)
+        self._outcome.record_choice(step)
         for note in self.folder.notes:
             yield Adjusted(step, note, {})
         yield self._finish(Result(step, self._config.steps, CHOSEN), lora, trained=False)
-
-    def _record_choice(self, step: int) -> None:
-        """Record the user's choice in ``result.json``, if it is new. Skipped if the folder is locked or read-only."""
-        steps = self._config.steps
-        with suppress(SubjectBoothError):
-            if self.folder.results().chosen.get(steps, 0) != step:
-                with self.writer.lock():
-                    self.writer.choose_step(steps, step)
-
-    def _find_finished(self, resume_stopped: bool) -> tuple[Result, Path] | None:
-        """The existing result and its adapter; None if training is needed."""
-        steps = self._config.steps
-        with disk_errors("the run's folder cannot be read", self.folder.path):
-            known = self.folder.results()
-            written = known.results.get(steps)
-            result: Result | None = None
-            # A finished run that was retrained and stopped has both results; the last step serves as fallback.
-            is_own = written is None or written.why in (LAST, BEST)
-            if written is not None and not is_own and not (resume_stopped and written.is_stopped):
-                result = written if self.folder.finished_lora(written.step) else None
-            if result is None and self.folder.finished_lora(steps):
-                result = self._result_of_finished()
-            if result is None:
-                return None
-            if known.is_damaged or (is_own and written != result):
-                self._rebuild_result(result)
-            return result, self.folder.lora_path(result.step)
-
-    def _result_of_finished(self) -> Result:
-        """The result of a run that has completed all its steps, by ``keep``."""
-        steps = self._config.steps
-        if self._config.keep == "best":
-            scores, kept = self.folder.scores(steps), set(self.folder.kept_steps())
-            while (choice := best_step(scores, kept)) is not None:
-                if self.folder.lora_is_valid(choice.step):
-                    self.reason = choice.reason
-                    return Result(choice.step, steps, BEST)
-                kept.remove(choice.step)
-        return Result(steps, steps, LAST)
-
-    def _rebuild_result(self, result: Result) -> None:
-        """Write the result of a finished run if it is missing, damaged or of another ``keep``. Skipped if the folder is
-        locked or read-only, because reusing a run does not require write access."""
-        with suppress(SubjectBoothError), self.writer.lock():
-            self.writer.write_result(result)
 
     def _run_training(self, force_retrain: bool, resume_stopped: bool) -> Generator[Event, None, None]:
         steps = self._config.steps
@@ -266,7 +224,7 @@ class Run:
         with training:
             yield from self._train_and_save(training, started)
             step, chosen = training.step, training.chosen
-        result = self._result_of_finished() if step == steps else Result(step, steps, STOPPED)
+        result = self._outcome.of_finished() if step == steps else Result(step, steps, STOPPED)
         self.writer.write_result(result)
         finished = self._finish(result, self.folder.lora_path(result.step), trained=True)
         if finished.warning:

@@ -34,7 +34,8 @@ from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Started, StepDone, Validation
 from subjectbooth.trainer.learn import adapter
 from subjectbooth.trainer.learn.data import TrainingData
-from subjectbooth.trainer.learn.loop import VALIDATION_SEED, Training
+from subjectbooth.trainer.learn.loop import Training
+from subjectbooth.trainer.learn.viewer import VALIDATION_SEED
 from subjectbooth.trainer.runs.run import Run
 from subjectbooth.trainer.subject.photo import Photo
 from subjectbooth.trainer.subject.subject import Subject

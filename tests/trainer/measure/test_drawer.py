@@ -14,7 +14,8 @@ from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Validation
 from subjectbooth.trainer.learn.data import TrainingData
-from subjectbooth.trainer.learn.loop import VALIDATION_SEED, Training
+from subjectbooth.trainer.learn.loop import Training
+from subjectbooth.trainer.learn.viewer import VALIDATION_SEED
 from subjectbooth.trainer.measure.drawer import Drawer
 from subjectbooth.trainer.preserve.none import NoPreservation
 
