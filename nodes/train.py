@@ -14,7 +14,7 @@ from comfy_execution.graph_utils import ExecutionBlocker
 
 from ..trainer.errors import SubjectBoothError
 from ..trainer.preserve.priors import ClassPriors
-from ..trainer.preserve.ways import CHOICES, DEFAULT_WAY, PRESERVATION_HELP, keeping_class
+from ..trainer.preserve.ways import DEFAULT_WAY, PRESERVATION_HELP, WAYS, keeping_class
 from ..trainer.runs.cleanup import over_limit_note, remember_lora_folders
 from ..trainer.runs.publish import checked_name, publish
 from ..trainer.runs.recipe import Recipe
@@ -128,7 +128,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 ),
                 io.Combo.Input(
                     "preservation",
-                    options=list(CHOICES),
+                    options=list(WAYS),
                     default=DEFAULT_WAY,
                     optional=True,
                     tooltip=PRESERVATION_HELP,

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from itertools import combinations
 
 import torch
@@ -96,13 +97,18 @@ class TrainingData:
         """The photos that are trained on."""
         return Photos(self.latents, self.captions, self.masks)
 
-    @property
+    @cached_property
     def buckets(self) -> list[list[int]]:
         """The numbers of the photos, grouped by size."""
         found: dict[torch.Size, list[int]] = {}
         for number, latents in enumerate(self.latents):
             found.setdefault(latents.shape, []).append(number)
         return list(found.values())
+
+    @cached_property
+    def pools(self) -> list[list[torch.Tensor]]:
+        """The latents [c, h, w] of the photos of each bucket."""
+        return [[self.latents[number] for number in bucket] for bucket in self.buckets]
 
 
 @dataclass(frozen=True)
@@ -111,12 +117,14 @@ class _Turn:
 
     Attributes:
         bucket: the numbers of the photos to draw from.
+        pool: their latents.
         purpose: the random stream of the bucket's photos.
         batches: number of earlier batches of this bucket.
         all_batches: number of earlier batches of each bucket.
     """
 
     bucket: list[int]
+    pool: list[torch.Tensor]
     purpose: str
     batches: int
     all_batches: tuple[int, ...]
@@ -126,14 +134,14 @@ def _turn(data: TrainingData, micro_step: int, seed: int) -> _Turn:
     """With buckets, a photo drawn from an endless sequence of shuffles selects its bucket."""
     buckets = data.buckets
     if len(buckets) == 1:
-        return _Turn(buckets[0], "photos", micro_step, (micro_step,))
+        return _Turn(buckets[0], data.pools[0], "photos", micro_step, (micro_step,))
     total = len(data.latents)
     epoch, place = divmod(micro_step, total)
     drawn = shuffled_indices(epoch * total, place + 1, total, seed, "buckets")
     number = next(index for index, bucket in enumerate(buckets) if drawn[-1] in bucket)
     # Earlier batches of a bucket: one per photo and finished epoch, and those of this epoch.
     before = tuple(epoch * len(bucket) + sum(photo in bucket for photo in drawn[:-1]) for bucket in buckets)
-    return _Turn(buckets[number], f"photos {number}", before[number], before)
+    return _Turn(buckets[number], data.pools[number], f"photos {number}", before[number], before)
 
 
 def _photos_in(way: Preservation, batches: int, train_batch_size: int) -> int:
@@ -148,7 +156,10 @@ def photos_of(data: TrainingData, train_batch_size: int, micro_step: int, seed: 
     the sequence of the micro-step's bucket. So a bucket is used in proportion to its photos, and all photos are used
     equally often.
     """
-    turn, way = _turn(data, micro_step, seed), data.preservation
+    return _numbers(_turn(data, micro_step, seed), data.preservation, train_batch_size, seed, processes)
+
+
+def _numbers(turn: _Turn, way: Preservation, train_batch_size: int, seed: int, processes: int) -> list[int]:
     first, last = (_photos_in(way, turn.batches + more, train_batch_size) * processes for more in (0, 1))
     numbers = shuffled_indices(first, last - first, len(turn.bucket), seed, turn.purpose)
     return [turn.bucket[number] for number in numbers]
@@ -174,10 +185,10 @@ def make_micro_step(
     """
     way, weight, seed = data.preservation, config.prior_loss_weight, config.seed
     turn = _turn(data, micro_step, seed)
-    numbers = photos_of(data, config.train_batch_size, micro_step, seed, processes)
+    numbers = _numbers(turn, way, config.train_batch_size, seed, processes)
     before = sum(_photos_in(way, batches, config.train_batch_size) for batches in turn.all_batches)
     draws = Draws.of_process(seed, micro_step, len(numbers) // processes, before, process, processes)
-    photos = _photos(data, config, draws, numbers[draws.local], turn.bucket)
+    photos = _photos(data, config, draws, numbers[draws.local], turn.pool)
     parts, added_draws = [photos] if numbers else [], draws
     if turn.batches % way.every == way.every - 1:
         count = way.pictures(config.train_batch_size)
@@ -200,14 +211,14 @@ def make_study_batch(
     Args:
         numbers: of the images, from 0; all get the size of one bucket.
     """
-    bucket = data.buckets[numbers[0] % len(data.buckets)]
-    part = data.preservation.study(seed, numbers, [data.latents[number] for number in bucket])
+    part = data.preservation.study(seed, numbers, data.pools[numbers[0] % len(data.pools)])
     assert part.noise is not None and part.uniform is not None
     return _batch(data, [part], {id(part): (part.noise, denoiser.times(part.uniform))}, device)
 
 
-def _photos(data: TrainingData, config: TrainConfig, draws: Draws, numbers: list[int], bucket: list[int]) -> Part:
-    pool = [data.latents[number] for number in bucket]
+def _photos(
+    data: TrainingData, config: TrainConfig, draws: Draws, numbers: list[int], pool: list[torch.Tensor]
+) -> Part:
     if not numbers:
         return Part(INSTANCE_LOSS, 1.0, pool[0].new_empty(0, *pool[0].shape), (), (), "timesteps", pool=pool)
     latents, masks = _gathered(data.latents, numbers), None if data.masks is None else _gathered(data.masks, numbers)

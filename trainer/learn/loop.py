@@ -18,7 +18,7 @@ from torch import nn
 from ..base.base_model import BaseModel
 from ..config import TrainConfig
 from ..errors import SubjectBoothError, require
-from ..events import Adjusted, Event, Started, StepDone, Studying
+from ..events import Adjusted, Event, Started, StepDone
 from ..machine.numerics import default_numerics, with_default_numerics
 from ..machine.out_of_memory import free_bytes, free_memory, is_out_of_memory, memory_errors
 from ..machine.resolved_settings import ResolvedSettings
@@ -31,7 +31,7 @@ from .clock import Clock
 from .data import TrainingData, largest_load
 from .gradients import TOTAL, Gradients
 from .optimizers import usable_optimizer
-from .study import Study, study
+from .study import study
 from .viewer import Viewer
 
 
@@ -202,20 +202,16 @@ class Training:
 
     def _study(self, state: Assembly) -> Iterator[Event]:
         """Study the base, if class preservation needs to and has not; if out of memory, lower settings and repeat."""
-        total = self._data.preservation.study_images
-        if not total:
+        if not self._data.preservation.study_images:
             return
         while self.studied is None:
             try:
-                studying = Study(study(state, self._base.denoiser, self._data, self._config))
-                for done in studying:
-                    yield Studying(self.step, done, total)
-                self.studied = studying.result.to_tensors()
+                estimate = yield from study(state, self._base.denoiser, self._data, self._config, self.step)
+                self.studied = estimate.to_tensors()
+                break
             except Exception as error:
                 if not is_out_of_memory(error):
                     raise
-            else:
-                break
             yield Adjusted(self.step, self._step_down(state), state.chosen.as_settings())
         self._gradients.estimate = CurvatureEstimate.from_tensors(self.studied, state.device)
 

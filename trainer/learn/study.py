@@ -11,6 +11,7 @@ import torch
 
 from ..base.denoiser import Denoiser
 from ..config import TrainConfig
+from ..events import Studying
 from ..machine.draws import generator_for
 from ..preserve.curvature_estimate import CurvatureEstimate, SecondMomentSketch
 from . import adapter
@@ -26,14 +27,17 @@ CALIBRATION_CHANGE = 1e-3
 
 
 def study(
-    state: Assembly, denoiser: Denoiser, data: TrainingData, config: TrainConfig
-) -> Generator[int, None, CurvatureEstimate]:
+    state: Assembly, denoiser: Denoiser, data: TrainingData, config: TrainConfig, step: int
+) -> Generator[Studying, None, CurvatureEstimate]:
     """Estimate the curvature of the base's predictions, see :mod:`trainer.preserve.curvature_estimate`.
 
     It depends on the seed, but not on how far the run has come.
 
+    Args:
+        step: training steps done, for the events.
+
     Yields:
-        images done.
+        the progress.
     """
     count = data.preservation.study_images
     layers = [layer for module in state.modules.values() for layer in adapter.lora_layers(module)]
@@ -52,7 +56,7 @@ def study(
             values = prediction[0].numel()
             if first < CALIBRATION_IMAGES:
                 calibration.append((batch, prediction.detach()))
-            yield numbers.stop
+            yield Studying(step, numbers.stop, count)
     state.optimizer.zero_grad()
     estimate = sketches.finish(count, values)
     return estimate.calibrated(_calibration(state, denoiser, data, config, estimate, calibration))
@@ -186,19 +190,3 @@ def _photo_gradients(
                 if gradient is not None:
                     total += gradient
     return sums
-
-
-class Study:
-    """Iterates over :func:`study`, and keeps its result.
-
-    Attributes:
-        result: the estimate, after the iteration.
-    """
-
-    result: CurvatureEstimate
-
-    def __init__(self, generator: Generator[int, None, CurvatureEstimate]) -> None:
-        self._generator = generator
-
-    def __iter__(self) -> Iterator[int]:
-        self.result = yield from self._generator

@@ -1,14 +1,18 @@
-"""Images to compare the LoRA's predictions with the base's on: photos, class images and noise, with general prompts."""
+"""Images to compare the LoRA's predictions with the base's on: photos, class images and noise, with general prompts.
+
+And what the methods that use them have in common.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import torch
 
 from ..machine.draws import generator_for, low_discrepancy
-from .preservation import Part
+from .class_images import check_class_images
+from .preservation import BaseIdentity, Part, Preservation
 from .priors import ClassPriors
 from .teacher_prompts import OTHER_SENTENCES, class_sentences
 
@@ -92,3 +96,36 @@ class BaseImages:
             latents = self._priors.latents
         image = latents[int(which * len(latents))]
         return (torch.zeros_like(image), noise, ALL_NOISE) if kind < NOISE_SHARE else (image, noise, uniform)
+
+
+class LooksAtTheBase(Preservation):
+    """A method that uses :class:`BaseImages`, and class images among them if there are any.
+
+    Args:
+        priors: the class images; None without.
+        images: the images.
+    """
+
+    uses_class_images: ClassVar[bool] = True
+
+    def __init__(self, priors: ClassPriors | None, images: BaseImages) -> None:
+        self._priors, self._base_images = priors, images
+
+    @property
+    def prompts(self) -> tuple[str, ...]:
+        """All prompts that images can have."""
+        return self._base_images.prompts
+
+    @property
+    def record(self) -> Mapping[str, str]:
+        """The folder of the class images, which the clean-up keeps while a LoRA needs them."""
+        return {"class_images": self._priors.store if self._priors else ""}
+
+    @property
+    def metadata(self) -> Mapping[str, str]:
+        """The number of regularisation images, under kohya's key."""
+        return {"ss_num_reg_images": str(len(self._priors.latents) if self._priors else 0)}
+
+    def check(self, size: tuple[int, ...], base: BaseIdentity) -> tuple[str, ...]:
+        """Check the class images, if there are any."""
+        return check_class_images(self._priors, size, base) if self._priors else ()

@@ -19,10 +19,9 @@ import torch
 
 from ..files.storage import canonical_json, sha256_of
 from .adapter_layer import AdapterLayer
-from .base_images import BaseImages
-from .class_images import check_class_images
+from .base_images import BaseImages, LooksAtTheBase
 from .curvature_estimate import RANK, CurvatureEstimate
-from .preservation import BaseIdentity, Part, Preservation
+from .preservation import Part
 from .priors import ClassPriors
 
 CURVATURE_LOSS = "curvature_loss"
@@ -34,7 +33,7 @@ CLASS_SHARE, OTHER_SHARE = 0.6, 0.3
 """Shares of the images with a sentence about the class and about something else; the rest has the empty prompt."""
 
 
-class Curvature(Preservation):
+class Curvature(LooksAtTheBase):
     """Adds the estimated change of the base's predictions.
 
     Args:
@@ -46,13 +45,12 @@ class Curvature(Preservation):
 
     name: ClassVar[str] = "curvature"
     losses: ClassVar[Mapping[str, str]] = {CURVATURE_LOSS: "class"}
-    uses_class_images: ClassVar[bool] = True
 
     def __init__(
         self, class_word: str, priors: ClassPriors | None = None, *, weight: float = 128.0, images: int = 64
     ) -> None:
-        self._priors, self._weight, self.study_images = priors, weight, images
-        self._images = BaseImages(class_word, priors, CLASS_SHARE, OTHER_SHARE)
+        super().__init__(priors, BaseImages(class_word, priors, CLASS_SHARE, OTHER_SHARE))
+        self._weight, self.study_images = weight, images
 
     @classmethod
     def create(cls, class_word: str, priors: ClassPriors | None) -> Curvature:
@@ -62,35 +60,16 @@ class Curvature(Preservation):
     @property
     def key(self) -> str | None:
         """A digest of settings, prompts and class images."""
-        settings = [FORMAT_VERSION, RANK, self._weight, self.study_images, *self._images.key]
+        settings = [FORMAT_VERSION, RANK, self._weight, self.study_images, *self._base_images.key]
         return sha256_of(self.name, canonical_json(settings))
-
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """All prompts that images can have."""
-        return self._images.prompts
 
     def prompts_for(self, seed: int, images: int) -> tuple[str, ...]:
         """Only the prompts of the studied images."""
-        return self._images.first_prompts(seed, self.study_images)
-
-    @property
-    def record(self) -> Mapping[str, str]:
-        """The folder of the class images, which the clean-up keeps while a LoRA needs them."""
-        return {"class_images": self._priors.store if self._priors else ""}
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """The number of regularisation images, under kohya's key."""
-        return {"ss_num_reg_images": str(len(self._priors.latents) if self._priors else 0)}
-
-    def check(self, size: tuple[int, ...], base: BaseIdentity) -> tuple[str, ...]:
-        """Check the class images, if there are any."""
-        return check_class_images(self._priors, size, base) if self._priors else ()
+        return self._base_images.first_prompts(seed, self.study_images)
 
     def study(self, seed: int, numbers: Sequence[int], pool: Sequence[torch.Tensor]) -> Part:
         """Images with these numbers."""
-        return self._images.part(seed, numbers, pool, CURVATURE_LOSS, 0.0)
+        return self._base_images.part(seed, numbers, pool, CURVATURE_LOSS, 0.0)
 
     def penalty(
         self, layers: Sequence[AdapterLayer], weight: float, estimate: CurvatureEstimate | None

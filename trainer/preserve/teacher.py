@@ -17,9 +17,8 @@ from typing import ClassVar
 
 from ..files.storage import canonical_json, sha256_of
 from ..machine.draws import Draws
-from .base_images import BaseImages
-from .class_images import check_class_images
-from .preservation import BaseIdentity, Part, Preservation
+from .base_images import BaseImages, LooksAtTheBase
+from .preservation import Part
 from .priors import ClassPriors
 
 TEACHER_LOSS = "teacher_loss"
@@ -31,7 +30,7 @@ CLASS_SHARE, OTHER_SHARE = 0.4, 0.5
 """Shares of the images with a sentence about the class and about something else; the rest has the empty prompt."""
 
 
-class Teacher(Preservation):
+class Teacher(LooksAtTheBase):
     """Adds the loss between the prediction with the LoRA and that of the base, on photos and noise.
 
     Args:
@@ -46,7 +45,6 @@ class Teacher(Preservation):
 
     name: ClassVar[str] = "teacher"
     losses: ClassVar[Mapping[str, str]] = {TEACHER_LOSS: "class"}
-    uses_class_images: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -59,9 +57,8 @@ class Teacher(Preservation):
         weight: float = 8.0,
         bank: int = 0,
     ) -> None:
-        self._priors, self.every, self._images = priors, every, images
-        self._replaced, self._weight, self._bank = replaced, weight, bank
-        self._base_images = BaseImages(class_word, priors, CLASS_SHARE, OTHER_SHARE)
+        super().__init__(priors, BaseImages(class_word, priors, CLASS_SHARE, OTHER_SHARE))
+        self.every, self._images, self._replaced, self._weight, self._bank = every, images, replaced, weight, bank
 
     @classmethod
     def create(cls, class_word: str, priors: ClassPriors | None) -> Teacher:
@@ -74,28 +71,9 @@ class Teacher(Preservation):
         settings = [self.every, self._images, self._replaced, self._weight, self._bank]
         return sha256_of(self.name, canonical_json([FORMAT_VERSION, *settings, *self._base_images.key]))
 
-    @property
-    def prompts(self) -> tuple[str, ...]:
-        """All prompts that images can have."""
-        return self._base_images.prompts
-
     def prompts_for(self, seed: int, images: int) -> tuple[str, ...]:
         """Only the prompts that are drawn, so that a short run, or a small bank, encodes few."""
         return self._base_images.first_prompts(seed, self._bank or images)
-
-    @property
-    def record(self) -> Mapping[str, str]:
-        """The folder of the class images, which the clean-up keeps while a LoRA needs them."""
-        return {"class_images": self._priors.store if self._priors else ""}
-
-    @property
-    def metadata(self) -> Mapping[str, str]:
-        """The number of regularisation images, under kohya's key."""
-        return {"ss_num_reg_images": str(len(self._priors.latents) if self._priors else 0)}
-
-    def check(self, size: tuple[int, ...], base: BaseIdentity) -> tuple[str, ...]:
-        """Check the class images, if there are any."""
-        return check_class_images(self._priors, size, base) if self._priors else ()
 
     def pictures(self, photos: int) -> int:
         """The number of images in a micro-step that has any."""

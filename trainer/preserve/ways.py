@@ -36,8 +36,6 @@ PRESERVATION_HELP = (
     "worse. none: not at all. curvature and teacher use class images, if there are any."
 )
 
-CHOICES: tuple[str, ...] = tuple(WAYS)
-
 
 def keeping_class(priors: ClassPriors | None, class_word: str, way: str = DEFAULT_WAY) -> Preservation:
     """The method of this name, with its default settings.
@@ -45,7 +43,7 @@ def keeping_class(priors: ClassPriors | None, class_word: str, way: str = DEFAUL
     Args:
         priors: the class images; None without. Methods that need none may use them as well.
         class_word: the kind of thing the subject is.
-        way: one of :data:`CHOICES`.
+        way: one of :data:`WAYS`.
 
     Raises:
         SubjectBoothError: there is no such method, or it needs class images.
@@ -66,7 +64,7 @@ def check_way(way: str) -> None:
     Raises:
         SubjectBoothError: there is no such method.
     """
-    if way not in CHOICES:
+    if way not in WAYS:
         raise SubjectBoothError(
             f"preservation {way!r}", "one of " + ", ".join(WAYS), "choose one of them", "preservation"
         )

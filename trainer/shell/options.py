@@ -9,7 +9,7 @@ from pathlib import Path
 from ..base.sd.schedule import PREDICTION_TYPES
 from ..config import TrainConfig
 from ..files.storage import user_path
-from ..preserve.ways import CHOICES, DEFAULT_WAY, PRESERVATION_HELP
+from ..preserve.ways import DEFAULT_WAY, PRESERVATION_HELP, WAYS
 from ..subject.captions import DEFAULT_TEMPLATE
 from ..subject.crops import CROPS
 from ..subject.photo_files import CAPTIONS
@@ -44,7 +44,7 @@ def parser() -> argparse.ArgumentParser:
         "files: every photo must have one. template: --prompt_template for all.",
     )
     options.add_argument("--crop", default="center", choices=CROPS, help="How photos are cropped to a square.")
-    options.add_argument("--preservation", default=DEFAULT_WAY, choices=CHOICES, help=PRESERVATION_HELP)
+    options.add_argument("--preservation", default=DEFAULT_WAY, choices=tuple(WAYS), help=PRESERVATION_HELP)
     options.add_argument(
         "--num_class_images",
         type=int,

@@ -26,7 +26,7 @@ from subjectbooth.trainer.base.stored.stored_base import StoredPromptEncoder
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import Adjusted, Event, Validation, ValidationStep
-from subjectbooth.trainer.learn import loop
+from subjectbooth.trainer.learn import viewer
 from subjectbooth.trainer.memory import drawing
 from subjectbooth.trainer.memory.drawing import draw_all, pictures_at_once
 from subjectbooth.trainer.preserve import generate as making
@@ -90,7 +90,7 @@ def test_validation_pictures_drawn_together_are_those_drawn_alone(
     alone = _validate(tmp_path / "alone", limit)
     assert set(limit.sizes) == {2}  # a CPU: one picture, with its prompt and the empty one
     assert _done(alone) == [(done, 9) for done in range(1, 10)]
-    monkeypatch.setattr(loop, "pictures_at_once", lambda *_: 2)
+    monkeypatch.setattr(viewer, "pictures_at_once", lambda *_: 2)
     limit = Limit(99)
     together = _validate(tmp_path / "together", limit)
     assert limit.sizes == [4] * 3 + [2] * 3
