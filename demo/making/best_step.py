@@ -20,22 +20,18 @@ import torch
 
 from .best_step_rules import ScoredRun, tables
 from .build import WORK
-from .classes import caption, place
+from .classes import place
 from .gain import CFG, PICTURES, SAMPLE_STEPS, Scale, photos, scale_of
 from .judge import LoadedJudge, Verdict
 from .measure import Figures, draw
 from .measure_dreambooth import (
-    CLASS_CFG,
-    CLASS_IMAGES,
     OPTIONS,
     SCENES_OF_PICTURES,
-    SETTINGS,
     STEPS,
     figures_of,
 )
 from .narrow import Narrow, load_narrow
-from .narrow_dreambooth import CLASS_SEED, rate_factor
-from .schedule import sample
+from .narrow_dreambooth import class_images_of, prompts_of, training_of
 from .subjects import SUBJECTS
 
 logger = logging.getLogger("subjectbooth")
@@ -54,48 +50,23 @@ def run_file(name: str, run: str) -> Path:
     return FOLDER / f"{name}, {run}.pt"
 
 
-def _prompts(name: str) -> tuple[str, str]:
-    """The class prompt and the training prompt."""
-    word = SUBJECTS[name].class_word
-    return caption(word, None), f"a photo of ohwx {word}"
-
-
 def _training(nets: Narrow, name: str, run: str, seed: int = 0) -> Any:
     """The training of one run, with everything that its scores need."""
-    from trainer.config import TrainConfig
-    from trainer.learn.data import Photos, ProbePrompts, TrainingData
-    from trainer.learn.loop import Training
+    from trainer.learn.data import Photos, ProbePrompts
     from trainer.preserve.class_images import ClassImages
     from trainer.preserve.none import NoPreservation
-    from trainer.preserve.priors import ClassPriors
     from trainer.runs.preparation import HELD_OUT_CROPS, SCENES, held_out_crop
 
-    from .narrow_denoiser import narrow_base
-
-    plain, special = _prompts(name)
-    config = TrainConfig(
-        steps=TOO_LONG, learning_rate=SETTINGS["learning_rate"], seed=seed, resolution=64, max_grad_norm=0.0,
-        rank=SETTINGS["rank"], network_alpha=SETTINGS["network_alpha"], lora_targets=OPTIONS["lora_targets"],
-        train_batch_size=SETTINGS["train_batch_size"], prior_loss_weight=SETTINGS["prior_loss_weight"],
-        snr_gamma=OPTIONS["snr_gamma"], ema_decay=OPTIONS["ema_decay"], gradient_checkpointing="off", weight_decay=0.0,
-        validation_interval=KEPT_EVERY,
-    )  # fmt: skip
-    base = narrow_base(nets)
-    pictures = photos(name, "train")
-    latents = base.codec.encode(pictures)
-    crops = torch.cat([base.codec.encode(held_out_crop(picture)) for picture in pictures[:HELD_OUT_CROPS]])
+    plain, special = prompts_of(name)
+    crops = [held_out_crop(picture) for picture in photos(name, "train")[:HELD_OUT_CROPS]]
+    with torch.no_grad():
+        held_out = Photos(torch.cat([nets.encoder(crop) for crop in crops]), (special,) * len(crops))
     probe = ProbePrompts(
         special, plain, tuple(f"{special} {scene}" for scene in SCENES), tuple(f"{plain} {scene}" for scene in SCENES)
     )
-    encoded = dict(zip((*probe.all, ""), base.prompts.encode((*probe.all, "")), strict=True))
-    way: Any = NoPreservation()
-    if run == "class_images":
-        seeds = [CLASS_SEED + CLASS_IMAGES * seed + i for i in range(CLASS_IMAGES)]
-        class_images = sample(nets.unet, nets.text, [plain] * CLASS_IMAGES, seeds, SAMPLE_STEPS, CLASS_CFG)
-        way = ClassImages(ClassPriors(class_images, plain, (), ""))
-    captions = (special,) * len(latents)
-    data = TrainingData(latents, captions, encoded, way, probe=probe, held_out=Photos(crops, captions[:HELD_OUT_CROPS]))
-    return Training(base, data, config, device=torch.device("cpu"), rate_factor=rate_factor)
+    way = ClassImages(class_images_of(nets, name, seed)) if run == "class_images" else NoPreservation()
+    data = {"probe": probe, "held_out": held_out}
+    return training_of(nets, name, seed, way, data, steps=TOO_LONG, validation_interval=KEPT_EVERY)
 
 
 def adapters(nets: Narrow, name: str, run: str) -> Iterator[tuple[int, dict[str, torch.Tensor], Any]]:
@@ -151,7 +122,7 @@ class Oracle:
 
     def __init__(self, nets: Narrow, judge: LoadedJudge, name: str) -> None:
         self._judge, self._word = judge, SUBJECTS[name].class_word
-        self._plain, self._special = _prompts(name)
+        self._plain, self._special = prompts_of(name)
         pictures = self._draw(nets, [self._plain] * PICTURES, 100)
         self._scale: Scale = scale_of(judge, name, pictures)
         self._before: Verdict = judge.classify(pictures)

@@ -56,33 +56,61 @@ def rate_factor(name: str) -> float:
     return copies if kind.startswith("A") else root
 
 
-def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float) -> Narrow:
-    """The nets after STEPS steps on the subject *name*, with the LoRA's running average in the UNet."""
+def prompts_of(name: str) -> tuple[str, str]:
+    """The class prompt and the training prompt of a subject."""
+    word = SUBJECTS[name].class_word
+    return caption(word, None), f"a photo of ohwx {word}"
+
+
+def class_images_of(nets: Narrow, name: str, seed: int, count: int = CLASS_IMAGES) -> Any:
+    """Class images for a run with this seed."""
+    from trainer.preserve.priors import ClassPriors
+
+    plain, _ = prompts_of(name)
+    seeds = [CLASS_SEED + CLASS_IMAGES * seed + number for number in range(count)]
+    drawn = sample(nets.unet, nets.text, [plain] * count, seeds, SAMPLE_STEPS, CLASS_CFG)
+    return ClassPriors(drawn, plain, tuple(map(str, range(count))), f"{name} {seed} {count}")
+
+
+def training_of(
+    nets: Narrow, name: str, seed: int, way: Any, data: dict[str, Any] | None = None, **changes: Any
+) -> Any:
+    """The training of a subject with the demo's settings.
+
+    Args:
+        way: how the class is kept.
+        data: further fields of :class:`trainer.learn.data.TrainingData`.
+        changes: settings of :class:`trainer.config.TrainConfig` that differ from the demo's.
+    """
     from trainer.config import TrainConfig
     from trainer.learn.data import TrainingData
     from trainer.learn.loop import Training
-    from trainer.preserve.class_images import ClassImages
-    from trainer.preserve.priors import ClassPriors
 
     from .narrow_denoiser import narrow_base
 
-    word = SUBJECTS[name].class_word
-    plain, special = caption(word, None), f"a photo of ohwx {word}"
-    config = TrainConfig(
-        steps=STEPS, learning_rate=learning_rate, seed=seed, resolution=64, max_grad_norm=0.0, weight_decay=0.0,
-        rank=SETTINGS["rank"], network_alpha=SETTINGS["network_alpha"], lora_targets=OPTIONS["lora_targets"],
-        train_batch_size=SETTINGS["train_batch_size"], prior_loss_weight=SETTINGS["prior_loss_weight"],
-        snr_gamma=OPTIONS["snr_gamma"], ema_decay=OPTIONS["ema_decay"], gradient_checkpointing="off",
-    )  # fmt: skip
-    base = narrow_base(nets)
+    settings: dict[str, Any] = {
+        "steps": STEPS, "seed": seed, "resolution": 64, "max_grad_norm": 0.0, "weight_decay": 0.0,
+        "gradient_checkpointing": "off", **OPTIONS,
+    }  # fmt: skip
+    for setting in ("learning_rate", "rank", "network_alpha", "train_batch_size", "prior_loss_weight"):
+        settings[setting] = SETTINGS[setting]
+    base, more = narrow_base(nets), data or {}
+    _, special = prompts_of(name)
     latents = base.codec.encode(photos(name, "train"))
-    encoded = dict(zip((plain, special), base.prompts.encode((plain, special)), strict=True))
-    seeds = [CLASS_SEED + CLASS_IMAGES * seed + i for i in range(CLASS_IMAGES)]
-    class_images = sample(nets.unet, nets.text, [plain] * CLASS_IMAGES, seeds, SAMPLE_STEPS, CLASS_CFG)
-    way = ClassImages(ClassPriors(class_images, plain, (), ""))
-    data = TrainingData(latents, (special,) * len(latents), encoded, way)
-    cpu = torch.device("cpu")
-    with Training(base, data, config, device=cpu, rate_factor=rate_factor) as training:
+    probed = more["probe"].all if "probe" in more else ()
+    prompts = tuple(dict.fromkeys((special, *way.prompts, *probed, "")))
+    encoded = dict(zip(prompts, base.prompts.encode(prompts), strict=True))
+    everything = TrainingData(latents, (special,) * len(latents), encoded, way, **more)
+    config = TrainConfig(**{**settings, **changes})
+    return Training(base, everything, config, device=torch.device("cpu"), rate_factor=rate_factor)
+
+
+def with_lora(nets: Narrow, name: str, seed: int, learning_rate: float) -> Narrow:
+    """The nets after STEPS steps on the subject *name*, with the LoRA's running average in the UNet."""
+    from trainer.preserve.class_images import ClassImages
+
+    way = ClassImages(class_images_of(nets, name, seed))
+    with training_of(nets, name, seed, way, learning_rate=learning_rate) as training:
         for _ in training.events():
             pass
         return replace(nets, unet=training.averaged_network())

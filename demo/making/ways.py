@@ -20,15 +20,12 @@ from typing import Any
 import torch
 
 from .build import WORK
-from .classes import caption
 from .files import atomic_path
-from .gain import SAMPLE_STEPS, photos
 from .judge import LoadedJudge
-from .measure_dreambooth import CLASS_CFG, CLASS_IMAGES, OPTIONS, SETTINGS, STEPS
+from .measure_dreambooth import CLASS_IMAGES
 from .narrow import Narrow, load_narrow
-from .narrow_dreambooth import CLASS_SEED, SEEDS, rate_factor
+from .narrow_dreambooth import SEEDS, class_images_of, training_of
 from .narrow_measures import measures_of
-from .schedule import sample
 from .subjects import SUBJECTS
 
 logger = logging.getLogger("subjectbooth")
@@ -73,40 +70,15 @@ def ways() -> dict[str, tuple[Make, dict[str, Any]]]:
 
 def train(nets: Narrow, name: str, seed: int, make: Make, changes: dict[str, Any]) -> tuple[Narrow, dict[str, float]]:
     """The nets after a training, and its seconds: for class images, before the first step, and for each step."""
-    from trainer.config import TrainConfig
     from trainer.events import Started, StepDone
-    from trainer.learn.data import TrainingData
-    from trainer.learn.loop import Training
-    from trainer.preserve.priors import ClassPriors
-
-    from .narrow_denoiser import narrow_base
 
     settings = {"prior_loss_weight": 1.0, **changes}
     count = settings.pop("class_images", 0)
-    word = SUBJECTS[name].class_word
-    plain, special = caption(word, None), f"a photo of ohwx {word}"
-    config = TrainConfig(
-        **{
-            "steps": STEPS, "learning_rate": SETTINGS["learning_rate"], "seed": seed, "resolution": 64,
-            "max_grad_norm": 0.0, "weight_decay": 0.0, "rank": SETTINGS["rank"], "gradient_checkpointing": "off",
-            "network_alpha": SETTINGS["network_alpha"], "lora_targets": OPTIONS["lora_targets"],
-            "train_batch_size": SETTINGS["train_batch_size"], "snr_gamma": OPTIONS["snr_gamma"],
-            "ema_decay": OPTIONS["ema_decay"], **settings,
-        }
-    )  # fmt: skip
     began = time.process_time()
-    priors = None
-    if count:
-        seeds = [CLASS_SEED + CLASS_IMAGES * seed + number for number in range(count)]
-        drawn = sample(nets.unet, nets.text, [plain] * count, seeds, SAMPLE_STEPS, CLASS_CFG)
-        priors = ClassPriors(drawn, plain, tuple(map(str, range(count))), f"{name} {seed} {count}")
+    priors = class_images_of(nets, name, seed, count) if count else None
     seconds = {"drawing": time.process_time() - began}
-    way, base = make(word, priors), narrow_base(nets)
-    latents = base.codec.encode(photos(name, "train"))
-    prompts = tuple(dict.fromkeys((special, *way.prompts, "")))
-    encoded = dict(zip(prompts, base.prompts.encode(prompts), strict=True))
-    data = TrainingData(latents, (special,) * len(latents), encoded, way)
-    with Training(base, data, config, device=torch.device("cpu"), rate_factor=rate_factor) as training:
+    way = make(SUBJECTS[name].class_word, priors)
+    with training_of(nets, name, seed, way, **settings) as training:
         for event in training.events():
             if isinstance(event, Started):
                 began = time.process_time()
