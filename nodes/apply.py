@@ -17,6 +17,7 @@ from .lora_choice import (
     chosen_lora,
     lora_fingerprint,
     lora_name_input,
+    strength_input,
 )
 from .lora_file import SubjectLora
 from .types import CATEGORY, SubjectLoraType
@@ -37,23 +38,9 @@ class ApplySubjectLoRA(io.ComfyNode):
                 io.Model.Input("model", tooltip="The model to apply the subject to."),
                 io.Clip.Input("clip", tooltip="The text encoder to apply the subject to."),
                 lora_name_input(),
-                io.Float.Input(
-                    "strength_model",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="How strongly to apply the LoRA to the model. 0: not at all.",
-                ),
-                io.Float.Input(
-                    "strength_clip",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="How strongly to apply the LoRA to the text encoder, if that was trained.",
+                strength_input("strength_model", "How strongly to apply the LoRA to the model. 0: not at all."),
+                strength_input(
+                    "strength_clip", "How strongly to apply the LoRA to the text encoder, if that was trained."
                 ),
                 io.String.Input(
                     "prompt",

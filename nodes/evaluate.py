@@ -7,7 +7,6 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import comfy.samplers
 import numpy as np
 import torch
 from comfy.model_patcher import ModelPatcher
@@ -34,11 +33,12 @@ from .lora_choice import (
     lora_fingerprint,
     lora_name_input,
     refuse_applied,
+    strength_input,
 )
 from .lora_file import SubjectLora
 from .picture_embedder import embedder_for
 from .prompt_pictures import Drawing, PromptPictures
-from .sampling import automatic_batch_size, check_choices, without_guidance_patches
+from .sampling import automatic_batch_size, check_choices, sampler_inputs, without_guidance_patches
 from .types import CATEGORY, SubjectLoraType, SubjectType
 
 log = logging.getLogger("subjectbooth")
@@ -71,15 +71,7 @@ class EvaluateSubjectLoRA(io.ComfyNode):
                     "subject", tooltip="Photos to compare with, the class, and the size of the pictures."
                 ),
                 lora_name_input(),
-                io.Float.Input(
-                    "strength",
-                    default=1.0,
-                    min=-10.0,
-                    max=10.0,
-                    step=0.05,
-                    round=0.001,
-                    tooltip="How strongly to apply the LoRA to the model and the text encoder.",
-                ),
+                strength_input("strength", "How strongly to apply the LoRA to the model and the text encoder."),
                 io.String.Input(
                     "prompts",
                     multiline=True,
@@ -95,35 +87,8 @@ class EvaluateSubjectLoRA(io.ComfyNode):
                     max=64,
                     tooltip="Pictures per prompt, with and without the LoRA each. More make the figures more reliable.",
                 ),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Denoising steps per picture."),
-                io.Float.Input(
-                    "cfg",
-                    default=7.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Classifier-free guidance: how closely a picture follows the prompt.",
-                ),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=list(comfy.samplers.KSampler.SAMPLERS),
-                    default="dpmpp_2m",
-                    tooltip="As in KSampler.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=list(comfy.samplers.KSampler.SCHEDULERS),
-                    default="karras",
-                    tooltip="As in KSampler.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=False,
-                    tooltip="Seed of each prompt's first picture; each further picture uses the next seed.",
+                *sampler_inputs(
+                    "picture", seed="Seed of each prompt's first picture; each further picture uses the next seed."
                 ),
                 io.Int.Input(
                     "resolution",

@@ -37,6 +37,11 @@ def lora_name_input() -> io.Combo.Input:
     )
 
 
+def strength_input(name: str, tooltip: str) -> io.Float.Input:
+    """A strength of the LoRA; see :func:`check_strength`."""
+    return io.Float.Input(name, default=1.0, min=-10.0, max=10.0, step=0.05, round=0.001, tooltip=tooltip)
+
+
 def check_lora_name(lora_name: str | None, subject_lora: Any, node_id: str) -> bool | str:
     """For ``validate_inputs``: ComfyUI would check the file against a list from before the training.
 

@@ -7,7 +7,6 @@ import time
 from collections.abc import Mapping
 from pathlib import Path
 
-import comfy.samplers
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
@@ -32,7 +31,7 @@ from .bridge import base_digest, check_wired
 from .downstream import check_trainers
 from .graph_terms import graph_messages
 from .host import Progress, grid, pack_output_dir, place_of, readable_seconds, view_entry
-from .sampling import BATCH_INDEPENDENT, PictureSampler, automatic_batch_size, check_choices
+from .sampling import BATCH_INDEPENDENT, PictureSampler, automatic_batch_size, check_choices, sampler_inputs
 from .types import CATEGORY, ClassPriorsType, SubjectType
 
 log = logging.getLogger("subjectbooth")
@@ -82,37 +81,13 @@ class GenerateClassPriors(io.ComfyNode):
                     tooltip=f"Number of images. {DEFAULT_COUNT} take about as long as 450 training steps; 100 to 200 "
                     "preserve the class better. You can raise it at any time: finished images are reused.",
                 ),
-                io.Int.Input("steps", default=20, min=1, max=1000, tooltip="Denoising steps per image."),
-                io.Float.Input(
-                    "cfg",
-                    default=7.0,
-                    min=0.0,
-                    max=100.0,
-                    step=0.1,
-                    round=0.01,
-                    tooltip="Classifier-free guidance: how closely an image follows the prompt. At 1 the images show "
-                    "what the base itself has learned: rough to look at, but best for the class, in half the time.",
-                ),
-                io.Combo.Input(
-                    "sampler_name",
-                    options=list(comfy.samplers.KSampler.SAMPLERS),
-                    default="dpmpp_2m",
-                    tooltip="As in KSampler. With ancestral and SDE samplers, an image also depends on batch_size.",
-                ),
-                io.Combo.Input(
-                    "scheduler",
-                    options=list(comfy.samplers.KSampler.SCHEDULERS),
-                    default="karras",
-                    tooltip="As in KSampler.",
-                ),
-                io.Int.Input(
-                    "seed",
-                    default=0,
-                    min=0,
-                    max=2**64 - 1,
-                    control_after_generate=False,
-                    tooltip="Seed of the first image; each further image uses the next seed. "
-                    "Another seed gives new images.",
+                *sampler_inputs(
+                    "image",
+                    cfg=" At 1 the images show what the base itself has learned: rough to look at, but best for the "
+                    "class, in half the time.",
+                    sampler_name=" With ancestral and SDE samplers, an image also depends on batch_size.",
+                    seed="Seed of the first image; each further image uses the next seed. Another seed gives new "
+                    "images.",
                 ),
                 io.Int.Input(
                     "batch_size",

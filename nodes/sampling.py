@@ -14,6 +14,7 @@ import latent_preview
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
+from comfy_api.latest import io
 from PIL import Image
 
 from ..trainer.errors import SubjectBoothError
@@ -73,6 +74,36 @@ def memory_for_images(model: ModelPatcher) -> tuple[float, float]:
         others = [loaded.model for loaded in comfy.model_management.current_loaded_models if loaded.device == device]
         room += sum(other.loaded_size() for other in others if other is not None and not model.is_clone(other))
     return room - (model.model_size() - model.loaded_size()), 1.0
+
+
+def sampler_inputs(pictures: str, cfg: str = "", sampler_name: str = "", seed: str = "") -> list[io.Input]:
+    """The inputs steps, cfg, sampler_name, scheduler and seed.
+
+    Args:
+        pictures: what is sampled, in the singular, for the tooltips.
+        cfg, sampler_name, seed: what else their tooltips say.
+    """
+    samplers, article = comfy.samplers.KSampler, "an" if pictures[0] in "aeiou" else "a"
+    return [
+        io.Int.Input("steps", default=20, min=1, max=1000, tooltip=f"Denoising steps per {pictures}."),
+        io.Float.Input(
+            "cfg",
+            default=7.0,
+            min=0.0,
+            max=100.0,
+            step=0.1,
+            round=0.01,
+            tooltip=f"Classifier-free guidance: how closely {article} {pictures} follows the prompt.{cfg}",
+        ),
+        io.Combo.Input(
+            "sampler_name",
+            options=list(samplers.SAMPLERS),
+            default="dpmpp_2m",
+            tooltip=f"As in KSampler.{sampler_name}",
+        ),
+        io.Combo.Input("scheduler", options=list(samplers.SCHEDULERS), default="karras", tooltip="As in KSampler."),
+        io.Int.Input("seed", default=0, min=0, max=2**64 - 1, control_after_generate=False, tooltip=seed),
+    ]
 
 
 def check_choices(sampler_name: str, scheduler: str, cfg: float) -> None:

@@ -55,7 +55,7 @@ def labelled_grid(
     text_size = max(12, min(26, width // 13))
     gap = max(3, width // 64)
     labels = [f"{label}\n{marks[number]}" if number in marks else label for number, label in enumerate(rows)]
-    font = _font(text_size, "".join([*labels, *columns]))
+    font = font_for(text_size, "".join([*labels, *columns]))
     line = int(text_size * 1.3)
     wrapped = [_wrap(label, font, width - gap) for label in columns]
     left = int(max(font.getlength(part) for label in labels for part in label.split("\n"))) + 4 * gap
@@ -95,8 +95,8 @@ def _cell_size(picture: Image.Image, rows: int, columns: int) -> tuple[int, int]
     return max(1, round(width * scale)), max(1, round(height * scale))
 
 
-def _font(size: int, text: str) -> Font:
-    """PIL's own font, or a font of the system for texts with other than Latin letters."""
+def font_for(size: int, text: str) -> Font:
+    """The font for a text: PIL's own font, or a font of the system for texts with other than Latin letters."""
     highest = max(map(ord, text), default=0)
     if highest > 0x24F:
         for name in _FONTS_EAST_ASIA if highest >= 0x2E80 else _FONTS:

@@ -8,8 +8,9 @@ import json
 from typing import Any
 
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
+from ..files.labelled_grid import font_for
 from .evaluation import Evaluation
 
 MARGIN, GAP, SEED_GAP = 8, 2, 10
@@ -63,7 +64,7 @@ def grid(evaluation: Evaluation, side: int = 128) -> Image.Image:
     Args:
         side: width of a picture in pixels.
     """
-    font = ImageFont.load_default(TEXT)
+    font = font_for(TEXT, "".join(row.prompt for row in evaluation.rows))
     count = len(evaluation.seeds)
     pair = 2 * side + GAP
     width = 2 * MARGIN + count * pair + (count - 1) * SEED_GAP
@@ -78,7 +79,7 @@ def grid(evaluation: Evaluation, side: int = 128) -> Image.Image:
     top = MARGIN + LINE
     for row, height in zip(evaluation.rows, heights, strict=True):
         pen.text((MARGIN, top + LINE - TEXT - 4), f"{row.group}: ", PALE, font)
-        pen.text((MARGIN + pen.textlength(f"{row.group}: ", font), top + LINE - TEXT - 4), row.prompt, INK, font)
+        pen.text((MARGIN + pen.textlength(f"{row.group}: ", font=font), top + LINE - TEXT - 4), row.prompt, INK, font)
         top += LINE
         for number, left in enumerate(lefts):
             for offset, pictures in enumerate((row.before, row.after)):

@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 
-from ..base.sd.schedule import PREDICTION_TYPES
 from ..base.stored.stored_base import load_base, stored_resolution
 from ..config import TrainConfig
 from ..errors import SubjectBoothError
@@ -29,6 +28,7 @@ from ..subject.photo_files import read_photos
 from ..subject.photos import list_photos
 from ..subject.subject import check_resolution
 from ..subject.trigger import DEFAULT_TOKEN, check_word
+from .options import add_base_options
 from .signals import SignalInterrupt, signals_as_interrupts
 from .terms import error_in_shell
 
@@ -47,9 +47,7 @@ def parser() -> argparse.ArgumentParser:
         "figures.json, figures.csv and grid.png. See docs/evaluating.md.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    options.add_argument(
-        "--base", type=user_path, required=True, help="Checkpoint (.safetensors), or a folder in diffusers' format."
-    )
+    add_base_options(options)
     options.add_argument("--lora", type=user_path, required=True, help="LoRA file (.safetensors).")
     options.add_argument(
         "--embedder",
@@ -85,17 +83,6 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--steps", type=int, help="Denoising steps. Default: 20; 15 with the judge.")
     options.add_argument(
         "--guidance_scale", type=float, help="Classifier-free guidance scale (CFG). Default: 7; 2 with the judge."
-    )
-    options.add_argument(
-        "--clip_skip",
-        type=int,
-        choices=(1, 2),
-        help="Text encoder layer, counted from the end. Default: that of the model family.",
-    )
-    options.add_argument(
-        "--prediction_type",
-        choices=PREDICTION_TYPES,
-        help="For a checkpoint that does not contain its prediction type. Default: epsilon.",
     )
     options.add_argument(
         "--output_dir",

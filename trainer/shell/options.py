@@ -27,9 +27,7 @@ def parser() -> argparse.ArgumentParser:
         description="DreamBooth as LoRA on a Stable Diffusion checkpoint (1.x, 2.x, SDXL).",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
-    options.add_argument(
-        "--base", type=user_path, required=True, help="Checkpoint (.safetensors), or a folder in diffusers' format."
-    )
+    add_base_options(options)
     options.add_argument(
         "--photos", type=user_path, required=True, help="Folder with photos of the subject; 3 to 5 are enough."
     )
@@ -57,17 +55,6 @@ def parser() -> argparse.ArgumentParser:
         default=7.0,
         help="Classifier-free guidance scale for class images. Low values, 1 to 3, keep the class closer to the base's "
         "own distribution.",
-    )
-    options.add_argument(
-        "--clip_skip",
-        type=int,
-        choices=(1, 2),
-        help="Text encoder layer, counted from the end. Default: that of the model family.",
-    )
-    options.add_argument(
-        "--prediction_type",
-        choices=PREDICTION_TYPES,
-        help="For a checkpoint that does not contain its prediction type. Default: epsilon.",
     )
     options.add_argument(
         "--output_dir",
@@ -129,6 +116,24 @@ def parser() -> argparse.ArgumentParser:
             help=setting.metadata["help"].replace("%", "%%"),
         )
     return options
+
+
+def add_base_options(options: argparse.ArgumentParser) -> None:
+    """Add the options of the base and how it is read."""
+    options.add_argument(
+        "--base", type=user_path, required=True, help="Checkpoint (.safetensors), or a folder in diffusers' format."
+    )
+    options.add_argument(
+        "--clip_skip",
+        type=int,
+        choices=(1, 2),
+        help="Text encoder layer, counted from the end. Default: that of the model family.",
+    )
+    options.add_argument(
+        "--prediction_type",
+        choices=PREDICTION_TYPES,
+        help="For a checkpoint that does not contain its prediction type. Default: epsilon.",
+    )
 
 
 def _step(text: str) -> int | str:
