@@ -98,7 +98,7 @@ class BaseImages:
         return (torch.zeros_like(image), noise, ALL_NOISE) if kind < NOISE_SHARE else (image, noise, uniform)
 
 
-class LooksAtTheBase(Preservation):
+class UsesBaseImages(Preservation):
     """A method that uses :class:`BaseImages`, and class images among them if there are any.
 
     Args:

@@ -19,7 +19,7 @@ import torch
 
 from ..files.storage import canonical_json, sha256_of
 from .adapter_layer import AdapterLayer
-from .base_images import BaseImages, LooksAtTheBase
+from .base_images import BaseImages, UsesBaseImages
 from .curvature_estimate import RANK, CurvatureEstimate
 from .preservation import Part
 from .priors import ClassPriors
@@ -33,7 +33,7 @@ CLASS_SHARE, OTHER_SHARE = 0.6, 0.3
 """Shares of the images with a sentence about the class and about something else; the rest has the empty prompt."""
 
 
-class Curvature(LooksAtTheBase):
+class Curvature(UsesBaseImages):
     """Adds the estimated change of the base's predictions.
 
     Args:

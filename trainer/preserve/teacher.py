@@ -17,7 +17,7 @@ from typing import ClassVar
 
 from ..files.storage import canonical_json, sha256_of
 from ..machine.draws import Draws
-from .base_images import BaseImages, LooksAtTheBase
+from .base_images import BaseImages, UsesBaseImages
 from .preservation import Part
 from .priors import ClassPriors
 
@@ -30,7 +30,7 @@ CLASS_SHARE, OTHER_SHARE = 0.4, 0.5
 """Shares of the images with a sentence about the class and about something else; the rest has the empty prompt."""
 
 
-class Teacher(LooksAtTheBase):
+class Teacher(UsesBaseImages):
     """Adds the loss between the prediction with the LoRA and that of the base, on photos and noise.
 
     Args:

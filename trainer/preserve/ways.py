@@ -29,11 +29,12 @@ DEFAULT_WAY = Curvature.name
 """What node and shell use if nothing is chosen."""
 
 PRESERVATION_HELP = (
-    "How the class is preserved, so that not every dog turns into yours. curvature: changes that would alter what the "
-    "model draws for the class and for other things are held back; needs no class images and takes hardly any time. "
-    "class_images: also train on class images. teacher: the model keeps its own predictions, compared at each step. "
-    "weight_l2: the weights stay close to the model's. dco: photos are learned only as far as the model predicts them "
-    "worse. none: not at all. curvature and teacher use class images, if there are any."
+    "How the class is preserved, so that not every dog turns into yours. curvature: holds back changes that would "
+    "alter what the model draws for the class and for other things; needs no class images; the model is studied once, "
+    "on 64 images, before the first step. class_images: also trains on class images. teacher: compares with the "
+    "model's own predictions at each step. weight_l2: keeps the weights close to the model's. dco: the more a photo's "
+    "prediction has improved on the model's own, the less the photo counts. none: no preservation. curvature and "
+    "teacher use class images, if there are any."
 )
 
 
