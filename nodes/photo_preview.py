@@ -11,7 +11,7 @@ from typing import Any
 
 from PIL import Image
 
-from ..trainer.errors import SubjectBoothError
+from ..trainer.errors import SubjectBoothError, check_choice
 from ..trainer.subject.captions import caption_file_of, check_template, fill_template, read_caption
 from ..trainer.subject.checks import Finding, PhotoStats, findings, photo_stats
 from ..trainer.subject.crops import CROPS, is_mask_outside_crop, training_square
@@ -64,8 +64,7 @@ def describe_photos(widgets: dict[str, Any]) -> dict[str, Any]:
     source = Source.of(widgets.get("images"), widgets.get("folder"), widgets.get("sample"))
     source.check(may_be_none=True)
     resolution, crop = check_resolution(widgets.get("resolution", 512)), widgets.get("crop", CROPS[0])
-    if crop not in CROPS:
-        raise SubjectBoothError(f"crop {str(crop)[:40]!r}", f"one of {', '.join(CROPS)}", "choose one of them", "crop")
+    check_choice("crop", crop, CROPS)
     paths = source.paths()
     shown = [_photo(path, resolution, crop) for path in paths[:MOST_SHOWN]]
     seen = [(index, photo) for index, photo in enumerate(shown) if isinstance(photo, PhotoPreview)]

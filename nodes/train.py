@@ -12,7 +12,7 @@ import torch
 from comfy_api.latest import io
 from comfy_execution.graph_utils import ExecutionBlocker
 
-from ..trainer.errors import SubjectBoothError
+from ..trainer.errors import SubjectBoothError, check_choice
 from ..trainer.preserve.priors import ClassPriors
 from ..trainer.preserve.ways import DEFAULT_WAY, PRESERVATION_HELP, WAYS, keeping_class
 from ..trainer.runs.cleanup import over_limit_note, remember_lora_folders
@@ -216,10 +216,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
         **settings: Any,
     ) -> io.NodeOutput:
         """Train, or reuse the run, and return its result."""
-        if after_stop not in AFTER_STOP:  # ComfyUI 0.3.75 does not validate V3 combos
-            raise SubjectBoothError(
-                f"after_stop {after_stop!r}", " or ".join(AFTER_STOP), "choose one of them", "after_stop"
-            )
+        check_choice("after_stop", after_stop, AFTER_STOP)  # ComfyUI 0.3.75 does not validate V3 combos
         keeping = keeping_class(class_priors, subject.class_word, preservation)
         config = config_from({**settings, **(options or {})}, resolution or subject.resolution)
         progress = Progress(cls.hidden.unique_id, config.steps)

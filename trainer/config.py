@@ -7,7 +7,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
-from .errors import SubjectBoothError
+from .errors import SubjectBoothError, check_choice
 from .files.storage import canonical_json, sha256_of
 
 FORMAT_VERSION = 2
@@ -364,10 +364,7 @@ def run_key(
 def _check(setting: dataclasses.Field[Any], value: Any) -> None:
     name, meta = setting.name, setting.metadata
     if meta["choices"]:
-        if value not in meta["choices"]:
-            raise SubjectBoothError(
-                f"{name} {value!r}", "one of " + ", ".join(meta["choices"]), "choose one of them", name
-            )
+        check_choice(name, value, meta["choices"])
         return
     if name == "validation_prompts":
         if not isinstance(value, tuple) or not all(isinstance(prompt, str) for prompt in value):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import importlib.metadata
 import re
+from collections.abc import Iterable
 from types import ModuleType
 
 from .topics import Terms, Topic, ended
@@ -38,6 +39,22 @@ class SubjectBoothError(Exception):
         where = term.where if term.where and self.where == self.about.value else self.where
         todo = f"{ended(self.todo)} {term.advice}" if term.advice else self.todo
         return SubjectBoothError(self.given, self.needed, todo, where)
+
+
+def check_choice(name: str, value: object, choices: Iterable[str]) -> None:
+    """Check a setting that is one of a few words; any value is compared, also one that a list or a dictionary holds.
+
+    Args:
+        name: what the setting is called in messages.
+
+    Raises:
+        SubjectBoothError: it is none of them.
+    """
+    allowed = tuple(choices)
+    if value not in allowed:
+        shown = repr(value) if len(repr(value)) <= 60 else f"{repr(value)[:60]}…"
+        needed = " or ".join(allowed) if len(allowed) == 2 else f"one of {', '.join(allowed)}"
+        raise SubjectBoothError(f"{name} {shown}", needed, "choose one of them", name)
 
 
 _PLAIN_WORD = re.compile(r"[a-z]+(?=[ ,;:'’-]|\.? |\.?$)")

@@ -21,6 +21,7 @@ from subjectbooth.tests.conftest import ROOT
 from subjectbooth.tests.fuzzing import cases, corrupt_safetensors, files_below, is_clean, report, seeded_random
 from subjectbooth.tests.nodes.fuzz_values import is_refused_as, not_in_list, refusals_of, strange_value
 from subjectbooth.tests.nodes.graphs import Graph, node
+from subjectbooth.tests.nodes.test_evaluate_node import evaluate_graph
 from subjectbooth.tests.nodes.test_priors_node import priors_graph
 from subjectbooth.tests.nodes.test_subject_node import refused_files, subject_graph
 from subjectbooth.tests.nodes.training_graphs import apply_node, subject_node, train_node, upload_cat
@@ -117,6 +118,24 @@ def test_random_settings_of_the_trainer(comfy: ComfyClient, nothing_outside: Non
         graph[target]["inputs"].update({key: value for key, value in changed.items() if key in names})
         outcomes[outcome_of(comfy, graph, (number, changed), "11")] += 1
     report("inputs of DreamBoothLoRATrain and DreamBoothOptions", cases=count, outcomes=outcomes)
+    assert outcomes["ran"] > count // 20
+    assert outcomes["refused by us"] > count // 10
+
+
+def test_random_settings_of_an_evaluation(comfy: ComfyClient, nothing_outside: None) -> None:
+    choose, count = seeded_random("EvaluateSubjectLoRA"), cases(30)
+    outcomes = {"ran": 0, "refused by us": 0, "refused by ComfyUI": 0}
+    for number in range(count):
+        graph = evaluate_graph(comfy, steps=1, prompts="a photo of a cat")
+        wired = ("model", "clip", "vae", "subject", "clip_vision")
+        names = [name for name in graph["30"]["inputs"] if name not in wired]
+        changed = {name: strange_value(choose) for name in choose.sample(names, choose.choice((1, 1, 2)))}
+        for name in ("seeds", "steps"):  # huge but allowed counts are honest work, not errors
+            if isinstance(changed.get(name), int | float):
+                changed[name] = min(changed[name], 3)
+        graph["30"]["inputs"].update(changed)
+        outcomes[outcome_of(comfy, graph, (number, changed), "30")] += 1
+    report("inputs of EvaluateSubjectLoRA", cases=count, outcomes=outcomes)
     assert outcomes["ran"] > count // 20
     assert outcomes["refused by us"] > count // 10
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from ..errors import SubjectBoothError
+from ..errors import check_choice
 from .class_images import ClassImages
 from .curvature import Curvature
 from .dco import DirectConsistency
@@ -65,10 +65,7 @@ def check_way(way: str) -> None:
     Raises:
         SubjectBoothError: there is no such method.
     """
-    if way not in WAYS:
-        raise SubjectBoothError(
-            f"preservation {way!r}", "one of " + ", ".join(WAYS), "choose one of them", "preservation"
-        )
+    check_choice("preservation", way, WAYS)
 
 
 def loss_labels() -> dict[str, str]:

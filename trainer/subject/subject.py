@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from ..errors import SubjectBoothError
+from ..errors import SubjectBoothError, check_choice
 from ..files.storage import sha256_of
 from ..topics import Topic
 from .buckets import nearest_bucket
@@ -209,8 +209,7 @@ def make_subject(
     class_word = check_word(class_word, "class_word", "dog")
     template = check_template(prompt_template, needs_token=True)
     check_resolution(resolution)
-    if crop not in CROPS:
-        raise SubjectBoothError(f"crop {crop!r}", f"one of {', '.join(CROPS)}", "choose one of them", "crop")
+    check_choice("crop", crop, CROPS)
     if not photos:
         raise SubjectBoothError("no photos were given", "3 to 5 photos of the subject", "add photos")
     prompt = fill_template(template, token, class_word)
