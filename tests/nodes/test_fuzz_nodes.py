@@ -126,13 +126,13 @@ def test_random_settings_of_an_evaluation(comfy: ComfyClient, nothing_outside: N
     choose, count = seeded_random("EvaluateSubjectLoRA"), cases(30)
     outcomes = {"ran": 0, "refused by us": 0, "refused by ComfyUI": 0}
     for number in range(count):
-        graph = evaluate_graph(comfy, steps=1, prompts="a photo of a cat")
+        graph = evaluate_graph(comfy, steps=1, resolution=64, prompts="a photo of a cat")
         wired = ("model", "clip", "vae", "subject", "clip_vision")
         names = [name for name in graph["30"]["inputs"] if name not in wired]
         changed = {name: strange_value(choose) for name in choose.sample(names, choose.choice((1, 1, 2)))}
-        for name in ("seeds", "steps"):  # huge but allowed counts are honest work, not errors
+        for name, most in {"seeds": 3, "steps": 3, "resolution": 65}.items():  # huge but allowed is honest work
             if isinstance(changed.get(name), int | float):
-                changed[name] = min(changed[name], 3)
+                changed[name] = min(changed[name], most)
         graph["30"]["inputs"].update(changed)
         outcomes[outcome_of(comfy, graph, (number, changed), "30")] += 1
     report("inputs of EvaluateSubjectLoRA", cases=count, outcomes=outcomes)
