@@ -116,6 +116,15 @@ class Progress:
         Raises:
             Cancelled: the user pressed cancel.
         """
+        self.show(text, preview, value)
+
+    def show(self, text: str, preview: Image.Image | None = None, value: int | None = None) -> None:
+        """Show a status line and a preview; without a value, the bar stays full, for what is done after the work.
+
+        Raises:
+            Cancelled: the user pressed cancel.
+        """
+        value = self._total if value is None else value
         stop_if_cancelled()
         # Not through comfy.utils.ProgressBar, which in newer ComfyUIs drops updates of less than half a percent:
         # 24 of 25 steps in a run of 5,000.

@@ -23,6 +23,7 @@ from ..trainer.runs.step_grid import write_step_grid
 from ..trainer.subject.subject import Subject
 from . import live, published
 from .bridge import base_from_graph
+from .class_pictures import class_pictures_shown
 from .graph_terms import graph_messages, notes_in_graph
 from .host import (
     Progress,
@@ -237,7 +238,10 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 matched = require_all_keys(lora.tensors, model, clip)
                 result = run.result
                 assert result is not None  # its events were read to their end
-                shown = result_of(result, lora, matched)
+                pictures, drifted = class_pictures_shown(
+                    class_priors, lora, (model, clip, vae), run.folder.path, progress
+                )
+                shown = {**result_of(result, lora, matched), **pictures}
                 run.writer.record_published(shown)
                 feed.end(end_state(run), shown)
         headline = summary(finished, run, lora, matched)
@@ -256,6 +260,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
                     finished.warning,
                     *warnings,
                     file.note,
+                    drifted,
                     not_drawn_note(not_drawn),
                     over_limit_note(pack_output_dir()),
                 ],

@@ -1,11 +1,12 @@
 // The training panel's elements. Renders a TrainState and calls back; knows neither the server nor the node.
+import { ClassStrip } from "./class_strip.mjs";
 import { colourOf, drawChart, shownSeries, stepAt } from "./loss_chart.mjs";
 import { readableBytes, readableSeconds, readableTime } from "./numbers.mjs";
 import { UseLine } from "./use_line.mjs";
 
 /** Heights in CSS pixels that the panel needs in the node. */
 const HEIGHTS = {
-  idle: 54, status: 46, chart: 158, scores: 106, strip: 200, use: 24, button: 30, actions: 30, result: 52, padding: 12,
+  idle: 54, status: 46, chart: 158, scores: 106, strip: 200, class: 150, use: 24, button: 30, actions: 30, result: 52, padding: 12,
 };
 
 function make(kind, className = "", text = "") {
@@ -41,6 +42,7 @@ export class TrainView {
     if (!this._losses.chart.hidden) parts.push("chart");
     if (!this._scores.chart.hidden) parts.push("scores");
     if (!this._strip.hidden) parts.push("strip");
+    if (!this._class.element.hidden) parts.push("class");
     if (!this._use.element.hidden) parts.push("use", ...Array(this._use.buttons).fill("button"));
     if (!this._actionsLine.hidden) parts.push("actions");
     if (!this._result.hidden) parts.push("result");
@@ -57,7 +59,7 @@ export class TrainView {
     this._idle.hidden = Boolean(run);
     const charts = [this._losses, this._scores].flatMap(({ legend, chart }) => [legend, chart]);
     for (const part of [this._status, this._bar, this._actionsLine, this._result, ...charts, this._strip,
-      this._use.element]) {
+      this._use.element, this._class.element]) {
       part.hidden = !run;
     }
     this.element.dataset.state = run?.state ?? "idle";
@@ -69,6 +71,7 @@ export class TrainView {
     this._use.show(run, this._strip.hidden ? null : this._shown());
     this._showActions(run);
     this._showResult(run);
+    this._class.show(run.atWork ? null : run.result?.class);
   }
 
   remove() {
@@ -115,6 +118,8 @@ export class TrainView {
     steps.append(this._slider, this._pickedText, this._compare);
     this._strip.append(this._pictures, steps);
 
+    this._class = new ClassStrip(words, this._actions.viewAddress);
+
     const button = (...parts) => this._button(...parts);
     this._use = new UseLine(words, button, (step) => this._actions.use(step));
 
@@ -138,7 +143,7 @@ export class TrainView {
     // Buttons above the parts that come and go, so that they do not move.
     this.element.append(this._idle, this._status, this._bar, this._actionsLine, this._result,
       this._losses.legend, this._losses.chart, this._scores.legend, this._scores.chart, this._strip,
-      this._use.element);
+      this._use.element, this._class.element);
   }
 
   /** A chart with its legend; `curvesOf` a run gives its curves by name. */

@@ -47,6 +47,12 @@ const ENGLISH = {
   chart: "Loss curve",
   scores: "Scores",
   scoresHelp: "How much of the subject is learned, and how much of new scenes and of the class is kept",
+  classBefore: "before",
+  classAfter: "after",
+  classTitle: "The class",
+  classHelp: "Class images before and after training, from the same seeds: they should stay as they were",
+  drift: "drift",
+  driftHelp: "0: unchanged, 1: as different as another random picture",
   stopFailed: "Could not stop",
 };
 
@@ -98,6 +104,12 @@ const RUSSIAN = {
   chart: "Кривая потерь",
   scores: "Оценки",
   scoresHelp: "Сколько выучено об объекте и сколько осталось от новых сцен и от класса",
+  classBefore: "до",
+  classAfter: "после",
+  classTitle: "Класс",
+  classHelp: "Картинки класса до и после обучения, от тех же зёрен: они должны остаться прежними",
+  drift: "сдвиг",
+  driftHelp: "0: без изменений, 1: как другая случайная картинка",
   stopFailed: "Не удалось остановить",
 };
 

@@ -10,8 +10,9 @@ import safetensors.torch
 import torch
 
 from subjectbooth.tests.comfy_server import ComfyClient, NodeFailed, RunResult
-from subjectbooth.tests.nodes.graphs import Graph, node
-from subjectbooth.tests.nodes.test_priors_node import priors_graph, sampler_steps
+from subjectbooth.tests.nodes.graphs import Graph, node, text_to_image
+from subjectbooth.tests.nodes.test_harness import pixels
+from subjectbooth.tests.nodes.test_priors_node import SIZE, priors_graph, sampler_steps
 from subjectbooth.tests.nodes.training_graphs import train_node
 from subjectbooth.trainer.files.safetensors_file import read_metadata
 
@@ -157,3 +158,27 @@ def test_class_images_of_another_model_are_reported_by_the_trainer(comfy: ComfyC
     assert "Connect the same MODEL and CLIP to Generate Class Priors and to the trainer." in told
     graph["20"]["inputs"]["model"] = ["1", 0]
     assert "another model" not in "\n".join(comfy.run(graph).outputs["11"]["text"])
+
+
+def test_class_images_are_shown_before_and_after_from_the_same_seeds(comfy: ComfyClient) -> None:
+    """The trainer's pictures are those of Generate Class Priors and of KSampler with the LoRA; drawn once only."""
+    hashes = trained(comfy).outputs["20"]["hashes"]
+    settings = {"preservation": "none", "steps": 4, "learning_rate": 5e-3}
+    result = trained(comfy, train=settings, exclude=hashes[0])
+    shown = result.outputs["11"]["subjectbooth"][0]["class"]
+    assert shown["prompt"] == "a photo of a cat" and shown["drift"] is None  # nothing here embeds pictures
+    before, after = (pixels(comfy, shown[side]) for side in ("before", "after"))
+    assert before.shape == after.shape == (SIZE, 2 * SIZE + 2, 3)
+    kept = [pixels(comfy, picture) for picture in result.images("20")]
+    assert abs(before[:, :SIZE] - kept[0]).max() <= 1 and abs(before[:, -SIZE:] - kept[1]).max() <= 1
+    lora = result.outputs["11"]["subjectbooth"][0]["lora"]
+    graph = text_to_image(prompt="a photo of a cat", seed=2101, cfg=2.0, model=["8", 0], clip=["8", 1])
+    strengths = {"strength_model": 1.0, "strength_clip": 1.0}
+    graph["8"] = node("LoraLoader", model=["1", 0], clip=["1", 1], lora_name=lora, **strengths)
+    expected = pixels(comfy, comfy.run(graph, targets=("7",)).images("7")[0])
+    assert abs(after[:, :SIZE] - expected).max() <= 1
+    assert abs(after - before).mean() > 1
+
+    comfy.free()
+    again = trained(comfy, train={**settings, "force_retrain": True}, exclude=hashes[0])
+    assert again.outputs["11"]["subjectbooth"][0]["class"] == shown  # with the files' times

@@ -35,6 +35,8 @@ class ClassPriors:
         store: name of the folder that holds them, for the clean-up, which keeps it while a LoRA needs them.
         family: family of the base that generated them; empty if unknown.
         base_digest: :attr:`PriorRecipe.base_digest` of that base; empty if unknown.
+        recipe: how they were generated; None if unknown.
+        numbers: the images' numbers in the recipe, which determine their seeds.
     """
 
     latents: torch.Tensor
@@ -44,6 +46,8 @@ class ClassPriors:
     store: str = ""
     family: str = ""
     base_digest: str = ""
+    recipe: PriorRecipe | None = None
+    numbers: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -270,4 +274,7 @@ def class_priors(
         latents = torch.stack([pictures[index].clone() for index in used])
     prompt = store.recipe.prompt
     digest = sha256_of(f"class priors {FORMAT_VERSION}", prompt, *hashes)
-    return ClassPriors(latents, prompt, hashes, digest, store.path.name, family, store.recipe.base_digest)
+    recipe = store.recipe
+    return ClassPriors(
+        latents, prompt, hashes, digest, store.path.name, family, recipe.base_digest, recipe, tuple(used)
+    )
