@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -96,6 +97,12 @@ def test_run_button_trains_and_shows_pictures(page: Page, comfy: ComfyClient) ->
     assert said and "step 4, matched" in said[0], seen["text"]
     panel = page.evaluate("(e => [e.dataset.state, e.dataset.step])(document.querySelector('.subjectbooth-train'))")
     assert panel == ["finished", "4"]
+    page.wait_for(
+        "[...document.querySelectorAll('.sbt-class img')].map(i => i.naturalWidth > 100).join() === 'true,true'", 30
+    )
+    title = page.evaluate("document.querySelector('.sbt-class .sbt-line').textContent")
+    assert re.fullmatch(r"The class: a photo of a dog ?drift \d\.\d\d", title), title  # the demo base has a judge
+    assert page.evaluate("(e => e.scrollHeight <= e.clientHeight)(document.querySelector('.subjectbooth-train'))")
     ours = [m for m in page.console if "/extensions/SubjectBooth/" in m.url + m.text and m.level != "log"]
     assert not ours, ours
 
