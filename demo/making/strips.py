@@ -9,8 +9,8 @@ from PIL import Image, ImageDraw
 
 from .gallery import grid
 
-Run = tuple[str, int, int]
-"""Subject, class images, steps."""
+Run = tuple[str, str, int]
+"""Subject, way to keep the class, steps."""
 MARGIN = 104
 """Pixels for the label to the left of a strip."""
 
@@ -29,8 +29,8 @@ def strip(made: dict[str, torch.Tensor], of_a_scene: int) -> Image.Image:
 
 def strip_name(run: Run) -> str:
     """The file name of a run's strip."""
-    name, images, steps = run
-    return f"{name}-{images}-{steps:04d}.png"
+    name, way, steps = run
+    return f"{name}-{way}-{steps:04d}.png"
 
 
 def stack_strips(folder: Path, runs: list[Run]) -> Image.Image | None:
@@ -42,8 +42,8 @@ def stack_strips(folder: Path, runs: list[Run]) -> Image.Image | None:
     width, height = strips[0].size
     sheet = Image.new("RGB", (MARGIN + width, height * len(strips)), "white")
     pen = ImageDraw.Draw(sheet)
-    for number, ((name, images, steps), image) in enumerate(zip(existing, strips, strict=True)):
-        label = f"{name.replace('_', ' ')}\n{steps} steps\n{images or 'no'} class images"
+    for number, ((name, way, steps), image) in enumerate(zip(existing, strips, strict=True)):
+        label = f"{name.replace('_', ' ')}\n{steps} steps\n{way.replace('_', ' ')}"
         pen.text((4, height * number + 12), label, fill="black")
         sheet.paste(image, (MARGIN, height * number))
     return sheet
