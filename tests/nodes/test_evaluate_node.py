@@ -168,7 +168,7 @@ REFUSED: list[tuple[dict[str, Any], str]] = [
     ({"prompts": "a {subject"}, "prompts has a placeholder other than {subject} in 'a {subject'."),
     ({"lora_name": "(from subject_lora)"}, NEITHER),
     ({"subject_lora": ["40", 0]}, BOTH),
-    ({"lora_name": "gone.safetensors"}, "lora_name 'gone.safetensors' was not found."),
+    ({"lora_name": "never made.safetensors"}, "lora_name 'never made.safetensors' was not found."),
 ]
 
 
