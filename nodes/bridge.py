@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
 from ..trainer.base.base_model import BaseModel
-from ..trainer.base.conditioning import Conditioning
+from ..trainer.base.conditioning import Conditioning, EncodedText
 from ..trainer.base.sd.clip_text import ClipText
 from ..trainer.base.sd.codecs import refuse_other_latents
 from ..trainer.base.sd.denoiser import DiffusersUNet
@@ -157,7 +157,7 @@ class ComfyPromptEncoder:
     def _encode(self, prompt: str) -> Conditioning:
         with torch.inference_mode():
             hidden_states, pooled = self._clip.encode_from_tokens(self._clip.tokenize(prompt), return_pooled=True)
-        return Conditioning(to_cpu_float32(hidden_states), to_cpu_float32(pooled) if self._pooled else None)
+        return EncodedText(to_cpu_float32(hidden_states), to_cpu_float32(pooled) if self._pooled else None)
 
 
 class ComfyLatentCodec:

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from subjectbooth.trainer.base.base_model import BaseModel
-from subjectbooth.trainer.base.conditioning import Conditioning
+from subjectbooth.trainer.base.conditioning import Conditioning, EncodedText
 from subjectbooth.trainer.base.sd.clip_text import ClipText
 from subjectbooth.trainer.base.sd.denoiser import DiffusersUNet
 from subjectbooth.trainer.base.sd.families import SD1, TextEncoderShape
@@ -101,7 +101,7 @@ class HashedPrompts:
         encoded = []
         for prompt in prompts:
             generator = torch.Generator().manual_seed(sum(prompt.encode()))
-            encoded.append(Conditioning(torch.randn(1, 77, 16, generator=generator)))
+            encoded.append(EncodedText(torch.randn(1, 77, 16, generator=generator)))
         return encoded
 
 

@@ -12,7 +12,7 @@ from torch import nn
 
 from subjectbooth.tests.small_base import HashedPrompts
 from subjectbooth.trainer.base.base_model import BaseModel
-from subjectbooth.trainer.base.conditioning import Conditioning
+from subjectbooth.trainer.base.conditioning import Conditioning, encoded_text
 from subjectbooth.trainer.base.denoiser import Denoiser
 
 CHANNELS, FACTOR = 3, 4
@@ -43,6 +43,9 @@ class Flow:
         with torch.random.fork_rng():
             torch.manual_seed(3)
             return TwoLayers().to(dtype).requires_grad_(False).eval()
+
+    def release(self, network: nn.Module) -> None:
+        pass
 
     def outline(self) -> nn.Module | None:
         with torch.device("meta"):
@@ -76,7 +79,7 @@ class Flow:
     def predict(
         self, network: Any, noisy_latents: torch.Tensor, times: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        return network(noisy_latents, times, conditioning.hidden_states).float()
+        return network(noisy_latents, times, encoded_text(conditioning).hidden_states).float()
 
     def sample(
         self,
@@ -93,7 +96,7 @@ class Flow:
         for step in range(steps):
             times = torch.full((len(seeds),), 1 - step / steps)
             with torch.no_grad():
-                latents = latents - network(latents, times, prompts.hidden_states) / steps
+                latents = latents - network(latents, times, encoded_text(prompts).hidden_states) / steps
             yield step + 1
         return latents
 

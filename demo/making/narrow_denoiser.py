@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from trainer.base.base_model import BaseModel
-from trainer.base.conditioning import Conditioning
+from trainer.base.conditioning import Conditioning, EncodedText, encoded_text
 from trainer.base.sd.denoiser import DiffusersUNet
 from trainer.base.sd.families import SD1
 from trainer.base.sd.layout import LdmLayout
@@ -48,7 +48,7 @@ class NarrowUNet(DiffusersUNet):
         self, network: Any, noisy_latents: torch.Tensor, times: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
         """The noise, float32 like ``noisy_latents``."""
-        return network(noisy_latents, times, conditioning.hidden_states)
+        return network(noisy_latents, times, encoded_text(conditioning).hidden_states)
 
     def blocks(self, network: nn.Module) -> list[nn.Module]:
         """None: gradient checkpointing is not supported."""
@@ -68,7 +68,7 @@ class NarrowPrompts:
     def encode(self, prompts: Any) -> list[Conditioning]:
         """See :class:`trainer.base.conditioning.PromptEncoder`."""
         with torch.no_grad():
-            return [Conditioning(self._encode([prompt])) for prompt in prompts]
+            return [EncodedText(self._encode([prompt])) for prompt in prompts]
 
 
 class NarrowCodec:

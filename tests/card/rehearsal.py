@@ -29,7 +29,7 @@ from subjectbooth.tests.card.counting import Counting  # noqa: E402
 from subjectbooth.tests.card.device import CARD  # noqa: E402
 from subjectbooth.tests.small_base import with_network, with_text_encoders  # noqa: E402
 from subjectbooth.trainer.base.base_model import BaseModel  # noqa: E402
-from subjectbooth.trainer.base.conditioning import Conditioning  # noqa: E402
+from subjectbooth.trainer.base.conditioning import EncodedText  # noqa: E402
 from subjectbooth.trainer.config import TrainConfig  # noqa: E402
 from subjectbooth.trainer.events import Adjusted, StepDone, Validation, ValidationStep  # noqa: E402
 from subjectbooth.trainer.learn import checkpoint  # noqa: E402
@@ -100,7 +100,7 @@ def _data(base: BaseModel, config: TrainConfig, priors: bool) -> TrainingData:
     side = config.resolution // 8
     family = base.text.family
     pooled = torch.zeros(1, family.text_encoders[-1].width) if family.text_encoders[-1].projects else None
-    prompt = Conditioning(torch.zeros(1, 77, family.context_dim), pooled)
+    prompt = EncodedText(torch.zeros(1, 77, family.context_dim), pooled)
     prompts = (*CAPTIONS, CLASS_PROMPT, "")
     return TrainingData(
         torch.zeros(3, 4, side, side),

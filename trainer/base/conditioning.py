@@ -3,16 +3,51 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+
+class Conditioning(ABC):
+    """A batch of encoded prompts. Its denoiser knows what is in it; the rest of the trainer only cuts and joins it."""
+
+    @property
+    @abstractmethod
+    def tokens(self) -> int:
+        """Tokens of each prompt, padding included: the longest, if they differ."""
+
+    @property
+    @abstractmethod
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """Everything that is encoded."""
+
+    @abstractmethod
+    def rows(self, first: int, last: int) -> Self:
+        """Prompts ``first .. last`` (exclusive) of the batch."""
+
+    @abstractmethod
+    def to(self, device: torch.device) -> Self:
+        """The same prompts on ``device``."""
+
+    @abstractmethod
+    def joined(self, others: Sequence[Self]) -> Self:
+        """One batch of these prompts and those of ``others``."""
+
+    @property
+    def first(self) -> Self:
+        """The first prompt only, padded as in the batch."""
+        return self.rows(0, 1)
+
 
 @dataclass(frozen=True)
-class Conditioning:
-    """Encoded prompts.
+class EncodedText(Conditioning):
+    """Prompts for cross-attention.
 
     Attributes:
         hidden_states: float32 [b, tokens, context_dim]; tokens is 77 for each chunk of a prompt.
@@ -23,19 +58,47 @@ class Conditioning:
     pooled: torch.Tensor | None = None
 
     @property
-    def first(self) -> Conditioning:
-        """The first prompt only, padded as in the batch."""
-        return self.rows(0, 1)
+    def tokens(self) -> int:
+        """See :class:`Conditioning`."""
+        return self.hidden_states.shape[1]
 
-    def rows(self, first: int, last: int) -> Conditioning:
-        """Prompts ``first .. last`` (exclusive) of the batch."""
+    @property
+    def tensors(self) -> tuple[torch.Tensor, ...]:
+        """See :class:`Conditioning`."""
+        return (self.hidden_states,) if self.pooled is None else (self.hidden_states, self.pooled)
+
+    def rows(self, first: int, last: int) -> EncodedText:
+        """See :class:`Conditioning`."""
         pooled = None if self.pooled is None else self.pooled[first:last]
-        return Conditioning(self.hidden_states[first:last], pooled)
+        return EncodedText(self.hidden_states[first:last], pooled)
 
-    def to(self, device: torch.device) -> Conditioning:
-        """The same prompts on ``device``."""
+    def to(self, device: torch.device) -> EncodedText:
+        """See :class:`Conditioning`."""
         pooled = None if self.pooled is None else self.pooled.to(device)
-        return Conditioning(self.hidden_states.to(device), pooled)
+        return EncodedText(self.hidden_states.to(device), pooled)
+
+    def joined(self, others: Sequence[EncodedText]) -> EncodedText:
+        """One batch; shorter prompts are repeated to a common length.
+
+        Repeating all keys and values of a cross-attention equally often does not change its softmax average, so a
+        repeated prompt is equivalent to the original (ComfyUI batches prompts the same way).
+        """
+        parts = [self, *others]
+        length = math.lcm(*(part.tokens for part in parts))
+        hidden_states = torch.cat([part.hidden_states.repeat(1, length // part.tokens, 1) for part in parts])
+        pooled = [part.pooled for part in parts if part.pooled is not None]
+        return EncodedText(hidden_states, torch.cat(pooled) if pooled else None)
+
+
+def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
+    """One batch of all prompts, which are of one kind."""
+    return parts[0].joined(parts[1:])
+
+
+def encoded_text(conditioning: Conditioning) -> EncodedText:
+    """The same, for a denoiser that takes nothing else."""
+    assert isinstance(conditioning, EncodedText), conditioning
+    return conditioning
 
 
 class PromptEncoder(Protocol):
@@ -56,17 +119,3 @@ class LatentCodec(Protocol):
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents [n, 4, h/8, w/8] -> float32 [n, 3, h, w] in 0..1 on the CPU."""
         ...
-
-
-def concatenate(parts: Sequence[Conditioning]) -> Conditioning:
-    """Concatenate to one batch; shorter prompts are repeated to a common length.
-
-    Repeating all keys and values of a cross-attention equally often does not change its softmax average, so a
-    repeated prompt is equivalent to the original (ComfyUI batches prompts the same way).
-    """
-    length = math.lcm(*(part.hidden_states.shape[1] for part in parts))
-    hidden_states = torch.cat(
-        [part.hidden_states.repeat(1, length // part.hidden_states.shape[1], 1) for part in parts]
-    )
-    pooled = [part.pooled for part in parts if part.pooled is not None]
-    return Conditioning(hidden_states, torch.cat(pooled) if pooled else None)

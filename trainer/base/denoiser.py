@@ -46,6 +46,10 @@ class Denoiser(Protocol):
         takes no memory."""
         ...
 
+    def release(self, network: nn.Module) -> None:
+        """Called when nothing will use the network any more, also after an error."""
+        ...
+
     def outline(self) -> nn.Module | None:
         """The network on the meta device, for cheap checks of its layers before training; None if not supported."""
         ...

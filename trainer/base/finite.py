@@ -56,11 +56,7 @@ def check_prompts(encoded: Mapping[str, Conditioning]) -> None:
     Raises:
         SubjectBoothError: NaN or infinity.
     """
-    wrong = [
-        prompt
-        for prompt, found in encoded.items()
-        if not is_finite(found.hidden_states) or (found.pooled is not None and not is_finite(found.pooled))
-    ]
+    wrong = [prompt for prompt, found in encoded.items() if not all(map(is_finite, found.tensors))]
     if not wrong:
         return
     if len(wrong) == len(encoded):

@@ -163,13 +163,16 @@ def to_file(
         network_alpha: written as ``.alpha`` of every layer; if it were missing, ComfyUI would use a scale of 1.
 
     Returns:
-        ``{"<key>.lora_down.weight": [rank, in], ".lora_up.weight": [out, rank], ".alpha": []}``, float32.
+        ``{"<key>.lora_down.weight": [rank, in], ".lora_up.weight": [out, rank], ".alpha": []}``, float32; ``lora_A``
+        and ``lora_B`` for keys that do not begin with ``lora_``.
     """
     file: dict[str, torch.Tensor] = {}
     for name, tensor in state.items():
         layer, kind, _ = name.rsplit(".", 2)
         key = file_key(layer)
-        file[f"{key}.{'lora_down' if kind == 'lora_A' else 'lora_up'}.weight"] = tensor.float().contiguous()
+        if key.startswith("lora_"):  # kohya's names; those of diffusion_model.* keep PEFT's, as other trainers do
+            kind = "lora_down" if kind == "lora_A" else "lora_up"
+        file[f"{key}.{kind}.weight"] = tensor.float().contiguous()
         file[f"{key}.alpha"] = torch.tensor(float(network_alpha))
     return file
 

@@ -248,6 +248,7 @@ class Assembly:
     def close(self) -> None:
         """Make accelerate release its references to the model."""
         self.accelerator.free_memory()
+        self._base.denoiser.release(self.modules[NETWORK])
 
     def _make_optimizer(self) -> tuple[torch.optim.Optimizer, tuple[str, ...]]:
         config = replace(self._config, optimizer=self.chosen.optimizer)

@@ -313,7 +313,7 @@ def largest_load(data: TrainingData, train_batch_size: int) -> Load:
     together = (
         [*one, *other] for one in _chosen(captions, photos) for other in _chosen(prompts, min(added, len(prompts)))
     )
-    longest = max((data.encode(chosen) for chosen in together), key=lambda found: found.hidden_states.shape[1])
+    longest = max((data.encode(chosen) for chosen in together), key=lambda found: found.tokens)
     text_tokens = sum(
         sum(sorted(tokens.values(), reverse=True)[:most]) for tokens, most in ((captions, photos), (prompts, added))
     )
@@ -321,7 +321,7 @@ def largest_load(data: TrainingData, train_batch_size: int) -> Load:
 
 
 def _tokens(data: TrainingData, prompts: Sequence[str]) -> dict[str, int]:
-    return {prompt: data.encoded[prompt].hidden_states.shape[1] for prompt in prompts if prompt in data.encoded}
+    return {prompt: data.encoded[prompt].tokens for prompt in prompts if prompt in data.encoded}
 
 
 def _chosen(tokens: Mapping[str, int], most: int) -> Iterable[tuple[str, ...]]:

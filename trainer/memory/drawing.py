@@ -106,6 +106,8 @@ def pictures_at_once(
     try:
         # For the prompt and the negative prompt.
         each = 2 * drawing_bytes(denoiser, network, conditioning, shape[1:], dtype)
+    except NotImplementedError:  # the denoiser says that it cannot be counted
+        return 1
     except Exception:  # not essential: counting may fail with other versions of diffusers or torch
         logger.warning("the memory for sampling an image could not be estimated", exc_info=True)
         return 1

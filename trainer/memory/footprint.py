@@ -106,11 +106,7 @@ def drawing_bytes(
 
 def _inputs(denoiser: Denoiser, conditioning: Conditioning, size: tuple[int, ...]) -> tuple[torch.Tensor, Conditioning]:
     """One image's latents and its prompt, on the meta device."""
-    pooled = conditioning.pooled
-    return torch.empty(1, denoiser.latent_channels, *size, device=META), Conditioning(
-        torch.empty(conditioning.hidden_states.shape, device=META),
-        None if pooled is None else torch.empty(pooled.shape, device=META),
-    )
+    return torch.empty(1, denoiser.latent_channels, *size, device=META), conditioning.to(META)
 
 
 def _times(denoiser: Denoiser) -> torch.Tensor:

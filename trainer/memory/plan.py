@@ -226,18 +226,18 @@ _counted: dict[Any, Footprint] = {}
 
 def _footprint(denoiser: Denoiser, network: nn.Module, load: Load, dtype: torch.dtype) -> Footprint | None:
     """Cached by layout, size and precision, because counting takes seconds for SDXL."""
-    pooled = load.conditioning.pooled
     layout = tuple((name, tensor.shape, tensor.requires_grad) for name, tensor in network.named_parameters())
     key = (
         hash(layout),
         load.size,
         dtype,
-        load.conditioning.hidden_states.shape,
-        pooled.shape if pooled is not None else None,
+        tuple(tensor.shape for tensor in load.conditioning.tensors),
     )
     if key not in _counted:
         try:
             _counted[key] = training_footprint(denoiser, network, load.conditioning, load.size, dtype)
+        except NotImplementedError:  # the denoiser says that it cannot be counted
+            return None
         except Exception:  # not essential: counting may fail with other versions of diffusers or torch
             logger.warning("the memory of a training step could not be estimated", exc_info=True)
             return None

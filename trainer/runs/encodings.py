@@ -64,8 +64,7 @@ class EncodingCache:
         if missing:
             new = dict(zip(missing, base.prompts.encode(missing), strict=True))
             for prompt, encoded in new.items():
-                tensors = [encoded.hidden_states, *([] if encoded.pooled is None else [encoded.pooled])]
-                self._keep(keys[prompt], encoded, tensors)
+                self._keep(keys[prompt], encoded, encoded.tensors)
             found |= new
         return found
 

@@ -104,9 +104,9 @@ def _peft_config(path: Path) -> str:
 
 
 def is_untrained(path: Path) -> bool:
-    """Whether an adapter with kohya's names has no effect: every ``lora_up`` is zero, as before the first step."""
+    """Whether an adapter of ours has no effect: every ``lora_up`` or ``lora_B`` is zero, as before the first step."""
     stored = StoredTensors.open([path])
-    return not any(bool(stored[name].any()) for name in stored if name.endswith(".lora_up.weight"))
+    return not any(bool(stored[name].any()) for name in stored if name.endswith((".lora_up.weight", ".lora_B.weight")))
 
 
 def trigger_words(metadata: dict[str, str]) -> str:

@@ -22,7 +22,7 @@ import numpy
 import psutil
 import torch
 
-from . import cancel_probes, digests, live_probes, memory_probes, predictions, vision_probes
+from . import cancel_probes, digests, live_probes, memory_probes, predictions, vision_probes, wired_probes
 from .subject_probes import ProbePriors, ProbeSubject
 
 
@@ -217,4 +217,5 @@ NODE_CLASS_MAPPINGS = {
     **memory_probes.NODES,
     **cancel_probes.NODES,
     **vision_probes.NODES,
+    **wired_probes.NODES,
 }

@@ -11,7 +11,7 @@ import torch
 
 from subjectbooth.tests.layout_pair import NARROW, write_pair
 from subjectbooth.tests.small_base import HashedPrompts, PoolingCodec, small_base, small_subject
-from subjectbooth.trainer.base.conditioning import Conditioning
+from subjectbooth.trainer.base.conditioning import Conditioning, EncodedText
 from subjectbooth.trainer.base.sd import families
 from subjectbooth.trainer.base.stored.stored_base import load_base
 from subjectbooth.trainer.config import TrainConfig
@@ -82,7 +82,7 @@ class _SpoiltPrompts(HashedPrompts):
 
     def encode(self, prompts: object) -> list[Conditioning]:
         return [
-            Conditioning(found.hidden_states / (self._word not in prompt))
+            EncodedText(found.hidden_states / (self._word not in prompt))
             for prompt, found in zip(prompts, super().encode(prompts), strict=True)
         ]  # type: ignore[arg-type,call-overload]
 

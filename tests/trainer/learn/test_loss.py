@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from subjectbooth.tests.small_base import alphas_cumprod, small_base, small_denoiser, small_unet, with_lora
-from subjectbooth.trainer.base.conditioning import Conditioning, concatenate
+from subjectbooth.trainer.base.conditioning import EncodedText, concatenate
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.learn import adapter
 from subjectbooth.trainer.learn.batch import Batch, Term
@@ -20,7 +20,7 @@ def _batch(instances: int, classes: int) -> Batch:
         latents=torch.randn(count, 4, 8, 8, generator=random),
         noise=torch.randn(count, 4, 8, 8, generator=random),
         times=torch.tensor([10, 300, 700, 990][:count]),
-        conditioning=Conditioning(torch.randn(count, 77, 16, generator=random)),
+        conditioning=EncodedText(torch.randn(count, 77, 16, generator=random)),
         losses=("instance_loss",) * instances + ("prior_loss",) * classes,
     )
 
@@ -95,8 +95,8 @@ def test_a_lora_layer_is_base_plus_alpha_over_rank_times_up_down() -> None:
 def test_a_prompt_of_one_chunk_means_the_same_beside_one_of_two() -> None:
     unet = small_unet()
     random = torch.Generator().manual_seed(2)
-    short = Conditioning(torch.randn(1, 77, 16, generator=random))
-    long = Conditioning(torch.randn(1, 154, 16, generator=random))
+    short = EncodedText(torch.randn(1, 77, 16, generator=random))
+    long = EncodedText(torch.randn(1, 154, 16, generator=random))
     latents = torch.randn(2, 4, 8, 8, generator=random)
     together = unet(latents, 500, concatenate([short, long]).hidden_states).sample
     torch.testing.assert_close(together[:1], unet(latents[:1], 500, short.hidden_states).sample, rtol=1e-4, atol=1e-5)

@@ -20,7 +20,7 @@ from subjectbooth.tests.small_base import (
     small_unet,
     with_lora,
 )
-from subjectbooth.trainer.base.conditioning import Conditioning
+from subjectbooth.trainer.base.conditioning import EncodedText
 from subjectbooth.trainer.base.sd.schedule import make_noise_scheduler, min_snr_weights
 from subjectbooth.trainer.config import TrainConfig, run_key
 from subjectbooth.trainer.errors import SubjectBoothError
@@ -63,8 +63,8 @@ def _data(photos: int = 3) -> TrainingData:
         latents=torch.randn(photos, 4, 8, 8, generator=random),
         captions=tuple(f"photo {number}" for number in range(photos)),
         encoded={
-            "": Conditioning(torch.zeros(1, 77, 16)),
-            **{f"photo {number}": Conditioning(torch.full((1, 77, 16), number + 1.0)) for number in range(photos)},
+            "": EncodedText(torch.zeros(1, 77, 16)),
+            **{f"photo {number}": EncodedText(torch.full((1, 77, 16), number + 1.0)) for number in range(photos)},
         },
         flipped_latents=100 + torch.randn(photos, 4, 8, 8, generator=random),
     )
@@ -171,7 +171,7 @@ def _with_classes(data: TrainingData, classes: torch.Tensor) -> TrainingData:
     return dataclasses.replace(
         data,
         preservation=ClassImages(ClassPriors(classes, "a class", (), "")),
-        encoded={**data.encoded, "a class": Conditioning(torch.full((1, 77, 16), 9.0))},
+        encoded={**data.encoded, "a class": EncodedText(torch.full((1, 77, 16), 9.0))},
     )
 
 

@@ -24,7 +24,7 @@ from subjectbooth.tests.small_base import (
     small_unet,
 )
 from subjectbooth.trainer.base.base_model import BaseModel
-from subjectbooth.trainer.base.conditioning import Conditioning
+from subjectbooth.trainer.base.conditioning import Conditioning, EncodedText
 from subjectbooth.trainer.base.sd.sample import sample
 from subjectbooth.trainer.base.sd.target_layers import target_layers, text_target_layers
 from subjectbooth.trainer.base.sd.text_encoder import encode
@@ -59,7 +59,7 @@ Weights = dict[str, torch.Tensor]
 
 def _data() -> TrainingData:
     random = torch.Generator().manual_seed(1)
-    encoded = {prompt: Conditioning(torch.randn(1, 77, 16, generator=random)) for prompt in ("", PROMPT)}
+    encoded = {prompt: EncodedText(torch.randn(1, 77, 16, generator=random)) for prompt in ("", PROMPT)}
     return TrainingData(torch.randn(3, 4, 8, 8, generator=random), (PROMPT,) * 3, encoded)
 
 

@@ -18,7 +18,7 @@ from subjectbooth.tests.small_base import (
     small_unet,
     with_network,
 )
-from subjectbooth.trainer.base.conditioning import Conditioning, concatenate
+from subjectbooth.trainer.base.conditioning import EncodedText, concatenate
 from subjectbooth.trainer.base.sd import codecs
 from subjectbooth.trainer.base.sd.codecs import TinyCodec
 from subjectbooth.trainer.base.sd.sample import sample
@@ -108,8 +108,8 @@ def test_validation_pictures_drawn_together_are_those_drawn_alone(
 
 def test_a_prompt_keeps_its_meaning_beside_a_longer_one() -> None:
     unet, random = small_unet(), torch.Generator().manual_seed(2)
-    prompts = [Conditioning(torch.randn(1, 77 * chunks, 16, generator=random)) for chunks in (1, 2, 3)]
-    negative = Conditioning(torch.randn(1, 77, 16, generator=random))
+    prompts = [EncodedText(torch.randn(1, 77 * chunks, 16, generator=random)) for chunks in (1, 2, 3)]
+    negative = EncodedText(torch.randn(1, 77, 16, generator=random))
 
     def draw(*numbers: int) -> torch.Tensor:
         return _drawn(
@@ -152,7 +152,7 @@ def test_no_memory_for_a_single_picture_is_what_torch_said() -> None:
 
 def test_as_many_pictures_as_fit_are_drawn_together(monkeypatch: pytest.MonkeyPatch) -> None:
     def choose(device: torch.device, free: int | None, count: int = 9) -> int:
-        prompt = Conditioning(torch.zeros(1, 77, 16))
+        prompt = EncodedText(torch.zeros(1, 77, 16))
         return pictures_at_once(small_denoiser(), None, prompt, (4, 8, 8), torch.float32, count, device, free)
 
     monkeypatch.setattr(drawing, "drawing_bytes", lambda *_: 1000)  # half a picture's

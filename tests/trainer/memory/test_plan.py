@@ -20,7 +20,7 @@ from subjectbooth.tests.small_base import (
     small_unet,
     with_lora,
 )
-from subjectbooth.trainer.base.conditioning import Conditioning
+from subjectbooth.trainer.base.conditioning import Conditioning, EncodedText
 from subjectbooth.trainer.base.sd.target_layers import text_target_layers
 from subjectbooth.trainer.base.sd.unet import predict
 from subjectbooth.trainer.config import TrainConfig
@@ -41,7 +41,7 @@ from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
 CONFIG = TrainConfig(steps=2, learning_rate=1e-3, rank=4, network_alpha=4.0, resolution=64, train_batch_size=2)
-PROMPT = Conditioning(torch.zeros(1, 77, 16))
+PROMPT = EncodedText(torch.zeros(1, 77, 16))
 
 
 class RealMemory(TorchDispatchMode):
@@ -229,7 +229,7 @@ def test_a_trained_text_encoder_counts(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def _conditioning(chunks: int) -> Conditioning:
-    return Conditioning(torch.zeros(1, 77 * chunks, 16))
+    return EncodedText(torch.zeros(1, 77 * chunks, 16))
 
 
 @pytest.mark.parametrize(
@@ -276,8 +276,8 @@ def test_drawing_takes_what_real_tensors_take(dtype: torch.dtype) -> None:
     latents, context = torch.randn(1, 4, 16, 16), torch.randn(1, 77, 16)
     memory = RealMemory([*unet.parameters(), *unet.buffers(), latents, context])
     with torch.no_grad(), memory:
-        predict(unet, latents, torch.zeros(1, dtype=torch.int64), Conditioning(context))
-    counted = drawing_bytes(small_denoiser(), unet, Conditioning(context), (16, 16), dtype)
+        predict(unet, latents, torch.zeros(1, dtype=torch.int64), EncodedText(context))
+    counted = drawing_bytes(small_denoiser(), unet, EncodedText(context), (16, 16), dtype)
     # In half the count is that of autocast, whose norms are in float32.
     assert memory.peak <= counted * 1.02
     assert counted <= memory.peak * (1.1 if dtype == torch.float32 else 2.2)

@@ -13,7 +13,7 @@ import torch
 from subjectbooth.tests.small_base import small_base, small_subject
 from subjectbooth.tests.toy_base import Flow, toy_base
 from subjectbooth.trainer.base.base_model import BaseModel
-from subjectbooth.trainer.base.conditioning import Conditioning
+from subjectbooth.trainer.base.conditioning import EncodedText
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import CheckpointSaved, StepDone
@@ -136,7 +136,7 @@ def test_the_memory_plan_counts_the_largest_micro_step(name: str, batch_size: in
     base = toy_base()
     data = _data(_way(name, base), base)
     chunks = {prompt: 3 if "ohwx" in prompt else 2 if "photo" in prompt else 1 for prompt in data.encoded}
-    long = {prompt: Conditioning(torch.zeros(1, 77 * count, 16)) for prompt, count in chunks.items()}
+    long = {prompt: EncodedText(torch.zeros(1, 77 * count, 16)) for prompt, count in chunks.items()}
     data, config = replace(data, encoded=long), replace(CONFIG, train_batch_size=batch_size)
     load = largest_load(data, batch_size)
     steps = [make_micro_step(data, config, base.denoiser, step, CPU) for step in range(24)]

@@ -20,7 +20,7 @@ from subjectbooth.tests.small_base import (
     small_subject,
     small_unet,
 )
-from subjectbooth.trainer.base.conditioning import Conditioning
+from subjectbooth.trainer.base.conditioning import EncodedText
 from subjectbooth.trainer.base.sd.unet import predict
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import Started, StepDone
@@ -161,7 +161,7 @@ def _data(sizes: list[tuple[int, int]], priors: bool = True, **changes: Any) -> 
     random = torch.Generator().manual_seed(1)
     latents = tuple(torch.randn(4, *size, generator=random) for size in sizes)
     captions = tuple(f"photo {number}" for number in range(len(sizes)))
-    encoded = {prompt: Conditioning(torch.randn(1, 77, 16, generator=random)) for prompt in (*captions, "", "class")}
+    encoded = {prompt: EncodedText(torch.randn(1, 77, 16, generator=random)) for prompt in (*captions, "", "class")}
     kept = ClassImages(dataclasses.replace(small_priors(), prompt="class")) if priors else NoPreservation()
     return TrainingData(latents, captions, encoded, kept, square=(4, 8, 8), **changes)
 
@@ -241,7 +241,7 @@ def test_the_size_ids_are_the_buckets() -> None:
             seen.update(keywords["added_cond_kwargs"])
             return (latents,)
 
-    predict(Unet(), torch.zeros(2, 4, 104, 152), torch.zeros(2), Conditioning(torch.zeros(2, 77, 8), torch.zeros(2, 8)))
+    predict(Unet(), torch.zeros(2, 4, 104, 152), torch.zeros(2), EncodedText(torch.zeros(2, 77, 8), torch.zeros(2, 8)))
     assert seen["time_ids"].tolist() == [[832, 1216, 0, 0, 832, 1216]] * 2
 
 

@@ -67,6 +67,9 @@ class DiffusersUNet:
         """See :func:`trainer.base.sd.unet.build_unet`."""
         return build_unet(self.layout, self.weights, dtype)
 
+    def release(self, network: nn.Module) -> None:
+        """Nothing to do: the network is a copy."""
+
     def outline(self) -> nn.Module | None:
         """See :func:`trainer.base.sd.unet.outline_unet`; takes seconds for SDXL."""
         return outline_unet(self.layout)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..conditioning import Conditioning, concatenate
+from ..conditioning import Conditioning, concatenate, encoded_text
 from .unet import predict
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def sample(
     count = len(seeds)
     sampler = ddim_from(noise_scheduler)
     sampler.set_timesteps(steps)
-    if len(prompts.hidden_states) < count:
+    if len(encoded_text(prompts).hidden_states) < count:
         prompts = concatenate([prompts] * count)
     both = concatenate([prompts, *[negative] * count]).to(device)
     latents = torch.cat(

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import SubjectBoothError, require
-from ..conditioning import Conditioning
+from ..conditioning import Conditioning, EncodedText
 from ..finite import check_weight
 from .families import TextEncoderShape
 from .tokenizer import END, START
@@ -168,7 +168,7 @@ def encode(
     Returns:
         one conditioning per prompt, float32, on the models' device; several encoders are concatenated.
     """
-    encoded = []
+    encoded: list[Conditioning] = []
     for chunks in prompts:
         outputs = [
             _encode_one(model, shape, part, clip_layer)
@@ -177,7 +177,7 @@ def encode(
         length = min(hidden_states.shape[1] for hidden_states, _ in outputs)
         pooled = [vector for _, vector in outputs if vector is not None]
         encoded.append(
-            Conditioning(
+            EncodedText(
                 torch.cat([hidden_states[:, :length] for hidden_states, _ in outputs], dim=-1),
                 pooled[0] if pooled else None,
             )

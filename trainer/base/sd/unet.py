@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ...errors import SubjectBoothError, require
-from ..conditioning import Conditioning
+from ..conditioning import Conditioning, encoded_text
 from ..finite import check_weight
 from .layout import LdmLayout
 
@@ -90,15 +90,15 @@ def predict(
             image's size, uncropped.
     """
     dtype = next(unet.parameters()).dtype
-    added = None
-    if conditioning.pooled is not None:
+    text, added = encoded_text(conditioning), None
+    if text.pooled is not None:
         height, width = (LATENT_FACTOR * side for side in noisy_latents.shape[2:])
         ids = torch.tensor([[height, width, 0, 0, height, width]], device=noisy_latents.device)
-        added = {"text_embeds": conditioning.pooled.to(dtype), "time_ids": ids.repeat(len(noisy_latents), 1)}
+        added = {"text_embeds": text.pooled.to(dtype), "time_ids": ids.repeat(len(noisy_latents), 1)}
     output = unet(
         noisy_latents.to(dtype),
         timesteps,
-        encoder_hidden_states=conditioning.hidden_states.to(dtype),
+        encoder_hidden_states=text.hidden_states.to(dtype),
         added_cond_kwargs=added,
         return_dict=False,
     )[0]

@@ -1,0 +1,139 @@
+"""A layer of the connected model in training: its own operation, its weights never kept for the backward pass."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import comfy.ops
+import torch
+from torch import nn
+
+
+class _Frozen(torch.autograd.Function):
+    """``layer(x)`` of a linear layer or convolution, without keeping its weight: the backward pass asks for it again.
+
+    The weight may be on another device, in a smaller or quantised format, or changed by patches on the fly; ComfyUI
+    makes it what it is used as, each time.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor, layer: nn.Module) -> torch.Tensor:
+        """The output of the layer's own operation."""
+        ctx.layer, ctx.shape, ctx.dtype = layer, x.shape, x.dtype
+        with torch.no_grad():
+            return own_forward(layer, x)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
+        """The gradient with respect to the input."""
+        (gradient,) = gradients
+        with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
+            found = _input_gradient(ctx.layer, gradient, ctx.shape)
+        return found.to(ctx.dtype), None
+
+
+def own_forward(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The layer's output by its class, whatever stands in for its ``forward``."""
+    return type(layer).forward(layer, x)  # type: ignore[no-any-return]
+
+
+def frozen(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """The layer's output, which autograd can follow back to ``x`` if it requires a gradient."""
+    if torch.is_grad_enabled() and x.requires_grad:
+        return _Frozen.apply(x, layer)  # type: ignore[no-any-return]
+    with torch.no_grad():
+        return own_forward(layer, x)
+
+
+def _input_gradient(layer: nn.Module, gradient: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    weight, release = _weight_in_use(layer, gradient)
+    try:
+        if weight is None:
+            return _by_autograd(layer, gradient, shape)
+        gradient = gradient.to(weight.dtype)
+        if isinstance(layer, nn.Linear):
+            return gradient @ weight
+        return _conv_input_gradient(layer, gradient, weight, shape)
+    finally:
+        release()
+
+
+def _weight_in_use(layer: nn.Module, like: torch.Tensor) -> tuple[torch.Tensor | None, Any]:
+    """The weight as ComfyUI uses it, and what to call afterwards; None if only the layer itself knows."""
+    if not isinstance(layer, comfy.ops.CastWeightBiasOp) or _has_own_cast(layer):
+        return None, lambda: None
+    weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
+    if hasattr(weight, "dequantize"):
+        weight = weight.dequantize()
+    return weight, lambda: comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
+
+
+def _has_own_cast(layer: nn.Module) -> bool:
+    """Whether another pack's layer (GGUF) makes its weight itself."""
+    return type(layer).__module__.split(".")[0] != "comfy"
+
+
+def _by_autograd(layer: nn.Module, gradient: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    """By autograd through the layer's own operation, which is linear, so that the input's values do not matter."""
+    with torch.enable_grad():
+        x = torch.zeros(shape, dtype=gradient.dtype, device=gradient.device, requires_grad=True)
+        return torch.autograd.grad(own_forward(layer, x), x, gradient)[0]
+
+
+def _conv_input_gradient(
+    layer: nn.Module, gradient: torch.Tensor, weight: torch.Tensor, shape: torch.Size
+) -> torch.Tensor:
+    count = len(shape) - 2
+    return torch.ops.aten.convolution_backward(  # type: ignore[no-any-return]
+        gradient,
+        gradient.new_empty(1).expand(shape),
+        weight,
+        None,
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        False,
+        [0] * count,
+        layer.groups,
+        [True, False, False],
+    )[0]
+
+
+class _StandIn:
+    """What PEFT sees of a layer: its kind and shape, and its output. The weight stays the connected model's.
+
+    ``weight`` has the right shape and takes no memory; it is no parameter, so that nothing moves, saves or counts it.
+    """
+
+    wired: nn.Module
+
+    def _stand_in_for(self, layer: nn.Module) -> None:
+        object.__setattr__(self, "wired", layer)  # not a submodule
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """The frozen output of the connected model's layer."""
+        return frozen(self.wired, x)
+
+
+class WiredLinear(_StandIn, nn.Linear):
+    """Stands in for a linear layer."""
+
+    def __init__(self, layer: nn.Linear) -> None:
+        nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.register_parameter("bias", None)
+        object.__setattr__(self, "weight", torch.empty(1).expand(layer.out_features, layer.in_features))
+        self._stand_in_for(layer)
+
+
+class WiredConv2d(_StandIn, nn.Conv2d):
+    """Stands in for a 1x1 convolution."""
+
+    def __init__(self, layer: nn.Conv2d) -> None:
+        nn.Module.__init__(self)
+        for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
+            setattr(self, name, getattr(layer, name))
+        self.padding_mode = layer.padding_mode
+        self.register_parameter("bias", None)
+        object.__setattr__(self, "weight", torch.empty(1).expand(layer.out_channels, layer.in_channels, 1, 1))
+        self._stand_in_for(layer)

@@ -1,0 +1,226 @@
+"""The connected MODEL as a network to train on: ComfyUI's own module, with a LoRA put on for a run."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import comfy.model_management
+import torch
+from comfy.ldm.modules.attention import attention_pytorch
+from comfy.model_patcher import ModelPatcher
+from torch import nn
+from torch.utils.checkpoint import checkpoint
+
+from ..wired_checks import ATTENTION_OVERRIDE
+from .conditioning import Conds
+from .layers import WiredConv2d, WiredLinear, frozen
+from .objective import Objective
+from .out_of_place import OutOfPlace
+
+_SEPARATOR = "/"
+"""In place of the dots of a layer's path, as the name of a module must not contain any."""
+
+_CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class WiredNetwork(nn.Module):
+    """Holds the LoRA, and calls the connected model, which it does not own: its weights are no parameters of this.
+
+    The layers of the connected model run through their stand-ins here from the first call until :meth:`take_off`, so
+    that whatever calls the model meanwhile, ComfyUI's sampler too, sees the LoRA.
+
+    Args:
+        patcher: the connected model.
+        objective: its noise process.
+
+    Attributes:
+        is_checkpointed: whether blocks are computed again in the backward pass.
+        adapted: the layers that can get a LoRA.
+    """
+
+    patcher: ModelPatcher
+    _giving_output: Any
+
+    def __init__(self, patcher: ModelPatcher, objective: Objective) -> None:
+        super().__init__()
+        # Not as submodules, whose weights would be this network's.
+        object.__setattr__(self, "patcher", patcher)
+        object.__setattr__(self, "_giving_output", objective.giving_output())
+        self.is_checkpointed = False
+        self.adapted = nn.ModuleDict()
+        self.device_mark = nn.Parameter(torch.empty(0), requires_grad=False)  # PEFT asks a parameter for the device
+        for path, layer in self.diffusion_model.named_modules():
+            if isinstance(layer, nn.Linear):
+                self.adapted[path.replace(".", _SEPARATOR)] = WiredLinear(layer)
+            elif isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
+                self.adapted[path.replace(".", _SEPARATOR)] = WiredConv2d(layer)
+        self._undo: contextlib.ExitStack | None = None
+
+    @property
+    def diffusion_model(self) -> nn.Module:
+        """ComfyUI's module."""
+        return self.patcher.model.diffusion_model  # type: ignore[no-any-return]
+
+    def layers(self) -> dict[str, nn.Module]:
+        """The stand-ins by their name in this module."""
+        return {f"adapted.{name}": layer for name, layer in self.adapted.items()}
+
+    @staticmethod
+    def path_of(layer: str) -> str:
+        """The path in ComfyUI's module of a layer of :meth:`layers`."""
+        return layer.removeprefix("adapted.").replace(_SEPARATOR, ".")
+
+    def forward(self, noisy: torch.Tensor, times: torch.Tensor, conds: Conds) -> torch.Tensor:
+        """The model's own output, float32 like ``noisy``, whatever it predicts.
+
+        Args:
+            noisy: [b, c, ...], the latents as the sampler has them.
+            times: sigmas float32 [b].
+            conds: for b images, see :func:`nodes.wired.conditioning.together`.
+        """
+        self.put_on()
+        model = self.patcher.model
+        own = model.model_sampling
+        options = {"sigmas": times, "cond_or_uncond": [0], ATTENTION_OVERRIDE: _differentiable_attention}
+        model.model_sampling = self._giving_output
+        try:
+            with OutOfPlace():
+                return model.apply_model(noisy, times, transformer_options=options, **conds).float()
+        finally:
+            model.model_sampling = own
+
+    def put_on(self) -> None:
+        """Load the model and put the LoRA on its layers; nothing if that is so already."""
+        if self._undo is not None:
+            return
+        with torch.inference_mode():
+            comfy.model_management.load_models_gpu([self.patcher])
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(_in_training())
+            for path, layer in self.diffusion_model.named_modules():
+                stand_in = self.adapted[name] if (name := path.replace(".", _SEPARATOR)) in self.adapted else None
+                if stand_in is not None or isinstance(layer, _CONVOLUTIONS):
+                    stack.enter_context(_instead_of_forward(layer, stand_in or _frozen_by(layer)))
+                else:
+                    stack.enter_context(_differentiable_tables(layer))
+            for block in blocks_of(self.diffusion_model):
+                stack.enter_context(_instead_of_forward(block, self._block(block)))
+            self._undo = stack.pop_all()
+
+    def take_off(self) -> None:
+        """Leave the connected model as it was; repeated calls do nothing."""
+        undo, self._undo = self._undo, None
+        if undo is not None:
+            undo.close()
+
+    def _block(self, block: nn.Module) -> Callable[..., Any]:
+        """A block's forward pass, which is computed again in the backward pass if that is asked for."""
+
+        def run(*args: Any, **keywords: Any) -> Any:
+            with OutOfPlace():  # again, as a thread of autograd may compute it
+                return type(block).forward(block, *args, **keywords)
+
+        def forward(*args: Any, **keywords: Any) -> Any:
+            if self.is_checkpointed and torch.is_grad_enabled():
+                return checkpoint(run, *args, use_reentrant=False, **keywords)
+            return type(block).forward(block, *args, **keywords)
+
+        return forward
+
+
+def blocks_of(module: nn.Module) -> list[nn.Module]:
+    """The repeated blocks of a diffusion model: the items of its lists of modules, not of lists inside of these."""
+    found: list[nn.Module] = []
+    for child in module.children():
+        if isinstance(child, nn.ModuleList):
+            found += [block for block in child if _has_layers(block)]
+        else:
+            found += blocks_of(child)
+    return found
+
+
+def block_paths(module: nn.Module) -> list[str]:
+    """The paths of :func:`blocks_of`."""
+    names = {id(child): path for path, child in module.named_modules()}
+    return [names[id(block)] for block in blocks_of(module)]
+
+
+_ATTENTION = re.compile(
+    r"attn|attention|(^|\.)((to_|add_)?(q|k|v|qkv)(_proj)?|w[qkvo]|to_out|out_proj)(\.|$)"
+    r"|^linear[12]$"  # of Flux' single blocks: attention and MLP in one
+)
+_MODULATION = re.compile(r"(^|[._])(mod|modulation|ada_?ln)|_mod(\.|$)", re.IGNORECASE)
+
+
+def is_among(path: str, lora_targets: str) -> bool:
+    """Whether a layer of a block gets a LoRA, by its path in the block.
+
+    Args:
+        lora_targets: ``attention``; ``attention+mlp``, all but the layers that scale and shift by the time; ``all``.
+    """
+    if lora_targets == "attention":
+        return _ATTENTION.search(path) is not None
+    return lora_targets == "all" or _MODULATION.search(path) is None
+
+
+def _has_layers(block: nn.Module) -> bool:
+    return any(isinstance(layer, (nn.Linear, *_CONVOLUTIONS)) for layer in block.modules())
+
+
+def _frozen_by(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:
+    return lambda x, *_: frozen(layer, x)
+
+
+@contextlib.contextmanager
+def _instead_of_forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
+    had = layer.__dict__.get("forward")
+    object.__setattr__(layer, "forward", forward)
+    try:
+        yield
+    finally:
+        if had is None:
+            del layer.__dict__["forward"]
+        else:
+            layer.__dict__["forward"] = had
+
+
+@contextlib.contextmanager
+def _differentiable_tables(layer: nn.Module) -> Iterator[None]:
+    """Inside, a module's own parameters and buffers are copies that autograd may keep: of norms and other small tables.
+    ComfyUI makes them in inference mode."""
+    kept: list[tuple[dict[str, Any], str, torch.Tensor]] = []
+    with torch.inference_mode(False):
+        own: list[dict[str, Any]] = [layer._parameters, layer._buffers]
+        for tensors in own:
+            for name, tensor in tensors.items():
+                if tensor is not None and tensor.is_inference():
+                    kept.append((tensors, name, tensor))
+                    copy = tensor.clone()
+                    tensors[name] = nn.Parameter(copy, requires_grad=False) if tensors is layer._parameters else copy
+    try:
+        yield
+    finally:
+        for tensors, name, tensor in kept:
+            tensors[name] = tensor
+
+
+@contextlib.contextmanager
+def _in_training() -> Iterator[None]:
+    """ComfyUI's own flag, which turns off kernels without a backward pass."""
+    if not hasattr(comfy.model_management, "in_training"):  # 0.3.75 has no such kernels
+        yield
+        return
+    before = comfy.model_management.in_training
+    comfy.model_management.in_training = True
+    try:
+        yield
+    finally:
+        comfy.model_management.in_training = before
+
+
+def _differentiable_attention(kernel: Any, *args: Any, **keywords: Any) -> torch.Tensor:
+    """In place of the attention that ComfyUI was started with, of which some have no backward pass."""
+    return attention_pytorch(*args, **keywords)  # type: ignore[no-any-return]

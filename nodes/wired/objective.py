@@ -1,0 +1,88 @@
+"""The noise process and training target of a connected MODEL, read from its own sampling object."""
+
+from __future__ import annotations
+
+import copy
+from functools import cached_property
+from typing import Any
+
+import comfy.model_sampling
+import torch
+
+FLOW, EDM, DISCRETE = "flow", "edm", "discrete"
+
+EDM_MEAN, EDM_DEVIATION = -1.2, 1.2
+"""Of the logarithm of sigma in training (arXiv 2206.00364, table 1)."""
+
+
+class Objective:
+    """What is predicted, and at which noise levels it is learned. *Times* are ComfyUI's sigmas.
+
+    Args:
+        sampling: the model's ``model_sampling``: of a flow (velocity), of a table of noise levels (eps or v), or EDM.
+        logit_normal: whether a flow's times are logit-normal (arXiv 2403.03206, section 3.1) or uniform, both before
+            the model's own shift.
+    """
+
+    def __init__(self, sampling: Any, logit_normal: bool = True) -> None:
+        self.sampling, self._logit_normal = sampling, logit_normal
+
+    @cached_property
+    def kind(self) -> str:
+        """Which of the three: a flow interpolates (CONST), a table has its noise levels, EDM is continuous."""
+        if isinstance(self.sampling, comfy.model_sampling.CONST):
+            return FLOW
+        return DISCRETE if isinstance(self.sampling, comfy.model_sampling.ModelSamplingDiscrete) else EDM
+
+    def times(self, uniform: torch.Tensor) -> torch.Tensor:
+        """Sigmas float32 [b] from uniform numbers in [0, 1), float64 [b]."""
+        if self.kind == DISCRETE:
+            table = self.sampling.sigmas.cpu()
+            return table[(uniform * len(table)).long().clamp(max=len(table) - 1)].float().clone()
+        uniform = uniform.clamp(1e-6, 1 - 1e-6)
+        normal = torch.special.ndtri(uniform)
+        if self.kind == EDM:
+            low, high = (float(self.sampling.sigma_min), float(self.sampling.sigma_max))
+            return (EDM_MEAN + EDM_DEVIATION * normal).exp().clamp(low, high).float()
+        time = torch.sigmoid(normal) if self._logit_normal else uniform
+        return self.sampling.sigma(time * getattr(self.sampling, "multiplier", 1.0)).float()  # type: ignore[no-any-return]
+
+    def noisy(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """The latents [b, c, ...] noised to the sigmas [b]."""
+        return self.sampling.noise_scaling(_along(times, latents), noise, latents)  # type: ignore[no-any-return]
+
+    def target(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
+        """What the network should have said.
+
+        ComfyUI makes the denoised image of a network's output: an affine function, of whatever the family predicts.
+        Solved for the output in double precision, it gives the target: the noise, v, ``noise - latents`` of a flow.
+        """
+        wide = [tensor.double() for tensor in (latents, noise, times)]
+        noisy = self.noisy(*wide)
+        nothing = torch.zeros_like(noisy)
+        offset = self.sampling.calculate_denoised(wide[2], nothing, noisy)
+        slope = self.sampling.calculate_denoised(wide[2], nothing + 1, noisy) - offset
+        return ((wide[0] - offset) / slope).float()
+
+    def loss_weights(self, times: torch.Tensor, snr_gamma: float) -> torch.Tensor | None:
+        """Min-SNR (arXiv 2303.09556) for eps and v; flows and EDM are weighted by their times."""
+        if not snr_gamma or self.kind != DISCRETE:
+            return None
+        snr = 1 / times.double().square()
+        divisor = snr + 1 if isinstance(self.sampling, comfy.model_sampling.V_PREDICTION) else snr
+        return (snr.clamp(max=snr_gamma) / divisor).float()
+
+    def giving_output(self) -> Any:
+        """A copy of the sampling object with which ComfyUI's model returns the network's own output."""
+        found = copy.copy(self.sampling)
+        found.__class__ = type("GivingOutput", (_GivingOutput, type(self.sampling)), {})
+        return found
+
+
+class _GivingOutput:
+    def calculate_denoised(self, sigma: torch.Tensor, model_output: torch.Tensor, model_input: Any) -> torch.Tensor:
+        return model_output
+
+
+def _along(times: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+    return times.to(latents.device).view(-1, *[1] * (latents.ndim - 1))

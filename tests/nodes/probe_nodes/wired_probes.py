@@ -1,0 +1,307 @@
+"""Small models of today's families with random weights, and a CLIP and VAE of a few layers that stand in for theirs.
+
+The models are ComfyUI's own classes, built small, as their files have fixed sizes; so have the text encoders, which is
+why prompts are random numbers here, made from the words.
+"""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import hashlib
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import comfy.ldm.chroma.model
+import comfy.ldm.flux.model
+import comfy.ldm.lumina.model
+import comfy.model_base
+import comfy.model_management
+import comfy.model_patcher
+import comfy.sd
+import comfy.supported_models
+import torch
+
+from .predictions import pack_module
+
+CPU = torch.device("cpu")
+
+
+def _known(of: Any, **settings: Any) -> dict[str, Any]:
+    """Those settings that this ComfyUI's dataclass or constructor has."""
+    names = (
+        {f.name for f in dataclasses.fields(of)} if dataclasses.is_dataclass(of) else inspect.signature(of).parameters
+    )
+    return {name: value for name, value in settings.items() if name in names}
+
+
+def _flux(**changes: Any) -> dict[str, Any]:
+    settings = {
+        "in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 64, "hidden_size": 128,
+        "mlp_ratio": 4.0, "num_heads": 1, "depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56],
+        "theta": 10000, "qkv_bias": True, "guidance_embed": True, "patch_size": 2,
+    }  # fmt: skip
+    return {**settings, **_known(comfy.ldm.flux.model.FluxParams, txt_ids_dims=[]), **changes}
+
+
+def _flux2() -> dict[str, Any]:
+    newer = _known(
+        comfy.ldm.flux.model.FluxParams, global_modulation=True, mlp_silu_act=True, ops_bias=False, txt_ids_dims=[3],
+        default_ref_method="index", ref_index_scale=10.0,
+    )  # fmt: skip
+    return _flux(
+        in_channels=128, out_channels=128, patch_size=1, axes_dim=[32] * 4, theta=2000, vec_in_dim=None,
+        qkv_bias=False, guidance_embed=False, **newer,
+    )  # fmt: skip
+
+
+def _lumina() -> dict[str, Any]:
+    settings = {
+        "patch_size": 2, "in_channels": 16, "dim": 256, "n_layers": 1, "n_refiner_layers": 1, "n_heads": 2,
+        "n_kv_heads": 2, "cap_feat_dim": 64, "qk_norm": True, "axes_dims": [32, 48, 48], "axes_lens": [64, 64, 64],
+        "rope_theta": 256.0, "ffn_dim_multiplier": 2.0, "z_image_modulation": True, "time_scale": 1000.0,
+    }  # fmt: skip
+    return {**settings, **_known(comfy.ldm.lumina.model.NextDiT.__init__, pad_tokens_multiple=32)}
+
+
+def _qwen() -> dict[str, Any]:
+    return {
+        "in_channels": 64, "out_channels": 16, "num_layers": 2, "attention_head_dim": 128, "num_attention_heads": 1,
+        "joint_attention_dim": 64, "axes_dims_rope": (16, 56, 56),
+    }  # fmt: skip
+
+
+def _sd3() -> dict[str, Any]:
+    embedder = {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 64}}
+    return {
+        "in_channels": 16, "patch_size": 2, "depth": 1, "input_size": None, "adm_in_channels": 32,
+        "context_embedder_config": embedder, "pos_embed_max_size": 32, "qk_norm": "rms",
+        "x_block_self_attn_layers": [],
+    }  # fmt: skip
+
+
+def _chroma() -> dict[str, Any]:
+    return {
+        "in_channels": 64, "out_channels": 64, "context_in_dim": 64, "hidden_size": 128, "mlp_ratio": 4.0,
+        "num_heads": 1, "depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56], "theta": 10000,
+        "patch_size": 2, "qkv_bias": True, "in_dim": 64, "out_dim": 128, "hidden_dim": 64, "n_layers": 2,
+        **_known(comfy.ldm.chroma.model.ChromaParams, txt_ids_dims=[], vec_in_dim=None),
+    }  # fmt: skip
+
+
+@dataclasses.dataclass(frozen=True)
+class Kind:
+    """A family: the classes of its config and model, its small settings, and the sizes of latents and prompts."""
+
+    config: str
+    model: str
+    settings: Callable[[], dict[str, Any]]
+    channels: int = 16
+    factor: int = 8
+    frames: bool = False
+    pooled: int | None = None
+
+
+KINDS = {
+    "SD 3.5": Kind("SD3", "SD3", _sd3, pooled=32),
+    "Flux.1": Kind("Flux", "Flux", _flux, pooled=32),
+    "Flux.2": Kind("Flux2", "Flux2", _flux2, channels=128, factor=16),
+    "Z-Image": Kind("Lumina2", "Lumina2", _lumina),
+    "Qwen-Image": Kind("QwenImage", "QwenImage", _qwen, frames=True),
+    "Chroma": Kind("Chroma", "Chroma", _chroma),
+}
+
+
+def build(kind: Kind, seed: int, dtype: torch.dtype = torch.float32) -> Any:
+    """The model as a MODEL, with random weights that keep activations near 1."""
+    settings = kind.settings()
+    config = getattr(comfy.supported_models, kind.config)(dict(settings))
+    config.unet_config = dict(settings)
+    config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
+    model = getattr(comfy.model_base, kind.model)(config, device=CPU)
+    random = torch.Generator().manual_seed(seed)
+    for name, tensor in [*model.diffusion_model.named_parameters(), *model.diffusion_model.named_buffers()]:
+        if not tensor.is_floating_point():
+            continue
+        drawn = torch.randn(tensor.shape, generator=random) * 0.05
+        plain = tensor.ndim > 1 or name.endswith("bias") or "pad" in name
+        tensor.copy_((drawn if plain else 1 + drawn).to(tensor.dtype))
+    return comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), CPU)
+
+
+class FewLayers(torch.nn.Module):
+    """Weights for a digest."""
+
+    def __init__(self, seed: int) -> None:
+        super().__init__()
+        random = torch.Generator().manual_seed(seed)
+        self.weight = torch.nn.Parameter(torch.randn(4, 4, generator=random), requires_grad=False)
+
+
+class ProbeClip(comfy.sd.CLIP):  # type: ignore[misc]
+    """Encodes a prompt as random numbers from its words; prompts of more words are longer."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__(no_init=True)
+        self.kind = kind
+        self.cond_stage_model = FewLayers(1)
+        self.patcher = comfy.model_patcher.ModelPatcher(self.cond_stage_model, CPU, CPU)
+        self.layer_idx, self.tokenizer_options, self.use_clip_schedule = None, {}, False
+
+    def clone(self, *_: Any, **__: Any) -> ProbeClip:
+        other = copy.copy(self)
+        other.patcher = self.patcher.clone()
+        return other
+
+    def tokenize(self, text: str, **_: Any) -> str:
+        return text
+
+    def encode_from_tokens_scheduled(self, text: str, *_: Any, **__: Any) -> list[Any]:
+        """One random row for each word, and for all words together the pooled one."""
+        words = [*text.split(), "<end>"]
+        rows = torch.cat([self._row(word, 64) for word in words])[None]
+        options: dict[str, Any] = {"pooled_output": None}
+        if self.kind.pooled:
+            options["pooled_output"] = self._row(text, self.kind.pooled)
+        return [[rows, options]]
+
+    @staticmethod
+    def _row(text: str, width: int) -> torch.Tensor:
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
+        return torch.randn(1, width, generator=torch.Generator().manual_seed(seed))
+
+
+class ProbeVae:
+    """Averages the pixels of each latent pixel; channels beyond red, green and blue are differences of these."""
+
+    def __init__(self, kind: Kind) -> None:
+        self.kind, self.latent_channels = kind, kind.channels
+        self.patcher = comfy.model_patcher.ModelPatcher(FewLayers(2), CPU, CPU)
+        random = torch.Generator().manual_seed(5)
+        self._mixed = torch.randn(kind.channels, 3, generator=random) / 3**0.5
+        self._back = torch.linalg.pinv(self._mixed)
+
+    def spacial_compression_encode(self) -> int:
+        return self.kind.factor
+
+    def encode(self, images: torch.Tensor) -> torch.Tensor:
+        if self.kind.frames:
+            assert len(images) == 1, "a VAE for video takes a batch for the frames of one"
+        small = torch.nn.functional.avg_pool2d(images.movedim(-1, 1) * 2 - 1, self.kind.factor)
+        latents = torch.einsum("dc,nchw->ndhw", self._mixed, small)
+        return latents.unsqueeze(2) if self.kind.frames else latents
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        small = latents.squeeze(2) if self.kind.frames else latents
+        pixels = torch.einsum("cd,ndhw->nchw", self._back, small) / 2 + 0.5
+        images = pixels.repeat_interleave(self.kind.factor, 2).repeat_interleave(self.kind.factor, 3).movedim(1, -1)
+        return images.clamp(0, 1).unsqueeze(1) if self.kind.frames else images.clamp(0, 1)
+
+
+class ProbeWiredBase:
+    """A small MODEL of a family, with a CLIP and VAE."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "kind": (list(KINDS),),
+                "seed": ("INT", {"default": 0}),
+                "stored": (["float32", "float8_e4m3fn"],),
+            }
+        }
+
+    RETURN_TYPES = ("MODEL", "CLIP", "VAE")
+    CATEGORY = "probe"
+    FUNCTION = "make"
+
+    def make(self, kind: str, seed: int, stored: str = "float32") -> tuple[Any, Any, Any]:
+        found = KINDS[kind]
+        return build(found, seed, getattr(torch, stored)), ProbeClip(found), ProbeVae(found)
+
+
+class ProbeWired:
+    """What the trainer predicts with a LoRA beside what ComfyUI predicts with the same file applied.
+
+    `model`, `clip` and `vae` are the trainer's base; `applied` is what ComfyUI is asked.
+    """
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {
+            "required": {
+                "model": ("MODEL",),
+                "clip": ("CLIP",),
+                "vae": ("VAE",),
+                "applied": ("MODEL",),
+                "subject_lora": ("SUBJECT_LORA",),
+                "nonce": ("INT", {"default": 0}),
+            },
+        }
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    def probe(self, model: Any, clip: Any, vae: Any, applied: Any, subject_lora: Any, nonce: int) -> dict[str, Any]:
+        modules = {name: pack_module(f"nodes.wired.{name}") for name in ("base", "conditioning", "families")}
+        with torch.inference_mode(False):
+            base = modules["base"].wired_base(model, clip, vae)
+            text = base.prompts.encode(["a photo of ohwx cat"])[0]
+            random = torch.Generator().manual_seed(4)
+            size = base.denoiser.latent_size(*[8 * base.denoiser.latent_factor] * 2)
+            latents, noise = (torch.randn(1, *size, generator=random) for _ in "xn")
+            options = modules["families"].family_of(model).training_options
+            report: dict[str, float] = {"effect": 0.0, "difference": 0.0, "scale": 0.0}
+            for time in (0.2, 0.5, 0.9):
+                sigma = base.denoiser.times(torch.tensor([time], dtype=torch.float64))
+                noisy = base.denoiser.noisy_latents(latents, noise, sigma)
+                ours = self._trained(base, subject_lora, noisy, sigma, text)
+                theirs, plain = (self._sampled(one, noisy, sigma, text.prompts[0], options) for one in (applied, model))
+                report = {
+                    "difference": max(report["difference"], float((ours - theirs).abs().max())),
+                    "effect": max(report["effect"], float((theirs - plain).abs().max())),
+                    "scale": max(report["scale"], float(theirs.abs().max())),
+                }
+        return {"ui": {"report": [report]}}
+
+    @staticmethod
+    def _trained(base: Any, lora: Any, noisy: torch.Tensor, sigma: torch.Tensor, text: Any) -> torch.Tensor:
+        """The trainer's network with the LoRA of the file."""
+        adapter, config = pack_module("trainer.learn.adapter"), pack_module("trainer.config")
+        denoiser = base.denoiser
+        network = denoiser.build(torch.float32)
+        rank, alpha = int(lora.metadata["ss_network_dim"]), float(lora.metadata["ss_network_alpha"])
+        settings = config.TrainConfig(rank=rank, network_alpha=alpha)
+        adapter.inject(network, settings, denoiser.adapter_layers(network, "attention"))
+        state = {}
+        for name in adapter.adapter_state(network):
+            layer, kind, _ = name.rsplit(".", 2)
+            state[name] = lora.tensors[f"{denoiser.file_key(layer)}.{kind}.weight"]
+        adapter.load_adapter_state(network, state)
+        try:
+            with torch.no_grad():
+                return denoiser.predict(network, noisy, sigma, text)  # type: ignore[no-any-return]
+        finally:
+            denoiser.release(network)
+
+    @staticmethod
+    def _sampled(model: Any, noisy: torch.Tensor, sigma: torch.Tensor, prompt: Any, options: Any) -> torch.Tensor:
+        """ComfyUI's model, as its sampler calls it, with its own output seen by a hook."""
+        frames = model.model.latent_format.latent_dimensions == 3
+        x = noisy.unsqueeze(2) if frames else noisy
+        seen: list[torch.Tensor] = []
+        with torch.inference_mode():
+            comfy.model_management.load_models_gpu([model])
+            conds = {name: value.cond for name, value in prompt.conds(model.model, x, **options).items()}
+            hook = model.model.diffusion_model.register_forward_hook(lambda _m, _i, output: seen.append(output.float()))
+            try:
+                model.model.apply_model(x, sigma, transformer_options={}, **conds)
+            finally:
+                hook.remove()
+        return seen[0].squeeze(2).clone() if frames else seen[0].clone()
+
+
+NODES = {"ProbeWiredBase": ProbeWiredBase, "ProbeWired": ProbeWired}
