@@ -19,7 +19,7 @@ SHOWN_AT = 3
 """The step with validation pictures."""
 
 
-def _run_and_cancel(comfy: ComfyClient, graph: Graph, kind: str, at: int) -> tuple[int, list[Event]]:
+def run_and_cancel(comfy: ComfyClient, graph: Graph, kind: str, at: int) -> tuple[int, list[Event]]:
     """Cancel it after the `at`-th of this kind; how many there were in the end, and ComfyUI's messages."""
     comfy.run({"1": node("ProbeCancel", kind=kind, at=at)})
     since = len(comfy.events)
@@ -49,7 +49,7 @@ def test_a_training_stops_within_one_step(comfy: ComfyClient, kind: str, at: int
             **(drawn if kind == "ValidationStep" else {}),
         ),
     }
-    count, events = _run_and_cancel(comfy, graph, kind, at)
+    count, events = run_and_cancel(comfy, graph, kind, at)
     assert count == at
     messages = [event.data for event in events if event.type == "subjectbooth.train"]
     assert messages[-1]["state"] == "cancelled"
@@ -65,4 +65,4 @@ def test_a_training_stops_within_one_step(comfy: ComfyClient, kind: str, at: int
 
 def test_reading_photos_stops_at_the_next_one(comfy: ComfyClient) -> None:
     graph = {"10": subject_node(upload_cat(comfy), token="hta")}
-    assert _run_and_cancel(comfy, graph, "photo", 2)[0] == 2
+    assert run_and_cancel(comfy, graph, "photo", 2)[0] == 2

@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 
 from subjectbooth.tests.comfy_server import ComfyClient, RunResult
 from subjectbooth.tests.nodes.graphs import Graph, node
+from subjectbooth.tests.nodes.test_cancel import run_and_cancel
+from subjectbooth.tests.nodes.test_harness import pixels
 from subjectbooth.tests.nodes.training_graphs import apply_node, subject_node, train_node, upload_cat
 
 KINDS = ("SD 3.5", "Flux.1", "Flux.2", "Z-Image", "Qwen-Image", "Chroma")
@@ -26,7 +30,7 @@ def wired_graph(comfy: ComfyClient, kind: str, *, stored: str = "float32", seed:
         "10": subject_node(upload_cat(comfy)),
         "11": train_node(**settings),
         "12": apply_node(),
-        "90": node("ProbeWired", **wired, applied=["12", 0], subject_lora=["11", 0], nonce=0),
+        "90": node("ProbeWired", **wired, applied=["12", 0], subject_lora=["11", 0], kind=kind, seed=seed),
     }
 
 
@@ -35,6 +39,11 @@ def losses_of(comfy: ComfyClient, result: RunResult) -> list[float]:
     log = comfy.server.output_dir / "subjectbooth" / run / "events.jsonl"
     lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
     return [line["loss"] for line in lines if line["event"] == "StepDone"]
+
+
+def pictures_of(comfy: ComfyClient, result: RunResult) -> list[np.ndarray]:
+    """The validation images, in order of steps."""
+    return [pixels(comfy, picture) for picture in result.outputs["11"]["images"]]
 
 
 def lora_of(comfy: ComfyClient, result: RunResult) -> dict[str, torch.Tensor]:
@@ -50,4 +59,59 @@ def test_trains_and_the_file_does_in_comfyui_what_the_trainer_saw(comfy: ComfyCl
     layers = {name.removesuffix(".lora_B.weight") for name in lora if name.endswith(".lora_B.weight")}
     assert shown["matched"] == shown["layers"] == len(layers) > 0
     (report,) = result.outputs["90"]["report"]
+    assert report["untouched"]
     assert report["difference"] < 1e-5 * max(1, report["scale"]) and report["effect"] > 100 * report["difference"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "stored", "checkpointing"),
+    [*((kind, "float32", False) for kind in KINDS), *((kind, "float8_e4m3fn", True) for kind in KINDS)],
+)
+def test_gradients_are_those_of_a_plain_copy(comfy: ComfyClient, kind: str, stored: str, checkpointing: bool) -> None:
+    """Without a copy of any weight, from fp8 as from its dequantised copy, and with blocks computed again."""
+    wired = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2]}
+    graph = {
+        "1": node("ProbeWiredBase", kind=kind, seed=3, stored=stored),
+        "91": node("ProbeWiredGradients", **wired, checkpointing=checkpointing, nonce=0),
+    }
+    (report,) = comfy.run(graph).outputs["91"]["report"]
+    assert report["loss"] == pytest.approx(report["plain_loss"], rel=1e-5)
+    assert report["difference"] < 1e-5, report
+    # The last block's text stream ends there, so that nothing of it reaches the picture.
+    assert report["with_gradient"] >= 0.6 * report["layers"]
+    assert report["copies"] == 0 and report["left"] == []
+
+
+@pytest.mark.parametrize("kind", ["Flux.1", "Qwen-Image"])
+def test_a_cancelled_run_goes_on_to_the_same_bits(comfy: ComfyClient, kind: str) -> None:
+    """With the base studied first and validation images in between, by ComfyUI's sampler on the same module."""
+    settings = {"steps": 6, "validation_prompts": "a photo of {subject}\na cat", "validation_interval": 2}
+    graph = wired_graph(comfy, kind, **settings, preservation="curvature", output_name=f"resumed {kind}")
+    del graph["90"], graph["12"]
+    whole = comfy.run(graph)
+    expected, images = lora_of(comfy, whole), pictures_of(comfy, whole)
+    assert len(images) == 6 and all(image.std() > 1 for image in images)
+    assert any((one != other).any() for one, other in zip(images[:2], images[-2:], strict=True))
+
+    shutil.rmtree(comfy.server.output_dir / "subjectbooth" / whole.outputs["11"]["subjectbooth"][0]["run"])
+    comfy.free()  # or ComfyUI would answer with the first result
+    count, _ = run_and_cancel(comfy, graph, "StepDone", 3)
+    assert count == 3
+    resumed = comfy.run(graph)
+    assert len(losses_of(comfy, resumed)) == 6
+    found = lora_of(comfy, resumed)
+    assert found.keys() == expected.keys() and all(torch.equal(found[name], expected[name]) for name in expected)
+    assert all(np.array_equal(*pair) for pair in zip(pictures_of(comfy, resumed), images, strict=True))
+
+
+def test_ten_runs_leave_memory_level(comfy: ComfyClient) -> None:
+    """No parameter stays behind, and no layer of the connected model runs through the trainer."""
+    seen = []
+    for seed in range(10):
+        graph = wired_graph(comfy, "Z-Image", steps=1, seed=77)
+        graph["11"]["inputs"]["seed"] = 900 + seed
+        graph["92"] = node("ProbeState", nonce=seed)
+        del graph["90"], graph["12"]
+        seen.append(comfy.run(graph, targets=("11",)) and comfy.run({"92": node("ProbeState", nonce=9000 + seed)}))
+    counts = [result.outputs["92"]["report"][0]["parameters"] for result in seen]
+    assert counts[2:] == [counts[2]] * 8, counts

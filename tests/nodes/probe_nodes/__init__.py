@@ -22,7 +22,16 @@ import numpy
 import psutil
 import torch
 
-from . import cancel_probes, digests, live_probes, memory_probes, predictions, vision_probes, wired_probes
+from . import (
+    cancel_probes,
+    digests,
+    live_probes,
+    memory_probes,
+    predictions,
+    vision_probes,
+    wired_gradients,
+    wired_probes,
+)
 from .subject_probes import ProbePriors, ProbeSubject
 
 
@@ -218,4 +227,5 @@ NODE_CLASS_MAPPINGS = {
     **cancel_probes.NODES,
     **vision_probes.NODES,
     **wired_probes.NODES,
+    **wired_gradients.NODES,
 }

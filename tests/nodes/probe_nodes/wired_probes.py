@@ -236,7 +236,8 @@ class ProbeWired:
                 "vae": ("VAE",),
                 "applied": ("MODEL",),
                 "subject_lora": ("SUBJECT_LORA",),
-                "nonce": ("INT", {"default": 0}),
+                "kind": (list(KINDS),),
+                "seed": ("INT", {"default": 0}),
             },
         }
 
@@ -245,7 +246,9 @@ class ProbeWired:
     CATEGORY = "probe"
     FUNCTION = "probe"
 
-    def probe(self, model: Any, clip: Any, vae: Any, applied: Any, subject_lora: Any, nonce: int) -> dict[str, Any]:
+    def probe(
+        self, model: Any, clip: Any, vae: Any, applied: Any, subject_lora: Any, kind: str, seed: int
+    ) -> dict[str, Any]:
         modules = {name: pack_module(f"nodes.wired.{name}") for name in ("base", "conditioning", "families")}
         with torch.inference_mode(False):
             base = modules["base"].wired_base(model, clip, vae)
@@ -265,7 +268,10 @@ class ProbeWired:
                     "effect": max(report["effect"], float((theirs - plain).abs().max())),
                     "scale": max(report["scale"], float(theirs.abs().max())),
                 }
-        return {"ui": {"report": [report]}}
+        fresh = build(KINDS[kind], seed).model.diffusion_model.state_dict()
+        now = model.model.diffusion_model.state_dict()
+        same = fresh.keys() == now.keys() and all(torch.equal(now[name], fresh[name]) for name in fresh)
+        return {"ui": {"report": [{**report, "untouched": same}]}}
 
     @staticmethod
     def _trained(base: Any, lora: Any, noisy: torch.Tensor, sigma: torch.Tensor, text: Any) -> torch.Tensor:

@@ -1,0 +1,149 @@
+"""Gradients on the connected model beside those of a plain copy of it, whose weights autograd keeps."""
+
+from __future__ import annotations
+
+import copy
+import gc
+from typing import Any
+
+import comfy.model_management
+import torch
+
+from .predictions import pack_module
+
+
+class ProbeWiredGradients:
+    """One step's gradients, as the trainer computes them and by a plain fp32 copy with hooks, and copies of weights."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        wired = {"model": ("MODEL",), "clip": ("CLIP",), "vae": ("VAE",)}
+        return {
+            "required": {**wired, "checkpointing": ("BOOLEAN", {"default": False}), "nonce": ("INT", {"default": 0})}
+        }
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    def probe(self, model: Any, clip: Any, vae: Any, checkpointing: bool, nonce: int) -> dict[str, Any]:
+        adapter, config = pack_module("trainer.learn.adapter"), pack_module("trainer.config")
+        with torch.inference_mode(False), torch.enable_grad():
+            base = pack_module("nodes.wired.base").wired_base(model, clip, vae)
+            denoiser = base.denoiser
+            network = denoiser.build(torch.float32)
+            own = {name: layer.weight for name, layer in network.diffusion_model.named_modules() if _is_linear(layer)}
+            targets = denoiser.adapter_layers(network, "all")
+            adapter.inject(network, config.TrainConfig(rank=4, network_alpha=4.0), targets)
+            random = torch.Generator().manual_seed(1)
+            pairs = {}
+            for layer in adapter.lora_layers(network):
+                down, up = (getattr(layer, f"lora_{part}")[adapter.ADAPTER_NAME].weight for part in "AB")
+                with torch.no_grad():
+                    up.copy_(torch.randn(up.shape, generator=random) * 0.02)
+                pairs[id(layer.get_base_layer().wired)] = down, up
+            if checkpointing:
+                denoiser.enable_gradient_checkpointing(network)
+            texts = base.prompts.encode(["a photo of ohwx cat", "a dog", "a cat"])
+            text = texts[0].joined(texts[1:])
+            latents, noise = (torch.randn(3, *denoiser.latent_size(128, 128), generator=random) for _ in "xn")
+            times = denoiser.times(torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64))
+            noisy, target = (f(latents, noise, times) for f in (denoiser.noisy_latents, denoiser.target))
+            loss = (denoiser.predict(network, noisy, times, text) - target).square().mean()
+            copies = _copies(list(own.values()))
+            loss.backward()
+            ours = {key: [part.grad.clone() for part in pair if part.grad is not None] for key, pair in pairs.items()}
+            for pair in pairs.values():
+                for part in pair:
+                    part.grad = None
+            layers = dict(network.diffusion_model.named_modules())
+            denoiser.release(network)
+            by_name = {name: pairs[id(layer)] for name, layer in layers.items() if id(layer) in pairs}
+            plain_loss = _plain_loss(model, denoiser, network, by_name, (noisy, times, text, target))
+            differences = []
+            for key, pair in pairs.items():
+                theirs = [part.grad for part in pair if part.grad is not None]
+                assert len(theirs) == len(ours[key]), "the same layers have a gradient"
+                differences += [
+                    float((one - other).abs().max() / (other.abs().max() + 1e-9))
+                    for one, other in zip(ours[key], theirs, strict=True)
+                ]
+        left = [name for name, layer in model.model.named_modules() if "forward" in layer.__dict__]
+        report = {
+            "loss": loss.item(),
+            "plain_loss": plain_loss,
+            "difference": max(differences),
+            "layers": len(pairs),
+            "with_gradient": sum(bool(found) for found in ours.values()),
+            "copies": copies,
+            "left": left,
+        }
+        return {"ui": {"report": [report]}}
+
+
+def _is_linear(layer: Any) -> bool:
+    return isinstance(layer, torch.nn.Linear)
+
+
+def _copies(weights: list[torch.Tensor]) -> int:
+    """Float tensors of the shape of a weight that are neither it nor share its memory; small ones do not count."""
+    shapes = {weight.shape for weight in weights if weight.numel() >= 128 * 128}
+    memory = {weight.untyped_storage().data_ptr() for weight in weights}
+    return sum(
+        1
+        for thing in gc.get_objects()
+        if type(thing) in (torch.Tensor, torch.nn.Parameter)
+        and thing.shape in shapes
+        and thing.is_floating_point()
+        and thing.untyped_storage().nbytes() > 4  # a stand-in's one number
+        and thing.untyped_storage().data_ptr() not in memory
+    )
+
+
+def _plain_loss(model: Any, denoiser: Any, network: Any, pairs: dict[str, Any], given: tuple[Any, ...]) -> float:
+    """The same loss and its gradients by a copy in fp32, with the LoRA added in hooks."""
+    noisy, times, text, target = given
+    wired = model.model
+    plain = copy.deepcopy(wired.diffusion_model)
+    for module in plain.modules():
+        for tensors in (module._parameters, module._buffers):
+            for name, tensor in tensors.items():
+                if tensor is not None:
+                    kept = tensor.detach().float().clone() if tensor.is_floating_point() else tensor.clone()
+                    tensors[name] = torch.nn.Parameter(kept, False) if tensors is module._parameters else kept
+        if hasattr(module, "comfy_cast_weights"):
+            module.comfy_cast_weights = False
+    plain.dtype = torch.float32
+    handles = [
+        plain.get_submodule(name).register_forward_hook(
+            lambda _m, given, output, pair=pair: output + (given[0] @ pair[0].flatten(1).T) @ pair[1].flatten(1).T
+        )
+        for name, pair in pairs.items()
+    ]
+    own = wired.diffusion_model
+    wired.diffusion_model = plain
+    together = pack_module("nodes.wired.conditioning").together
+    options = pack_module("nodes.wired.families").family_of(model).training_options
+    sampling = wired.model_sampling
+    comfy.model_management.in_training = True
+    try:
+        wired.model_sampling = network._giving_output
+        x = noisy.unsqueeze(2) if denoiser._frames else noisy
+        parts, first = [], 0
+        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+            for count, conds in together([prompt.conds(wired, x[:1], **options) for prompt in text.prompts]):
+                parts.append(wired._apply_model(x[first : first + count], times[first : first + count], **conds))
+                first += count
+            found = torch.cat(parts)
+            loss = ((found.squeeze(2) if denoiser._frames else found) - target).square().mean()
+            loss.backward()
+        return loss.item()
+    finally:
+        comfy.model_management.in_training = False
+        wired.diffusion_model, wired.model_sampling = own, sampling
+        for handle in handles:
+            handle.remove()
+
+
+NODES = {"ProbeWiredGradients": ProbeWiredGradients}
