@@ -7,8 +7,10 @@ images those of ComfyUI's sampler.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from functools import cached_property
 from typing import Any
 
 import comfy.lora
@@ -96,8 +98,22 @@ class WiredDenoiser:
         return found
 
     def file_key(self, layer: str) -> str:
-        """The layer's path in ComfyUI's model, a name that ComfyUI reads for every family."""
-        return UNET_PREFIX + WiredNetwork.path_of(layer)
+        """kohya's name where the family has one, and otherwise the layer's path in ComfyUI's model, which ComfyUI reads
+        for every family."""
+        path = UNET_PREFIX + WiredNetwork.path_of(layer)
+        return self._kohya_names.get(path, path)
+
+    @cached_property
+    def _kohya_names(self) -> Mapping[str, str]:
+        """By the path of a layer, from ComfyUI's own map."""
+        if not self._family.kohya_names:
+            return {}
+        names = comfy.lora.model_lora_keys_unet(self._model.model, {})
+        return {
+            weight.removesuffix(".weight"): name
+            for name, weight in names.items()
+            if isinstance(weight, str) and re.match(self._family.kohya_names, name)
+        }
 
     def enable_gradient_checkpointing(self, network: nn.Module) -> None:
         """Of the repeated blocks."""

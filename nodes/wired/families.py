@@ -20,6 +20,7 @@ class WiredFamily:
         logit_normal: whether a flow's times are logit-normal or uniform, before the model's own shift.
         scheduler: of ComfyUI, for validation images.
         training_options: options of a prompt in training that differ from those of sampling.
+        kohya_names: a pattern of the names of layers in kohya's files; empty where paths in the model serve.
         is_tried: whether a small model of the family was trained in the tests.
     """
 
@@ -29,8 +30,12 @@ class WiredFamily:
     logit_normal: bool = True
     scheduler: str = "simple"
     training_options: Mapping[str, Any] = field(default_factory=dict)
+    kohya_names: str = ""
     is_tried: bool = True
 
+
+BASE_CLASS = "BaseModel"
+"""ComfyUI's class for Stable Diffusion 1.x and 2.x, from which every other is derived."""
 
 FAMILIES: dict[str, WiredFamily] = {
     "SD3": WiredFamily("SD 3.5", "stable-diffusion-3.5"),  # logit-normal: arXiv 2403.03206, section 5.3.2
@@ -40,14 +45,17 @@ FAMILIES: dict[str, WiredFamily] = {
     "Lumina2": WiredFamily("Z-Image", "z-image"),
     "QwenImage": WiredFamily("Qwen-Image", "qwen-image"),
     "Chroma": WiredFamily("Chroma", "chroma"),
+    "SDXL": WiredFamily("SDXL", "stable-diffusion-xl-v1-base", kohya_names=r"lora_unet_(input|middle|output)_block"),
+    "BaseModel": WiredFamily("SD 1.x or 2.x", "stable-diffusion-v1", 512, kohya_names=r"lora_unet_(down|mid|up)_block"),
 }
 """By the class of ComfyUI's model (``comfy.model_base``)."""
 
 
 def family_of(model: ModelPatcher) -> WiredFamily:
     """The family of a connected model; for one that is not in the table, ComfyUI's name for it and the defaults."""
-    for kind in type(model.model).__mro__:
-        if kind.__name__ in FAMILIES:
-            return FAMILIES[kind.__name__]
+    kinds = [kind.__name__ for kind in type(model.model).__mro__]
+    found = next((kind for kind in kinds if kind in FAMILIES), "")
+    if found and (found != BASE_CLASS or found == kinds[0]):
+        return FAMILIES[found]
     name = type(model.model).__name__
     return WiredFamily(name, name.lower(), is_tried=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import comfy.ops
@@ -99,41 +100,29 @@ def _conv_input_gradient(
     )[0]
 
 
-class _StandIn:
-    """What PEFT sees of a layer: its kind and shape, and its output. The weight stays the connected model's.
+def stand_in_for(layer: nn.Linear | nn.Conv2d) -> nn.Module:
+    """What PEFT sees of a layer: its kind, shape and output. The weight stays the connected model's.
 
     ``weight`` has the right shape and takes no memory; it is no parameter, so that nothing moves, saves or counts it.
+    An instance of the plain class, as PEFT makes layers of the same class; ``wired`` is the layer itself.
     """
-
-    wired: nn.Module
-
-    def _stand_in_for(self, layer: nn.Module) -> None:
-        object.__setattr__(self, "wired", layer)  # not a submodule
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """The frozen output of the connected model's layer."""
-        return frozen(self.wired, x)
-
-
-class WiredLinear(_StandIn, nn.Linear):
-    """Stands in for a linear layer."""
-
-    def __init__(self, layer: nn.Linear) -> None:
-        nn.Module.__init__(self)
-        self.in_features, self.out_features = layer.in_features, layer.out_features
-        self.register_parameter("bias", None)
-        object.__setattr__(self, "weight", torch.empty(1).expand(layer.out_features, layer.in_features))
-        self._stand_in_for(layer)
+    kind, names = (nn.Linear, _LINEAR) if isinstance(layer, nn.Linear) else (nn.Conv2d, _CONVOLUTION)
+    found: nn.Module = kind.__new__(kind)
+    nn.Module.__init__(found)
+    for name in names:
+        setattr(found, name, getattr(layer, name))
+    found.register_parameter("bias", None)
+    shape = layer.weight.shape if layer.weight is not None else torch.Size([layer.out_features, layer.in_features])
+    for name, value in {
+        "weight": torch.empty(1).expand(shape),
+        "wired": layer,
+        "forward": partial(frozen, layer),
+    }.items():
+        object.__setattr__(found, name, value)  # not registered
+    return found
 
 
-class WiredConv2d(_StandIn, nn.Conv2d):
-    """Stands in for a 1x1 convolution."""
-
-    def __init__(self, layer: nn.Conv2d) -> None:
-        nn.Module.__init__(self)
-        for name in ("in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups"):
-            setattr(self, name, getattr(layer, name))
-        self.padding_mode = layer.padding_mode
-        self.register_parameter("bias", None)
-        object.__setattr__(self, "weight", torch.empty(1).expand(layer.out_channels, layer.in_channels, 1, 1))
-        self._stand_in_for(layer)
+_LINEAR = ("in_features", "out_features")
+_CONVOLUTION = (
+    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "groups", "padding_mode",
+)  # fmt: skip

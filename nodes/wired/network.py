@@ -16,7 +16,7 @@ from torch.utils.checkpoint import checkpoint
 
 from ..wired_checks import ATTENTION_OVERRIDE
 from .conditioning import Conds
-from .layers import WiredConv2d, WiredLinear, frozen
+from .layers import frozen, stand_in_for
 from .objective import Objective
 from .out_of_place import OutOfPlace
 
@@ -53,10 +53,8 @@ class WiredNetwork(nn.Module):
         self.adapted = nn.ModuleDict()
         self.device_mark = nn.Parameter(torch.empty(0), requires_grad=False)  # PEFT asks a parameter for the device
         for path, layer in self.diffusion_model.named_modules():
-            if isinstance(layer, nn.Linear):
-                self.adapted[path.replace(".", _SEPARATOR)] = WiredLinear(layer)
-            elif isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1):
-                self.adapted[path.replace(".", _SEPARATOR)] = WiredConv2d(layer)
+            if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
+                self.adapted[path.replace(".", _SEPARATOR)] = stand_in_for(layer)
         self._undo: contextlib.ExitStack | None = None
 
     @property
@@ -152,18 +150,23 @@ _ATTENTION = re.compile(
     r"attn|attention|(^|\.)((to_|add_)?(q|k|v|qkv)(_proj)?|w[qkvo]|to_out|out_proj)(\.|$)"
     r"|^linear[12]$"  # of Flux' single blocks: attention and MLP in one
 )
-_MODULATION = re.compile(r"(^|[._])(mod|modulation|ada_?ln)|_mod(\.|$)", re.IGNORECASE)
+_BESIDE = re.compile(
+    r"(^|[._])(mod|modulation|ada_?ln)|_mod(\.|$)"
+    r"|(^|\.)(emb_layers|proj_in|proj_out|skip_connection)(\.|$)",  # of Stable Diffusion's blocks
+    re.IGNORECASE,
+)
+"""Layers that are neither attention nor MLP: they scale and shift by the time, or lead in and out of a block."""
 
 
 def is_among(path: str, lora_targets: str) -> bool:
     """Whether a layer of a block gets a LoRA, by its path in the block.
 
     Args:
-        lora_targets: ``attention``; ``attention+mlp``, all but the layers that scale and shift by the time; ``all``.
+        lora_targets: ``attention``; ``attention+mlp``; ``all``.
     """
     if lora_targets == "attention":
         return _ATTENTION.search(path) is not None
-    return lora_targets == "all" or _MODULATION.search(path) is None
+    return lora_targets == "all" or _BESIDE.search(path) is None
 
 
 def _has_layers(block: nn.Module) -> bool:

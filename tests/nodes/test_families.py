@@ -84,6 +84,7 @@ def test_a_whole_graph_on_another_family(
             applied=["12", 1],
             subject_lora=["11", 0],
         ),
+        "24": node("ProbeBothPaths", model=["1", 0], clip=["1", 1], vae=["1", 2], nonce=5),
         "30": node("CLIPTextEncode", clip=["12", 1], text=["12", 2]),
         "31": node("EmptyLatentImage", width=64, height=64, batch_size=1),
         "32": node(
@@ -145,11 +146,13 @@ def test_a_whole_graph_on_another_family(
     )
     print(f"losses from the shell {in_shell}, in ComfyUI {in_graph}")
     assert in_shell == pytest.approx(in_graph, rel=1e-3)
-    reports = {number: result.outputs[number]["report"][0] for number in ("20", "21", "22", "23", "34")}
+    reports = {number: result.outputs[number]["report"][0] for number in ("20", "21", "22", "23", "24", "34")}
     print(json.dumps({family: reports}))
     for number in ("20", "21", "22", "23"):
         assert reports[number]["difference"] < 1e-4 * max(1.0, reports[number]["scale"]), number
     assert reports["21"]["effect"] > 1e-3
+    both = reports["24"]  # of the step on the connected model, and through diffusers
+    assert both["wired_loss"] == pytest.approx(both["loss"], rel=1e-4) and both["difference"] < 1e-3, both
     assert reports["23"]["effect"] > 1e-3
     assert reports["34"]["finite"]
     content = (comfy.server.models_dir / "loras" / f"on_{family}.safetensors").read_bytes()

@@ -115,3 +115,15 @@ def test_ten_runs_leave_memory_level(comfy: ComfyClient) -> None:
         seen.append(comfy.run(graph, targets=("11",)) and comfy.run({"92": node("ProbeState", nonce=9000 + seed)}))
     counts = [result.outputs["92"]["report"][0]["parameters"] for result in seen]
     assert counts[2:] == [counts[2]] * 8, counts
+
+
+def test_stable_diffusion_is_the_same_through_diffusers(comfy: ComfyClient) -> None:
+    """Losses, targets and gradients of both paths, and kohya's names of the same layers."""
+    wired = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2]}
+    graph = {
+        "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+        "91": node("ProbeBothPaths", **wired, nonce=0),
+    }
+    (report,) = comfy.run(graph).outputs["91"]["report"]
+    assert report["wired_loss"] == pytest.approx(report["loss"], rel=1e-5), report
+    assert report["target"] < 1e-5 and report["difference"] < 2e-4 and report["layers"] > 20, report

@@ -146,4 +146,62 @@ def _plain_loss(model: Any, denoiser: Any, network: Any, pairs: dict[str, Any], 
             handle.remove()
 
 
-NODES = {"ProbeWiredGradients": ProbeWiredGradients}
+class ProbeBothPaths:
+    """One step's loss and gradients on the connected model, beside those through diffusers, for Stable Diffusion."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"model": ("MODEL",), "clip": ("CLIP",), "vae": ("VAE",), "nonce": ("INT",)}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    def probe(self, model: Any, clip: Any, vae: Any, nonce: int) -> dict[str, Any]:
+        wired = pack_module("nodes.wired.base")
+        with torch.inference_mode(False), torch.enable_grad():
+            bases = [pack_module("nodes.bridge").base_from_graph(model, clip, vae), wired.wired_base(model, clip, vae)]
+            found = [self._step(base) for base in bases]
+        (loss, theirs, target), (wired_loss, ours, wired_target) = found
+        assert theirs.keys() == ours.keys(), set(theirs) ^ set(ours)
+        differences = [float((ours[name] - one).abs().max() / (one.abs().max() + 1e-9)) for name, one in theirs.items()]
+        report = {
+            "loss": loss,
+            "wired_loss": wired_loss,
+            "difference": max(differences),
+            "target": float((target - wired_target).abs().max()),
+            "layers": len(theirs),
+        }
+        return {"ui": {"report": [report]}}
+
+    @staticmethod
+    def _step(base: Any) -> tuple[float, dict[str, torch.Tensor], torch.Tensor]:
+        """Loss, the gradients by the file's keys, and the target."""
+        adapter, config = pack_module("trainer.learn.adapter"), pack_module("trainer.config")
+        denoiser = base.denoiser
+        network = denoiser.build(torch.float32)
+        adapter.inject(
+            network, config.TrainConfig(rank=4, network_alpha=4.0), denoiser.adapter_layers(network, "attention+mlp")
+        )
+        parameters = adapter.adapter_parameters(network)
+        keys = {name: (denoiser.file_key(name.rsplit(".", 2)[0]), name.rsplit(".", 2)[1]) for name in parameters}
+        for name, parameter in parameters.items():
+            random = torch.Generator().manual_seed(int.from_bytes("".join(keys[name]).encode()[-6:], "big") % 2**31)
+            with torch.no_grad():
+                parameter.copy_(torch.randn(parameter.shape, generator=random) * 0.05)
+        random = torch.Generator().manual_seed(2)
+        texts = base.prompts.encode(["a photo of ohwx cat", "a cat"])
+        latents, noise = (torch.randn(2, *denoiser.latent_size(64, 64), generator=random) for _ in "xn")
+        times = denoiser.times(torch.tensor([0.3, 0.7], dtype=torch.float64))
+        noisy, target = (f(latents, noise, times) for f in (denoiser.noisy_latents, denoiser.target))
+        try:
+            prediction = denoiser.predict(network, noisy, times, texts[0].joined(texts[1:]))
+            loss = (prediction - target).square().mean()
+            loss.backward()
+        finally:
+            denoiser.release(network)
+        return loss.item(), {".".join(keys[name]): value.grad.flatten(1) for name, value in parameters.items()}, target
+
+
+NODES = {"ProbeWiredGradients": ProbeWiredGradients, "ProbeBothPaths": ProbeBothPaths}
