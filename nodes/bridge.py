@@ -59,10 +59,15 @@ def base_from_graph(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
     )
 
 
-def check_wired(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> LdmLayout:
+def check_wired(
+    model: ModelPatcher, clip: CLIP | None, vae: VAE | None, is_quantised_allowed: bool = False
+) -> LdmLayout:
     """Reject what cannot be trained on before anything expensive happens; return the layout otherwise.
 
     Reads only names, shapes and dtypes; loads nothing.
+
+    Args:
+        is_quantised_allowed: whether the MODEL may be in fp8, as when its own module is trained on.
 
     Raises:
         SubjectBoothError: something is missing, of another family or architecture, quantised, or has patches that
@@ -80,7 +85,8 @@ def check_wired(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> LdmL
         refuse_unlearnable_patches(patcher, where)
     for patcher, where in ((model, "MODEL"), (clip.patcher, "CLIP"), (vae.patcher, "VAE")):
         refuse_comfy_quant(patcher, where)
-    layout = LdmLayout.of(shapes_of(model, UNET_PREFIX), "MODEL", stored_as(model, UNET_PREFIX))
+    dtypes = None if is_quantised_allowed else stored_as(model, UNET_PREFIX)
+    layout = LdmLayout.of(shapes_of(model, UNET_PREFIX), "MODEL", dtypes)
     family = layout.family
     noise_schedule(model)
     wanted = {f"clip_{shape.name}" for shape in family.text_encoders}
@@ -161,26 +167,44 @@ class ComfyPromptEncoder:
 
 
 class ComfyLatentCodec:
-    """Encodes and decodes with the connected VAE, in the latent space of the connected UNet."""
+    """Encodes and decodes with the connected VAE, in the latent space of the connected model.
+
+    A picture of a family for video is a video of one frame, which its latents here do not count: [n, c, h, w].
+    """
 
     def __init__(self, model: ModelPatcher, vae: VAE) -> None:
-        self._latent_format = model.model.latent_format
-        self._vae = vae
+        self._latent_format, self._vae = model.model.latent_format, vae
+        self._has_frames = has_frames(model)
 
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """See :class:`trainer.base.conditioning.LatentCodec`.
 
         ComfyUI returns the posterior's mean, not a sample, so the latents are the same every time.
         """
+        # One by one: a VAE for video takes a batch for the frames of one video.
+        parts = images.split(1) if self._has_frames else (images,)
         with torch.inference_mode():
-            latents = self._latent_format.process_in(self._vae.encode(images.movedim(1, -1)))
-        return to_cpu_float32(latents)
+            latents = torch.cat([self._vae.encode(part.movedim(1, -1)) for part in parts])
+            latents = self._latent_format.process_in(latents)
+        return to_cpu_float32(latents.squeeze(2) if self._has_frames else latents)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """See :class:`trainer.base.conditioning.LatentCodec`."""
+        latents = latents.unsqueeze(2) if self._has_frames else latents
         with torch.inference_mode():
             images = self._vae.decode(self._latent_format.process_out(latents))
+        images = images.flatten(0, 1) if images.ndim == 5 else images  # [n, frames, h, w, 3]
         return to_cpu_float32(images.movedim(-1, 1)).clamp(0, 1)
+
+
+def has_frames(model: ModelPatcher) -> bool:
+    """Whether latents of the model have a dimension for time, as those of families for video have."""
+    return int(getattr(model.model.latent_format, "latent_dimensions", 2)) == 3
+
+
+def latent_factor(vae: VAE) -> int:
+    """Image pixels per latent pixel, along a side."""
+    return int(vae.spacial_compression_encode())
 
 
 def to_cpu_float32(tensor: torch.Tensor) -> torch.Tensor:

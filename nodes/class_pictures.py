@@ -20,7 +20,7 @@ from ..trainer.files.labelled_grid import as_pictures
 from ..trainer.files.storage import canonical_json, disk_errors, sha256_of, write_atomic
 from ..trainer.measure.figures import drift
 from ..trainer.preserve.priors import ClassPriors, PriorRecipe, batches_to_make
-from .bridge import ComfyLatentCodec, base_digest
+from .bridge import ComfyLatentCodec, base_digest, latent_factor
 from .host import Progress, versioned_entry
 from .lora_file import SubjectLora
 from .picture_embedder import embedder_for
@@ -93,7 +93,7 @@ def draw_class_pictures(
         return ClassPictures(recipe.prompt, before, after, found["drift"])
     with torch.inference_mode():
         lora_model, lora_clip = comfy.sd.load_lora_for_models(model, clip, lora.tensors, 1.0, 1.0)
-        latents = _sample(recipe, numbers, lora_model, lora_clip, report)
+        latents = _sample(recipe, numbers, lora_model, lora_clip, latent_factor(vae), report)
         codec = ComfyLatentCodec(model, vae)
         images = [codec.decode(part) for part in (priors.latents[: len(numbers)], latents)]
         moved = _drift_of(images, model)
@@ -128,7 +128,7 @@ def class_pictures_shown(
 
 
 def _sample(
-    recipe: PriorRecipe, numbers: tuple[int, ...], model: ModelPatcher, clip: CLIP, report: Report
+    recipe: PriorRecipe, numbers: tuple[int, ...], model: ModelPatcher, clip: CLIP, latent_factor: int, report: Report
 ) -> torch.Tensor:
     """Latents float32 [n, c, h, w] of these class images, drawn by another model."""
     sampler = PictureSampler(
@@ -142,6 +142,7 @@ def _sample(
         steps=recipe.steps,
         cfg=recipe.cfg,
         pictures="pictures of the class",
+        latent_factor=latent_factor,
     )
     others = [number for number in range(max(numbers) + 1) if number not in numbers]
     # One at a time, as memory was planned for nothing more, unless an image depends on its batch.

@@ -14,7 +14,7 @@ from ..trainer.preserve.ways import DEFAULT_WAY, check_way
 from ..trainer.runs.publish import check_folder
 from ..trainer.runs.recipe import Recipe
 from ..trainer.subject.subject import Subject
-from .bridge import base_from_graph
+from .base import base_of
 from .host import loras_dirs, pack_output_dir
 from .settings import SETTINGS, config_from
 
@@ -53,7 +53,7 @@ def check_trainers(
         if settings is None:
             continue
         config = config_from(settings, settings.get("resolution") or subject.resolution)
-        Recipe(base_from_graph(model, clip, vae), subject, config).run(pack_output_dir()).check(class_prompt)
+        Recipe(base_of(model, clip, vae), subject, config).run(pack_output_dir()).check(class_prompt)
 
 
 def _trainers(prompt: Prompt, node_id: str) -> Iterator[Mapping[str, Any]]:

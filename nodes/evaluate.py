@@ -19,7 +19,8 @@ from ..trainer.files.storage import canonical_json, sha256_of
 from ..trainer.measure.evaluation import Evaluation, evaluate
 from ..trainer.measure.prompts import PromptSet
 from ..trainer.subject.subject import Subject, check_resolution
-from .bridge import base_digest, check_wired
+from .base import check_base
+from .bridge import base_digest
 from .evaluation_files import SavedEvaluation
 from .evaluation_prompts import check_lines, prompts_for
 from .graph_terms import graph_messages
@@ -156,7 +157,7 @@ class EvaluateSubjectLoRA(io.ComfyNode):
         clip_vision: Any = None,
     ) -> io.NodeOutput:
         """Draw, compare and report."""
-        check_wired(model, clip, vae)
+        check_base(model, clip, vae)
         check_choices(sampler_name, scheduler, cfg)
         check_strength("strength", strength)
         lora = chosen_lora(lora_name, subject_lora, NODE_ID)

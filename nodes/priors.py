@@ -27,7 +27,8 @@ from ..trainer.preserve.priors import (
 from ..trainer.subject.captions import DEFAULT_CLASS_TEMPLATE, check_template, check_text, fill_template
 from ..trainer.subject.subject import Subject
 from .album import Album
-from .bridge import base_digest, check_wired
+from .base import check_base
+from .bridge import base_digest, latent_factor
 from .downstream import check_trainers
 from .graph_terms import graph_messages
 from .host import Progress, grid, pack_output_dir, place_of, readable_seconds, view_entry
@@ -131,7 +132,7 @@ class GenerateClassPriors(io.ComfyNode):
         batch_size: int,
         exclude: str,
     ) -> io.NodeOutput:
-        layout = check_wired(model, clip, vae)  # what the trainer would reject is rejected before an image is made
+        family = check_base(model, clip, vae)  # what the trainer would reject is rejected before an image is made
         check_choices(sampler_name, scheduler, cfg)
         batch_size = batch_size or automatic_batch_size(model, subject.resolution, sampler_name)
         template = check_template(class_prompt, needs_token=False, name="class_prompt")
@@ -149,15 +150,15 @@ class GenerateClassPriors(io.ComfyNode):
             seed=seed,
             grouping=0 if sampler_name in BATCH_INDEPENDENT else batch_size,
         )
-        store = PriorStore(pack_output_dir() / "class_images", recipe)
+        store = PriorStore(pack_output_dir() / "class_images", recipe, latent_factor(vae))
         pictures, notes = store.load()
         if batches_to_make(pictures.keys(), count, batch_size, recipe.grouping):
             check_trainers(cls.hidden.prompt, cls.hidden.unique_id, model, clip, vae, subject, recipe.prompt)
         album = Album(store.path, model, vae)
         place = place_of(cls.hidden)
-        made = _sample_missing(store, pictures, count, batch_size, model, clip, album, place, notes)
+        made = _sample_missing(store, pictures, count, batch_size, model, clip, vae, album, place, notes)
         used, left_out = split_excluded(pictures, count, excluded)
-        priors = class_priors(pictures, used, store, layout.family.name)
+        priors = class_priors(pictures, used, store, family)
         unknown = [part for part in excluded if not any(value.startswith(part) for value in left_out.values())]
         if unknown:
             notes.append(f"{len(unknown)} of {len(excluded)} hashes in exclude do not match any of these images.")
@@ -186,6 +187,7 @@ def _sample_missing(
     batch_size: int,
     model: ModelPatcher,
     clip: CLIP,
+    vae: VAE,
     album: Album,
     place: dict[str, str],
     notes: list[str],
@@ -205,6 +207,7 @@ def _sample_missing(
         scheduler=recipe.scheduler,
         steps=recipe.steps,
         cfg=recipe.cfg,
+        latent_factor=latent_factor(vae),
     )
     if sampler.dropped:
         dropped = ", ".join(sampler.dropped)

@@ -13,7 +13,7 @@ from comfy.sd import CLIP, VAE
 from PIL import Image
 
 from ..trainer.preserve.priors import PriorRecipe, PriorStore, batches_to_make, make_missing
-from .bridge import ComfyLatentCodec
+from .bridge import ComfyLatentCodec, latent_factor
 from .host import stop_if_cancelled
 from .sampling import BATCH_INDEPENDENT, PictureSampler
 
@@ -66,7 +66,7 @@ class PromptPictures:
         same_text: PromptPictures | None = None,
     ) -> None:
         self._model, self._clip, self._prompts, self._drawing = model, clip, prompts, drawing
-        self._codec = ComfyLatentCodec(model, vae)
+        self._codec, self._latent_factor = ComfyLatentCodec(model, vae), latent_factor(vae)
         self._recipe = PriorRecipe(
             base_digest=digest,
             prompt="",
@@ -114,7 +114,7 @@ class PromptPictures:
         return batches_to_make(found.keys(), count, self._drawing.batch_size, self._recipe.grouping)
 
     def _store(self, prompt: str) -> PriorStore:
-        return PriorStore(self._root, replace(self._recipe, prompt=prompt))
+        return PriorStore(self._root, replace(self._recipe, prompt=prompt), self._latent_factor)
 
     @cached_property
     def _samplers(self) -> dict[str, PictureSampler]:
@@ -133,6 +133,7 @@ class PromptPictures:
             cfg=drawing.cfg,
             pictures="pictures",
             batch_input="seeds",
+            latent_factor=self._latent_factor,
         )
         samplers = {self._prompts[0]: first}
         for prompt in self._prompts[1:]:

@@ -20,7 +20,7 @@ from PIL import Image
 from ..trainer.errors import SubjectBoothError
 from ..trainer.machine import out_of_memory as memory
 from ..trainer.memory.plan import pictures_that_fit
-from .bridge import to_cpu_float32
+from .bridge import has_frames, to_cpu_float32
 from .noise import restore_schedule
 from .wired_checks import ATTENTION_OVERRIDE
 
@@ -49,11 +49,11 @@ def automatic_batch_size(model: ModelPatcher, resolution: int, sampler_name: str
     """
     if sampler_name not in BATCH_INDEPENDENT:
         return MOST_AT_ONCE
-    side = resolution // 8
+    side, channels = resolution // 8, model.model.latent_format.latent_channels
     room, times = memory_for_images(model)
     # Each image takes two places in a batch: one for the prompt, one for the negative prompt.
     return pictures_that_fit(
-        lambda pictures: times * model.model.memory_required([2 * pictures, 4, side, side]), room, MOST_AT_ONCE
+        lambda pictures: times * model.model.memory_required([2 * pictures, channels, side, side]), room, MOST_AT_ONCE
     )
 
 
@@ -137,6 +137,7 @@ class PictureSampler:
         sampler_name, scheduler, steps, cfg: as in KSampler.
         pictures: what the images are for, as an error names them.
         batch_input: the node's input to lower if memory runs out.
+        latent_factor: image pixels per latent pixel, along a side.
     """
 
     def __init__(
@@ -153,12 +154,13 @@ class PictureSampler:
         cfg: float,
         pictures: str = "class images",
         batch_input: str = "batch_size",
+        latent_factor: int = 8,
     ) -> None:
         self._model, self.dropped = without_guidance_patches(model)
         restore_schedule(self._model)
         self._pictures, self._batch_input = pictures, batch_input
         self._positive, self._negative = encode(clip, prompt), encode(clip, negative)
-        self._size = size
+        self._size, self._latent_factor = size, latent_factor
         self._settings = {"steps": steps, "cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler}
         self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
 
@@ -176,7 +178,7 @@ class PictureSampler:
         return other
 
     def sample(self, seeds: Sequence[int], on_step: StepCallback) -> torch.Tensor:
-        """Latents float32 [n, 4, h/8, w/8] on the CPU, in the training space.
+        """Latents float32 [n, c, h, w] on the CPU, in the training space.
 
         The initial noise of each image is that of KSampler with its seed and batch size 1. Samplers that draw more
         noise are seeded with the first image's seed, which for a batch of one also matches KSampler.
@@ -185,7 +187,7 @@ class PictureSampler:
             SubjectBoothError: out of memory.
             comfy.model_management.InterruptProcessingException: cancelled; raised by ``on_step``.
         """
-        empty = torch.zeros([1, 4, self._size[1] // 8, self._size[0] // 8])
+        empty = torch.zeros([1, 4, *(side // self._latent_factor for side in reversed(self._size))])
         empty = comfy.sample.fix_empty_latent_channels(self._model, empty)
         # Not prepare_noise, which seeds the global generators of the process and of all GPUs.
         noise = torch.cat(
@@ -202,7 +204,7 @@ class PictureSampler:
                 noise,
                 positive=self._positive,
                 negative=self._negative,
-                latent_image=empty.repeat(len(seeds), 1, 1, 1),
+                latent_image=torch.cat([empty] * len(seeds)),
                 denoise=1.0,
                 callback=callback,
                 disable_pbar=True,
@@ -220,7 +222,8 @@ class PictureSampler:
                 f"lower {self._batch_input} and queue again; finished images are kept",
                 self._batch_input,
             ) from error
-        return to_cpu_float32(self._model.get_model_object("latent_format").process_in(samples))
+        latents = to_cpu_float32(self._model.get_model_object("latent_format").process_in(samples))
+        return latents.squeeze(2) if has_frames(self._model) else latents
 
 
 def encode(clip: CLIP, text: str) -> Any:

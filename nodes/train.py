@@ -22,7 +22,7 @@ from ..trainer.runs.run import Run
 from ..trainer.runs.step_grid import write_step_grid
 from ..trainer.subject.subject import Subject
 from . import live, published
-from .bridge import base_from_graph
+from .base import base_of
 from .class_pictures import class_pictures_shown
 from .graph_terms import graph_messages, notes_in_graph
 from .host import (
@@ -38,7 +38,6 @@ from .lora_file import SubjectLora, load_lora_file, require_all_keys
 from .settings import config_from, setting_input
 from .train_report import end_state, follow, not_drawn_note, result_of, summary
 from .types import CATEGORY, ClassPriorsType, DreamBoothOptionsType, SubjectLoraType, SubjectType
-from .wired.base import is_trained_as_wired, wired_base
 from .wired_checks import ignored_patches
 
 log = logging.getLogger("subjectbooth")
@@ -224,7 +223,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
         progress = Progress(cls.hidden.unique_id, config.steps)
         progress.set_text("reading the base model")
         with _training_mode():
-            base = wired_base(model, clip, vae) if is_trained_as_wired(model) else base_from_graph(model, clip, vae)
+            base = base_of(model, clip, vae)
             device = comfy.model_management.get_torch_device()
             recipe = Recipe(base, subject, config, keeping)
             run = recipe.run(pack_output_dir(), device, comfy.model_management.get_free_memory)

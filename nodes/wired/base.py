@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
-import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
 from ...trainer.base.base_model import BaseModel
 from ...trainer.base.conditioning import Conditioning
+from ...trainer.base.sd.denoiser import DiffusersUNet
+from ...trainer.base.sd.layout import LdmLayout
+from ...trainer.base.sd.schedule import make_noise_scheduler
 from ...trainer.errors import SubjectBoothError
-from ..bridge import base_digest, literal_prompt, to_cpu_float32
-from ..wired_checks import refuse_unlearnable_patches
+from ..bridge import ComfyLatentCodec, base_digest, check_wired, latent_factor, literal_prompt
+from ..noise import noise_schedule
+from ..weights import shapes_of, stored_as
+from ..wired_checks import UNET_PREFIX, refuse_unlearnable_patches
 from .conditioning import WiredConditioning, WiredPrompt
 from .denoiser import WiredDenoiser
 from .families import family_of
 
 
 def is_trained_as_wired(model: ModelPatcher) -> bool:
-    """Whether the model is of a family that diffusers' UNets of SD 1.x, 2.x and SDXL cannot stand for."""
-    return not isinstance(model.model.diffusion_model, UNetModel)
+    """Whether diffusers' UNets cannot stand for the model: another family than SD 1.x, 2.x and SDXL, or weights that
+    are kept in fp8."""
+    return not isinstance(model.model.diffusion_model, UNetModel) or is_fp8(model)
+
+
+def is_fp8(model: ModelPatcher) -> bool:
+    """Whether weights of the model are used from fp8, as the loaders' ``weight_dtype`` keeps them."""
+    return any(kind.startswith("float8") for kind in stored_as(model, UNET_PREFIX).values())
 
 
 def wired_base(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
@@ -34,9 +44,9 @@ def wired_base(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
     family = family_of(model)
     return BaseModel(
         family=family.name,
-        denoiser=WiredDenoiser(model, family, latent_factor(vae)),
+        denoiser=WiredDenoiser(model, family, latent_factor(vae), _metadata(model)),
         prompts=WiredPromptEncoder(clip),
-        codec=WiredLatentCodec(model, vae),
+        codec=ComfyLatentCodec(model, vae),
         digest=base_digest(model, clip, vae),
         prompt_of=literal_prompt,
         sampling_digest=base_digest(model, clip),
@@ -56,6 +66,9 @@ def check_wired_family(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) 
                 f"the checkpoint has no {name}", f"a {name}", f"connect a {name} loader of the model's family", name
             )
     assert clip is not None and vae is not None
+    if isinstance(model.model.diffusion_model, UNetModel):
+        check_wired(model, clip, vae, is_quantised_allowed=True)
+        return
     for patcher, where in ((model, "MODEL"), (clip.patcher, "CLIP")):
         refuse_unlearnable_patches(patcher, where)
     base, name = model.model, family_of(model).name
@@ -79,9 +92,12 @@ def check_wired_family(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) 
         )
 
 
-def latent_factor(vae: VAE) -> int:
-    """Image pixels per latent pixel, along a side."""
-    return int(vae.spacial_compression_encode())
+def _metadata(model: ModelPatcher) -> Mapping[str, str] | None:
+    """Of Stable Diffusion as always; None for the family's."""
+    if not isinstance(model.model.diffusion_model, UNetModel):
+        return None
+    layout = LdmLayout.of(shapes_of(model, UNET_PREFIX), "MODEL")
+    return DiffusersUNet(layout, make_noise_scheduler(*noise_schedule(model)), dict).metadata
 
 
 class WiredPromptEncoder:
@@ -93,28 +109,3 @@ class WiredPromptEncoder:
     def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
         """See :class:`trainer.base.conditioning.PromptEncoder`."""
         return [WiredConditioning((WiredPrompt.encode(self._clip, prompt),)) for prompt in prompts]
-
-
-class WiredLatentCodec:
-    """Encodes and decodes with the connected VAE; pictures of a family for video are videos of one frame."""
-
-    def __init__(self, model: ModelPatcher, vae: VAE) -> None:
-        self._latent_format, self._vae = model.model.latent_format, vae
-        self._frames = int(getattr(self._latent_format, "latent_dimensions", 2)) == 3
-
-    def encode(self, images: torch.Tensor) -> torch.Tensor:
-        """See :class:`trainer.base.conditioning.LatentCodec`."""
-        # One by one: such a VAE takes a batch for the frames of one video.
-        parts = images.split(1) if self._frames else (images,)
-        with torch.inference_mode():
-            latents = torch.cat([self._vae.encode(part.movedim(1, -1)) for part in parts])
-            latents = self._latent_format.process_in(latents)
-        return to_cpu_float32(latents.squeeze(2) if self._frames else latents)
-
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """See :class:`trainer.base.conditioning.LatentCodec`."""
-        latents = latents.unsqueeze(2) if self._frames else latents
-        with torch.inference_mode():
-            images = self._vae.decode(self._latent_format.process_out(latents))
-        images = images.flatten(0, 1) if images.ndim == 5 else images  # [n, frames, h, w, 3]
-        return to_cpu_float32(images.movedim(-1, 1)).clamp(0, 1)

@@ -21,7 +21,7 @@ from torch import nn
 
 from ...trainer.base.conditioning import Conditioning
 from ...trainer.errors import SubjectBoothError
-from ..bridge import to_cpu_float32
+from ..bridge import has_frames, to_cpu_float32
 from ..wired_checks import UNET_PREFIX
 from .conditioning import Conds, WiredConditioning, WiredPrompt, together
 from .families import WiredFamily
@@ -39,14 +39,20 @@ class WiredDenoiser:
         model: the connected MODEL; a clone of it is loaded.
         family: what is known about its family.
         latent_factor: image pixels per latent pixel, along a side.
+        metadata: the architecture as files state it; None for the family's.
     """
 
-    def __init__(self, model: ModelPatcher, family: WiredFamily, latent_factor: int) -> None:
-        self._model, self._family = model, family
-        latent_format = model.model.latent_format
-        self.latent_channels = int(latent_format.latent_channels)
+    def __init__(
+        self,
+        model: ModelPatcher,
+        family: WiredFamily,
+        latent_factor: int,
+        metadata: Mapping[str, str] | None = None,
+    ) -> None:
+        self._model, self._family, self._metadata = model, family, metadata
+        self.latent_channels = int(model.model.latent_format.latent_channels)
         self.latent_factor = latent_factor
-        self._frames = int(getattr(latent_format, "latent_dimensions", 2)) == 3
+        self._frames = has_frames(model)
         self._objective = Objective(model.get_model_object("model_sampling"), family.logit_normal)
         self._conds: dict[Any, Conds] = {}
 
@@ -58,7 +64,10 @@ class WiredDenoiser:
     @property
     def metadata(self) -> Mapping[str, str]:
         """ModelSpec's architecture, as far as there is a name for it."""
-        return {"modelspec.architecture": f"{self._family.architecture}/lora", "modelspec.prediction_type": self._kind}
+        return self._metadata or {
+            "modelspec.architecture": f"{self._family.architecture}/lora",
+            "modelspec.prediction_type": self._kind,
+        }
 
     @property
     def _kind(self) -> str:

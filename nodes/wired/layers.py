@@ -112,7 +112,8 @@ def stand_in_for(layer: nn.Linear | nn.Conv2d) -> nn.Module:
     for name in names:
         setattr(found, name, getattr(layer, name))
     found.register_parameter("bias", None)
-    shape = layer.weight.shape if layer.weight is not None else torch.Size([layer.out_features, layer.in_features])
+    # Not the weight's own shape: another pack may keep it packed.
+    shape = (layer.out_features, layer.in_features) if isinstance(layer, nn.Linear) else layer.weight.shape
     for name, value in {
         "weight": torch.empty(1).expand(shape),
         "wired": layer,

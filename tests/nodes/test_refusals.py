@@ -68,8 +68,7 @@ CASES: dict[str, tuple[dict[str, Any], str, list[Any], str]] = {
     # What is wired instead of the checkpoint's own, to which input, and the sentence.
     "inpainting": (_unet("inpainting"), "model", ["8", 0], "9 input channels: it is an inpainting model"),
     "edit": (_unet("edit"), "model", ["8", 0], "8 input channels: it is an edit model"),
-    "SD 3": (_unet("sd3"), "model", ["8", 0], "(SD 3)"),
-    "fp8": (_unet("plain", "fp8_e4m3fn"), "model", ["8", 0], "quantised to float8_e4m3fn"),
+    "SD 3": (_unet("sd3"), "model", ["8", 0], "The VAE has 4 latent channels, and SD 3.5 has 16."),
     "EDM": (
         node("ModelSamplingContinuousEDM", model=["1", 0], sampling="v_prediction", sigma_max=120.0, sigma_min=0.002),
         "model",
@@ -142,3 +141,23 @@ def test_a_base_quantised_by_comfyui_gguf_is_refused(comfy: ComfyClient) -> None
     report = comfy.run(graph).outputs["99"]["report"][0]
     assert report["family"] == "SD 1.x"
     assert "quantised to packed bytes, as GGUF and nf4 are" in report["said"]
+
+
+def test_a_base_in_fp8_is_trained_as_it_is(comfy: ComfyClient, images: list[str]) -> None:
+    """With kohya's names and Stable Diffusion's metadata, and a text encoder that stays frozen."""
+    graph: Graph = {
+        "1": node("CheckpointLoaderSimple", ckpt_name="tiny15.safetensors"),
+        "8": _unet("plain", "fp8_e4m3fn"),
+        "10": subject_node(images),
+        "11": train_node(model=("8", 0), seed=988, output_name="on_fp8"),
+    }
+    shown = comfy.run(graph).outputs["11"]["subjectbooth"][0]
+    assert shown["matched"] == shown["layers"] > 20
+    file = comfy.server.models_dir / "loras" / shown["lora"]
+    with safetensors.safe_open(file, "pt") as content:
+        assert all(name.startswith("lora_unet_") for name in content.keys())
+        assert content.metadata()["ss_base_model_version"] == "sd_v1"
+    graph["13"] = node("DreamBoothOptions", **{**comfy.defaults("DreamBoothOptions"), "train_text_encoder": True})
+    graph["11"]["inputs"]["options"] = ["13", 0]
+    with pytest.raises(NodeFailed, match="train_text_encoder with SD 1.x or 2.x. Required: "):
+        comfy.run(graph)

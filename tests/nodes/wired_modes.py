@@ -329,7 +329,10 @@ def batches() -> dict[str, Any]:
     gigabyte = 10**9
 
     def model(size: float, loaded: float, **more: Any) -> Any:
-        estimate = types.SimpleNamespace(memory_required=lambda input_shape: input_shape[0] / 2 * gigabyte)
+        estimate = types.SimpleNamespace(
+            memory_required=lambda input_shape: input_shape[0] / 2 * gigabyte,
+            latent_format=types.SimpleNamespace(latent_channels=4),
+        )
         return types.SimpleNamespace(
             load_device=card,
             model=estimate,

@@ -10,6 +10,7 @@ import torch
 from ..base.base_model import BaseModel
 from ..base.finite import check_latents, check_prompts
 from ..config import TrainConfig, run_key
+from ..errors import SubjectBoothError
 from ..files.storage import sha256_of
 from ..learn import adapter
 from ..learn.data import Photos, ProbePrompts, TrainingData
@@ -69,6 +70,13 @@ def prepare(
     Raises:
         SubjectBoothError: photos, class images, base and settings are not compatible.
     """
+    if config.train_text_encoder and base.text is None:
+        raise SubjectBoothError(
+            f"train_text_encoder with {base.family}",
+            "a base of Stable Diffusion 1.x, 2.x or XL, whose text encoders can be trained",
+            "turn off train_text_encoder",
+            "train_text_encoder",
+        )
     config, optimizer_warning = with_usable_optimizer(config, device)
     side = config.resolution
     identity = BaseIdentity(base.family, base.sampling_digest or base.digest, base.denoiser.latent_factor)
