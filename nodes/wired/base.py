@@ -50,6 +50,9 @@ def wired_base(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
         digest=base_digest(model, clip, vae),
         prompt_of=literal_prompt,
         sampling_digest=base_digest(model, clip),
+        note=""
+        if family.is_tried
+        else f"{family.name} is trained as any other family, but was never tried: look at the validation images",
     )
 
 

@@ -14,6 +14,7 @@ from comfy.model_patcher import ModelPatcher
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
+from ...trainer.errors import SubjectBoothError
 from ..wired_checks import ATTENTION_OVERRIDE
 from .conditioning import Conds
 from .layers import frozen, stand_in_for
@@ -22,6 +23,9 @@ from .out_of_place import OutOfPlace
 
 _SEPARATOR = "/"
 """In place of the dots of a layer's path, as the name of a module must not contain any."""
+
+MOST_DIFFERENT = 0.05
+"""Of a model's largest output: rounding to bfloat16, in other kernels, over all blocks is less."""
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -56,6 +60,7 @@ class WiredNetwork(nn.Module):
             if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
                 self.adapted[path.replace(".", _SEPARATOR)] = stand_in_for(layer)
         self._undo: contextlib.ExitStack | None = None
+        self._is_checked = False
 
     @property
     def diffusion_model(self) -> nn.Module:
@@ -80,6 +85,32 @@ class WiredNetwork(nn.Module):
             conds: for b images, see :func:`nodes.wired.conditioning.together`.
         """
         self.put_on()
+        if torch.is_grad_enabled() and not self._is_checked:
+            self._check(noisy, times, conds)
+        return self._call(noisy, times, conds)
+
+    def _check(self, noisy: torch.Tensor, times: torch.Tensor, conds: Conds) -> None:
+        """Once per run: a model must say the same whether autograd records or not. What is changed in place under two
+        names would differ, see :class:`nodes.wired.out_of_place.OutOfPlace`."""
+        was_training = self.training
+        self.eval()  # without dropout
+        try:
+            recorded = self._call(noisy, times, conds).detach()
+            with torch.no_grad():
+                plain = self._call(noisy, times, conds)
+        finally:
+            self.train(was_training)
+        difference = float((recorded - plain).abs().max() / plain.abs().max().clamp(min=1e-6))
+        if not difference < MOST_DIFFERENT:
+            raise SubjectBoothError(
+                f"the model's output changes by {difference:.0%} when it is recorded for training",
+                "a model whose layers can be differentiated",
+                "report this with the name of the model; it cannot be trained on yet",
+                "MODEL",
+            )
+        self._is_checked = True
+
+    def _call(self, noisy: torch.Tensor, times: torch.Tensor, conds: Conds) -> torch.Tensor:
         model = self.patcher.model
         own = model.model_sampling
         options = {"sigmas": times, "cond_or_uncond": [0], ATTENTION_OVERRIDE: _differentiable_attention}

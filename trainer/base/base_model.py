@@ -22,6 +22,7 @@ class BaseModel:
         digest: SHA-256 of all of the above; part of a run's key.
         text: the trainable text encoders; None if they must stay frozen.
         prompt_of: escapes a caption, so that the encoder's prompt syntax reads it literally.
+        note: what the user should know about this base; empty for nothing.
         sampling_digest: SHA-256 of the parts that affect class images; empty if that is ``digest``.
     """
 
@@ -33,3 +34,4 @@ class BaseModel:
     text: TrainableText | None = None
     prompt_of: Callable[[str], str] = str
     sampling_digest: str = ""
+    note: str = ""

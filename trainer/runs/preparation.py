@@ -82,7 +82,9 @@ def prepare(
     identity = BaseIdentity(base.family, base.sampling_digest or base.digest, base.denoiser.latent_factor)
     class_warnings = preservation.check(base.denoiser.latent_size(side, side), identity)
     mask_warning = subject.check_masks(side, buckets=config.enable_bucket) if config.masked_loss else ""
-    warnings = tuple(filter(None, (optimizer_warning, *class_warnings, mask_warning, _resolution_warning(side, base))))
+    warnings = tuple(
+        filter(None, (base.note, optimizer_warning, *class_warnings, mask_warning, _resolution_warning(side, base)))
+    )
     photos = cache.photos(subject, config)
     digests = [group.digest for group in photos]
     digest = sha256_of(*digests) if config.enable_bucket else digests[0]
