@@ -29,7 +29,7 @@ from setup_env import CACHE, ROOT, ensure_environment
 
 EXAMPLES = ROOT / "example_workflows"
 FIRST = "train_and_sample"
-NOT_RUN = {"sd15_train_and_sample", "sdxl_train_and_sample"}
+NOT_RUN = {f"{name}_train_and_sample" for name in ("sd15", "sdxl", "z_image", "flux2_klein")}
 QUICK = {
     "GenerateClassPriors": {"count": 4, "steps": 4},
     "DreamBoothLoRATrain": {"steps": 8, "validation_interval": 2},

@@ -13,6 +13,7 @@ from subjectbooth.demo.making.gain import CFG
 from subjectbooth.demo.making.measure_dreambooth import CLASS_CFG, OPTIONS, SETTINGS, STEPS, dreambooth_graph
 from subjectbooth.scripts.workflow import to_api
 from subjectbooth.tests.comfy_server import ComfyClient
+from subjectbooth.tests.nodes import graphs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -126,6 +127,33 @@ def test_the_example_for_a_checkpoint_of_ones_own_runs_at_the_defaults(comfy: Co
         node["inputs"].update(changes.get(node["class_type"], {}))
     result = comfy.run(prompt)
     assert [len(result.images(k)) for k, node in prompt.items() if node["class_type"] == "SaveImage"] == [4, 4]
+
+
+@pytest.mark.parametrize(("name", "kind"), [("z_image", "Z-Image"), ("flux2_klein", "Flux.2")])
+def test_the_examples_of_todays_families_run_on_small_models(comfy: ComfyClient, name: str, kind: str) -> None:
+    """As they are, but for the size; the editor offers the files that they name."""
+    saved = json.loads((ROOT / "example_workflows" / f"{name}_train_and_sample.json").read_text("utf-8"))
+    files = {
+        n["type"]: (n["widgets_values"][0], n["properties"]["models"]) for n in saved["nodes"] if "Loader" in n["type"]
+    }
+    for chosen, models in files.values():
+        (model,) = models
+        assert model["name"] == chosen and model["url"].endswith(f"/{model['directory']}/{chosen}")
+    prompt = prompt_of(comfy, f"{name}_train_and_sample")
+    small = graphs.node("ProbeWiredBase", kind=kind, seed=1, stored="float8_e4m3fn")
+    places = {"UNETLoader": 0, "CLIPLoader": 1, "VAELoader": 2}
+    loaders = {key: places[n["class_type"]] for key, n in prompt.items() if n["class_type"] in places}
+    prompt = {key: n for key, n in prompt.items() if key not in loaders} | {"base": small}
+    for n in prompt.values():
+        for input_name, value in n["inputs"].items():
+            if isinstance(value, list) and value[0] in loaders:
+                n["inputs"][input_name] = ["base", loaders[value[0]]]
+        n["inputs"].update({"LoadSubjectImages": {"sample": "dog", "resolution": 128}}.get(n["class_type"], {}))
+        if n["class_type"].startswith("Empty"):
+            n["inputs"].update(width=128, height=128)
+    result = comfy.run(prompt)
+    (save,) = (key for key, n in prompt.items() if n["class_type"] == "SaveImage")
+    assert len(result.images(save)) == 1 and lora_of(comfy, f"{name}_train_and_sample").is_file()
 
 
 def test_the_sdxl_example_is_refused_only_for_its_checkpoint(comfy: ComfyClient) -> None:
