@@ -70,7 +70,7 @@ def main() -> int:
     if FIRST in names:  # so that the new LoRA gets the default name
         shutil.rmtree(server.models_dir / "loras", ignore_errors=True)
     with server, ComfyClient(server.url, server) as client, Browser(width=2200, height=1300) as browser:
-        for setting, value in OUT_OF_THE_WAY.items():
+        for setting, value in {**OUT_OF_THE_WAY, "Comfy.Workflow.ShowMissingModelsWarning": False}.items():
             client.request("POST", f"/settings/{setting}", value)
         page = browser.open(server.url)
         page.wait_for(READY, 300)

@@ -127,7 +127,7 @@ class TrainConfig:
     lora_targets: str = _setting(
         "attention",
         "Layers that get a LoRA. attention: all attention projections; attention+mlp: the MLPs of the transformer "
-        "blocks as well; all: every linear layer and 1x1 convolution of the UNet.",
+        "blocks as well; all: every linear layer and 1x1 convolution of the network.",
         choices=("attention", "attention+mlp", "all"),
     )
     lora_dropout: float = _setting(
