@@ -100,9 +100,7 @@ def digest_of(patcher: ModelPatcher, prefix: str = "") -> str:
     """SHA-256 over the weights below ``prefix``, patches included; cached for the lifetime of the module."""
     with torch.inference_mode():
         module = patcher.model
-        weights = [
-            (key, entries) for key, entries in patcher.get_key_patches(prefix or None).items() if key not in _LEFT_OVER
-        ]
+        weights = [(key, entries) for key, entries in _key_patches(patcher, prefix).items() if key not in _LEFT_OVER]
         if module not in _original_digests:
             lines = (f"{key} {sha256_of(_original(patcher, key, entries))}" for key, entries in weights)
             _original_digests[module] = sha256_of("\n".join(sorted(lines)))
@@ -115,6 +113,15 @@ def digest_of(patcher: ModelPatcher, prefix: str = "") -> str:
             )
             known[patcher.patches_uuid] = sha256_of(_original_digests[module], "\n".join(sorted(lines)))
         return known[patcher.patches_uuid]
+
+
+def _key_patches(patcher: ModelPatcher, prefix: str) -> dict[str, list[Any]]:
+    """ComfyUI's ``get_key_patches``, or weights as stored, where it cannot read its own quantised format."""
+    try:
+        return patcher.get_key_patches(prefix or None)  # type: ignore[no-any-return]
+    except AttributeError:
+        stored = patcher.model_state_dict(prefix)
+        return {key: [(weight, lambda a, **_: a), *patcher.patches.get(key, [])] for key, weight in stored.items()}
 
 
 class _Effective(Mapping[str, torch.Tensor]):

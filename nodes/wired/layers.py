@@ -33,6 +33,12 @@ class _Frozen(torch.autograd.Function):
         return found.to(ctx.dtype), None
 
 
+def is_linear(layer: nn.Module) -> bool:
+    """Whether it is a linear layer: PyTorch's, or ComfyUI's of quantised weights, which is none by class."""
+    of_comfy = isinstance(layer, comfy.ops.CastWeightBiasOp) and hasattr(layer, "in_features")
+    return isinstance(layer, nn.Linear) or (of_comfy and hasattr(layer, "out_features"))
+
+
 def own_forward(layer: nn.Module, x: torch.Tensor) -> torch.Tensor:
     """The layer's output by its class, whatever stands in for its ``forward``."""
     return type(layer).forward(layer, x)  # type: ignore[no-any-return]
@@ -52,8 +58,10 @@ def _input_gradient(layer: nn.Module, gradient: torch.Tensor, shape: torch.Size)
         if weight is None:
             return _by_autograd(layer, gradient, shape)
         gradient = gradient.to(weight.dtype)
-        if isinstance(layer, nn.Linear):
-            return gradient @ weight
+        if is_linear(layer):
+            gradient = gradient @ weight
+            smoothing = getattr(layer, "pre_quant_scale", None)  # a factor of the input, of some quantised formats
+            return gradient if smoothing is None else gradient * smoothing.to(gradient)
         return _conv_input_gradient(layer, gradient, weight, shape)
     finally:
         release()
@@ -64,7 +72,7 @@ def _weight_in_use(layer: nn.Module, like: torch.Tensor) -> tuple[torch.Tensor |
     if not isinstance(layer, comfy.ops.CastWeightBiasOp) or _has_own_cast(layer):
         return None, lambda: None
     weight, bias, stream = comfy.ops.cast_bias_weight(layer, like, offloadable=True)
-    if hasattr(weight, "dequantize"):
+    if isinstance(weight, comfy.ops.QuantizedTensor):
         weight = weight.dequantize()
     return weight, lambda: comfy.ops.uncast_bias_weight(layer, weight, bias, stream)
 
@@ -100,27 +108,27 @@ def _conv_input_gradient(
     )[0]
 
 
-def stand_in_for(layer: nn.Linear | nn.Conv2d) -> nn.Module:
+def stand_in_for(layer: nn.Module) -> nn.Module:
     """What PEFT sees of a layer: its kind, shape and output. The weight stays the connected model's.
 
     ``weight`` has the right shape and takes no memory; it is no parameter, so that nothing moves, saves or counts it.
     An instance of the plain class, as PEFT makes layers of the same class; ``wired`` is the layer itself.
     """
-    kind, names = (nn.Linear, _LINEAR) if isinstance(layer, nn.Linear) else (nn.Conv2d, _CONVOLUTION)
-    found: nn.Module = kind.__new__(kind)
+    kind, names = (nn.Linear, _LINEAR) if is_linear(layer) else (nn.Conv2d, _CONVOLUTION)
+    found: Any = kind.__new__(kind)
     nn.Module.__init__(found)
     for name in names:
         setattr(found, name, getattr(layer, name))
     found.register_parameter("bias", None)
     # Not the weight's own shape: another pack may keep it packed.
-    shape = (layer.out_features, layer.in_features) if isinstance(layer, nn.Linear) else layer.weight.shape
+    shape = (found.out_features, found.in_features) if kind is nn.Linear else layer.weight.shape  # type: ignore[union-attr]
     for name, value in {
         "weight": torch.empty(1).expand(shape),
         "wired": layer,
         "forward": partial(frozen, layer),
     }.items():
         object.__setattr__(found, name, value)  # not registered
-    return found
+    return found  # type: ignore[no-any-return]
 
 
 _LINEAR = ("in_features", "out_features")

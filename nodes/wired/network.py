@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ...trainer.errors import SubjectBoothError
 from ..wired_checks import ATTENTION_OVERRIDE
 from .conditioning import Conds
-from .layers import frozen, stand_in_for
+from .layers import frozen, is_linear, stand_in_for
 from .objective import Objective
 from .out_of_place import OutOfPlace
 
@@ -57,7 +57,7 @@ class WiredNetwork(nn.Module):
         self.adapted = nn.ModuleDict()
         self.device_mark = nn.Parameter(torch.empty(0), requires_grad=False)  # PEFT asks a parameter for the device
         for path, layer in self.diffusion_model.named_modules():
-            if isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
+            if is_linear(layer) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
                 self.adapted[path.replace(".", _SEPARATOR)] = stand_in_for(layer)
         self._undo: contextlib.ExitStack | None = None
         self._is_checked = False
@@ -201,7 +201,7 @@ def is_among(path: str, lora_targets: str) -> bool:
 
 
 def _has_layers(block: nn.Module) -> bool:
-    return any(isinstance(layer, (nn.Linear, *_CONVOLUTIONS)) for layer in block.modules())
+    return any(is_linear(layer) or isinstance(layer, _CONVOLUTIONS) for layer in block.modules())
 
 
 def _frozen_by(layer: nn.Module) -> Callable[[torch.Tensor], torch.Tensor]:

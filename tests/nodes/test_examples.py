@@ -148,7 +148,9 @@ def test_the_examples_of_todays_families_run_on_small_models(comfy: ComfyClient,
         for input_name, value in n["inputs"].items():
             if isinstance(value, list) and value[0] in loaders:
                 n["inputs"][input_name] = ["base", loaders[value[0]]]
-        n["inputs"].update({"LoadSubjectImages": {"sample": "dog", "class_word": "dog", "resolution": 128}}.get(n["class_type"], {}))
+        n["inputs"].update(
+            {"LoadSubjectImages": {"sample": "dog", "class_word": "dog", "resolution": 128}}.get(n["class_type"], {})
+        )
         if n["class_type"].startswith("Empty"):
             n["inputs"].update(width=128, height=128)
     result = comfy.run(prompt)

@@ -127,3 +127,25 @@ def test_stable_diffusion_is_the_same_through_diffusers(comfy: ComfyClient) -> N
     (report,) = comfy.run(graph).outputs["91"]["report"]
     assert report["wired_loss"] == pytest.approx(report["loss"], rel=1e-5), report
     assert report["target"] < 1e-5 and report["difference"] < 2e-4 and report["layers"] > 20, report
+
+
+def test_gradients_of_a_base_in_comfyuis_own_quantised_format(comfy: ComfyClient) -> None:
+    """Its linear layers are such by what they do and not by class, and their weights are tables of numbers."""
+    graph = {
+        "1": node("ProbeWiredBase", kind="Flux.1", seed=3, stored="comfy_quant"),
+        "2": node("ProbeWiredBase", kind="Flux.1", seed=3, stored="rounded"),
+        "91": node(
+            "ProbeWiredGradients",
+            model=["1", 0],
+            clip=["1", 1],
+            vae=["1", 2],
+            plain=["2", 0],
+            checkpointing=True,
+            nonce=0,
+        ),
+    }
+    if "comfy_quant" not in comfy.object_info("ProbeWiredBase")["input"]["required"]["stored"][0]:
+        pytest.skip("this ComfyUI reads no comfy_quant")
+    (report,) = comfy.run(graph).outputs["91"]["report"]
+    assert report["loss"] == pytest.approx(report["plain_loss"], rel=1e-5)
+    assert report["difference"] < 1e-5 and report["with_gradient"] == report["layers"] > 10, report

@@ -13,13 +13,17 @@ from .predictions import pack_module
 
 
 class ProbeWiredGradients:
-    """One step's gradients, as the trainer computes them and by a plain fp32 copy with hooks, and copies of weights."""
+    """One step's gradients, as the trainer computes them and by a plain fp32 copy with hooks, and copies of weights.
+
+    The copy is of `model`, or of `plain` where the module of `model` cannot be copied.
+    """
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         wired = {"model": ("MODEL",), "clip": ("CLIP",), "vae": ("VAE",)}
         return {
-            "required": {**wired, "checkpointing": ("BOOLEAN", {"default": False}), "nonce": ("INT", {"default": 0})}
+            "required": {**wired, "checkpointing": ("BOOLEAN", {"default": False}), "nonce": ("INT", {"default": 0})},
+            "optional": {"plain": ("MODEL",)},
         }
 
     RETURN_TYPES = ()
@@ -27,7 +31,9 @@ class ProbeWiredGradients:
     CATEGORY = "probe"
     FUNCTION = "probe"
 
-    def probe(self, model: Any, clip: Any, vae: Any, checkpointing: bool, nonce: int) -> dict[str, Any]:
+    def probe(
+        self, model: Any, clip: Any, vae: Any, checkpointing: bool, nonce: int, plain: Any = None
+    ) -> dict[str, Any]:
         adapter, config = pack_module("trainer.learn.adapter"), pack_module("trainer.config")
         with torch.inference_mode(False), torch.enable_grad():
             base = pack_module("nodes.wired.base").wired_base(model, clip, vae)
@@ -60,7 +66,7 @@ class ProbeWiredGradients:
             layers = dict(network.diffusion_model.named_modules())
             denoiser.release(network)
             by_name = {name: pairs[id(layer)] for name, layer in layers.items() if id(layer) in pairs}
-            plain_loss = _plain_loss(model, denoiser, network, by_name, (noisy, times, text, target))
+            plain_loss = _plain_loss(model, plain or model, denoiser, network, by_name, (noisy, times, text, target))
             differences = []
             for key, pair in pairs.items():
                 theirs = [part.grad for part in pair if part.grad is not None]
@@ -101,11 +107,13 @@ def _copies(weights: list[torch.Tensor]) -> int:
     )
 
 
-def _plain_loss(model: Any, denoiser: Any, network: Any, pairs: dict[str, Any], given: tuple[Any, ...]) -> float:
+def _plain_loss(
+    model: Any, source: Any, denoiser: Any, network: Any, pairs: dict[str, Any], given: tuple[Any, ...]
+) -> float:
     """The same loss and its gradients by a copy in fp32, with the LoRA added in hooks."""
     noisy, times, text, target = given
     wired = model.model
-    plain = copy.deepcopy(wired.diffusion_model)
+    plain = copy.deepcopy(source.model.diffusion_model)
     for module in plain.modules():
         for tensors in (module._parameters, module._buffers):
             for name, tensor in tensors.items():
@@ -151,7 +159,9 @@ class ProbeBothPaths:
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"model": ("MODEL",), "clip": ("CLIP",), "vae": ("VAE",), "nonce": ("INT",)}}
+        return {
+            "required": {"model": ("MODEL",), "clip": ("CLIP",), "vae": ("VAE",), "nonce": ("INT",)},
+        }
 
     RETURN_TYPES = ()
     OUTPUT_NODE = True

@@ -21,6 +21,7 @@ import comfy.model_management
 import comfy.model_patcher
 import comfy.sd
 import comfy.supported_models
+import comfy.utils
 import torch
 
 from .predictions import pack_module
@@ -130,6 +131,31 @@ def build(kind: Kind, seed: int, dtype: torch.dtype = torch.float32) -> Any:
     return comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), CPU)
 
 
+def quantised(kind: Kind, seed: int, *, as_plain: bool) -> Any:
+    """The MODEL with its linear layers in ComfyUI's own fp8 format, as quantised files have them; or the same numbers
+    in a plain one."""
+    plain = build(kind, seed)
+    weights: dict[str, torch.Tensor] = {}
+    for name, tensor in plain.model.diffusion_model.state_dict().items():
+        layer, _, own = name.rpartition(".")
+        if own == "weight" and isinstance(plain.model.diffusion_model.get_submodule(layer), torch.nn.Linear):
+            scale = tensor.abs().max() / 448
+            small = (tensor / scale).to(torch.float8_e4m3fn)
+            tensor.copy_(small.float() * scale)
+            weights[f"{layer}.weight_scale"], tensor = scale, small
+            weights[f"{layer}.comfy_quant"] = torch.tensor(list(b'{"format": "float8_e4m3fn"}'), dtype=torch.uint8)
+        weights[name] = tensor
+    if as_plain:
+        return plain
+    config = plain.model.model_config
+    config.quant_config = {"mixed_ops": True}
+    model = getattr(comfy.model_base, kind.model)(config, device=CPU)
+    missing, unexpected = model.diffusion_model.load_state_dict(weights, strict=False)
+    assert not missing and not unexpected, (missing, unexpected)
+    model.diffusion_model.requires_grad_(False)
+    return comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), CPU)
+
+
 class FewLayers(torch.nn.Module):
     """Weights for a digest."""
 
@@ -199,6 +225,11 @@ class ProbeVae:
         return images.clamp(0, 1).unsqueeze(1) if self.kind.frames else images.clamp(0, 1)
 
 
+STORED = ["float32", "float8_e4m3fn"]
+if hasattr(comfy.utils, "string_to_seed"):  # no older version reads comfy_quant
+    STORED += ["comfy_quant", "rounded"]
+
+
 class ProbeWiredBase:
     """A small MODEL of a family, with a CLIP and VAE."""
 
@@ -208,7 +239,7 @@ class ProbeWiredBase:
             "required": {
                 "kind": (list(KINDS),),
                 "seed": ("INT", {"default": 0}),
-                "stored": (["float32", "float8_e4m3fn"],),
+                "stored": (STORED,),
             }
         }
 
@@ -218,7 +249,11 @@ class ProbeWiredBase:
 
     def make(self, kind: str, seed: int, stored: str = "float32") -> tuple[Any, Any, Any]:
         found = KINDS[kind]
-        return build(found, seed, getattr(torch, stored)), ProbeClip(found), ProbeVae(found)
+        if stored in ("comfy_quant", "rounded"):
+            model = quantised(found, seed, as_plain=stored == "rounded")
+        else:
+            model = build(found, seed, getattr(torch, stored))
+        return model, ProbeClip(found), ProbeVae(found)
 
 
 class ProbeWired:
