@@ -110,9 +110,9 @@ def match_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP
             "a complete LoRA file",
             "download or copy the file again",
         ) from error
-    shapes = {key: tensor.shape for key, tensor in model.model.state_dict().items()}
+    shapes = _shapes_of(model.model)
     if clip is not None:
-        shapes |= {key: tensor.shape for key, tensor in clip.patcher.model.state_dict().items()}
+        shapes |= _shapes_of(clip.patcher.model)
     patches = {key: patch for key, patch in patches.items() if _weight_name(key) in shapes}
     for key, patch in patches.items():
         if not fits(key, patch, shapes[_weight_name(key)]):
@@ -126,6 +126,15 @@ def match_keys(tensors: dict[str, torch.Tensor], model: ModelPatcher, clip: CLIP
     changed = {_weight_name(key) for key in patches}
     taken = [layer for layer in layers if layer in key_map and changed & _weights_of(key_map[layer])]
     return Match(taken, [layer for layer in layers if layer not in taken], patches, shapes)
+
+
+def _shapes_of(model: torch.nn.Module) -> dict[str, torch.Size]:
+    """By the weights' names. A linear layer's is what it computes with: its weight may be kept packed."""
+    shapes = {key: tensor.shape for key, tensor in model.state_dict().items()}
+    for path, layer in model.named_modules():
+        if f"{path}.weight" in shapes and hasattr(layer, "in_features") and hasattr(layer, "out_features"):
+            shapes[f"{path}.weight"] = torch.Size([layer.out_features, layer.in_features])
+    return shapes
 
 
 def _weight_name(key: Any) -> str:

@@ -116,12 +116,27 @@ def digest_of(patcher: ModelPatcher, prefix: str = "") -> str:
 
 
 def _key_patches(patcher: ModelPatcher, prefix: str) -> dict[str, list[Any]]:
-    """ComfyUI's ``get_key_patches``, or weights as stored, where it cannot read its own quantised format."""
+    """ComfyUI's ``get_key_patches``; or weights as stored, where it cannot read a quantised format."""
     try:
         return patcher.get_key_patches(prefix or None)  # type: ignore[no-any-return]
     except AttributeError:
-        stored = patcher.model_state_dict(prefix)
-        return {key: [(weight, lambda a, **_: a), *patcher.patches.get(key, [])] for key, weight in stored.items()}
+        pass
+    found = {}
+    for key, stored in patcher.model_state_dict(prefix).items():
+        weight = _attribute(patcher.model, key) if stored.is_meta else stored  # ComfyUI-GGUF shows stand-ins
+        if weight is not None:
+            found[key] = [(weight, lambda a, **_: a), *patcher.patches.get(key, [])]
+    return found
+
+
+def _attribute(module: torch.nn.Module, key: str) -> torch.Tensor | None:
+    """The tensor of this name; None if there is none."""
+    path, _, name = key.rpartition(".")
+    try:
+        found = getattr(module.get_submodule(path), name)
+    except AttributeError:
+        return None
+    return found.as_subclass(torch.Tensor) if isinstance(found, torch.Tensor) else None
 
 
 class _Effective(Mapping[str, torch.Tensor]):

@@ -121,7 +121,7 @@ def stand_in_for(layer: nn.Module) -> nn.Module:
         setattr(found, name, getattr(layer, name))
     found.register_parameter("bias", None)
     # Not the weight's own shape: another pack may keep it packed.
-    shape = (found.out_features, found.in_features) if kind is nn.Linear else layer.weight.shape  # type: ignore[union-attr]
+    shape: Any = (found.out_features, found.in_features) if kind is nn.Linear else layer.weight.shape
     for name, value in {
         "weight": torch.empty(1).expand(shape),
         "wired": layer,

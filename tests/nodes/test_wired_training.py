@@ -129,23 +129,33 @@ def test_stable_diffusion_is_the_same_through_diffusers(comfy: ComfyClient) -> N
     assert report["target"] < 1e-5 and report["difference"] < 2e-4 and report["layers"] > 20, report
 
 
-def test_gradients_of_a_base_in_comfyuis_own_quantised_format(comfy: ComfyClient) -> None:
-    """Its linear layers are such by what they do and not by class, and their weights are tables of numbers."""
+@pytest.mark.parametrize(("stored", "plain"), [("comfy_quant", "rounded"), ("packed", "packed, plain")])
+def test_gradients_of_a_quantised_base_are_those_of_its_dequantised_copy(
+    comfy: ComfyClient, stored: str, plain: str
+) -> None:
+    """In ComfyUI's own format, whose linear layers are such by what they do and not by class; and in a format that only
+    another pack's layers can read."""
+    wired = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2]}
     graph = {
-        "1": node("ProbeWiredBase", kind="Flux.1", seed=3, stored="comfy_quant"),
-        "2": node("ProbeWiredBase", kind="Flux.1", seed=3, stored="rounded"),
-        "91": node(
-            "ProbeWiredGradients",
-            model=["1", 0],
-            clip=["1", 1],
-            vae=["1", 2],
-            plain=["2", 0],
-            checkpointing=True,
-            nonce=0,
-        ),
+        "1": node("ProbeWiredBase", kind="Flux.1", seed=3, stored=stored),
+        "2": node("ProbeWiredBase", kind="Flux.1", seed=3, stored=plain),
+        "91": node("ProbeWiredGradients", **wired, plain=["2", 0], checkpointing=True, nonce=0),
     }
-    if "comfy_quant" not in comfy.object_info("ProbeWiredBase")["input"]["required"]["stored"][0]:
+    if stored not in comfy.object_info("ProbeWiredBase")["input"]["required"]["stored"][0]:
         pytest.skip("this ComfyUI reads no comfy_quant")
     (report,) = comfy.run(graph).outputs["91"]["report"]
     assert report["loss"] == pytest.approx(report["plain_loss"], rel=1e-5)
     assert report["difference"] < 1e-5 and report["with_gradient"] == report["layers"] > 10, report
+
+
+def test_a_packed_base_trains_and_is_found_again(comfy: ComfyClient) -> None:
+    """By a digest of its bytes."""
+    runs = []
+    for seed in (3, 4, 3):
+        graph = wired_graph(comfy, "Z-Image", stored="packed", seed=seed, steps=1, output_name="packed")
+        del graph["90"], graph["12"]
+        comfy.free()
+        shown = comfy.run(graph).outputs["11"]
+        runs.append((shown["subjectbooth"][0]["run"], shown["text"][0].split(":")[0]))
+    assert runs[0][0] == runs[2][0] != runs[1][0]
+    assert [said for _, said in runs] == ["trained", "trained", "reused (trained before)"]

@@ -131,6 +131,43 @@ def build(kind: Kind, seed: int, dtype: torch.dtype = torch.float32) -> Any:
     return comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), CPU)
 
 
+class PackedLinear(torch.nn.Linear):
+    """A layer as ComfyUI-GGUF has them (commit 03842fa): bytes in place of a weight, which only its own operation can
+    read, and stand-ins in the state dict."""
+
+    def __init__(self, layer: torch.nn.Linear) -> None:
+        torch.nn.Module.__init__(self)
+        self.in_features, self.out_features = layer.in_features, layer.out_features
+        self.scale = layer.weight.abs().max() / 127
+        packed = (layer.weight / self.scale).round().to(torch.int8).flatten()
+        self.weight, self.bias = torch.nn.Parameter(packed, requires_grad=False), layer.bias
+        layer.weight.copy_(self.read())
+
+    def read(self) -> torch.Tensor:
+        return self.weight.float().view(self.out_features, self.in_features) * self.scale
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.linear(x, self.read().to(x.dtype), self.bias)
+
+    def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
+        destination[f"{prefix}weight"] = torch.zeros_like(self.weight, device="meta")
+        destination[f"{prefix}temp.weight"] = torch.zeros(4, 4, device="meta")
+        if self.bias is not None:
+            destination[f"{prefix}bias"] = torch.zeros_like(self.bias, device="meta")
+
+
+def packed(kind: Kind, seed: int, *, as_plain: bool) -> Any:
+    """The MODEL with :class:`PackedLinear` for all linear layers, or the same numbers in plain ones."""
+    model = build(kind, seed)
+    for parent in list(model.model.diffusion_model.modules()):
+        for name, layer in list(parent.named_children()):
+            if isinstance(layer, torch.nn.Linear) and not isinstance(layer, PackedLinear):
+                small = PackedLinear(layer)
+                if not as_plain:
+                    setattr(parent, name, small)
+    return model
+
+
 def quantised(kind: Kind, seed: int, *, as_plain: bool) -> Any:
     """The MODEL with its linear layers in ComfyUI's own fp8 format, as quantised files have them; or the same numbers
     in a plain one."""
@@ -225,7 +262,7 @@ class ProbeVae:
         return images.clamp(0, 1).unsqueeze(1) if self.kind.frames else images.clamp(0, 1)
 
 
-STORED = ["float32", "float8_e4m3fn"]
+STORED = ["float32", "float8_e4m3fn", "packed", "packed, plain"]
 if hasattr(comfy.utils, "string_to_seed"):  # no older version reads comfy_quant
     STORED += ["comfy_quant", "rounded"]
 
@@ -251,6 +288,8 @@ class ProbeWiredBase:
         found = KINDS[kind]
         if stored in ("comfy_quant", "rounded"):
             model = quantised(found, seed, as_plain=stored == "rounded")
+        elif stored.startswith("packed"):
+            model = packed(found, seed, as_plain=stored != "packed")
         else:
             model = build(found, seed, getattr(torch, stored))
         return model, ProbeClip(found), ProbeVae(found)
