@@ -1,0 +1,123 @@
+"""The table and the picture of ``docs/preservation.md``, from the runs of :mod:`demo.making.ways`.
+
+``python -m demo.making.ways_report`` prints the table and writes ``docs/preservation.svg``. Each figure is the mean
+over subjects and seeds; behind it stands the standard deviation over subjects of their means.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from statistics import mean, pstdev
+from typing import Any
+
+from .ways import FOLDER
+
+TARGET = Path(__file__).resolve().parents[2] / "docs" / "preservation.svg"
+COLUMNS = {
+    "gain": "gain",
+    "gain_in_new_scenes": "in new scenes",
+    "class_prompt_is_the_subject": "class is the subject",
+    "drift_class": "drift of the class",
+    "drift_others": "of other things",
+}
+WIDTH, HEIGHT, MARGIN = 640, 380, 52
+LOWEST_GAIN, HIGHEST_GAIN = 0.75, 1.0
+LONGEST_DRIFT = 1.4
+
+Row = Mapping[str, Any]
+
+
+def rows_by_way(folder: Path = FOLDER) -> dict[str, list[Row]]:
+    """All finished runs, by way."""
+    found: dict[str, list[Row]] = defaultdict(list)
+    for path in sorted(folder.glob("*.json")):
+        row = json.loads(path.read_text(encoding="utf-8"))
+        found[row["way"]].append(row)
+    return dict(found)
+
+
+def figure(rows: Iterable[Row], name: str) -> tuple[float, float]:
+    """The mean over all runs, and the spread over subjects."""
+    by_subject: dict[str, list[float]] = defaultdict(list)
+    for row in rows:
+        by_subject[row["subject"]].append(row[name])
+    means = [mean(values) for values in by_subject.values()]
+    return mean(means), pstdev(means)
+
+
+def seconds(rows: Iterable[Row]) -> tuple[float, float]:
+    """Processor time of the steps, and of everything: class images, study and steps."""
+    steps = [row["steps_seconds"] for row in rows]
+    total = [row["drawing_seconds"] + row["before_seconds"] + row["steps_seconds"] for row in rows]
+    return mean(steps), mean(total)
+
+
+def table(ways: Mapping[str, Sequence[Row]]) -> str:
+    """Markdown, with the time relative to that of ``none``."""
+    plain_steps, plain_total = seconds(ways["none"])
+    head = ["way", *COLUMNS.values(), "time of a step", "of the run", "runs"]
+    lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
+    for way, rows in ways.items():
+        steps, total = seconds(rows)
+        cells = ["{:.2f} ± {:.2f}".format(*figure(rows, name)) for name in COLUMNS]
+        cells += [f"{steps / plain_steps:.2f}", f"{total / plain_total:.2f}", str(len(rows))]
+        lines.append(f"| {way} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def drift_of(rows: Sequence[Row]) -> float:
+    """The mean of both drifts."""
+    return (figure(rows, "drift_class")[0] + figure(rows, "drift_others")[0]) / 2
+
+
+def plot(ways: Mapping[str, Sequence[Row]]) -> str:
+    """An SVG: what is learned over what is lost. The upper left is best."""
+
+    def place(rows: Sequence[Row]) -> tuple[float, float]:
+        gain = figure(rows, "gain_in_new_scenes")[0]
+        share = (max(gain, LOWEST_GAIN) - LOWEST_GAIN) / (HIGHEST_GAIN - LOWEST_GAIN)
+        along = min(drift_of(rows), LONGEST_DRIFT) / LONGEST_DRIFT
+        return MARGIN + along * (WIDTH - 2 * MARGIN), HEIGHT - MARGIN - share * (HEIGHT - 2 * MARGIN)
+
+    parts = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {WIDTH} {HEIGHT}" font-family="sans-serif" '
+        f'font-size="12"><rect width="{WIDTH}" height="{HEIGHT}" fill="white"/>',
+        f'<path d="M{MARGIN} {MARGIN}V{HEIGHT - MARGIN}H{WIDTH - MARGIN}" fill="none" stroke="#888"/>',
+        f'<text x="{WIDTH / 2}" y="{HEIGHT - 12}" text-anchor="middle">what else has changed: drift '
+        "(0 unchanged, 1 another random picture)</text>",
+        f'<text transform="translate(16 {HEIGHT / 2}) rotate(-90)" text-anchor="middle">the subject in new scenes: '
+        "gain</text>",
+    ]
+    for number in range(6):
+        value = LOWEST_GAIN + number * (HIGHEST_GAIN - LOWEST_GAIN) / 5
+        y = HEIGHT - MARGIN - number * (HEIGHT - 2 * MARGIN) / 5
+        parts.append(f'<text x="{MARGIN - 6}" y="{y + 4:.0f}" text-anchor="end" fill="#555">{value:.2f}</text>')
+    for number in range(8):
+        x = MARGIN + number * (WIDTH - 2 * MARGIN) / 7
+        text = f"{number * LONGEST_DRIFT / 7:.1f}"
+        parts.append(f'<text x="{x:.0f}" y="{HEIGHT - MARGIN + 16}" text-anchor="middle" fill="#555">{text}</text>')
+    for way, rows in ways.items():
+        x, y = place(rows)
+        if figure(rows, "gain_in_new_scenes")[0] < LOWEST_GAIN:
+            continue  # learns too little to compare
+        colour = "#d97706" if way == "curvature" else "#2563eb"
+        parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>')
+        side, move = ("end", -9) if x > WIDTH * 0.7 else ("start", 9)
+        parts.append(f'<text x="{x + move:.1f}" y="{y + 4:.1f}" text-anchor="{side}">{way}</text>')
+    return "\n".join([*parts, "</svg>"]) + "\n"
+
+
+def main() -> None:
+    """Print the table, write the picture."""
+    ways = rows_by_way()
+    order = sorted(ways, key=lambda way: drift_of(ways[way]))
+    shown = {way: ways[way] for way in order}
+    print(table(shown))
+    TARGET.write_text(plot(shown), encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
