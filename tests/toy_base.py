@@ -33,7 +33,7 @@ class TwoLayers(nn.Module):
 class Flow:
     """Noise at time 1, the picture at time 0; the network predicts the velocity between them."""
 
-    latent_channels, latent_factor, native_resolution = CHANNELS, FACTOR, 64
+    latent_channels, latent_factor, native_resolution, guidance_scale = CHANNELS, FACTOR, 64, 1.0
     metadata: Mapping[str, str] = {"ss_base_model_version": "toy", "modelspec.architecture": "toy/lora"}
 
     def latent_size(self, width: int, height: int) -> tuple[int, int, int]:

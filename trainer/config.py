@@ -201,7 +201,12 @@ class TrainConfig:
     )
     validation_steps: int = _setting(20, "Sampling steps per validation image.", low=1, high=1000, in_key=False)
     validation_guidance_scale: float = _setting(
-        7.0, "Classifier-free guidance scale (CFG) for validation images.", low=1.0, high=100.0, in_key=False
+        0.0,
+        "Classifier-free guidance scale (CFG) for validation images. 0: what is usual for the model, 7 for Stable "
+        "Diffusion. 1: no guidance.",
+        low=0.0,
+        high=100.0,
+        in_key=False,
     )
     keep: str = _setting(
         "last",

@@ -62,6 +62,11 @@ class WiredDenoiser:
         return self._family.resolution
 
     @property
+    def guidance_scale(self) -> float:
+        """The family's."""
+        return self._family.guidance_scale
+
+    @property
     def metadata(self) -> Mapping[str, str]:
         """ModelSpec's architecture, as far as there is a name for it."""
         return self._metadata or {

@@ -17,6 +17,7 @@ class WiredFamily:
         name: as users know it.
         architecture: ModelSpec's name.
         resolution: side of the images it was trained on, in pixels.
+        guidance_scale: usual for sampling with it; 1 for models that take guidance as an input or are distilled.
         logit_normal: whether a flow's times are logit-normal or uniform, before the model's own shift.
         scheduler: of ComfyUI, for validation images.
         training_options: options of a prompt in training that differ from those of sampling.
@@ -27,6 +28,7 @@ class WiredFamily:
     name: str
     architecture: str
     resolution: int = 1024
+    guidance_scale: float = 4.0
     logit_normal: bool = True
     scheduler: str = "simple"
     training_options: Mapping[str, Any] = field(default_factory=dict)
@@ -40,13 +42,17 @@ BASE_CLASS = "BaseModel"
 FAMILIES: dict[str, WiredFamily] = {
     "SD3": WiredFamily("SD 3.5", "stable-diffusion-3.5"),  # logit-normal: arXiv 2403.03206, section 5.3.2
     # Guidance 1 in training: sd-scripts, docs/flux_train_network.md.
-    "Flux": WiredFamily("Flux.1", "flux-1-dev", training_options={"guidance": 1.0}),
+    "Flux": WiredFamily("Flux.1", "flux-1-dev", guidance_scale=1.0, training_options={"guidance": 1.0}),
     "Flux2": WiredFamily("Flux.2", "flux-2"),
     "Lumina2": WiredFamily("Z-Image", "z-image"),
     "QwenImage": WiredFamily("Qwen-Image", "qwen-image"),
     "Chroma": WiredFamily("Chroma", "chroma"),
-    "SDXL": WiredFamily("SDXL", "stable-diffusion-xl-v1-base", kohya_names=r"lora_unet_(input|middle|output)_block"),
-    "BaseModel": WiredFamily("SD 1.x or 2.x", "stable-diffusion-v1", 512, kohya_names=r"lora_unet_(down|mid|up)_block"),
+    "SDXL": WiredFamily(
+        "SDXL", "stable-diffusion-xl-v1-base", guidance_scale=7.0, kohya_names=r"lora_unet_(input|middle|output)_block"
+    ),
+    "BaseModel": WiredFamily(
+        "SD 1.x or 2.x", "stable-diffusion-v1", 512, 7.0, kohya_names=r"lora_unet_(down|mid|up)_block"
+    ),
 }
 """By the class of ComfyUI's model (``comfy.model_base``)."""
 

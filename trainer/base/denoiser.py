@@ -23,6 +23,7 @@ class Denoiser(Protocol):
         latent_channels: number of channels of its latents.
         latent_factor: image pixels per latent pixel, along a side.
         native_resolution: side of the images it was trained on, in pixels.
+        guidance_scale: classifier-free guidance that is usual for sampling with it.
         metadata: the architecture, as LoRA files state it in kohya's and ModelSpec's keys.
     """
 
@@ -31,6 +32,9 @@ class Denoiser(Protocol):
 
     @property
     def native_resolution(self) -> int: ...
+
+    @property
+    def guidance_scale(self) -> float: ...
 
     @property
     def metadata(self) -> Mapping[str, str]: ...

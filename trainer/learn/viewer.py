@@ -86,6 +86,7 @@ class Viewer:
         encoded, negative = [encode([prompt]) for prompt in prompts], encode([""])
         longest = concatenate([*encoded, negative]).first
         denoiser, size = self._base.denoiser, self._data.square
+        guidance_scale = config.validation_guidance_scale or denoiser.guidance_scale
         free = self._free(state.device)
         dtype = DTYPES[state.chosen.precision]
         at_once = pictures_at_once(denoiser, state.network, longest, size, dtype, len(prompts), state.device, free)
@@ -98,7 +99,7 @@ class Viewer:
                 negative,
                 size,
                 config.validation_steps,
-                config.validation_guidance_scale,
+                guidance_scale,
                 seeds,
                 state.device,
             )
@@ -112,5 +113,5 @@ class Viewer:
             prompts,
             images.permute(0, 2, 3, 1).contiguous(),
             config.validation_steps,
-            config.validation_guidance_scale,
+            guidance_scale,
         )

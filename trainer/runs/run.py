@@ -138,9 +138,8 @@ class Run:
             with other prompts or sampling settings.
         """
         config = self._config
-        found = self.folder.validations(
-            steps, self.validation_prompts, (config.validation_steps, config.validation_guidance_scale)
-        )
+        guidance_scale = config.validation_guidance_scale or self._base.denoiser.guidance_scale
+        found = self.folder.validations(steps, self.validation_prompts, (config.validation_steps, guidance_scale))
         available = {step for step, _ in found}
         due = [step for step in range(1, steps + 1) if self._config.validation_is_due(step)]
         return found, [step for step in due if step not in available]

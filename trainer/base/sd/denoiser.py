@@ -41,6 +41,7 @@ class DiffusersUNet:
     weights: Callable[[], Mapping[str, torch.Tensor]] = field(repr=False)
 
     latent_channels = 4
+    guidance_scale = 7.0
     latent_factor = LATENT_FACTOR
 
     @property
