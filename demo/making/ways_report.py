@@ -13,7 +13,14 @@ from pathlib import Path
 from statistics import mean, pstdev
 from typing import Any
 
-from .ways import FOLDER
+import torch
+
+from .classes import caption, place
+from .gain import CFG, SAMPLE_STEPS
+from .measure import draw
+from .narrow import load_narrow
+from .subjects import SUBJECTS
+from .ways import FOLDER, train, ways
 
 TARGET = Path(__file__).resolve().parents[2] / "docs" / "preservation.svg"
 COLUMNS = {
@@ -55,12 +62,12 @@ def seconds(rows: Iterable[Row]) -> tuple[float, float]:
     return mean(steps), mean(total)
 
 
-def table(ways: Mapping[str, Sequence[Row]]) -> str:
+def table(found: Mapping[str, Sequence[Row]]) -> str:
     """Markdown, with the time relative to that of ``none``."""
-    plain_steps, plain_total = seconds(ways["none"])
+    plain_steps, plain_total = seconds(found["none"])
     head = ["way", *COLUMNS.values(), "time of a step", "of the run", "runs"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
-    for way, rows in ways.items():
+    for way, rows in found.items():
         steps, total = seconds(rows)
         cells = ["{:.2f} ± {:.2f}".format(*figure(rows, name)) for name in COLUMNS]
         cells += [f"{steps / plain_steps:.2f}", f"{total / plain_total:.2f}", str(len(rows))]
@@ -73,7 +80,7 @@ def drift_of(rows: Sequence[Row]) -> float:
     return (figure(rows, "drift_class")[0] + figure(rows, "drift_others")[0]) / 2
 
 
-def plot(ways: Mapping[str, Sequence[Row]]) -> str:
+def plot(found: Mapping[str, Sequence[Row]]) -> str:
     """An SVG: what is learned over what is lost. The upper left is best."""
 
     def place(rows: Sequence[Row]) -> tuple[float, float]:
@@ -99,7 +106,7 @@ def plot(ways: Mapping[str, Sequence[Row]]) -> str:
         x = MARGIN + number * (WIDTH - 2 * MARGIN) / 7
         text = f"{number * LONGEST_DRIFT / 7:.1f}"
         parts.append(f'<text x="{x:.0f}" y="{HEIGHT - MARGIN + 16}" text-anchor="middle" fill="#555">{text}</text>')
-    for way, rows in ways.items():
+    for way, rows in found.items():
         x, y = place(rows)
         if figure(rows, "gain_in_new_scenes")[0] < LOWEST_GAIN:
             continue  # learns too little to compare
@@ -110,13 +117,34 @@ def plot(ways: Mapping[str, Sequence[Row]]) -> str:
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 
+SHOWN = ("none", "class_images", "curvature")
+SHOWN_OTHERS = ("clock", "rocket", "cat")
+PICTURES = Path(__file__).resolve().parents[2] / "docs" / "preservation.png"
+
+
+@torch.no_grad()
+def write_pictures(name: str = "dog", seed: int = 0) -> None:
+    """The subject, its class and other things, by the base and after training with each of SHOWN; the same seeds."""
+    from trainer.files.labelled_grid import as_pictures, labelled_grid
+
+    word = SUBJECTS[name].class_word
+    nets, known = load_narrow(), ways()
+    columns = [f"ohwx {word}", word, word, *SHOWN_OTHERS]
+    captions = [f"a photo of ohwx {word} {place('beach')}", *(caption(thing, None) for thing in columns[1:])]
+    seeds = [300, 100, 103, *range(5001, 5001 + len(SHOWN_OTHERS))]
+    drawn = {"before": nets} | {way: train(nets, name, seed, *known[way])[0] for way in SHOWN}
+    rows = [as_pictures(draw(by, captions, seeds, SAMPLE_STEPS, CFG).movedim(1, -1)) for by in drawn.values()]
+    sheet = labelled_grid(rows, [label.replace("_", "\n") for label in drawn], columns)
+    sheet.resize((sheet.width * 3 // 5, sheet.height * 3 // 5)).quantize(128).save(PICTURES, optimize=True)
+
+
 def main() -> None:
     """Print the table, write the picture."""
-    ways = rows_by_way()
-    order = sorted(ways, key=lambda way: drift_of(ways[way]))
-    shown = {way: ways[way] for way in order}
+    found = rows_by_way()
+    shown = {way: found[way] for way in sorted(found, key=lambda way: drift_of(found[way]))}
     print(table(shown))
     TARGET.write_text(plot(shown), encoding="utf-8")
+    write_pictures()
 
 
 if __name__ == "__main__":
