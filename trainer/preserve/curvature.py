@@ -47,7 +47,7 @@ class Curvature(UsesBaseImages):
     losses: ClassVar[Mapping[str, str]] = {CURVATURE_LOSS: "class"}
 
     def __init__(
-        self, class_word: str, priors: ClassPriors | None = None, *, weight: float = 128.0, images: int = 64
+        self, class_word: str, priors: ClassPriors | None = None, *, weight: float = 256.0, images: int = 64
     ) -> None:
         super().__init__(priors, BaseImages(class_word, priors, CLASS_SHARE, OTHER_SHARE))
         self._weight, self.study_images = weight, images

@@ -29,13 +29,14 @@ class WeightL2(Preservation):
     """Adds the squared Frobenius norm of the LoRA's change of the weights.
 
     Args:
-        weight: its factor at ``prior_loss_weight`` 1. The default is that of the paper's code.
+        weight: its factor at ``prior_loss_weight`` 1. The paper's code has 50, with which a LoRA at usual rates learns
+            nothing (docs/preservation.md).
     """
 
     name: ClassVar[str] = "weight_l2"
     losses: ClassVar[Mapping[str, str]] = {WEIGHT_LOSS: "weights"}
 
-    def __init__(self, weight: float = 50.0) -> None:
+    def __init__(self, weight: float = 0.05) -> None:
         self._weight = weight
 
     @classmethod

@@ -233,7 +233,7 @@ def _weight_l2(batch: Batch, predict: Predict, parameters: list[torch.Tensor]) -
     down_1, up_1, down_2, up_2 = parameters
     change = torch.cat([(2 * up_1 @ down_1).flatten(), (2 * up_2 @ down_2).flatten()])
     # Reported as it enters the sum.
-    return _plain(batch, predict, 2) | {"weight_loss": (1.0, 0.7 * 50 * (change**2).sum())}
+    return _plain(batch, predict, 2) | {"weight_loss": (1.0, 0.7 * 0.05 * (change**2).sum())}
 
 
 def _dco(batch: Batch, predict: Predict, parameters: list[torch.Tensor]) -> Losses:
@@ -260,7 +260,7 @@ def _curvature(batch: Batch, predict: Predict, parameters: list[torch.Tensor]) -
         roots = [studied[f"{number}.{kind}"][0] for kind in ("inputs", "outputs")]
         inputs, outputs = (root @ root.T for root in roots)
         changes.append((outputs @ change @ inputs @ change.T).trace())
-    return _plain(batch, predict, 2) | {"curvature_loss": (1.0, 0.7 * 128 * float(studied["factor"]) * sum(changes))}
+    return _plain(batch, predict, 2) | {"curvature_loss": (1.0, 0.7 * 256 * float(studied["factor"]) * sum(changes))}
 
 
 BY_HAND = {
