@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
+import importlib
+from collections.abc import Iterator
 from typing import Any
 
 import comfy.model_management
+import comfy.quant_ops
 import torch
 
 from .predictions import pack_module
@@ -65,6 +69,7 @@ class ProbeWiredGradients:
                     part.grad = None
             layers = dict(network.diffusion_model.named_modules())
             denoiser.release(network)
+            left = _left(model.model)
             by_name = {name: pairs[id(layer)] for name, layer in layers.items() if id(layer) in pairs}
             plain_loss = _plain_loss(model, plain or model, denoiser, network, by_name, (noisy, times, text, target))
             differences = []
@@ -75,7 +80,6 @@ class ProbeWiredGradients:
                     float((one - other).abs().max() / (other.abs().max() + 1e-9))
                     for one, other in zip(ours[key], theirs, strict=True)
                 ]
-        left = [name for name, layer in model.model.named_modules() if "forward" in layer.__dict__]
         report = {
             "loss": loss.item(),
             "plain_loss": plain_loss,
@@ -86,6 +90,16 @@ class ProbeWiredGradients:
             "left": left,
         }
         return {"ui": {"report": [report]}}
+
+
+def _left(model: Any) -> list[str]:
+    """What a run left at the modules of the connected model."""
+    return [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        for name, value in module.__dict__.items()
+        if name == "forward" or (isinstance(value, torch.Tensor) and value.requires_grad)
+    ]
 
 
 def _is_linear(layer: Any) -> bool:
@@ -102,6 +116,7 @@ def _copies(weights: list[torch.Tensor]) -> int:
         if type(thing) in (torch.Tensor, torch.nn.Parameter)
         and thing.shape in shapes
         and thing.is_floating_point()
+        and not thing.requires_grad  # as hidden states do
         and thing.untyped_storage().nbytes() > 4  # a stand-in's one number
         and thing.untyped_storage().data_ptr() not in memory
     )
@@ -139,7 +154,7 @@ def _plain_loss(
         wired.model_sampling = network._giving_output
         x = noisy.unsqueeze(2) if denoiser._frames else noisy
         parts, first = [], 0
-        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        with torch.autograd.graph.allow_mutation_on_saved_tensors(), _plain_kernels():
             for count, conds in together([prompt.conds(wired, x[:1], **options) for prompt in text.prompts]):
                 parts.append(wired._apply_model(x[first : first + count], times[first : first + count], **conds))
                 first += count
@@ -152,6 +167,24 @@ def _plain_loss(
         wired.diffusion_model, wired.model_sampling = own, sampling
         for handle in handles:
             handle.remove()
+
+
+@contextlib.contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Inside, ComfyUI's fused operations are those that are written in PyTorch."""
+    fused = getattr(comfy.quant_ops, "ck", None)
+    if not hasattr(fused, "rms_rope_split_half"):  # 0.3.75
+        yield
+        return
+    plain = importlib.import_module(f"{fused.__name__}.backends.eager")
+    own = {name: getattr(fused, name) for name in fused.__all__ if "rope" in name and hasattr(plain, name)}
+    for name in own:
+        setattr(fused, name, getattr(plain, name))
+    try:
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(fused, name, function)
 
 
 class ProbeBothPaths:
