@@ -18,13 +18,24 @@ from subjectbooth.tests.nodes.test_harness import pixels
 from subjectbooth.tests.nodes.training_graphs import apply_node, subject_node, train_node, upload_cat
 
 KINDS = ("SD 3.5", "Flux.1", "Flux.2", "Z-Image", "Qwen-Image", "Chroma")
-MORE_KINDS = (
-    "Krea 2", "Ideogram 4", "Anima", "Ernie-Image", "AuraFlow", "HunyuanImage 2.1", "HiDream", "OmniGen2",
-    "Cosmos Predict2", "Wan 2.1", "Lumina 2", "PixArt", "HunyuanDiT", "Chroma Radiance", "Kandinsky 5", "LongCat-Image",
-    "MageFlow", "Lens",
-)  # fmt: skip
+LAYERS = {
+    "SD 3.5": (3, 5, 7), "Flux.1": (6, 10, 13), "Flux.2": (6, 10, 10), "Z-Image": (6, 15, 17),
+    "Qwen-Image": (16, 24, 28), "Chroma": (6, 10, 10), "Krea 2": (30, 48, 48), "Ideogram 4": (4, 10, 12),
+    "Anima": (16, 20, 32), "Ernie-Image": (8, 14, 14), "AuraFlow": (12, 21, 24), "HunyuanImage 2.1": (10, 18, 23),
+    "HiDream": (12, 33, 35), "OmniGen2": (12, 21, 23), "Cosmos Predict2": (16, 20, 32), "Wan 2.1": (16, 20, 20),
+    "Lumina 2": (6, 15, 17), "PixArt": (10, 14, 14), "HunyuanDiT": (20, 28, 33), "Chroma Radiance": (6, 10, 10),
+    "Kandinsky 5": (12, 16, 18), "LongCat-Image": (6, 10, 13), "MageFlow": (16, 24, 28), "Lens": (8, 20, 24),
+}  # fmt: skip
+"""How many layers `lora_targets` names, in its order, as read from the models' code: no modulation among the first two,
+no projection of a prompt or a time outside of the blocks at all."""
+MORE_KINDS = tuple(kind for kind in LAYERS if kind not in KINDS)
 """Of which a ComfyUI has those that are not newer than itself."""
 UNKNOWN = "of tomorrow"
+MIDDLE = {
+    "SD 3.5": 3 / 4, "Qwen-Image": 2.2 / 3.2, "Chroma": 1 / 2, "Krea 2": 2.5 / 3.5, "Anima": 1 / 2, "Wan 2.1": 3 / 4,
+    "Cosmos Predict2": 1,
+}  # fmt: skip
+"""Sigma at the middle of the times: with the shift of training, and of Cosmos the ratio of noise to latents."""
 STEPS = 12
 
 
@@ -101,6 +112,8 @@ def test_gradients_are_those_of_a_plain_copy(
     # The last block's text stream ends there, so that nothing of it reaches the picture.
     assert report["with_gradient"] >= 0.6 * report["layers"]
     assert report["copies"] == 0 and report["left"] == []
+    assert tuple(report["targets"]) == LAYERS[known_kind] and report["nested"]
+    assert report["middle"] == pytest.approx(MIDDLE.get(known_kind, report["middle"]))
 
 
 @pytest.mark.parametrize("kind", ["Flux.1", "Qwen-Image"])

@@ -6,9 +6,11 @@ import contextlib
 import copy
 import gc
 import importlib
+import sys
 from collections.abc import Iterator
 from typing import Any
 
+import comfy.ldm.modules.attention
 import comfy.model_management
 import comfy.quant_ops
 import torch
@@ -44,8 +46,8 @@ class ProbeWiredGradients:
             denoiser = base.denoiser
             network = denoiser.build(torch.float32)
             own = {name: layer.weight for name, layer in network.diffusion_model.named_modules() if _is_linear(layer)}
-            targets = denoiser.adapter_layers(network, "all")
-            adapter.inject(network, config.TrainConfig(rank=4, network_alpha=4.0), targets)
+            targets = [denoiser.adapter_layers(network, which) for which in ("attention", "attention+mlp", "all")]
+            adapter.inject(network, config.TrainConfig(rank=4, network_alpha=4.0), targets[-1])
             random = torch.Generator().manual_seed(1)
             pairs = {}
             for layer in adapter.lora_layers(network):
@@ -60,15 +62,16 @@ class ProbeWiredGradients:
             latents, noise = (torch.randn(3, *denoiser.latent_size(128, 128), generator=random) for _ in "xn")
             times = denoiser.times(torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64))
             noisy, target = (f(latents, noise, times) for f in (denoiser.noisy_latents, denoiser.target))
-            loss = (denoiser.predict(network, noisy, times, text) - target).square().mean()
-            copies = _copies(list(own.values()))
-            loss.backward()
+            layers = dict(network.diffusion_model.named_modules())
+            with _attention_without_backward():
+                loss = (denoiser.predict(network, noisy, times, text) - target).square().mean()
+                copies = _copies(list(own.values()))
+                loss.backward()
+                denoiser.release(network)
             ours = {key: [part.grad.clone() for part in pair if part.grad is not None] for key, pair in pairs.items()}
             for pair in pairs.values():
                 for part in pair:
                     part.grad = None
-            layers = dict(network.diffusion_model.named_modules())
-            denoiser.release(network)
             left = _left(model.model)
             by_name = {name: pairs[id(layer)] for name, layer in layers.items() if id(layer) in pairs}
             plain_loss = _plain_loss(model, plain or model, denoiser, network, by_name, (noisy, times, text, target))
@@ -85,11 +88,40 @@ class ProbeWiredGradients:
             "plain_loss": plain_loss,
             "difference": max(differences),
             "layers": len(pairs),
+            "targets": [len(found) for found in targets],
+            "nested": targets[0].keys() <= targets[1].keys() <= targets[2].keys(),
+            "middle": float(times[1]),
             "with_gradient": sum(bool(found) for found in ours.values()),
             "copies": copies,
             "left": left,
         }
         return {"ui": {"report": [report]}}
+
+
+@contextlib.contextmanager
+def _attention_without_backward() -> Iterator[None]:
+    """Inside, ComfyUI is as if it was started with an attention that has no backward pass, as SageAttention has none."""
+    attention = comfy.ldm.modules.attention
+
+    @attention.wrap_attn  # type: ignore[untyped-decorator]
+    def chosen(*args: Any, **keywords: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return attention.attention_pytorch(*args, **keywords)  # type: ignore[no-any-return]
+
+    own = attention.optimized_attention
+    found = [
+        (module, name)
+        for module in list(sys.modules.values())
+        for name in ("optimized_attention", "optimized_attention_masked")
+        if getattr(module, "__dict__", {}).get(name) is own
+    ]
+    for module, name in found:
+        setattr(module, name, chosen)
+    try:
+        yield
+    finally:
+        for module, name in found:
+            setattr(module, name, own)
 
 
 def _left(model: Any) -> list[str]:
