@@ -77,6 +77,8 @@ FAMILIES: dict[str, WiredFamily] = {
     "CosmosT2IPredict2": WiredFamily("Cosmos Predict2", "cosmos-predict2"),
     # Shift and guidance: musubi-tuner, docs/wan.md. 832 x 480 pixels: the model card of Wan 2.1 T2V.
     "WAN21_T2V": WiredFamily("Wan 2.1", "wan2.1", 640, 5.0, shift=3.0),
+    # 1280 x 704 pixels: the model card of Wan 2.2 TI2V 5B.
+    "WAN22_T2V": WiredFamily("Wan 2.2 5B", "wan2.2", 960, 5.0, shift=3.0),
     # Shift 6, as ComfyUI: sd-scripts, docs/lumina_train_network.md.
     "Lumina2": WiredFamily("Lumina 2", "lumina-2"),
     "PixArtAlpha": WiredFamily("PixArt alpha", "pixart-alpha", scheduler="normal"),
@@ -88,6 +90,8 @@ FAMILIES: dict[str, WiredFamily] = {
     # Uniform times: ai-toolkit, ui/src/app/jobs/new/options.tsx.
     "MageFlow": WiredFamily("MageFlow", "mage-flow", logit_normal=False),
     "Lens": WiredFamily("Lens", "lens"),
+    "Boogu": WiredFamily("Boogu", "boogu-image", frozen=r"^ref_image_refiner\."),
+    "JoyImage": WiredFamily("JoyImage", "joyimage"),
     "SDXL": WiredFamily("SDXL", "stable-diffusion-xl-v1-base", guidance_scale=7.0, kohya_names=_SDXL),
     "SD15": WiredFamily("SD 1.x", "stable-diffusion-v1", 512, 7.0, kohya_names=_SD),
     "SD20": WiredFamily("SD 2.x", "stable-diffusion-v2-768-v", 768, 7.0, kohya_names=_SD),

@@ -194,7 +194,7 @@ _ATTENTION = re.compile(
     r"attn|attention|(^|\.)((to_|add_)?(q|k|v|qkv)(_proj)?|w[qkvo]|to_out|out_proj)(\.|$)"
     r"|^linear[12]$"  # of Flux' single blocks: attention and MLP in one
 )
-_MODULATION = re.compile(r"(^|[._])(mod|modulation|ada_?ln)|_mod(\.|$)|(^|\.)norm\d*\.", re.IGNORECASE)
+_MODULATION = re.compile(r"(^|[._])(mod|modulation|ada_?ln)|_mod(\.|$)|(^|[._])norm\d*\.", re.IGNORECASE)
 """Layers that scale and shift by the time, also the input of attention."""
 _BETWEEN = re.compile(r"(^|\.)(emb_layers|proj_in|proj_out|skip_connection|skip_linear)(\.|$)")
 """Layers that lead in and out of a block and its parts."""

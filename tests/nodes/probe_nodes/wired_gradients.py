@@ -100,7 +100,7 @@ class ProbeWiredGradients:
 
 @contextlib.contextmanager
 def _attention_without_backward() -> Iterator[None]:
-    """Inside, ComfyUI is as if it was started with an attention that has no backward pass, as SageAttention has none."""
+    """Inside, ComfyUI is as if it was started with an attention that has no backward pass, such as SageAttention."""
     attention = comfy.ldm.modules.attention
 
     @attention.wrap_attn  # type: ignore[untyped-decorator]

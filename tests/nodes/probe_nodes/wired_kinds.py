@@ -79,11 +79,11 @@ def _qwen() -> Settings:
 
 
 def _sd3() -> Settings:
-    embedder = {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 64}}
+    embedder = {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 128}}
     return {
-        "in_channels": 16, "patch_size": 2, "depth": 1, "input_size": None, "adm_in_channels": 32,
+        "in_channels": 16, "patch_size": 2, "depth": 2, "input_size": None, "adm_in_channels": 32,
         "context_embedder_config": embedder, "pos_embed_max_size": 32, "qk_norm": "rms",
-        "x_block_self_attn_layers": [],
+        "x_block_self_attn_layers": [0],  # as medium has
     }  # fmt: skip
 
 
@@ -145,7 +145,7 @@ def _aura() -> Settings:
 
 def _pixart() -> Settings:
     return {
-        "hidden_size": 144, "depth": 2, "num_heads": 2, "caption_channels": 64, "micro_condition": True,
+        "hidden_size": 144, "depth": 1, "num_heads": 2, "caption_channels": 64, "micro_condition": True,
         "pred_sigma": True, "model_max_length": 120,
     }  # fmt: skip
 
@@ -186,8 +186,28 @@ def _omnigen2() -> Settings:
     }  # fmt: skip
 
 
-def _wan() -> Settings:
-    return {"dim": 128, "ffn_dim": 256, "freq_dim": 64, "text_dim": 64, "num_heads": 1, "num_layers": 2}
+def _wan(**changes: Any) -> Settings:
+    settings = {"dim": 128, "ffn_dim": 256, "freq_dim": 64, "text_dim": 64, "num_heads": 1, "num_layers": 2}
+    return {**settings, **changes}
+
+
+def _wan22() -> Settings:
+    return _wan(in_dim=48, out_dim=48)
+
+
+def _wan_from_image() -> Settings:
+    return _wan(in_dim=36)
+
+
+def _boogu() -> Settings:
+    return {
+        "hidden_size": 240, "num_layers": 1, "num_double_stream_layers": 1, "num_refiner_layers": 1,
+        "num_attention_heads": 2, "num_kv_heads": 1, "axes_lens": (64, 64, 64), "instruction_feat_dim": 64,
+    }  # fmt: skip
+
+
+def _joy() -> Settings:
+    return {"hidden_size": 128, "num_attention_heads": 1, "text_dim": 64, "num_layers": 2}
 
 
 def _kandinsky() -> Settings:
@@ -325,9 +345,13 @@ ALL_KINDS = {
     "LongCat-Image": Kind("LongCatImage", "LongCatImage", _longcat),
     "MageFlow": Kind("MageFlow", "MageFlow", _mage, channels=128, factor=16),
     "Lens": Kind("Lens", "Lens", _lens, channels=128, factor=16, prompt=_masked),
+    "Wan 2.2 5B": Kind("WAN22_T2V", "WAN22", _wan22, channels=48, factor=16, frames=True),
+    "Boogu": Kind("Boogu", "Boogu", _boogu, prompt=_masked),
+    "JoyImage": Kind("JoyImage", "JoyImage", _joy, frames=True),
+    "Wan 2.1 I2V": Kind("WAN21_I2V", "WAN21", _wan_from_image, frames=True),
     "of tomorrow": Kind("SD3", "SD3", _sd3, prompt=_pooled, named="Tomorrow1"),
 }
-"""Every family, and one that no table knows."""
+"""Every family, one that is rejected, and one that no table knows."""
 
 KINDS = {
     name: kind
