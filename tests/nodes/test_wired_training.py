@@ -21,11 +21,12 @@ KINDS = ("SD 3.5", "Flux.1", "Flux.2", "Z-Image", "Qwen-Image", "Chroma")
 LAYERS = {
     "SD 3.5": (9, 15, 19), "Flux.1": (6, 10, 13), "Flux.2": (6, 10, 10), "Z-Image": (6, 15, 17),
     "Qwen-Image": (16, 24, 28), "Chroma": (6, 10, 10), "Krea 2": (30, 48, 48), "Ideogram 4": (4, 10, 12),
-    "Anima": (16, 20, 32), "Ernie-Image": (8, 14, 14), "AuraFlow": (12, 21, 24), "HunyuanImage 2.1": (10, 18, 23),
-    "HiDream": (12, 33, 35), "OmniGen2": (12, 21, 23), "Cosmos Predict2": (16, 20, 32), "Wan 2.1": (16, 20, 20),
-    "Wan 2.2 5B": (16, 20, 20),
+    "Anima": (16, 20, 32), "Ernie-Image": (8, 14, 14), "AuraFlow": (12, 21, 24),
+    "HunyuanImage 2.1": (10, 18, 23), "HiDream": (12, 33, 35), "OmniGen2": (12, 21, 23),
+    "Cosmos Predict2": (16, 20, 32), "Wan 2.1": (16, 20, 20), "Wan 2.2 5B": (16, 20, 20),
     "Lumina 2": (6, 15, 17), "PixArt": (5, 7, 7), "HunyuanDiT": (20, 28, 33), "Chroma Radiance": (6, 10, 10),
-    "Kandinsky 5": (12, 16, 18), "LongCat-Image": (6, 10, 13), "MageFlow": (16, 24, 28), "Lens": (8, 20, 24), "Boogu": (25, 40, 47), "JoyImage": (8, 16, 16),
+    "Kandinsky 5": (12, 16, 18), "LongCat-Image": (6, 10, 13), "MageFlow": (16, 24, 28), "Lens": (8, 20, 24),
+    "Boogu": (25, 40, 47), "JoyImage": (8, 16, 16),
 }  # fmt: skip
 """How many layers `lora_targets` names, in its order, as read from the models' code: no modulation among the first two,
 no projection of a prompt or a time outside of the blocks at all."""
