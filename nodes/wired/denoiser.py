@@ -53,7 +53,9 @@ class WiredDenoiser:
         self.latent_channels = int(model.model.latent_format.latent_channels)
         self.latent_factor = latent_factor
         self._frames = has_frames(model)
-        self._objective = Objective(model.get_model_object("model_sampling"), family.logit_normal, family.shift)
+        # A ModelSampling node before the trainer says which shift is wanted.
+        shift = None if "model_sampling" in model.object_patches else family.shift
+        self._objective = Objective(model.get_model_object("model_sampling"), family.logit_normal, shift)
         self._conds: dict[Any, Conds] = {}
 
     @property

@@ -19,7 +19,8 @@ class WiredFamily:
         resolution: side of the images it was trained on, in pixels.
         guidance_scale: usual for sampling with it; 1 for models that take guidance as an input or are distilled.
         logit_normal: whether a flow's times are logit-normal or uniform, before the shift.
-        shift: of a flow's times in training, ``s t / (1 + (s - 1) t)``; None for the model's own.
+        shift: of a flow's times in training, ``s t / (1 + (s - 1) t)``; None for the model's own, which is also
+            taken where a ModelSampling node has set it.
         scheduler: of ComfyUI, for validation images.
         training_options: options of a prompt in training that differ from those of sampling.
         kohya_names: a pattern of the names of layers in kohya's files; empty where paths in the model serve.

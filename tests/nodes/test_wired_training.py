@@ -118,6 +118,18 @@ def test_gradients_are_those_of_a_plain_copy(
     assert report["middle"] == pytest.approx(MIDDLE.get(known_kind, report["middle"]))
 
 
+def test_a_model_sampling_node_sets_the_shift_of_training(comfy: ComfyClient) -> None:
+    """Also of a family that is trained with another one than it is sampled with."""
+    wired = {"model": ["2", 0], "clip": ["1", 1], "vae": ["1", 2]}
+    graph = {
+        "1": node("ProbeWiredBase", kind="Wan 2.1", seed=3, stored="float32"),
+        "2": node("ModelSamplingSD3", model=["1", 0], shift=5.0),
+        "91": node("ProbeWiredGradients", **wired, checkpointing=False, nonce=0),
+    }
+    (report,) = comfy.run(graph).outputs["91"]["report"]
+    assert report["middle"] == pytest.approx(5 / 6)
+
+
 def test_a_model_that_starts_from_a_picture_is_rejected(comfy: ComfyClient) -> None:
     """Though it says nothing of that in the names of what it takes."""
     graph = wired_graph(comfy, "Wan 2.1 I2V")

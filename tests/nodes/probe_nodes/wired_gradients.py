@@ -186,7 +186,7 @@ def _plain_loss(
         wired.model_sampling = network._giving_output
         x = noisy.unsqueeze(2) if denoiser._frames else noisy
         parts, first = [], 0
-        with torch.autograd.graph.allow_mutation_on_saved_tensors(), _plain_kernels():
+        with _kept_as_copies(), _plain_kernels():
             for count, conds in together([prompt.conds(wired, x[:1], **options) for prompt in text.prompts]):
                 parts.append(wired._apply_model(x[first : first + count], times[first : first + count], **conds))
                 first += count
@@ -199,6 +199,15 @@ def _plain_loss(
         wired.diffusion_model, wired.model_sampling = own, sampling
         for handle in handles:
             handle.remove()
+
+
+def _kept_as_copies() -> contextlib.AbstractContextManager[None]:
+    """Inside, autograd keeps copies, which later in-place operations do not change.
+
+    PyTorch's own ``allow_mutation_on_saved_tensors`` takes a new tensor for an old one that had the same address.
+    """
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach().clone(), lambda kept: kept)
+    return hooks  # type: ignore[no-any-return]
 
 
 @contextlib.contextmanager
