@@ -46,7 +46,7 @@ _SDXL = r"lora_unet_(input|middle|output)_block"
 
 # Times: unless a line says otherwise, logit-normal as OneTrainer's presets (training_presets/) and diffusion-pipe
 # (models/*.py, timestep_sample_method) have them, with the shift that ComfyUI samples the family with.
-# Resolution: unless a line says otherwise, the 1024 pixels of the model cards.
+# Resolution: unless a line says otherwise, the 1024 pixels of these trainers' examples, not verified for each family.
 # Architecture: sai_model_spec.py of sd-scripts and musubi-tuner, in lower case; where neither has the family, its name.
 FAMILIES: dict[str, WiredFamily] = {
     # Logit-normal times and shift 3: arXiv 2403.03206, section 5.3.2.
@@ -64,7 +64,7 @@ FAMILIES: dict[str, WiredFamily] = {
     "ChromaRadiance": WiredFamily("Chroma Radiance", "chroma-radiance", shift=1.0),
     # Shift and guidance: musubi-tuner, docs/krea2.md; ComfyUI's 3.16 is that of Turbo.
     "Krea2": WiredFamily("Krea 2", "krea-2", guidance_scale=5.5, shift=2.5),
-    # Mean log(side / 512), which is a shift of 2 at 1024 pixels: musubi-tuner, training/timesteps.py.
+    # Mean log(side / 512), which is a shift of 2 at 1024 pixels: musubi-tuner, training/timesteps.py (deviation 1.5).
     "Ideogram4": WiredFamily("Ideogram 4", "ideogram-4", shift=2.0),
     # No shift, and the adapter between text encoder and model stays as it is: sd-scripts, docs/anima_train_network.md.
     "Anima": WiredFamily("Anima", "anima", shift=1.0, frozen=r"^llm_adapter\."),
@@ -76,9 +76,9 @@ FAMILIES: dict[str, WiredFamily] = {
     # Only editing uses that part.
     "Omnigen2": WiredFamily("OmniGen2", "omnigen2", frozen=r"^ref_image_refiner\."),
     "CosmosT2IPredict2": WiredFamily("Cosmos Predict2", "cosmos-predict2"),
-    # Shift and guidance: musubi-tuner, docs/wan.md. 832 x 480 pixels: the model card of Wan 2.1 T2V.
+    # Shift and guidance: musubi-tuner, docs/wan.md. 832 x 480 pixels: its example for T2V.
     "WAN21_T2V": WiredFamily("Wan 2.1", "wan2.1", 640, 5.0, shift=3.0),
-    # 1280 x 704 pixels: the model card of Wan 2.2 TI2V 5B.
+    # 1280 x 720 pixels, as musubi-tuner's docs/wan.md trains the larger Wan; shift and guidance as those of 2.1.
     "WAN22_T2V": WiredFamily("Wan 2.2 5B", "wan2.2", 960, 5.0, shift=3.0),
     # Shift 6, as ComfyUI: sd-scripts, docs/lumina_train_network.md.
     "Lumina2": WiredFamily("Lumina 2", "lumina-2"),
