@@ -63,11 +63,14 @@ class ProbeWiredGradients:
             times = denoiser.times(torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64))
             noisy, target = (f(latents, noise, times) for f in (denoiser.noisy_latents, denoiser.target))
             layers = dict(network.diffusion_model.named_modules())
+            # Some models note what they computed, and must not keep it.
+            noting = network.diffusion_model.register_forward_hook(lambda made, _, found: setattr(made, "noted", found))
             with _attention_without_backward():
                 loss = (denoiser.predict(network, noisy, times, text) - target).square().mean()
                 copies = _copies(list(own.values()))
                 loss.backward()
                 denoiser.release(network)
+            noting.remove()
             ours = {key: [part.grad.clone() for part in pair if part.grad is not None] for key, pair in pairs.items()}
             for pair in pairs.values():
                 for part in pair:
