@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
+import torch
 from comfy.ldm.modules.diffusionmodules.openaimodel import UNetModel
 from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
@@ -79,9 +81,9 @@ def check_wired_family(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) 
         raise SubjectBoothError(
             f"{name} makes sound or shapes", "a model that makes pictures from text", "connect another model", "MODEL"
         )
-    if base.concat_keys:
+    if _takes_a_picture(base):
         raise SubjectBoothError(
-            f"{name} also takes a picture ({', '.join(base.concat_keys)}), as inpainting and editing models do",
+            f"{name} also takes a picture, as inpainting, editing and image-to-video models do",
             "a model that makes pictures from text alone",
             "connect the base model of the family",
             "MODEL",
@@ -93,6 +95,13 @@ def check_wired_family(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) 
             "connect the VAE that belongs to the model",
             "VAE",
         )
+
+
+def _takes_a_picture(base: Any) -> bool:
+    """Whether the model takes more than a prompt beside the latents, as ComfyUI would add it to them."""
+    latents = base.latent_format
+    noise = torch.zeros(1, latents.latent_channels, *[1] * (latents.latent_dimensions - 2), 16, 16)
+    return bool(base.concat_keys) or base.concat_cond(noise=noise, device=noise.device) is not None
 
 
 def _metadata(model: ModelPatcher) -> Mapping[str, str] | None:

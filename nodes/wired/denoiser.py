@@ -25,7 +25,7 @@ from ..bridge import has_frames, to_cpu_float32
 from ..wired_checks import UNET_PREFIX
 from .conditioning import Conds, WiredConditioning, WiredPrompt, together
 from .families import WiredFamily
-from .network import WiredNetwork, block_paths, is_among
+from .network import WiredNetwork, is_among, trained_blocks
 from .objective import FLOW, Objective
 
 MOST_CONDS = 64
@@ -53,7 +53,9 @@ class WiredDenoiser:
         self.latent_channels = int(model.model.latent_format.latent_channels)
         self.latent_factor = latent_factor
         self._frames = has_frames(model)
-        self._objective = Objective(model.get_model_object("model_sampling"), family.logit_normal)
+        # A ModelSampling node before the trainer says which shift is wanted.
+        shift = None if "model_sampling" in model.object_patches else family.shift
+        self._objective = Objective(model.get_model_object("model_sampling"), family.logit_normal, shift)
         self._conds: dict[Any, Conds] = {}
 
     @property
@@ -96,11 +98,14 @@ class WiredDenoiser:
     def adapter_layers(self, network: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
         """Linear layers and 1x1 convolutions of the repeated blocks, see :func:`nodes.wired.network.is_among`."""
         assert isinstance(network, WiredNetwork)
-        blocks = tuple(f"{path}." for path in block_paths(network.diffusion_model))
+        blocks = tuple(f"{path}." for path in trained_blocks(network.diffusion_model))
         found = {}
         for name, layer in network.layers().items():
-            block = next((block for block in blocks if network.path_of(name).startswith(block)), None)
-            if block is not None and is_among(network.path_of(name)[len(block) :], lora_targets):
+            path = network.path_of(name)
+            block = next((block for block in blocks if path.startswith(block)), None)
+            if block is None or (self._family.frozen and re.match(self._family.frozen, path)):
+                continue
+            if is_among(path[len(block) :], lora_targets):
                 found[name] = layer
         if not found:
             raise SubjectBoothError(

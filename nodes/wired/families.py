@@ -18,10 +18,13 @@ class WiredFamily:
         architecture: ModelSpec's name.
         resolution: side of the images it was trained on, in pixels.
         guidance_scale: usual for sampling with it; 1 for models that take guidance as an input or are distilled.
-        logit_normal: whether a flow's times are logit-normal or uniform, before the model's own shift.
+        logit_normal: whether a flow's times are logit-normal or uniform, before the shift.
+        shift: of a flow's times in training, ``s t / (1 + (s - 1) t)``; None for the model's own, which is also
+            taken where a ModelSampling node has set it.
         scheduler: of ComfyUI, for validation images.
         training_options: options of a prompt in training that differ from those of sampling.
         kohya_names: a pattern of the names of layers in kohya's files; empty where paths in the model serve.
+        frozen: a pattern of the paths of layers that get no LoRA.
         is_tried: whether a small model of the family was trained in the tests.
     """
 
@@ -30,38 +33,74 @@ class WiredFamily:
     resolution: int = 1024
     guidance_scale: float = 4.0
     logit_normal: bool = True
+    shift: float | None = None
     scheduler: str = "simple"
     training_options: Mapping[str, Any] = field(default_factory=dict)
     kohya_names: str = ""
+    frozen: str = ""
     is_tried: bool = True
 
 
-BASE_CLASS = "BaseModel"
-"""ComfyUI's class for Stable Diffusion 1.x and 2.x, from which every other is derived."""
+_SD = r"lora_unet_(down|mid|up)_block"
+_SDXL = r"lora_unet_(input|middle|output)_block"
 
+# Times: unless a line says otherwise, logit-normal as OneTrainer's presets (training_presets/) and diffusion-pipe
+# (models/*.py, timestep_sample_method) have them, with the shift that ComfyUI samples the family with.
+# Resolution: unless a line says otherwise, the 1024 pixels of these trainers' examples, not verified for each family.
+# Architecture: sai_model_spec.py of sd-scripts and musubi-tuner, in lower case; where neither has the family, its name.
 FAMILIES: dict[str, WiredFamily] = {
-    "SD3": WiredFamily("SD 3.5", "stable-diffusion-3.5"),  # logit-normal: arXiv 2403.03206, section 5.3.2
-    # Guidance 1 in training: sd-scripts, docs/flux_train_network.md.
+    # Logit-normal times and shift 3: arXiv 2403.03206, section 5.3.2.
+    "SD3": WiredFamily("SD 3.5", "stable-diffusion-3.5"),
+    # Guidance 1: sd-scripts, docs/flux_train_network.md, whose shift of 3.1582 is that of ComfyUI.
     "Flux": WiredFamily("Flux.1", "flux-1-dev", guidance_scale=1.0, training_options={"guidance": 1.0}),
-    "Flux2": WiredFamily("Flux.2", "flux-2"),
-    "Lumina2": WiredFamily("Z-Image", "z-image"),
-    "QwenImage": WiredFamily("Qwen-Image", "qwen-image"),
-    "Chroma": WiredFamily("Chroma", "chroma"),
-    "SDXL": WiredFamily(
-        "SDXL", "stable-diffusion-xl-v1-base", guidance_scale=7.0, kohya_names=r"lora_unet_(input|middle|output)_block"
-    ),
-    "BaseModel": WiredFamily(
-        "SD 1.x or 2.x", "stable-diffusion-v1", 512, 7.0, kohya_names=r"lora_unet_(down|mid|up)_block"
-    ),
+    "FluxSchnell": WiredFamily("Flux.1 schnell", "flux-1-schnell", guidance_scale=1.0),
+    # Guidance 1: musubi-tuner, flux_2_train_network.py; diffusion-pipe, models/flux2.py. klein does not take it.
+    "Flux2": WiredFamily("Flux.2", "flux-2", training_options={"guidance": 1.0}),
+    "ZImage": WiredFamily("Z-Image", "z-image"),
+    # Shift: musubi-tuner, docs/qwen_image.md, near that of inference at 1024 pixels.
+    "QwenImage": WiredFamily("Qwen-Image", "qwen-image", shift=2.2),
+    # No shift: sd-scripts, docs/flux_train_network.md; OneTrainer's times are symmetric, too.
+    "Chroma": WiredFamily("Chroma", "chroma", shift=1.0),
+    "ChromaRadiance": WiredFamily("Chroma Radiance", "chroma-radiance", shift=1.0),
+    # Shift and guidance: musubi-tuner, docs/krea2.md; ComfyUI's 3.16 is that of Turbo.
+    "Krea2": WiredFamily("Krea 2", "krea-2", guidance_scale=5.5, shift=2.5),
+    # Mean log(side / 512), which is a shift of 2 at 1024 pixels: musubi-tuner, training/timesteps.py (deviation 1.5).
+    "Ideogram4": WiredFamily("Ideogram 4", "ideogram-4", shift=2.0),
+    # No shift, and the adapter between text encoder and model stays as it is: sd-scripts, docs/anima_train_network.md.
+    "Anima": WiredFamily("Anima", "anima", shift=1.0, frozen=r"^llm_adapter\."),
+    "ErnieImage": WiredFamily("Ernie-Image", "ernie-image"),
+    "AuraFlow": WiredFamily("AuraFlow", "auraflow"),
+    # 32 pixels per latent pixel, 2048 pixels; guidance: sd-scripts, docs/hunyuan_image_train_network.md.
+    "HunyuanImage21": WiredFamily("HunyuanImage 2.1", "hunyuan-image-2.1", 2048, 3.5),
+    "HiDream": WiredFamily("HiDream", "hidream-i1"),
+    # Only editing uses that part.
+    "Omnigen2": WiredFamily("OmniGen2", "omnigen2", frozen=r"^ref_image_refiner\."),
+    "CosmosT2IPredict2": WiredFamily("Cosmos Predict2", "cosmos-predict2"),
+    # Shift and guidance: musubi-tuner, docs/wan.md. 832 x 480 pixels: its example for T2V.
+    "WAN21_T2V": WiredFamily("Wan 2.1", "wan2.1", 640, 5.0, shift=3.0),
+    # 1280 x 720 pixels, as musubi-tuner's docs/wan.md trains the larger Wan; shift and guidance as those of 2.1.
+    "WAN22_T2V": WiredFamily("Wan 2.2 5B", "wan2.2", 960, 5.0, shift=3.0),
+    # Shift 6, as ComfyUI: sd-scripts, docs/lumina_train_network.md.
+    "Lumina2": WiredFamily("Lumina 2", "lumina-2"),
+    "PixArtAlpha": WiredFamily("PixArt alpha", "pixart-alpha", scheduler="normal"),
+    "PixArtSigma": WiredFamily("PixArt sigma", "pixart-sigma", scheduler="normal"),
+    "HunyuanDiT": WiredFamily("HunyuanDiT", "hunyuan-dit", scheduler="normal"),
+    "HunyuanDiT1": WiredFamily("HunyuanDiT 1.1", "hunyuan-dit", scheduler="normal"),
+    "Kandinsky5Image": WiredFamily("Kandinsky 5", "kandinsky-5"),
+    "LongCatImage": WiredFamily("LongCat-Image", "longcat-image"),
+    # Uniform times: ai-toolkit, ui/src/app/jobs/new/options.tsx.
+    "MageFlow": WiredFamily("MageFlow", "mage-flow", logit_normal=False),
+    "Lens": WiredFamily("Lens", "lens"),
+    "Boogu": WiredFamily("Boogu", "boogu-image", frozen=r"^ref_image_refiner\."),
+    "JoyImage": WiredFamily("JoyImage", "joyimage"),
+    "SDXL": WiredFamily("SDXL", "stable-diffusion-xl-v1-base", guidance_scale=7.0, kohya_names=_SDXL),
+    "SD15": WiredFamily("SD 1.x", "stable-diffusion-v1", 512, 7.0, kohya_names=_SD),
+    "SD20": WiredFamily("SD 2.x", "stable-diffusion-v2-768-v", 768, 7.0, kohya_names=_SD),
 }
-"""By the class of ComfyUI's model (``comfy.model_base``)."""
+"""By the class of ComfyUI's config for a model (``comfy.supported_models``), which tells more than the model's own."""
 
 
 def family_of(model: ModelPatcher) -> WiredFamily:
     """The family of a connected model; for one that is not in the table, ComfyUI's name for it and the defaults."""
-    kinds = [kind.__name__ for kind in type(model.model).__mro__]
-    found = next((kind for kind in kinds if kind in FAMILIES), "")
-    if found and (found != BASE_CLASS or found == kinds[0]):
-        return FAMILIES[found]
-    name = type(model.model).__name__
-    return WiredFamily(name, name.lower(), is_tried=False)
+    name = type(model.model.model_config).__name__
+    return FAMILIES.get(name) or WiredFamily(name, name.lower(), is_tried=False)

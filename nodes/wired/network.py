@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 from ...trainer.errors import SubjectBoothError
 from ..wired_checks import ATTENTION_OVERRIDE
 from .conditioning import Conds
+from .kernels import with_backward
 from .layers import frozen, is_linear, stand_in_for
 from .objective import Objective
 from .out_of_place import OutOfPlace
@@ -128,7 +129,7 @@ class WiredNetwork(nn.Module):
         with torch.inference_mode():
             comfy.model_management.load_models_gpu([self.patcher])
         with contextlib.ExitStack() as stack:
-            stack.enter_context(_in_training())
+            stack.enter_context(with_backward())
             for path, layer in self.diffusion_model.named_modules():
                 stand_in = self.adapted[name] if (name := path.replace(".", _SEPARATOR)) in self.adapted else None
                 if stand_in is not None or isinstance(layer, _CONVOLUTIONS):
@@ -137,6 +138,7 @@ class WiredNetwork(nn.Module):
                     stack.enter_context(_differentiable_tables(layer))
             for block in blocks_of(self.diffusion_model):
                 stack.enter_context(_instead_of_forward(block, self._block(block)))
+            stack.enter_context(_attributes_as_before(self.diffusion_model))
             self._undo = stack.pop_all()
 
     def take_off(self) -> None:
@@ -162,31 +164,40 @@ class WiredNetwork(nn.Module):
 
 def blocks_of(module: nn.Module) -> list[nn.Module]:
     """The repeated blocks of a diffusion model: the items of its lists of modules, not of lists inside of these."""
-    found: list[nn.Module] = []
+    return [block for those in _lists_of(module) for block in those]
+
+
+def trained_blocks(module: nn.Module) -> list[str]:
+    """The paths of the blocks that can get a LoRA: of the lists that have attention, if any has, as other lists hold
+    projections of the prompt or the time, or decode pixels."""
+    names = {id(child): path for path, child in module.named_modules()}
+    lists = _lists_of(module)
+    found = [those for those in lists if any(_has_attention(block) for block in those)] or lists
+    return [names[id(block)] for those in found for block in those]
+
+
+def _lists_of(module: nn.Module) -> list[list[nn.Module]]:
+    found: list[list[nn.Module]] = []
     for child in module.children():
         if isinstance(child, nn.ModuleList):
-            found += [block for block in child if _has_layers(block)]
+            found.append([block for block in child if _has_layers(block)])
         else:
-            found += blocks_of(child)
+            found += _lists_of(child)
     return found
 
 
-def block_paths(module: nn.Module) -> list[str]:
-    """The paths of :func:`blocks_of`."""
-    names = {id(child): path for path, child in module.named_modules()}
-    return [names[id(block)] for block in blocks_of(module)]
+def _has_attention(block: nn.Module) -> bool:
+    return any(_ATTENTION.search(path) for path, _ in block.named_modules())
 
 
 _ATTENTION = re.compile(
     r"attn|attention|(^|\.)((to_|add_)?(q|k|v|qkv)(_proj)?|w[qkvo]|to_out|out_proj)(\.|$)"
     r"|^linear[12]$"  # of Flux' single blocks: attention and MLP in one
 )
-_BESIDE = re.compile(
-    r"(^|[._])(mod|modulation|ada_?ln)|_mod(\.|$)"
-    r"|(^|\.)(emb_layers|proj_in|proj_out|skip_connection)(\.|$)",  # of Stable Diffusion's blocks
-    re.IGNORECASE,
-)
-"""Layers that are neither attention nor MLP: they scale and shift by the time, or lead in and out of a block."""
+_MODULATION = re.compile(r"(^|[._])(mod|modulation|ada_?ln)|_mod(\.|$)|(^|[._])norm\d*\.", re.IGNORECASE)
+"""Layers that scale and shift by the time, also the input of attention."""
+_BETWEEN = re.compile(r"(^|\.)(emb_layers|proj_in|proj_out|skip_connection|skip_linear)(\.|$)")
+"""Layers that lead in and out of a block and its parts."""
 
 
 def is_among(path: str, lora_targets: str) -> bool:
@@ -195,9 +206,11 @@ def is_among(path: str, lora_targets: str) -> bool:
     Args:
         lora_targets: ``attention``; ``attention+mlp``; ``all``.
     """
-    if lora_targets == "attention":
-        return _ATTENTION.search(path) is not None
-    return lora_targets == "all" or _BESIDE.search(path) is None
+    if lora_targets == "all":
+        return True
+    if _MODULATION.search(path):
+        return False
+    return bool(_ATTENTION.search(path)) or (lora_targets != "attention" and not _BETWEEN.search(path))
 
 
 def _has_layers(block: nn.Module) -> bool:
@@ -222,6 +235,22 @@ def _instead_of_forward(layer: nn.Module, forward: Callable[..., Any]) -> Iterat
 
 
 @contextlib.contextmanager
+def _attributes_as_before(module: nn.Module) -> Iterator[None]:
+    """Afterwards, no layer holds a tensor of the last step: some models note their inputs, and with these all that was
+    computed for them."""
+    before = {id(layer): dict(layer.__dict__) for layer in module.modules()}
+    try:
+        yield
+    finally:
+        for layer in module.modules():
+            for name, value in list(layer.__dict__.items()):
+                if isinstance(value, torch.Tensor) and value.requires_grad:
+                    del layer.__dict__[name]
+                    if name in before[id(layer)]:
+                        layer.__dict__[name] = before[id(layer)][name]
+
+
+@contextlib.contextmanager
 def _differentiable_tables(layer: nn.Module) -> Iterator[None]:
     """Inside, a module's own parameters and buffers are copies that autograd may keep: of norms and other small tables.
     ComfyUI makes them in inference mode."""
@@ -239,20 +268,6 @@ def _differentiable_tables(layer: nn.Module) -> Iterator[None]:
     finally:
         for tensors, name, tensor in kept:
             tensors[name] = tensor
-
-
-@contextlib.contextmanager
-def _in_training() -> Iterator[None]:
-    """ComfyUI's own flag, which turns off kernels without a backward pass."""
-    if not hasattr(comfy.model_management, "in_training"):  # 0.3.75 has no such kernels
-        yield
-        return
-    before = comfy.model_management.in_training
-    comfy.model_management.in_training = True
-    try:
-        yield
-    finally:
-        comfy.model_management.in_training = before
 
 
 def _differentiable_attention(kernel: Any, *args: Any, **keywords: Any) -> torch.Tensor:

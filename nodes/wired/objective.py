@@ -21,16 +21,17 @@ class Objective:
     Args:
         sampling: the model's ``model_sampling``: of a flow (velocity), of a table of noise levels (eps or v), or EDM.
         logit_normal: whether a flow's times are logit-normal (arXiv 2403.03206, section 3.1) or uniform, both before
-            the model's own shift.
+            the shift.
+        shift: of a flow's times (the same paper, equation 23); None for the model's own.
     """
 
-    def __init__(self, sampling: Any, logit_normal: bool = True) -> None:
-        self.sampling, self._logit_normal = sampling, logit_normal
+    def __init__(self, sampling: Any, logit_normal: bool = True, shift: float | None = None) -> None:
+        self.sampling, self._logit_normal, self._shift = sampling, logit_normal, shift
 
     @cached_property
     def kind(self) -> str:
-        """Which of the three: a flow interpolates (CONST), a table has its noise levels, EDM is continuous."""
-        if isinstance(self.sampling, comfy.model_sampling.CONST):
+        """Which of the three: a flow interpolates, a table has its noise levels, EDM is continuous."""
+        if isinstance(self.sampling, (comfy.model_sampling.CONST, comfy.model_sampling.COSMOS_RFLOW)):
             return FLOW
         return DISCRETE if isinstance(self.sampling, comfy.model_sampling.ModelSamplingDiscrete) else EDM
 
@@ -45,6 +46,14 @@ class Objective:
             low, high = (float(self.sampling.sigma_min), float(self.sampling.sigma_max))
             return (EDM_MEAN + EDM_DEVIATION * normal).exp().clamp(low, high).float()
         time = torch.sigmoid(normal) if self._logit_normal else uniform
+        if self._shift is not None:
+            time = self._shift * time / (1 + (self._shift - 1) * time)
+        if isinstance(self.sampling, comfy.model_sampling.COSMOS_RFLOW):
+            # A flow whose latents are not scaled, as those of EDM, so that sigma is the ratio of noise to latents.
+            low, high = (float(self.sampling.sigma_min), float(self.sampling.sigma_max))
+            return (time / (1 - time)).clamp(low, high).float()
+        if self._shift is not None:
+            return time.float()
         return self.sampling.sigma(time * getattr(self.sampling, "multiplier", 1.0)).float()  # type: ignore[no-any-return]
 
     def noisy(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:

@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 
+from .kernels import reference_of
+
 
 class OutOfPlace(TorchFunctionMode):
     """Inside, ``x += y`` and its like make a new tensor where autograd records.
@@ -32,9 +34,15 @@ class OutOfPlace(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
     ) -> Any:
         """See :class:`torch.overrides.TorchFunctionMode`."""
+        keywords = kwargs or {}
+        if not torch.is_grad_enabled() or not _is_recorded((*args, *keywords.values())):
+            return func(*args, **keywords)
+        reference = reference_of(func)
+        if reference is not None:
+            return reference(*args, **keywords)
         other = _INSTEAD.get(func)
-        if other is None or kwargs or not torch.is_grad_enabled() or not _is_recorded(args):
-            return func(*args, **(kwargs or {}))
+        if other is None or keywords:
+            return func(*args, **keywords)
         caller = sys._getframe(1)
         if not _is_assignment(caller.f_code, caller.f_lasti):
             return func(*args)

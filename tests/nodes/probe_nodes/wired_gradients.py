@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import gc
+import importlib
+import sys
+from collections.abc import Iterator
 from typing import Any
 
+import comfy.ldm.modules.attention
 import comfy.model_management
+import comfy.quant_ops
 import torch
 
 from .predictions import pack_module
@@ -40,8 +46,8 @@ class ProbeWiredGradients:
             denoiser = base.denoiser
             network = denoiser.build(torch.float32)
             own = {name: layer.weight for name, layer in network.diffusion_model.named_modules() if _is_linear(layer)}
-            targets = denoiser.adapter_layers(network, "all")
-            adapter.inject(network, config.TrainConfig(rank=4, network_alpha=4.0), targets)
+            targets = [denoiser.adapter_layers(network, which) for which in ("attention", "attention+mlp", "all")]
+            adapter.inject(network, config.TrainConfig(rank=4, network_alpha=4.0), targets[-1])
             random = torch.Generator().manual_seed(1)
             pairs = {}
             for layer in adapter.lora_layers(network):
@@ -56,15 +62,20 @@ class ProbeWiredGradients:
             latents, noise = (torch.randn(3, *denoiser.latent_size(128, 128), generator=random) for _ in "xn")
             times = denoiser.times(torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64))
             noisy, target = (f(latents, noise, times) for f in (denoiser.noisy_latents, denoiser.target))
-            loss = (denoiser.predict(network, noisy, times, text) - target).square().mean()
-            copies = _copies(list(own.values()))
-            loss.backward()
+            layers = dict(network.diffusion_model.named_modules())
+            # Some models note what they computed, and must not keep it.
+            noting = network.diffusion_model.register_forward_hook(lambda made, _, found: setattr(made, "noted", found))
+            with _attention_without_backward():
+                loss = (denoiser.predict(network, noisy, times, text) - target).square().mean()
+                copies = _copies(list(own.values()))
+                loss.backward()
+                denoiser.release(network)
+            noting.remove()
             ours = {key: [part.grad.clone() for part in pair if part.grad is not None] for key, pair in pairs.items()}
             for pair in pairs.values():
                 for part in pair:
                     part.grad = None
-            layers = dict(network.diffusion_model.named_modules())
-            denoiser.release(network)
+            left = _left(model.model)
             by_name = {name: pairs[id(layer)] for name, layer in layers.items() if id(layer) in pairs}
             plain_loss = _plain_loss(model, plain or model, denoiser, network, by_name, (noisy, times, text, target))
             differences = []
@@ -75,17 +86,55 @@ class ProbeWiredGradients:
                     float((one - other).abs().max() / (other.abs().max() + 1e-9))
                     for one, other in zip(ours[key], theirs, strict=True)
                 ]
-        left = [name for name, layer in model.model.named_modules() if "forward" in layer.__dict__]
         report = {
             "loss": loss.item(),
             "plain_loss": plain_loss,
             "difference": max(differences),
             "layers": len(pairs),
+            "targets": [len(found) for found in targets],
+            "nested": targets[0].keys() <= targets[1].keys() <= targets[2].keys(),
+            "middle": float(times[1]),
             "with_gradient": sum(bool(found) for found in ours.values()),
             "copies": copies,
             "left": left,
         }
         return {"ui": {"report": [report]}}
+
+
+@contextlib.contextmanager
+def _attention_without_backward() -> Iterator[None]:
+    """Inside, ComfyUI is as if it was started with an attention that has no backward pass, such as SageAttention."""
+    attention = comfy.ldm.modules.attention
+
+    @attention.wrap_attn  # type: ignore[untyped-decorator]
+    def chosen(*args: Any, **keywords: Any) -> torch.Tensor:
+        with torch.no_grad():
+            return attention.attention_pytorch(*args, **keywords)  # type: ignore[no-any-return]
+
+    own = attention.optimized_attention
+    found = [
+        (module, name)
+        for module in list(sys.modules.values())
+        for name in ("optimized_attention", "optimized_attention_masked")
+        if getattr(module, "__dict__", {}).get(name) is own
+    ]
+    for module, name in found:
+        setattr(module, name, chosen)
+    try:
+        yield
+    finally:
+        for module, name in found:
+            setattr(module, name, own)
+
+
+def _left(model: Any) -> list[str]:
+    """What a run left at the modules of the connected model."""
+    return [
+        f"{path}.{name}"
+        for path, module in model.named_modules()
+        for name, value in module.__dict__.items()
+        if name == "forward" or (isinstance(value, torch.Tensor) and value.requires_grad)
+    ]
 
 
 def _is_linear(layer: Any) -> bool:
@@ -102,6 +151,7 @@ def _copies(weights: list[torch.Tensor]) -> int:
         if type(thing) in (torch.Tensor, torch.nn.Parameter)
         and thing.shape in shapes
         and thing.is_floating_point()
+        and not thing.requires_grad  # as hidden states do
         and thing.untyped_storage().nbytes() > 4  # a stand-in's one number
         and thing.untyped_storage().data_ptr() not in memory
     )
@@ -139,7 +189,7 @@ def _plain_loss(
         wired.model_sampling = network._giving_output
         x = noisy.unsqueeze(2) if denoiser._frames else noisy
         parts, first = [], 0
-        with torch.autograd.graph.allow_mutation_on_saved_tensors():
+        with _kept_as_copies(), _plain_kernels():
             for count, conds in together([prompt.conds(wired, x[:1], **options) for prompt in text.prompts]):
                 parts.append(wired._apply_model(x[first : first + count], times[first : first + count], **conds))
                 first += count
@@ -152,6 +202,33 @@ def _plain_loss(
         wired.diffusion_model, wired.model_sampling = own, sampling
         for handle in handles:
             handle.remove()
+
+
+def _kept_as_copies() -> contextlib.AbstractContextManager[None]:
+    """Inside, autograd keeps copies, which later in-place operations do not change.
+
+    PyTorch's own ``allow_mutation_on_saved_tensors`` takes a new tensor for an old one that had the same address.
+    """
+    hooks = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor.detach().clone(), lambda kept: kept)
+    return hooks  # type: ignore[no-any-return]
+
+
+@contextlib.contextmanager
+def _plain_kernels() -> Iterator[None]:
+    """Inside, ComfyUI's fused operations are those that are written in PyTorch."""
+    fused = getattr(comfy.quant_ops, "ck", None)
+    if not hasattr(fused, "rms_rope_split_half"):  # 0.3.75
+        yield
+        return
+    plain = importlib.import_module(f"{fused.__name__}.backends.eager")
+    own = {name: getattr(fused, name) for name in fused.__all__ if "rope" in name and hasattr(plain, name)}
+    for name in own:
+        setattr(fused, name, getattr(plain, name))
+    try:
+        yield
+    finally:
+        for name, function in own.items():
+            setattr(fused, name, function)
 
 
 class ProbeBothPaths:

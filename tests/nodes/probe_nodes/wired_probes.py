@@ -7,15 +7,8 @@ why prompts are random numbers here, made from the words.
 from __future__ import annotations
 
 import copy
-import dataclasses
-import hashlib
-import inspect
-from collections.abc import Callable
 from typing import Any
 
-import comfy.ldm.chroma.model
-import comfy.ldm.flux.model
-import comfy.ldm.lumina.model
 import comfy.model_base
 import comfy.model_management
 import comfy.model_patcher
@@ -25,108 +18,26 @@ import comfy.utils
 import torch
 
 from .predictions import pack_module
+from .wired_kinds import KINDS, Kind
 
 CPU = torch.device("cpu")
-
-
-def _known(of: Any, **settings: Any) -> dict[str, Any]:
-    """Those settings that this ComfyUI's dataclass or constructor has."""
-    names = (
-        {f.name for f in dataclasses.fields(of)} if dataclasses.is_dataclass(of) else inspect.signature(of).parameters
-    )
-    return {name: value for name, value in settings.items() if name in names}
-
-
-def _flux(**changes: Any) -> dict[str, Any]:
-    settings = {
-        "in_channels": 16, "out_channels": 16, "vec_in_dim": 32, "context_in_dim": 64, "hidden_size": 128,
-        "mlp_ratio": 4.0, "num_heads": 1, "depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56],
-        "theta": 10000, "qkv_bias": True, "guidance_embed": True, "patch_size": 2,
-    }  # fmt: skip
-    return {**settings, **_known(comfy.ldm.flux.model.FluxParams, txt_ids_dims=[]), **changes}
-
-
-def _flux2() -> dict[str, Any]:
-    newer = _known(
-        comfy.ldm.flux.model.FluxParams, global_modulation=True, mlp_silu_act=True, ops_bias=False, txt_ids_dims=[3],
-        default_ref_method="index", ref_index_scale=10.0,
-    )  # fmt: skip
-    return _flux(
-        in_channels=128, out_channels=128, patch_size=1, axes_dim=[32] * 4, theta=2000, vec_in_dim=None,
-        qkv_bias=False, guidance_embed=False, **newer,
-    )  # fmt: skip
-
-
-def _lumina() -> dict[str, Any]:
-    settings = {
-        "patch_size": 2, "in_channels": 16, "dim": 256, "n_layers": 1, "n_refiner_layers": 1, "n_heads": 2,
-        "n_kv_heads": 2, "cap_feat_dim": 64, "qk_norm": True, "axes_dims": [32, 48, 48], "axes_lens": [64, 64, 64],
-        "rope_theta": 256.0, "ffn_dim_multiplier": 2.0, "z_image_modulation": True, "time_scale": 1000.0,
-    }  # fmt: skip
-    return {**settings, **_known(comfy.ldm.lumina.model.NextDiT.__init__, pad_tokens_multiple=32)}
-
-
-def _qwen() -> dict[str, Any]:
-    return {
-        "in_channels": 64, "out_channels": 16, "num_layers": 2, "attention_head_dim": 128, "num_attention_heads": 1,
-        "joint_attention_dim": 64, "axes_dims_rope": (16, 56, 56),
-    }  # fmt: skip
-
-
-def _sd3() -> dict[str, Any]:
-    embedder = {"target": "torch.nn.Linear", "params": {"in_features": 64, "out_features": 64}}
-    return {
-        "in_channels": 16, "patch_size": 2, "depth": 1, "input_size": None, "adm_in_channels": 32,
-        "context_embedder_config": embedder, "pos_embed_max_size": 32, "qk_norm": "rms",
-        "x_block_self_attn_layers": [],
-    }  # fmt: skip
-
-
-def _chroma() -> dict[str, Any]:
-    return {
-        "in_channels": 64, "out_channels": 64, "context_in_dim": 64, "hidden_size": 128, "mlp_ratio": 4.0,
-        "num_heads": 1, "depth": 1, "depth_single_blocks": 1, "axes_dim": [16, 56, 56], "theta": 10000,
-        "patch_size": 2, "qkv_bias": True, "in_dim": 64, "out_dim": 128, "hidden_dim": 64, "n_layers": 2,
-        **_known(comfy.ldm.chroma.model.ChromaParams, txt_ids_dims=[], vec_in_dim=None),
-    }  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Kind:
-    """A family: the classes of its config and model, its small settings, and the sizes of latents and prompts."""
-
-    config: str
-    model: str
-    settings: Callable[[], dict[str, Any]]
-    channels: int = 16
-    factor: int = 8
-    frames: bool = False
-    pooled: int | None = None
-
-
-KINDS = {
-    "SD 3.5": Kind("SD3", "SD3", _sd3, pooled=32),
-    "Flux.1": Kind("Flux", "Flux", _flux, pooled=32),
-    "Flux.2": Kind("Flux2", "Flux2", _flux2, channels=128, factor=16),
-    "Z-Image": Kind("Lumina2", "Lumina2", _lumina),
-    "Qwen-Image": Kind("QwenImage", "QwenImage", _qwen, frames=True),
-    "Chroma": Kind("Chroma", "Chroma", _chroma),
-}
 
 
 def build(kind: Kind, seed: int, dtype: torch.dtype = torch.float32) -> Any:
     """The model as a MODEL, with random weights that keep activations near 1."""
     settings = kind.settings()
-    config = getattr(comfy.supported_models, kind.config)(dict(settings))
+    family = getattr(comfy.supported_models, kind.config)
+    config = (type(kind.named, (family,), {}) if kind.named else family)(dict(settings))
     config.unet_config = dict(settings)
     config.set_inference_dtype(dtype, None if dtype == torch.float32 else torch.float32)
     model = getattr(comfy.model_base, kind.model)(config, device=CPU)
+    kind.shrink(model)
     random = torch.Generator().manual_seed(seed)
     for name, tensor in [*model.diffusion_model.named_parameters(), *model.diffusion_model.named_buffers()]:
         if not tensor.is_floating_point():
             continue
         drawn = torch.randn(tensor.shape, generator=random) * 0.05
-        plain = tensor.ndim > 1 or name.endswith("bias") or "pad" in name
+        plain = tensor.ndim > 1 or name.endswith("bias") or "pad" in name or name.endswith(kind.near_zero)
         tensor.copy_((drawn if plain else 1 + drawn).to(tensor.dtype))
     return comfy.model_patcher.ModelPatcher(model, comfy.model_management.get_torch_device(), CPU)
 
@@ -203,7 +114,7 @@ class FewLayers(torch.nn.Module):
 
 
 class ProbeClip(comfy.sd.CLIP):  # type: ignore[misc]
-    """Encodes a prompt as random numbers from its words; prompts of more words are longer."""
+    """Encodes a prompt as random numbers from its words, in what form the family's own CLIP does."""
 
     def __init__(self, kind: Kind) -> None:
         super().__init__(no_init=True)
@@ -221,18 +132,8 @@ class ProbeClip(comfy.sd.CLIP):  # type: ignore[misc]
         return text
 
     def encode_from_tokens_scheduled(self, text: str, *_: Any, **__: Any) -> list[Any]:
-        """One random row for each word, and for all words together the pooled one."""
-        words = [*text.split(), "<end>"]
-        rows = torch.cat([self._row(word, 64) for word in words])[None]
-        options: dict[str, Any] = {"pooled_output": None}
-        if self.kind.pooled:
-            options["pooled_output"] = self._row(text, self.kind.pooled)
-        return [[rows, options]]
-
-    @staticmethod
-    def _row(text: str, width: int) -> torch.Tensor:
-        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "big")
-        return torch.randn(1, width, generator=torch.Generator().manual_seed(seed))
+        states, options = self.kind.prompt(text)
+        return [[states, options]]
 
 
 class ProbeVae:
@@ -328,7 +229,7 @@ class ProbeWired:
             base = modules["base"].wired_base(model, clip, vae)
             text = base.prompts.encode(["a photo of ohwx cat"])[0]
             random = torch.Generator().manual_seed(4)
-            size = base.denoiser.latent_size(*[8 * base.denoiser.latent_factor] * 2)
+            size = base.denoiser.latent_size(128, 128)
             latents, noise = (torch.randn(1, *size, generator=random) for _ in "xn")
             options = modules["families"].family_of(model).training_options
             report: dict[str, float] = {"effect": 0.0, "difference": 0.0, "scale": 0.0}
