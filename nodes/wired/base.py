@@ -16,6 +16,7 @@ from ...trainer.base.sd.denoiser import DiffusersUNet
 from ...trainer.base.sd.layout import LdmLayout
 from ...trainer.base.sd.schedule import make_noise_scheduler
 from ...trainer.errors import SubjectBoothError
+from ...trainer.files.storage import canonical_json, sha256_of
 from ..bridge import ComfyLatentCodec, base_digest, check_wired, latent_factor, literal_prompt
 from ..noise import noise_schedule
 from ..weights import shapes_of, stored_as
@@ -49,7 +50,7 @@ def wired_base(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
         denoiser=WiredDenoiser(model, family, latent_factor(vae), _metadata(model)),
         prompts=WiredPromptEncoder(clip),
         codec=ComfyLatentCodec(model, vae),
-        digest=base_digest(model, clip, vae),
+        digest=sha256_of(base_digest(model, clip, vae), canonical_json(family.training_defaults)),
         prompt_of=literal_prompt,
         sampling_digest=base_digest(model, clip),
         note=""

@@ -40,6 +40,11 @@ class WiredFamily:
     frozen: str = ""
     is_tried: bool = True
 
+    @property
+    def training_defaults(self) -> list[Any]:
+        """What decides, beside the model and the user's settings, which LoRA comes out; part of a run's key."""
+        return [self.logit_normal, self.shift, dict(self.training_options), self.frozen]
+
 
 _SD = r"lora_unet_(down|mid|up)_block"
 _SDXL = r"lora_unet_(input|middle|output)_block"
