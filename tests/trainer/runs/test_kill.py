@@ -12,7 +12,7 @@ import pytest
 
 from subjectbooth.tests.fuzzing import SEED, report
 
-KILLS = int(os.environ.get("SUBJECTBOOTH_KILLS", "3"))
+KILLS = int(os.environ.get("SUBJECTBOOTH_KILLS", "2"))
 """Of each kind of run; `make soak` makes more."""
 
 
