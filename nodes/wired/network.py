@@ -123,11 +123,13 @@ class WiredNetwork(nn.Module):
             model.model_sampling = own
 
     def put_on(self) -> None:
-        """Load the model and put the LoRA on its layers; nothing if that is so already."""
+        """Load the model, which ComfyUI may have unloaded to decode images, and put the LoRA on its layers; nothing if
+        that is so already."""
+        if not any(loaded is self.patcher for loaded in comfy.model_management.loaded_models()):
+            with torch.inference_mode():
+                comfy.model_management.load_models_gpu([self.patcher])
         if self._undo is not None:
             return
-        with torch.inference_mode():
-            comfy.model_management.load_models_gpu([self.patcher])
         with contextlib.ExitStack() as stack:
             stack.enter_context(with_backward())
             for path, layer in self.diffusion_model.named_modules():
