@@ -153,8 +153,12 @@ def make_plan(
     footprint = _footprint(denoiser, network, load, dtype)
     text_bytes = text.activation_bytes(load.text_tokens, dtype) if text is not None and text_encoders else 0
 
+    candidates = _candidates(config, kept, load.pictures)
+    if footprint is None and not chosen.device.startswith("cpu"):
+        # What is not counted may be large, and a step that fails costs more than blocks that are computed again.
+        candidates = [pair for pair in candidates if pair[0]] or candidates
     plans = []
-    for checkpointing, micro_batch in _candidates(config, kept, load.pictures):
+    for checkpointing, micro_batch in candidates:
         activations = None
         if footprint is not None:
             each = footprint.checkpointed if checkpointing else footprint.whole

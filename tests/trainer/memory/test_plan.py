@@ -151,6 +151,27 @@ def _choose(
     return make_plan(config, ResolvedSettings("adamw"), kept, small_denoiser(), unet, None, [], load, free)
 
 
+@pytest.mark.parametrize(("device", "setting", "on"), [
+    ("cuda", "auto", True), ("cuda", "off", False), ("cpu", "auto", False),
+])  # fmt: skip
+def test_what_cannot_be_counted_is_checkpointed_on_a_card(
+    monkeypatch: pytest.MonkeyPatch, device: str, setting: str, on: bool
+) -> None:
+    """All images at once: only the step-down knows whether they fit."""
+
+    def not_countable(*_: object) -> None:
+        raise NotImplementedError
+
+    monkeypatch.setattr(plan, "training_footprint", not_countable)
+    monkeypatch.setattr(plan, "_counted", {})
+    unet, config = small_unet(), dataclasses.replace(CONFIG, gradient_checkpointing=setting)
+    with_lora(unet, config)
+    chosen = ResolvedSettings("adamw", device)
+    found = make_plan(config, chosen, None, small_denoiser(), unet, None, [], Load(PROMPT, (8, 8), 4), 1000 * GB)
+    assert found.activations is None and "(unknown)" in found.sentence
+    assert (found.chosen.gradient_checkpointing, found.chosen.micro_batch) == (on, 4)
+
+
 @pytest.mark.parametrize(
     ("free", "checkpointing", "pictures"),
     [
