@@ -45,7 +45,7 @@ SHOWN_IN = {
     "ApplySubjectLoRA": "use_a_trained_lora",
 }
 MAX_BYTES, MAX_NODE_BYTES = 115_000, 60_000
-MAX_WIDTH = 1440
+MAX_WIDTH = 1080
 """Pixels; the registry's package has little room left."""
 TIME_LIMIT = 3 * 3600.0
 

@@ -135,7 +135,7 @@ def write_pictures(name: str = "dog", seed: int = 0) -> None:
     drawn = {"before": nets} | {way: train(nets, name, seed, *known[way])[0] for way in SHOWN}
     rows = [as_pictures(draw(by, captions, seeds, SAMPLE_STEPS, CFG).movedim(1, -1)) for by in drawn.values()]
     sheet = labelled_grid(rows, [label.replace("_", "\n") for label in drawn], columns)
-    sheet.resize((sheet.width * 3 // 5, sheet.height * 3 // 5)).quantize(128).save(PICTURES, optimize=True)
+    sheet.resize((sheet.width // 2, sheet.height // 2)).quantize(96).save(PICTURES, optimize=True)
 
 
 def main() -> None:

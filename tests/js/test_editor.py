@@ -26,10 +26,14 @@ pytestmark = [
 ]
 
 
+MISSING_MODELS = "Comfy.Workflow.ShowMissingModelsWarning"
+
+
 @pytest.fixture(scope="module")
 def page(_comfy_client: ComfyClient) -> Iterator[Page]:
     """The editor in a browser, as somebody sees it who has been there before."""
     with open_editor(_comfy_client) as page:
+        page.evaluate(f"app.extensionManager.setting.set('{MISSING_MODELS}', false)")
         yield page
 
 
@@ -37,6 +41,24 @@ def load(page: Page, workflow: dict[str, Any]) -> None:
     page.evaluate(f"app.loadGraphData({json.dumps(workflow)})")
     # Pictures are loaded only for nodes that are on the screen.
     page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+
+
+def test_the_editor_names_the_files_that_an_example_needs(page: Page) -> None:
+    """With their folders, to download them."""
+    workflow = json.loads((ROOT / "example_workflows" / "z_image_train_and_sample.json").read_text(encoding="utf-8"))
+    names = [model["name"] for node in workflow["nodes"] for model in node["properties"].get("models", [])]
+    assert len(names) == 3
+    page.evaluate(f"app.extensionManager.setting.set('{MISSING_MODELS}', true)")
+    try:
+        load(page, workflow)
+        for name in names:
+            page.wait_for(f"document.body.innerText.includes({json.dumps(name)})", 30)
+    finally:
+        page.evaluate(f"app.extensionManager.setting.set('{MISSING_MODELS}', false)")
+        page.evaluate(
+            "document.querySelectorAll('.p-dialog button').forEach(b => b.ariaLabel === 'Close' && b.click())"
+        )
+        page.wait_for("!document.querySelector('.p-dialog')", 10)
 
 
 def without_meta(prompt: dict[str, Any]) -> dict[str, Any]:
