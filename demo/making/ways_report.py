@@ -108,8 +108,8 @@ def plot(found: Mapping[str, Sequence[Row]]) -> str:
         parts.append(f'<text x="{x:.0f}" y="{HEIGHT - MARGIN + 16}" text-anchor="middle" fill="#555">{text}</text>')
     for way, rows in found.items():
         x, y = place(rows)
-        if figure(rows, "gain_in_new_scenes")[0] < LOWEST_GAIN:
-            continue  # learns too little to compare
+        if figure(rows, "gain_in_new_scenes")[0] < LOWEST_GAIN or way == "curvature, with class images":
+            continue  # learns too little to compare, or lies on another point
         colour = "#d97706" if way == "curvature" else "#2563eb"
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>')
         side, move = ("end", -9) if x > WIDTH * 0.7 else ("start", 9)
