@@ -73,16 +73,7 @@ def check_wired(
         SubjectBoothError: something is missing, of another family or architecture, quantised, or has patches that
             are not weights.
     """
-    if clip is None or vae is None:
-        missing = "CLIP" if clip is None else "VAE"
-        raise SubjectBoothError(
-            f"the checkpoint has no {missing}",
-            f"a {missing}",
-            f"connect a {missing} loader, or use a checkpoint that has one",
-            missing,
-        )
-    for patcher, where in ((model, "MODEL"), (clip.patcher, "CLIP")):
-        refuse_unlearnable_patches(patcher, where)
+    clip, vae = check_parts(model, clip, vae)
     for patcher, where in ((model, "MODEL"), (clip.patcher, "CLIP"), (vae.patcher, "VAE")):
         refuse_comfy_quant(patcher, where)
     dtypes = None if is_quantised_allowed else stored_as(model, UNET_PREFIX)
@@ -100,6 +91,25 @@ def check_wired(
         )
     refuse_other_latents(getattr(vae, "latent_channels", 4), "VAE")
     return layout
+
+
+def check_parts(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> tuple[CLIP, VAE]:
+    """Reject what no model can be trained with, of whatever family; return the CLIP and VAE, which are there.
+
+    Raises:
+        SubjectBoothError: a part is missing, or MODEL or CLIP has patches that are not weights.
+    """
+    if clip is None or vae is None:
+        missing = "CLIP" if clip is None else "VAE"
+        raise SubjectBoothError(
+            f"the checkpoint has no {missing}",
+            f"a {missing}",
+            f"connect a {missing} loader, or use a checkpoint that has one",
+            missing,
+        )
+    for patcher, where in ((model, "MODEL"), (clip.patcher, "CLIP")):
+        refuse_unlearnable_patches(patcher, where)
+    return clip, vae
 
 
 def token_chunks(clip: CLIP, prompt: str, family: Family) -> tuple[TokenChunks, ...]:

@@ -86,8 +86,7 @@ def draw_class_pictures(
     recipe, numbers = priors.recipe, priors.numbers[:SHOWN]
     if recipe is None or recipe.base_digest != base_digest(model, clip):
         return None
-    effect = sha256_of(*(part for name in sorted(lora.tensors) for part in (name, lora.tensors[name])))
-    key = sha256_of(recipe.key, canonical_json(list(numbers)), effect, digest_of(vae.patcher))[:16]
+    key = sha256_of(recipe.key, canonical_json(list(numbers)), lora.digest, digest_of(vae.patcher))[:16]
     about, before, after = (folder / FOLDER / f"{key}{end}" for end in (".json", "_before.png", "_after.png"))
     if (found := _read(about)) and before.is_file() and after.is_file():
         return ClassPictures(recipe.prompt, before, after, found["drift"])
@@ -131,18 +130,8 @@ def _sample(
     recipe: PriorRecipe, numbers: tuple[int, ...], model: ModelPatcher, clip: CLIP, latent_factor: int, report: Report
 ) -> torch.Tensor:
     """Latents float32 [n, c, h, w] of these class images, drawn by another model."""
-    sampler = PictureSampler(
-        model,
-        clip,
-        prompt=recipe.prompt,
-        negative=recipe.negative,
-        size=(recipe.width, recipe.height),
-        sampler_name=recipe.sampler_name,
-        scheduler=recipe.scheduler,
-        steps=recipe.steps,
-        cfg=recipe.cfg,
-        pictures="pictures of the class",
-        latent_factor=latent_factor,
+    sampler = PictureSampler.of_recipe(
+        model, clip, recipe, pictures="pictures of the class", latent_factor=latent_factor
     )
     others = [number for number in range(max(numbers) + 1) if number not in numbers]
     # One at a time, as memory was planned for nothing more, unless an image depends on its batch.

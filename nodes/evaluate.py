@@ -170,8 +170,7 @@ class EvaluateSubjectLoRA(io.ComfyNode):
         batch_size = min(seeds, automatic_batch_size(model, side, sampler_name))
         drawing = Drawing(side, sampler_name, scheduler, steps, cfg, seed, batch_size)
         digest = base_digest(model, clip)
-        lora_digest = sha256_of(*(part for name in sorted(lora.tensors) for part in (name, lora.tensors[name])))
-        changed = sha256_of(digest, lora_digest, canonical_json(strength)) if strength else digest
+        changed = sha256_of(digest, lora.digest, canonical_json(strength)) if strength else digest
         root = pack_output_dir() / "class_images"
         base = PromptPictures(model, clip, vae, prompt_set.all, drawing, digest, root)
         same_text = base if _patches(lora_clip) == _patches(clip) else None
@@ -187,7 +186,7 @@ class EvaluateSubjectLoRA(io.ComfyNode):
             evaluation,
             {
                 "lora": lora.path.name,
-                "lora_digest": lora_digest,
+                "lora_digest": lora.digest,
                 "base_digest": base_digest(model, clip, vae),
                 "strength": strength,
                 "resolution": side,

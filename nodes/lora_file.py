@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP
 
 from ..trainer.errors import SubjectBoothError
+from ..trainer.files.storage import sha256_of
 from ..trainer.runs.lora_reader import read_lora, trigger_words
 from .lora_effect import fits, tensors_of
 
@@ -40,6 +42,11 @@ class SubjectLora:
     path: Path
     tensors: dict[str, torch.Tensor]
     metadata: dict[str, str]
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the tensors and their names."""
+        return sha256_of(*(part for name in sorted(self.tensors) for part in (name, self.tensors[name])))
 
     @property
     def trigger(self) -> str:

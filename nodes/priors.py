@@ -197,18 +197,7 @@ def _sample_missing(
     todo = batches_to_make(pictures.keys(), count, batch_size, recipe.grouping)
     if not todo:
         return 0
-    sampler = PictureSampler(
-        model,
-        clip,
-        prompt=recipe.prompt,
-        negative=recipe.negative,
-        size=(recipe.width, recipe.height),
-        sampler_name=recipe.sampler_name,
-        scheduler=recipe.scheduler,
-        steps=recipe.steps,
-        cfg=recipe.cfg,
-        latent_factor=latent_factor(vae),
-    )
+    sampler = PictureSampler.of_recipe(model, clip, recipe, latent_factor=latent_factor(vae))
     if sampler.dropped:
         dropped = ", ".join(sampler.dropped)
         notes.append(f"Guidance and attention patches on MODEL ({dropped}) are not used for class images.")

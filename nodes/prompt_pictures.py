@@ -120,17 +120,10 @@ class PromptPictures:
     def _samplers(self) -> dict[str, PictureSampler]:
         if self._same_text is not None:
             return {prompt: other.with_model(self._model) for prompt, other in self._same_text._samplers.items()}
-        drawing = self._drawing
-        first = PictureSampler(
+        first = PictureSampler.of_recipe(
             self._model,
             self._clip,
-            prompt=self._prompts[0],
-            negative="",
-            size=(drawing.side, drawing.side),
-            sampler_name=drawing.sampler_name,
-            scheduler=drawing.scheduler,
-            steps=drawing.steps,
-            cfg=drawing.cfg,
+            replace(self._recipe, prompt=self._prompts[0]),
             pictures="pictures",
             batch_input="seeds",
             latent_factor=self._latent_factor,

@@ -20,6 +20,7 @@ from PIL import Image
 from ..trainer.errors import SubjectBoothError
 from ..trainer.machine import out_of_memory as memory
 from ..trainer.memory.plan import pictures_that_fit
+from ..trainer.preserve.priors import PriorRecipe
 from .bridge import has_frames, to_cpu_float32
 from .noise import restore_schedule
 from .wired_checks import ATTENTION_OVERRIDE
@@ -163,6 +164,26 @@ class PictureSampler:
         self._size, self._latent_factor = size, latent_factor
         self._settings = {"steps": steps, "cfg": cfg, "sampler_name": sampler_name, "scheduler": scheduler}
         self._previewer = latent_preview.get_previewer(model.load_device, model.model.latent_format)
+
+    @classmethod
+    def of_recipe(cls, model: ModelPatcher, clip: CLIP, recipe: PriorRecipe, **options: Any) -> PictureSampler:
+        """Samples the images of a recipe.
+
+        Args:
+            options: ``pictures``, ``batch_input`` and ``latent_factor``.
+        """
+        return cls(
+            model,
+            clip,
+            prompt=recipe.prompt,
+            negative=recipe.negative,
+            size=(recipe.width, recipe.height),
+            sampler_name=recipe.sampler_name,
+            scheduler=recipe.scheduler,
+            steps=recipe.steps,
+            cfg=recipe.cfg,
+            **options,
+        )
 
     def with_prompt(self, clip: CLIP, prompt: str) -> PictureSampler:
         """The same for another prompt; the negative prompt is not encoded again."""

@@ -241,6 +241,14 @@ class TrainConfig:
                 "lr_warmup_steps",
             )
 
+    def guidance_scale(self, usual: float) -> float:
+        """The guidance of validation images.
+
+        Args:
+            usual: that of the model, see :class:`trainer.base.denoiser.Denoiser`.
+        """
+        return self.validation_guidance_scale or usual
+
     def learning_rate_at(self, step: int) -> float:
         """Learning rate of update ``step``, counted from 0. It depends only on the step, so there is no state to save.
 

@@ -1,4 +1,7 @@
 // Class images before and after the training, from the same seeds, with the drift if it is known.
+import { make } from "./panel.mjs";
+import { makePicture } from "./picture.mjs";
+
 export class ClassStrip {
   /**
    * @param words see train_words.mjs
@@ -8,10 +11,7 @@ export class ClassStrip {
     this._words = words;
     this._viewAddress = viewAddress;
     this._shown = "";
-    this.element = document.createElement("div");
-    this.element.className = "sbt-class";
-    this.element.title = words.classHelp;
-    this.element.hidden = true;
+    this.element = make("div", { className: "sbt-class", title: words.classHelp, hidden: true });
   }
 
   /** @param pictures {prompt, before, after, drift} of the run's result, or nothing */
@@ -25,30 +25,18 @@ export class ClassStrip {
 
   _rows({ prompt, before, after, drift }) {
     const words = this._words;
-    const title = document.createElement("div");
-    title.className = "sbt-line";
-    const name = document.createElement("span");
-    name.className = "sbt-grow sbt-faint";
-    name.textContent = `${words.classTitle}: ${prompt}`;
-    const figure = document.createElement("span");
-    figure.className = "sbt-numbers";
-    figure.title = words.driftHelp;
-    figure.textContent = Number.isFinite(drift) ? `${words.drift} ${drift.toFixed(2)}` : "";
-    title.append(name, figure);
-    return [title, this._row(words.classBefore, before), this._row(words.classAfter, after)];
+    const figure = Number.isFinite(drift) ? `${words.drift} ${drift.toFixed(2)}` : "";
+    return [
+      make("div", { className: "sbt-line" },
+        make("span", { className: "sbt-grow sbt-faint" }, `${words.classTitle}: ${prompt}`),
+        make("span", { className: "sbt-numbers", title: words.driftHelp }, figure)),
+      this._row(words.classBefore, before),
+      this._row(words.classAfter, after),
+    ];
   }
 
   _row(name, image) {
-    const row = document.createElement("div");
-    const side = document.createElement("span");
-    side.className = "sbt-side";
-    side.textContent = name;
-    const picture = document.createElement("img");
-    picture.src = this._viewAddress(image);
-    picture.alt = `${this._words.classTitle}, ${name}`;
-    picture.draggable = false;
-    picture.addEventListener("click", () => window.open(picture.src, "_blank", "noopener"));
-    row.append(side, picture);
-    return row;
+    return make("div", {}, make("span", { className: "sbt-side" }, name),
+      makePicture(this._viewAddress(image), `${this._words.classTitle}, ${name}`));
   }
 }

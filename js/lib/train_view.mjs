@@ -2,6 +2,7 @@
 import { ClassStrip } from "./class_strip.mjs";
 import { colourOf, drawChart, shownSeries, stepAt } from "./loss_chart.mjs";
 import { readableBytes, readableSeconds, readableTime } from "./numbers.mjs";
+import { makePicture } from "./picture.mjs";
 import { UseLine } from "./use_line.mjs";
 
 /** Heights in CSS pixels that the panel needs in the node. */
@@ -293,12 +294,10 @@ export class TrainView {
     const figure = make("figure");
     const row = make("div");
     for (const [at, image] of validation.images.entries()) {
-      const picture = make("img");
-      picture.src = this._actions.viewAddress(image);
-      picture.alt = `${this._words.picturesOf} ${validation.step}: ${validation.prompts?.[at] ?? ""}`;
-      picture.title = validation.prompts?.[at] ?? "";
-      picture.draggable = false;
-      picture.addEventListener("click", () => window.open(picture.src, "_blank", "noopener"));
+      const prompt = validation.prompts?.[at] ?? "";
+      const alt = `${this._words.picturesOf} ${validation.step}: ${prompt}`;
+      const picture = makePicture(this._actions.viewAddress(image), alt);
+      picture.title = prompt;
       row.append(picture);
     }
     figure.append(row);

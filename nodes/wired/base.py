@@ -17,10 +17,10 @@ from ...trainer.base.sd.layout import LdmLayout
 from ...trainer.base.sd.schedule import make_noise_scheduler
 from ...trainer.errors import SubjectBoothError
 from ...trainer.files.storage import canonical_json, sha256_of
-from ..bridge import ComfyLatentCodec, base_digest, check_wired, latent_factor, literal_prompt
+from ..bridge import ComfyLatentCodec, base_digest, check_parts, check_wired, latent_factor, literal_prompt
 from ..noise import noise_schedule
-from ..weights import shapes_of, stored_as
-from ..wired_checks import UNET_PREFIX, refuse_unlearnable_patches
+from ..weights import stored_as
+from ..wired_checks import UNET_PREFIX
 from .conditioning import WiredConditioning, WiredPrompt
 from .denoiser import WiredDenoiser
 from .families import family_of
@@ -43,11 +43,10 @@ def wired_base(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
     Raises:
         SubjectBoothError: the model cannot be trained on, or has patches that are not weights.
     """
-    check_wired_family(model, clip, vae)
-    family = family_of(model)
+    layout, family = check_wired_family(model, clip, vae), family_of(model)
     return BaseModel(
         family=family.name,
-        denoiser=WiredDenoiser(model, family, latent_factor(vae), _metadata(model)),
+        denoiser=WiredDenoiser(model, family, latent_factor(vae), _metadata(model, layout)),
         prompts=WiredPromptEncoder(clip),
         codec=ComfyLatentCodec(model, vae),
         digest=sha256_of(base_digest(model, clip, vae), canonical_json(family.training_defaults)),
@@ -55,28 +54,20 @@ def wired_base(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
         sampling_digest=base_digest(model, clip),
         note=""
         if family.is_tried
-        else f"{family.name} is trained as any other family, but was never tried: look at the validation images",
+        else f"{family.name} trains like any other family, but was never tried: check the validation images",
     )
 
 
-def check_wired_family(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> None:
-    """Reject what cannot be trained on, before anything expensive.
+def check_wired_family(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) -> LdmLayout | None:
+    """Reject what cannot be trained on, before anything expensive; return the layout of Stable Diffusion otherwise.
 
     Raises:
         SubjectBoothError: a part is missing or of another family, the model does not make pictures from text alone,
             or it has patches that are not weights.
     """
-    for part, name in ((clip, "CLIP"), (vae, "VAE")):
-        if part is None:
-            raise SubjectBoothError(
-                f"the checkpoint has no {name}", f"a {name}", f"connect a {name} loader of the model's family", name
-            )
-    assert clip is not None and vae is not None
     if isinstance(model.model.diffusion_model, UNetModel):
-        check_wired(model, clip, vae, is_quantised_allowed=True)
-        return
-    for patcher, where in ((model, "MODEL"), (clip.patcher, "CLIP")):
-        refuse_unlearnable_patches(patcher, where)
+        return check_wired(model, clip, vae, is_quantised_allowed=True)
+    clip, vae = check_parts(model, clip, vae)
     base, name = model.model, family_of(model).name
     if getattr(base.latent_format, "latent_dimensions", 2) == 1:
         raise SubjectBoothError(
@@ -96,6 +87,7 @@ def check_wired_family(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) 
             "connect the VAE that belongs to the model",
             "VAE",
         )
+    return None
 
 
 def _takes_a_picture(base: Any) -> bool:
@@ -105,11 +97,10 @@ def _takes_a_picture(base: Any) -> bool:
     return bool(base.concat_keys) or base.concat_cond(noise=noise, device=noise.device) is not None
 
 
-def _metadata(model: ModelPatcher) -> Mapping[str, str] | None:
+def _metadata(model: ModelPatcher, layout: LdmLayout | None) -> Mapping[str, str] | None:
     """Of Stable Diffusion as always; None for the family's."""
-    if not isinstance(model.model.diffusion_model, UNetModel):
+    if layout is None:
         return None
-    layout = LdmLayout.of(shapes_of(model, UNET_PREFIX), "MODEL")
     return DiffusersUNet(layout, make_noise_scheduler(*noise_schedule(model)), dict).metadata
 
 

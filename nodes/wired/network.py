@@ -104,7 +104,7 @@ class WiredNetwork(nn.Module):
         difference = float((recorded - plain).abs().max() / plain.abs().max().clamp(min=1e-6))
         if not difference < MOST_DIFFERENT:
             raise SubjectBoothError(
-                f"the model's output changes by {difference:.0%} when it is recorded for training",
+                f"the model's output differs by {difference:.0%} while gradients are recorded",
                 "a model whose layers can be differentiated",
                 "report this with the name of the model; it cannot be trained on yet",
                 "MODEL",

@@ -43,18 +43,19 @@ class Objective:
         uniform = uniform.clamp(1e-6, 1 - 1e-6)
         normal = torch.special.ndtri(uniform)
         if self.kind == EDM:
-            low, high = (float(self.sampling.sigma_min), float(self.sampling.sigma_max))
-            return (EDM_MEAN + EDM_DEVIATION * normal).exp().clamp(low, high).float()
+            return self._in_range((EDM_MEAN + EDM_DEVIATION * normal).exp())
         time = torch.sigmoid(normal) if self._logit_normal else uniform
         if self._shift is not None:
             time = self._shift * time / (1 + (self._shift - 1) * time)
         if isinstance(self.sampling, comfy.model_sampling.COSMOS_RFLOW):
             # A flow whose latents are not scaled, as those of EDM, so that sigma is the ratio of noise to latents.
-            low, high = (float(self.sampling.sigma_min), float(self.sampling.sigma_max))
-            return (time / (1 - time)).clamp(low, high).float()
+            return self._in_range(time / (1 - time))
         if self._shift is not None:
             return time.float()
         return self.sampling.sigma(time * getattr(self.sampling, "multiplier", 1.0)).float()  # type: ignore[no-any-return]
+
+    def _in_range(self, sigmas: torch.Tensor) -> torch.Tensor:
+        return sigmas.clamp(float(self.sampling.sigma_min), float(self.sampling.sigma_max)).float()
 
     def noisy(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """The latents [b, c, ...] noised to the sigmas [b]."""

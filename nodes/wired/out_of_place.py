@@ -17,17 +17,18 @@ from .kernels import reference_of
 class OutOfPlace(TorchFunctionMode):
     """Inside, ``x += y`` and its like make a new tensor where autograd records.
 
-    Blocks of diffusion transformers are written for sampling: ``x += gate * attention(norm(x))`` changes a tensor that
-    the norm's backward pass needs, which is an error, and one that gradient checkpointing needs to compute the block
-    again, which is none but wrong. Python assigns the result of ``x += y`` to ``x``, so the new tensor takes its place.
-    Autograd keeps the old one anyway: this costs no more memory than copying on write
-    (``torch.autograd.graph.allow_mutation_on_saved_tensors``), less time, and unlike that works in checkpointed blocks.
+    Blocks of diffusion transformers are written for sampling. ``x += gate * attention(norm(x))`` overwrites a tensor
+    that the norm's backward pass needs, which autograd reports as an error, and one from which gradient checkpointing
+    recomputes the block, which goes unnoticed and gives wrong gradients. Python assigns the result of ``x += y`` to
+    ``x``, so a new tensor can take its place. Autograd keeps the old one in any case: this uses no more memory than
+    copying on write (``torch.autograd.graph.allow_mutation_on_saved_tensors``), is faster, and also works in
+    checkpointed blocks.
 
-    ``x.add_(y)`` reaches torch as the same function. Its result may be ignored, so it is left as it is: whether Python
-    is at an assignment is read from the caller's instruction.
+    ``x.add_(y)`` reaches torch as the same function, but its result may be ignored. So it is left alone; the caller's
+    bytecode tells which of the two it is.
 
-    Like every mode, it applies to the current thread. Blocks that are computed again on a device are so by a thread of
-    autograd, so it belongs inside of what is computed again.
+    A mode applies to the current thread only. On a GPU, autograd recomputes checkpointed blocks in a thread of its own,
+    so the mode is also entered inside of what is recomputed.
     """
 
     def __torch_function__(

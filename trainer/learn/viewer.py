@@ -86,7 +86,7 @@ class Viewer:
         encoded, negative = [encode([prompt]) for prompt in prompts], encode([""])
         longest = concatenate([*encoded, negative]).first
         denoiser, size = self._base.denoiser, self._data.square
-        guidance_scale = config.validation_guidance_scale or denoiser.guidance_scale
+        guidance_scale = config.guidance_scale(denoiser.guidance_scale)
         free = self._free(state.device)
         dtype = DTYPES[state.chosen.precision]
         at_once = pictures_at_once(denoiser, state.network, longest, size, dtype, len(prompts), state.device, free)

@@ -138,7 +138,7 @@ class Run:
             with other prompts or sampling settings.
         """
         config = self._config
-        guidance_scale = config.validation_guidance_scale or self._base.denoiser.guidance_scale
+        guidance_scale = config.guidance_scale(self._base.denoiser.guidance_scale)
         found = self.folder.validations(steps, self.validation_prompts, (config.validation_steps, guidance_scale))
         available = {step for step, _ in found}
         due = [step for step in range(1, steps + 1) if self._config.validation_is_due(step)]
