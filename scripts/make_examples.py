@@ -44,7 +44,7 @@ SHOWN_IN = {
     "DreamBoothOptions": FIRST,
     "ApplySubjectLoRA": "use_a_trained_lora",
 }
-MAX_BYTES, MAX_NODE_BYTES = 115_000, 60_000
+MAX_BYTES, MAX_NODE_BYTES = 58_000, 50_000
 MAX_WIDTH = 1080
 """Pixels; the registry's package has little room left."""
 TIME_LIMIT = 3 * 3600.0
@@ -69,7 +69,7 @@ def main() -> int:
     options.output.mkdir(parents=True, exist_ok=True)
     if FIRST in names:  # so that the new LoRA gets the default name
         shutil.rmtree(server.models_dir / "loras", ignore_errors=True)
-    with server, ComfyClient(server.url, server) as client, Browser(width=2200, height=1300) as browser:
+    with server, ComfyClient(server.url, server) as client, Browser(width=2200, height=1900) as browser:
         for setting, value in {**OUT_OF_THE_WAY, "Comfy.Workflow.ShowMissingModelsWarning": False}.items():
             client.request("POST", f"/settings/{setting}", value)
         page = browser.open(server.url)
