@@ -1,7 +1,6 @@
-"""The command line: ``python -m trainer --base model.safetensors --photos folder --class-word dog``.
+"""The command line: ``python -m trainer <command> ...``, see :mod:`trainer.shell.commands`.
 
-``python -m trainer evaluate`` measures what a LoRA does to its base, and ``python -m trainer clean`` lists old runs and
-class images that can be removed from disk.
+Without a command, ``python -m trainer --base model.safetensors --photos folder --class-word dog`` trains.
 
 Also runs under ``accelerate launch --num_processes 1 -m trainer ...``. Ctrl+C, SIGTERM (``kill``, ``timeout``, a job
 scheduler), SIGHUP (a closed terminal) and Ctrl+Break stop the training and save its progress.
@@ -12,12 +11,9 @@ from __future__ import annotations
 import io
 import logging
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
-from .shell import clean, evaluate, train
-
-COMMANDS: dict[str, Callable[[Sequence[str]], int]] = {"clean": clean.main, "evaluate": evaluate.main}
-"""Commands by the first argument; any other argument starts a training."""
+from .shell.commands import run
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -26,13 +22,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Args:
         arguments: without the program's name; None takes ``sys.argv``.
     """
-    args = list(sys.argv[1:] if arguments is None else arguments)
     if isinstance(sys.stdout, io.TextIOWrapper):
         # On Windows, redirected output uses the system's code page, which lacks some characters of paths.
         sys.stdout.reconfigure(errors="backslashreplace")
     logging.basicConfig(level=logging.INFO, format="%(message)s")
-    command = COMMANDS.get(args[0]) if args else None
-    return train.main(args) if command is None else command(args[1:])
+    return run(list(sys.argv[1:] if arguments is None else arguments))
 
 
 if __name__ == "__main__":

@@ -23,8 +23,9 @@ LATEST = "latest"
 def parser() -> argparse.ArgumentParser:
     """The argument parser: all settings under their own names, and options for what a graph would connect."""
     options = argparse.ArgumentParser(
-        prog="python -m trainer",
-        description="DreamBooth as LoRA on a Stable Diffusion checkpoint (1.x, 2.x, SDXL).",
+        prog="python -m trainer train",
+        description="DreamBooth as LoRA on a Stable Diffusion checkpoint (1.x, 2.x, SDXL). "
+        "The word train can be left out.",
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
     add_base_options(options)
