@@ -13,6 +13,7 @@ from comfy_api.latest import io
 from ..demo.base import ensure_checkpoint
 from ..trainer.errors import SubjectBoothError
 from .graph_terms import graph_messages
+from .host import user_folder
 from .types import CATEGORY
 
 logger = logging.getLogger("subjectbooth")
@@ -26,7 +27,7 @@ def demo_base_folder() -> Path:
     for folder in map(Path, folder_paths.get_folder_paths("checkpoints")):
         if folder.is_dir() and os.access(folder, os.W_OK):
             return folder / "subjectbooth"
-    return _user_folder()
+    return user_folder()
 
 
 def _written_demo_base() -> Path:
@@ -40,7 +41,7 @@ def _written_demo_base() -> Path:
         try:
             return ensure_checkpoint(folder)
         except PermissionError:  # Windows reports a protected folder only now
-            folder = _user_folder()
+            folder = user_folder()
             return ensure_checkpoint(folder)
     except OSError as error:
         raise SubjectBoothError(
@@ -49,10 +50,6 @@ def _written_demo_base() -> Path:
             "free some space or make the folder writable",
             str(folder),
         ) from error
-
-
-def _user_folder() -> Path:
-    return Path(folder_paths.get_user_directory()) / "subjectbooth"
 
 
 class LoadDemoBase(io.ComfyNode):

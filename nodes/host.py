@@ -24,6 +24,11 @@ def pack_output_dir() -> Path:
     return Path(folder_paths.get_output_directory()) / "subjectbooth"
 
 
+def user_folder() -> Path:
+    """The pack's folder inside ComfyUI's user folder."""
+    return Path(folder_paths.get_user_directory()) / "subjectbooth"
+
+
 def loras_dirs() -> list[Path]:
     """ComfyUI's LoRA folders, in search order; the first is the default."""
     return [Path(folder) for folder in folder_paths.get_folder_paths("loras")]

@@ -15,8 +15,10 @@ different digest on each kind of device, and users of older versions would have 
 
 from __future__ import annotations
 
+import os
 import weakref
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import comfy.float
@@ -27,7 +29,9 @@ from comfy.model_patcher import ModelPatcher
 
 from ..trainer.base.sd.unsupported import refuse_quantised
 from ..trainer.errors import SubjectBoothError
+from ..trainer.files.digest_memory import DigestMemory
 from ..trainer.files.storage import sha256_of
+from .host import user_folder
 
 try:
     from comfy.utils import string_to_seed
@@ -45,6 +49,14 @@ except ImportError:  # 0.3.75 has no dynamic VRAM
 _LEFT_OVER = tuple(
     f"clip_{encoder}.{name}" for encoder in "lh" for name in ("transformer.text_projection.weight", "logit_scale")
 )
+
+SAMPLES, SAMPLE_BYTES = 64, 64
+"""Parts of a weight by which a remembered digest is found."""
+
+_TABLES = ("embedding", "embed_tokens", "shared.weight")
+"""Parts of the names of tables with a row for each token."""
+
+HASHING_THREADS = min(8, os.cpu_count() or 1)
 
 # Hashing gigabytes takes seconds, so digests are cached by loaded module and by set of patches.
 _original_digests: weakref.WeakKeyDictionary[torch.nn.Module, str] = weakref.WeakKeyDictionary()
@@ -97,13 +109,18 @@ def effective_weights(patcher: ModelPatcher, prefix: str = "") -> Mapping[str, t
 
 
 def digest_of(patcher: ModelPatcher, prefix: str = "") -> str:
-    """SHA-256 over the weights below ``prefix``, patches included; cached for the lifetime of the module."""
+    """SHA-256 over the weights below ``prefix``, patches included.
+
+    It is computed once per loaded module. That of the unpatched weights is also remembered on disk, by a sample of each
+    weight, because hashing gigabytes takes seconds and, with dynamic VRAM, reads the whole file.
+    """
     with torch.inference_mode():
         module = patcher.model
+        if module in _original_digests and not patcher.patches:
+            return _original_digests[module]
         weights = [(key, entries) for key, entries in _key_patches(patcher, prefix).items() if key not in _LEFT_OVER]
         if module not in _original_digests:
-            lines = (f"{key} {sha256_of(_original(patcher, key, entries))}" for key, entries in weights)
-            _original_digests[module] = sha256_of("\n".join(sorted(lines)))
+            _original_digests[module] = _original_digest(patcher, weights)
         if not patcher.patches:
             return _original_digests[module]
         known = _patched_digests.setdefault(module, {})
@@ -113,6 +130,53 @@ def digest_of(patcher: ModelPatcher, prefix: str = "") -> str:
             )
             known[patcher.patches_uuid] = sha256_of(_original_digests[module], "\n".join(sorted(lines)))
         return known[patcher.patches_uuid]
+
+
+_Weights = Sequence[tuple[str, list[Any]]]
+"""Name of each weight, and ComfyUI's entry for it: the original, followed by its patches."""
+
+
+def _original_digest(patcher: ModelPatcher, weights: _Weights) -> str:
+    memory = DigestMemory(user_folder() / "digests")
+    key = _sample_key(patcher, weights)
+    found = memory.find(key) if key else None
+    if found is None:
+
+        def line(weight: tuple[str, list[Any]]) -> str:
+            with torch.inference_mode():  # it is on or off for each thread
+                name, entries = weight
+                return f"{name} {sha256_of(_original(patcher, name, entries))}"
+
+        with ThreadPoolExecutor(HASHING_THREADS) as pool:
+            found = sha256_of("\n".join(sorted(pool.map(line, weights))))
+        if key:
+            memory.keep(key, found)
+    return found
+
+
+def _sample_key(patcher: ModelPatcher, weights: _Weights) -> str | None:
+    """What tells weights from others: names, dtypes, shapes and a sample of each. None for weights in other formats.
+
+    Fine-tuning, merging or rounding a model changes nearly every number of a weight. Only a table of embeddings may
+    have a single row changed, so those are hashed whole.
+    """
+    lines = []
+    for name, entries in weights:
+        weight = entries[0][0]
+        if type(weight) not in (torch.Tensor, torch.nn.Parameter) or weight.is_meta:
+            return None
+        found = sha256_of(weight if any(part in name for part in _TABLES) else _sample(weight))
+        lines.append(f"{name} {_dtype_in_use(patcher, name, weight)} {weight.dtype} {tuple(weight.shape)} {found}")
+    return sha256_of("weights 1", "\n".join(sorted(lines)))
+
+
+def _sample(weight: torch.Tensor) -> torch.Tensor:
+    """Evenly spaced parts of a weight, the first and the last included; all of a small one."""
+    data = weight.detach().reshape(-1).view(torch.uint8)
+    if data.numel() <= 4 * SAMPLES * SAMPLE_BYTES:
+        return data
+    spread = torch.linspace(0, data.numel() - SAMPLE_BYTES, SAMPLES, dtype=torch.float64, device=data.device).long()
+    return data[spread[:, None] + torch.arange(SAMPLE_BYTES, device=data.device)]
 
 
 def _key_patches(patcher: ModelPatcher, prefix: str) -> dict[str, list[Any]]:

@@ -20,6 +20,8 @@ CACHE = ROOT / ".cache"
 # Tests never access the hub. Must be set before any Hugging Face library is imported.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_OFFLINE", "1")
+# Digests of the tests' bases are not kept in the user's folder.
+os.environ.setdefault("SUBJECTBOOTH_CACHE", str(CACHE / "digests"))
 # Processes that share a few cores must not busy-wait for their threads (10 times slower).
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 

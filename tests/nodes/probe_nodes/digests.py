@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from unittest import mock
 
 import torch
 
@@ -10,20 +11,22 @@ from .predictions import pack_module
 
 
 class ProbeBaseDigest:
-    """The base's digest as computed for a model that was just loaded. With `fill`, weights that no checkpoint holds are
-    first set to that number, as if other things had been in memory before."""
+    """The base's digest as computed for a model that was just loaded, and how many weights were hashed for it. With
+    `fill`, weights that no checkpoint holds are first set to that number, as if other things had been in memory before.
+    With `edit`, the last number of CLIP's weight of that name is another one for the time of the probe."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
         models = {"model": ("MODEL",), "clip": ("CLIP",), "vae": ("VAE",)}
-        return {"required": {**models, "fill": ("FLOAT", {"default": 0.0, "min": -1e6, "max": 1e6})}}
+        fill, edit = ("FLOAT", {"default": 0.0, "min": -1e6, "max": 1e6}), ("STRING", {"default": ""})
+        return {"required": {**models, "fill": fill}, "optional": {"edit": edit}}
 
     RETURN_TYPES = ()
     OUTPUT_NODE = True
     CATEGORY = "probe"
     FUNCTION = "probe"
 
-    def probe(self, model: Any, clip: Any, vae: Any, fill: float) -> dict[str, Any]:
+    def probe(self, model: Any, clip: Any, vae: Any, fill: float, edit: str = "") -> dict[str, Any]:
         state = clip.patcher.model.state_dict()
         with torch.inference_mode():
             for name in ("clip_l.transformer.text_projection.weight", "clip_l.logit_scale"):
@@ -31,7 +34,17 @@ class ProbeBaseDigest:
         weights, bridge = pack_module("nodes.weights"), pack_module("nodes.bridge")
         for patcher in (clip.patcher, model, vae.patcher):
             weights._original_digests.pop(patcher.model, None)
-        return {"ui": {"report": [{"digest": bridge.base_digest(model, clip, vae)}]}}
+        edited = state[edit].flatten()[-1:] if edit else torch.zeros(1)
+        with torch.inference_mode():
+            edited += 1
+        try:
+            with mock.patch.object(weights, "_original", wraps=weights._original) as hashed:
+                digest = bridge.base_digest(model, clip, vae)
+        finally:
+            with torch.inference_mode():
+                edited -= 1
+            weights._original_digests.pop(clip.patcher.model, None)
+        return {"ui": {"report": [{"digest": digest, "hashed": hashed.call_count}]}}
 
 
 class ProbeQuantised:

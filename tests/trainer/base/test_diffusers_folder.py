@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import pytest
 import safetensors.torch
@@ -18,10 +20,12 @@ from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.base.sd import families
 from subjectbooth.trainer.base.sd.schedule import prediction_target
 from subjectbooth.trainer.base.sd.unet import predict
+from subjectbooth.trainer.base.stored import stored_base
 from subjectbooth.trainer.base.stored.stored_base import load_base
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone
+from subjectbooth.trainer.files.digest_memory import FOLDER_VARIABLE
 from subjectbooth.trainer.runs.run import Run
 
 pytestmark = pytest.mark.oldest
@@ -84,6 +88,33 @@ def test_a_folder_is_the_same_base_as_the_single_file(
     assert file.keys() == again.keys()
     assert any(key.startswith("lora_te") for key in file) == with_text
     assert second == pytest.approx(first, rel=1e-5)
+
+
+def test_a_base_is_hashed_once(sd1: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Not at each start: that of a base of 7 GB takes 5 to 20 seconds."""
+    monkeypatch.setenv(FOLDER_VARIABLE, str(tmp_path / "digests"))
+    files = sorted(sd1.glob("*/*.safetensors"))
+    for file in files:
+        os.utime(file, (file.stat().st_atime, file.stat().st_mtime - 3600))
+    with mock.patch.object(stored_base, "sha256_of", wraps=stored_base.sha256_of) as hashed:
+
+        def digest(**changes: Any) -> tuple[str, int]:
+            hashed.reset_mock()
+            found = load_base(sd1, **changes).digest
+            return found, sum(isinstance(part, Path) for call in hashed.call_args_list for part in call.args)
+
+        first, count = digest()
+        assert count == len(files) == 3
+        assert digest() == (first, 0)
+        other, count = digest(clip_skip=2)
+        assert other != first and count == 3
+        shutil.copy2(files[0], tmp_path / "copy")
+        with files[0].open("r+b") as file:
+            file.seek(-1, os.SEEK_END)
+            file.write(b"\x11")
+        assert digest()[0] not in (first, other)
+        os.replace(tmp_path / "copy", files[0])
+        assert digest()[0] == first
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")

@@ -5,13 +5,16 @@ In ComfyUI the base is built from the connected MODEL, CLIP and VAE instead.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from ...errors import require
+from ...files.digest_memory import digest_of_files
 from ...files.storage import sha256_of
 from ...machine.numerics import CPU
 from ...machine.out_of_memory import free_memory, is_out_of_memory
@@ -51,10 +54,11 @@ def load_base(
     """
     parts, layout = _read(path)
     family, where = layout.family, layout.where
-    require("diffusers", "transformers")  # not earlier: they take seconds to import
     prediction_type = parts.prediction_type or prediction_type or "epsilon"
-    noise_scheduler = make_noise_scheduler(parts.alphas_cumprod, prediction_type)
     clip_layer = None if clip_skip is None else -clip_skip
+    digest = _Background(partial(_digest, parts, family, clip_layer, prediction_type))
+    require("diffusers", "transformers")  # not earlier: they take seconds to import
+    noise_scheduler = make_noise_scheduler(parts.alphas_cumprod, prediction_type)
     text_weights = parts.text_encoders(family, clip_layer)
     codec = parts.codec(family)
     codec.device = device
@@ -70,7 +74,7 @@ def load_base(
         denoiser=DiffusersUNet(layout, noise_scheduler, lambda: parts.unet),
         prompts=StoredPromptEncoder(lambda: build_text(torch.float32), family, clip_layer, device),
         codec=codec,
-        digest=_digest(parts, family, clip_layer, prediction_type),
+        digest=digest.result(),
         text=ClipText(family, clip_layer, lambda prompt: token_chunks(prompt, family), build_text),
     )
 
@@ -128,8 +132,41 @@ def token_chunks(prompt: str, family: Family) -> tuple[TokenChunks, ...]:
     return tuple(TokenChunks(rows, torch.ones(rows.shape)) for rows in ids)
 
 
+class _Background:
+    """Computes a value in another thread: files are hashed while packages are imported.
+
+    The thread is a daemon, so that an error in the meantime ends the program without waiting for it.
+    """
+
+    def __init__(self, compute: Callable[[], str]) -> None:
+        self._compute = compute
+        self._value: str | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, daemon=True)
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._value = self._compute()
+        except BaseException as error:  # raised again where the value is needed
+            self._error = error
+
+    def result(self) -> str:
+        """Wait for the value.
+
+        Raises:
+            BaseException: what computing it has raised.
+        """
+        self._thread.join()
+        if self._error is not None:
+            raise self._error
+        assert self._value is not None
+        return self._value
+
+
 def _digest(parts: StoredParts, family: Family, clip_layer: int | None, prediction_type: str) -> str:
     # The usual scale is left out, so that a folder and a file of the same model have the same digest.
     unusual = parts.latent_scale not in (None, family.latent_scale)
     scale = (f"latent scale {parts.latent_scale}",) if unusual else ()
-    return sha256_of(*parts.files, parts.alphas_cumprod, f"clip layer {clip_layer}", prediction_type, *scale)
+    others = (parts.alphas_cumprod, f"clip layer {clip_layer}", prediction_type, *scale)
+    return digest_of_files(parts.files, sha256_of(*others), lambda: sha256_of(*parts.files, *others))
