@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
@@ -16,41 +17,61 @@ NOT_CHECKSUMMED = (CHECKSUM, "ss_output_name", "modelspec.title")
 """Metadata the checksum does not cover: itself, and the name under which a LoRA is published."""
 
 
-def to_bytes(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
-    """Serialize with sorted metadata; the safetensors library writes it in random order."""
-    import safetensors.torch
+class Serialized:
+    """Tensors as the safetensors library writes them, once; metadata are added without serialising them again.
 
-    plain = safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()})
-    header, body = _split(plain)
-    sorted_metadata = {name: metadata[name] for name in sorted(metadata)}
-    text = json.dumps({"__metadata__": sorted_metadata, **header}, separators=(",", ":"), ensure_ascii=False)
-    encoded = text.encode("utf-8")
-    encoded += b" " * (-len(encoded) % 8)  # the format requires 8-byte alignment of the tensors
-    return len(encoded).to_bytes(8, "little") + encoded + body
+    Args:
+        content: a safetensors file. Its metadata are ignored.
+    """
+
+    def __init__(self, content: bytes) -> None:
+        header, self._body = _split(content)
+        self._header = {name: about for name, about in header.items() if name != "__metadata__"}
+
+    @classmethod
+    def of(cls, tensors: Mapping[str, torch.Tensor]) -> Serialized:
+        """Serialise tensors."""
+        import safetensors.torch
+
+        return cls(safetensors.torch.save({name: tensor.contiguous() for name, tensor in tensors.items()}))
+
+    def body_hash(self) -> str:
+        """SHA-256 of the tensor bytes: what other tools call ``sshs_model_hash``."""
+        return hashlib.sha256(self._body).hexdigest()
+
+    def parts(self, metadata: Mapping[str, str]) -> tuple[bytes, memoryview]:
+        """Header and body of a file with these metadata, sorted; the safetensors library writes them in random order.
+        The body is not copied."""
+        sorted_metadata = {name: metadata[name] for name in sorted(metadata)}
+        text = json.dumps({"__metadata__": sorted_metadata, **self._header}, separators=(",", ":"), ensure_ascii=False)
+        encoded = text.encode("utf-8")
+        encoded += b" " * (-len(encoded) % 8)  # the format requires 8-byte alignment of the tensors
+        return len(encoded).to_bytes(8, "little") + encoded, self._body
+
+    def parts_with_checksum(self, metadata: Mapping[str, str]) -> tuple[bytes, memoryview]:
+        """Like :meth:`parts`, plus a checksum of everything else in the metadata."""
+        checksum = _checksum({**self._header, "__metadata__": dict(metadata)}, self._body)
+        return self.parts({**metadata, CHECKSUM: checksum})
 
 
-def body_hash(tensors: dict[str, torch.Tensor]) -> str:
-    """SHA-256 of the tensor bytes: what other tools call ``sshs_model_hash``."""
-    return hashlib.sha256(_split(to_bytes(tensors, {}))[1]).hexdigest()
-
-
-def to_bytes_with_checksum(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
-    """Like :func:`to_bytes`, plus a checksum of everything else in the metadata."""
-    return to_bytes(tensors, {**metadata, CHECKSUM: _checksum(to_bytes(tensors, metadata))})
+def to_bytes(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str]) -> bytes:
+    """A whole file in memory, see :meth:`Serialized.parts`."""
+    return b"".join(Serialized.of(tensors).parts(metadata))
 
 
 def checksum_matches(content: bytes) -> bool:
-    """Whether the content matches its own checksum; see :func:`to_bytes_with_checksum`.
+    """Whether the content matches its own checksum; see :meth:`Serialized.parts_with_checksum`.
 
     Raises:
         Exception: of any type, if the content is too damaged to parse.
     """
-    return bool(_split(content)[0]["__metadata__"][CHECKSUM] == _checksum(content))
+    header, body = _split(content)
+    return bool(header["__metadata__"][CHECKSUM] == _checksum(header, body))
 
 
-def write_checked(path: Path, tensors: dict[str, torch.Tensor], state: object) -> None:
+def write_checked(path: Path, tensors: Mapping[str, torch.Tensor], state: object) -> None:
     """Write tensors and a JSON value atomically to one file, with a checksum that :func:`read_checked` verifies."""
-    write_atomic(path, to_bytes_with_checksum(tensors, {"state": canonical_json(state)}))
+    write_atomic(path, Serialized.of(tensors).parts_with_checksum({"state": canonical_json(state)}))
 
 
 def read_checked(path: Path) -> tuple[dict[str, torch.Tensor], object]:
@@ -107,14 +128,15 @@ def read_metadata(path: Path, limit: int = 4 << 20) -> dict[str, str]:
         ) from error
 
 
-def _split(content: bytes) -> tuple[dict[str, dict[str, str]], bytes]:
+def _split(content: bytes) -> tuple[dict[str, dict[str, str]], memoryview]:
     length = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + length]), content[8 + length :]
+    return json.loads(content[8 : 8 + length]), memoryview(content)[8 + length :]
 
 
-def _checksum(content: bytes) -> str:
+def _checksum(header: Mapping[str, Mapping[str, str]], body: memoryview) -> str:
     # Covers the header too: a bit flip in a tensor's name is corruption as well.
-    header, body = _split(content)
     metadata = {name: value for name, value in header["__metadata__"].items() if name not in NOT_CHECKSUMMED}
     text = canonical_json({**header, "__metadata__": metadata})
-    return hashlib.sha256(text.encode("utf-8") + b";" + body).hexdigest()
+    digest = hashlib.sha256(text.encode("utf-8") + b";")
+    digest.update(body)
+    return digest.hexdigest()

@@ -25,12 +25,16 @@ _RETRY_DELAYS = (0.05, 0.2, 1.0) if os.name == "nt" else ()
 """Seconds. Windows cannot replace a file while another program, such as a virus scanner, reads it."""
 
 
-def write_atomic(path: Path, content: bytes | str | Callable[[Path], None]) -> None:
+Parts = tuple[bytes | memoryview, ...]
+
+
+def write_atomic(path: Path, content: bytes | str | Parts | Callable[[Path], None]) -> None:
     """Write ``path`` atomically: to a temporary file, flushed to disk, then renamed; the rename is flushed too.
 
     Args:
         path: the final path; its folder is created if missing.
-        content: bytes, text (written as UTF-8), or a function that writes to the path it is given (safetensors, PIL).
+        content: bytes, or several parts of them; text (written as UTF-8); or a function that writes to the path it is
+            given (PIL).
 
     Raises:
         OSError: the folder is not writable; an existing file is left unchanged.
@@ -45,7 +49,9 @@ def write_atomic(path: Path, content: bytes | str | Callable[[Path], None]) -> N
         if callable(content):
             content(temporary)
         else:
-            temporary.write_bytes(content.encode("utf-8") if isinstance(content, str) else content)
+            content = content.encode("utf-8") if isinstance(content, str) else content
+            with temporary.open("wb") as file:
+                file.writelines(content if isinstance(content, tuple) else (content,))
         with temporary.open("rb+") as file:
             os.fsync(file.fileno())
         _apply_umask(temporary)

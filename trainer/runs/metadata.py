@@ -11,11 +11,8 @@ import datetime
 import json
 from collections.abc import Mapping
 
-import torch
-
 from ..base.base_model import BaseModel
 from ..config import TrainConfig
-from ..files.safetensors_file import body_hash
 from ..learn.adapter import file_alpha
 from ..machine.resolved_settings import ResolvedSettings
 from ..subject.subject import Subject
@@ -24,7 +21,7 @@ IMPLEMENTATION = "SubjectBooth"
 
 
 def lora_metadata(
-    tensors: dict[str, torch.Tensor],
+    body_hash: str,
     subject: Subject,
     base: BaseModel,
     config: TrainConfig,
@@ -39,7 +36,7 @@ def lora_metadata(
     """All metadata except the file's name, which :func:`with_output_name` adds.
 
     Args:
-        tensors: the file's tensors, for the hash by which other tools look up models.
+        body_hash: hash of the file's tensors, by which other tools look up models.
         subject: the trained subject.
         base: the base model.
         config: the requested settings.
@@ -50,7 +47,6 @@ def lora_metadata(
         chosen: the resolved values of ``auto`` settings.
         buckets: number of photos by size ("512x512"); one size without aspect-ratio buckets.
     """
-    digest = body_hash(tensors)
     photos = len(subject.photos)
     resolution = f"({config.resolution}, {config.resolution})"
     date = datetime.datetime.fromtimestamp(int(started), datetime.timezone.utc)
@@ -94,14 +90,14 @@ def lora_metadata(
         "ss_training_started_at": f"{int(started)}.0",
         "ss_tag_frequency": json.dumps({"subject": {subject.trigger: photos}}, ensure_ascii=False),
         "ss_datasets": json.dumps([{"subsets": [subset], "resolution": [config.resolution] * 2}], ensure_ascii=False),
-        "sshs_model_hash": digest,
+        "sshs_model_hash": body_hash,
         "modelspec.sai_model_spec": "1.0.1",
         "modelspec.implementation": IMPLEMENTATION,
         "modelspec.resolution": f"{config.resolution}x{config.resolution}",
         "modelspec.date": date.isoformat().replace("+00:00", "Z"),
         "modelspec.trigger_phrase": subject.trigger,
         "modelspec.usage_hint": f"Write {subject.trigger!r} where the subject is meant: {subject.instance_prompt}",
-        "modelspec.hash_sha256": f"0x{digest}",
+        "modelspec.hash_sha256": f"0x{body_hash}",
         "subjectbooth.run_key": run_key,
         "subjectbooth.base_digest": base.digest,
         "subjectbooth.token": subject.token,

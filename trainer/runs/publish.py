@@ -9,10 +9,8 @@ from dataclasses import dataclass
 from itertools import count
 from pathlib import Path, PurePosixPath, PureWindowsPath
 
-import torch
-
 from ..errors import SubjectBoothError
-from ..files.safetensors_file import checksum_matches, read_metadata, to_bytes
+from ..files.safetensors_file import Serialized, checksum_matches, read_metadata
 from ..files.storage import TEMP_PREFIX, disk_errors, make_folder, remove_temp_files, write_atomic
 from .metadata import with_output_name
 
@@ -101,7 +99,7 @@ def publish(lora: Path, folder: Path, output_name: str) -> Published:
         SubjectBoothError: the name is invalid, or the folder is not writable.
     """
     name = checked_name(output_name)
-    metadata, tensors = read_metadata(lora), _read_tensors(lora)
+    metadata, tensors = read_metadata(lora), Serialized(lora.read_bytes())
     edited: list[str] = []
     with disk_errors("the LoRA cannot be written", (folder / name).parent):
         for target in _candidate_paths(folder, name):
@@ -112,9 +110,9 @@ def publish(lora: Path, folder: Path, output_name: str) -> Published:
             if _is_as_published(target):
                 break
             edited.append(target.name)
-    content = to_bytes(tensors, with_output_name(metadata, target.stem))
+    content = tensors.parts(with_output_name(metadata, target.stem))
     with disk_errors("the LoRA cannot be written", target.parent):
-        if not (target.is_file() and target.read_bytes() == content):
+        if not (target.is_file() and target.read_bytes() == b"".join(content)):
             write_atomic(target, content)
         remove_temp_files(target.parent, older_than=3600)
     if edited:
@@ -149,9 +147,3 @@ def _run_key_of(path: Path) -> str | None:
         return read_metadata(path).get("subjectbooth.run_key")
     except (SubjectBoothError, OSError):
         return None
-
-
-def _read_tensors(path: Path) -> dict[str, torch.Tensor]:
-    import safetensors.torch
-
-    return safetensors.torch.load_file(path)

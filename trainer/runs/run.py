@@ -16,6 +16,7 @@ from ..base.base_model import BaseModel
 from ..config import TrainConfig
 from ..errors import SubjectBoothError
 from ..events import Adjusted, CheckpointSaved, Event, Finished, Scores, Started, StepDone, Studying, ValidationStep
+from ..files.safetensors_file import Serialized
 from ..learn.checkpoint import Checkpoint
 from ..learn.loop import Training
 from ..learn.probe import PHOTO_LOSS
@@ -329,9 +330,9 @@ class Run:
             logger.info("kept %d of %d steps in %s", training.step, self._config.steps, self.folder.path)
 
     def _save_lora(self, training: Training, started: float) -> None:
-        tensors = training.lora()
+        tensors = Serialized.of(training.lora())
         metadata = lora_metadata(
-            tensors,
+            tensors.body_hash(),
             self._subject,
             self._base,
             self._config,

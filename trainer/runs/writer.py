@@ -16,7 +16,7 @@ from PIL import Image
 
 from ..events import Event, Validation, to_json
 from ..files.lock import lock_folder
-from ..files.safetensors_file import to_bytes_with_checksum, write_checked
+from ..files.safetensors_file import Serialized, write_checked
 from ..files.storage import disk_errors, remove_temp_files, rename, write_atomic
 from ..learn import checkpoint
 from ..learn.checkpoint import Checkpoint
@@ -68,7 +68,7 @@ class RunWriter(Protocol):
         """Save what class preservation learned about the base, for a run that resumes."""
         ...
 
-    def write_lora(self, step: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    def write_lora(self, step: int, tensors: Serialized, metadata: dict[str, str]) -> None:
         """Save the adapter of a step."""
         ...
 
@@ -161,12 +161,12 @@ class FolderWriter:
     def save_studied(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Write :attr:`RunFolder.studied_path`."""
         with disk_errors("what was learned about the base cannot be saved", self._folder.path):
-            write_checked(self._folder.studied_path, dict(tensors), None)
+            write_checked(self._folder.studied_path, tensors, None)
 
-    def write_lora(self, step: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    def write_lora(self, step: int, tensors: Serialized, metadata: dict[str, str]) -> None:
         """Save the adapter of a step."""
         with disk_errors("the adapter cannot be saved", self._folder.path):
-            write_atomic(self._folder.lora_path(step), to_bytes_with_checksum(tensors, metadata))
+            write_atomic(self._folder.lora_path(step), tensors.parts_with_checksum(metadata))
 
     def write_result(self, result: Result) -> None:
         """Update ``result.json``, unless it already has this result."""
@@ -246,7 +246,7 @@ class SilentWriter:
     def save_studied(self, tensors: Mapping[str, torch.Tensor]) -> None:
         """Do nothing."""
 
-    def write_lora(self, step: int, tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> None:
+    def write_lora(self, step: int, tensors: Serialized, metadata: dict[str, str]) -> None:
         """Do nothing."""
 
     def write_result(self, result: Result) -> None:

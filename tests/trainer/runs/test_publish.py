@@ -9,7 +9,7 @@ import pytest
 import safetensors.torch
 import torch
 
-from subjectbooth.trainer.files.safetensors_file import read_metadata, to_bytes_with_checksum
+from subjectbooth.trainer.files.safetensors_file import Serialized, read_metadata
 from subjectbooth.trainer.runs.publish import Published, publish
 
 RUN = "5e" * 32
@@ -17,12 +17,9 @@ RUN = "5e" * 32
 
 def _publish(folder: Path, value: float = 1.0, run: str = RUN, name: str = "pets/rex") -> Published:
     lora = folder / "run.safetensors"
-    lora.write_bytes(
-        to_bytes_with_checksum(
-            {"lora_unet_a.lora_up.weight": torch.full((2, 2), value)},
-            {"subjectbooth.run_key": run, "subjectbooth.step": "5"},
-        )
-    )
+    tensors = Serialized.of({"lora_unet_a.lora_up.weight": torch.full((2, 2), value)})
+    metadata = {"subjectbooth.run_key": run, "subjectbooth.step": "5"}
+    lora.write_bytes(b"".join(tensors.parts_with_checksum(metadata)))
     return publish(lora, folder / "loras", name)
 
 

@@ -6,6 +6,7 @@ import dataclasses
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 import safetensors.torch
@@ -35,7 +36,8 @@ from subjectbooth.trainer.events import (
 from subjectbooth.trainer.files.safetensors_file import read_metadata
 from subjectbooth.trainer.machine.resolved_settings import ResolvedSettings
 from subjectbooth.trainer.preserve.class_images import ClassImages
-from subjectbooth.trainer.runs.metadata import lora_metadata
+from subjectbooth.trainer.runs.metadata import lora_metadata, with_output_name
+from subjectbooth.trainer.runs.publish import publish
 from subjectbooth.trainer.runs.run import Run
 
 CPU = torch.device("cpu")
@@ -383,7 +385,7 @@ def test_other_tools_are_told_the_family_in_their_words(
     denoiser = dataclasses.replace(denoiser, layout=dataclasses.replace(denoiser.layout, family=family))
     base = dataclasses.replace(small_base(prediction_type), family=family.name, denoiser=denoiser)
     metadata = lora_metadata(
-        {"x": torch.zeros(1)},
+        "0" * 64,
         small_subject(),
         base,
         CONFIG,
@@ -398,6 +400,23 @@ def test_other_tools_are_told_the_family_in_their_words(
     assert metadata["ss_v2"] == str(family is SD2)
     assert metadata["modelspec.architecture"] == architecture
     assert metadata["modelspec.prediction_type"] == prediction_type.removesuffix("_prediction")
+
+
+def test_what_is_saved_is_serialised_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three LoRAs and three checkpoints with them, and a copy under another name; SDXL's are hundreds of megabytes."""
+    run = _run(tmp_path / "runs", dataclasses.replace(CONFIG, validation_interval=2, checkpoint_seconds=1e6))
+    save = mock.Mock(side_effect=safetensors.torch.save)
+    monkeypatch.setattr(safetensors.torch, "save", save)
+    saved = sum(isinstance(event, CheckpointSaved) for event in run.events())
+    assert run.folder.kept_steps() == [2, 4, 6]
+    assert save.call_count == 3 + saved
+    lora = run.folder.lora_path(6)
+    published = publish(lora, tmp_path / "loras", "rex").path
+    assert save.call_count == 3 + saved
+    expected = safetensors.torch.load_file(lora)
+    copied = safetensors.torch.load_file(published)
+    assert copied.keys() == expected.keys() and all(copied[name].equal(tensor) for name, tensor in expected.items())
+    assert read_metadata(published) == with_output_name(read_metadata(lora), "rex")
 
 
 def test_the_file_says_what_it_is_and_nothing_of_the_users(tmp_path: Path) -> None:

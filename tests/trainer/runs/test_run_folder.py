@@ -19,7 +19,7 @@ from subjectbooth.tests.fuzzing import files_below, is_clean
 from subjectbooth.trainer.config import TrainConfig, run_key
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.events import StepDone
-from subjectbooth.trainer.files.safetensors_file import to_bytes_with_checksum
+from subjectbooth.trainer.files.safetensors_file import Serialized
 from subjectbooth.trainer.files.storage import TEMP_PREFIX, write_atomic
 from subjectbooth.trainer.learn.checkpoint import Checkpoint
 from subjectbooth.trainer.runs.folder import RunFolder
@@ -86,12 +86,16 @@ def test_the_words_are_part_of_the_key_even_where_no_caption_holds_them() -> Non
     assert run_key(config, "s", "b", None, "ohwx dog") != run_key(config, "s", "b", None, "ohwx cat")
 
 
+def _whole_file(tensors: dict[str, torch.Tensor], metadata: dict[str, str]) -> bytes:
+    return b"".join(Serialized.of(tensors).parts_with_checksum(metadata))
+
+
 def _actions(folder: RunFolder, lora: Path, target: Path) -> dict[str, object]:
     step = StepDone(1, 9, 0.5, {"instance_loss": 0.25}, 1e-4, 1.0, 0.5, None)
     return {
         "open": lambda: FolderWriter(folder).open({}),
         "checkpoint": lambda: FolderWriter(folder).save_checkpoint(_checkpoint(1)),
-        "adapter": lambda: FolderWriter(folder).write_lora(1, {"a": torch.zeros(4)}, {}),
+        "adapter": lambda: FolderWriter(folder).write_lora(1, Serialized.of({"a": torch.zeros(4)}), {}),
         "log": lambda: FolderWriter(folder).log(step),
         "cut log": lambda: FolderWriter(folder).truncate_events(1),
         "result": lambda: FolderWriter(folder).record_published({"lora": "x"}),
@@ -106,11 +110,11 @@ def test_a_full_disk_is_a_sentence_and_what_was_there_stays(
     """A stub for the disk: flushing to it fails as it does when nothing is left."""
     folder = _folder(tmp_path / "runs")
     lora = tmp_path / "lora.safetensors"
-    lora.write_bytes(to_bytes_with_checksum({"a": torch.zeros(4)}, {"subjectbooth.run_key": "k"}))
+    lora.write_bytes(_whole_file({"a": torch.zeros(4)}, {"subjectbooth.run_key": "k"}))
     actions = _actions(folder, lora, tmp_path / "loras")
     for do in actions.values():
         do()  # type: ignore[operator]
-    lora.write_bytes(to_bytes_with_checksum({"a": torch.ones(4)}, {"subjectbooth.run_key": "k"}))
+    lora.write_bytes(_whole_file({"a": torch.ones(4)}, {"subjectbooth.run_key": "k"}))
     before = {path: path.read_bytes() for path in files_below(tmp_path)}
 
     def full(_handle: int) -> None:
@@ -149,9 +153,9 @@ def test_a_disk_that_is_really_full_and_another_than_the_usual_one(small_disk: P
     assert folder.load_checkpoint(9).step == 3
     assert not list(folder.path.glob(f"{TEMP_PREFIX}*"))
     lora = small_disk.parent / "lora.safetensors"
-    lora.write_bytes(to_bytes_with_checksum({"a": torch.zeros(9)}, {"subjectbooth.run_key": "k"}))
+    lora.write_bytes(_whole_file({"a": torch.zeros(9)}, {"subjectbooth.run_key": "k"}))
     assert publish(lora, small_disk, "рекс").path.is_file()
-    lora.write_bytes(to_bytes_with_checksum({"a": torch.zeros(1 << 20)}, {"subjectbooth.run_key": "k"}))
+    lora.write_bytes(_whole_file({"a": torch.zeros(1 << 20)}, {"subjectbooth.run_key": "k"}))
     whole = (small_disk / "рекс.safetensors").read_bytes()
     with pytest.raises(SubjectBoothError, match="The LoRA cannot be written"):
         publish(lora, small_disk, "рекс")
@@ -206,7 +210,7 @@ def test_what_cannot_be_read_now_is_not_made_anew(tmp_path: Path, monkeypatch: p
     folder = RunFolder(tmp_path, "1" * 64, "ohwx dog")
     FolderWriter(folder).open({})
     FolderWriter(folder).save_checkpoint(Checkpoint(4, {"x": torch.ones(2)}, {}, [{"loss": 1.0}] * 4, {}))
-    FolderWriter(folder).write_lora(4, {"x": torch.ones(2)}, {"subjectbooth.run_key": folder.key})
+    FolderWriter(folder).write_lora(4, Serialized.of({"x": torch.ones(2)}), {"subjectbooth.run_key": folder.key})
 
     def refuse(_path: Path) -> bytes:
         raise PermissionError(13, "held by a scanner")
