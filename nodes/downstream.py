@@ -53,7 +53,9 @@ def check_trainers(
         if settings is None:
             continue
         config = config_from(settings, settings.get("resolution") or subject.resolution)
-        Recipe(base_of(model, clip, vae), subject, config).run(pack_output_dir()).check(class_prompt)
+        Recipe(base_of(model, clip, vae, config.train_text_encoder), subject, config).run(pack_output_dir()).check(
+            class_prompt
+        )
 
 
 def _trainers(prompt: Prompt, node_id: str) -> Iterator[Mapping[str, Any]]:

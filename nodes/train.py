@@ -223,7 +223,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
         progress = Progress(cls.hidden.unique_id, config.steps)
         progress.set_text("reading the base model")
         with _training_mode():
-            base = base_of(model, clip, vae)
+            base = base_of(model, clip, vae, config.train_text_encoder)
             device = comfy.model_management.get_torch_device()
             recipe = Recipe(base, subject, config, keeping)
             run = recipe.run(pack_output_dir(), device, comfy.model_management.get_free_memory)

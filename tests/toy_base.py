@@ -13,7 +13,7 @@ from torch import nn
 from subjectbooth.tests.small_base import HashedPrompts
 from subjectbooth.trainer.base.base_model import BaseModel
 from subjectbooth.trainer.base.conditioning import Conditioning, encoded_text
-from subjectbooth.trainer.base.denoiser import Denoiser
+from subjectbooth.trainer.base.denoiser import Denoiser, frozen_bytes
 
 CHANNELS, FACTOR = 3, 4
 
@@ -103,8 +103,16 @@ class Flow:
     def blocks(self, network: nn.Module) -> list[nn.Module]:
         return []
 
-    def countable(self, network: nn.Module) -> AbstractContextManager[None]:
-        return contextlib.nullcontext()
+    can_offload = False
+
+    def base_bytes(self, network: nn.Module) -> int:
+        return frozen_bytes(network)
+
+    def make_room(self, network: nn.Module, needed: int) -> None:
+        pass
+
+    def countable(self, network: nn.Module, is_checkpointed: bool = False) -> AbstractContextManager[nn.Module]:
+        return contextlib.nullcontext(network)
 
 
 class Codec:

@@ -54,9 +54,9 @@ class NarrowUNet(DiffusersUNet):
         """None: gradient checkpointing is not supported."""
         return []
 
-    def countable(self, network: nn.Module) -> AbstractContextManager[None]:
+    def countable(self, network: nn.Module, is_checkpointed: bool = False) -> AbstractContextManager[nn.Module]:
         """It runs on the meta device as it is."""
-        return nullcontext()
+        return nullcontext(network)
 
 
 class NarrowPrompts:

@@ -1,4 +1,4 @@
-"""The base of a connected MODEL that is trained as it is; the counterpart of :mod:`nodes.bridge` for other families."""
+"""The base of a connected MODEL that is trained as it is, of any family."""
 
 from __future__ import annotations
 
@@ -26,10 +26,9 @@ from .denoiser import WiredDenoiser
 from .families import family_of
 
 
-def is_trained_as_wired(model: ModelPatcher) -> bool:
-    """Whether diffusers' UNets cannot stand for the model: another family than SD 1.x, 2.x and SDXL, or weights that
-    are kept in fp8."""
-    return not isinstance(model.model.diffusion_model, UNetModel) or is_fp8(model)
+def is_stable_diffusion(model: ModelPatcher) -> bool:
+    """Whether it has the UNet of Stable Diffusion 1.x, 2.x and SDXL."""
+    return isinstance(model.model.diffusion_model, UNetModel)
 
 
 def is_fp8(model: ModelPatcher) -> bool:
@@ -46,7 +45,9 @@ def wired_base(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
     layout, family = check_wired_family(model, clip, vae), family_of(model)
     return BaseModel(
         family=family.name,
-        denoiser=WiredDenoiser(model, family, latent_factor(vae), _metadata(model, layout)),
+        denoiser=WiredDenoiser(
+            model, family, latent_factor(vae), _metadata(model, layout), layout.order_of if layout else None
+        ),
         prompts=WiredPromptEncoder(clip),
         codec=ComfyLatentCodec(model, vae),
         digest=sha256_of(base_digest(model, clip, vae), canonical_json(family.training_defaults)),
@@ -65,7 +66,7 @@ def check_wired_family(model: ModelPatcher, clip: CLIP | None, vae: VAE | None) 
         SubjectBoothError: a part is missing or of another family, the model does not make pictures from text alone,
             or it has patches that are not weights.
     """
-    if isinstance(model.model.diffusion_model, UNetModel):
+    if is_stable_diffusion(model):
         return check_wired(model, clip, vae, is_quantised_allowed=True)
     clip, vae = check_parts(model, clip, vae)
     base, name = model.model, family_of(model).name

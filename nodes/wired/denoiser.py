@@ -8,7 +8,7 @@ images those of ComfyUI's sampler.
 from __future__ import annotations
 
 import re
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from functools import cached_property
 from typing import Any
@@ -22,8 +22,10 @@ from torch import nn
 from ...trainer.base.conditioning import Conditioning
 from ...trainer.errors import SubjectBoothError
 from ..bridge import has_frames, to_cpu_float32
+from ..host import release_models
 from ..wired_checks import UNET_PREFIX
 from .conditioning import Conds, WiredConditioning, WiredPrompt, together
+from .counting import countable
 from .families import WiredFamily
 from .network import WiredNetwork, is_among, trained_blocks
 from .objective import FLOW, Objective
@@ -40,7 +42,10 @@ class WiredDenoiser:
         family: what is known about its family.
         latent_factor: image pixels per latent pixel, along a side.
         metadata: the architecture as files state it; None for the family's.
+        order: see :class:`nodes.wired.network.WiredNetwork`.
     """
+
+    can_offload = True
 
     def __init__(
         self,
@@ -48,8 +53,9 @@ class WiredDenoiser:
         family: WiredFamily,
         latent_factor: int,
         metadata: Mapping[str, str] | None = None,
+        order: Callable[[str], Any] | None = None,
     ) -> None:
-        self._model, self._family, self._metadata = model, family, metadata
+        self._model, self._family, self._metadata, self._order = model, family, metadata, order
         self.latent_channels = int(model.model.latent_format.latent_channels)
         self.latent_factor = latent_factor
         self._frames = has_frames(model)
@@ -86,14 +92,15 @@ class WiredDenoiser:
 
     def build(self, dtype: torch.dtype) -> WiredNetwork:
         """The connected model, computing in ``dtype``; loaded at its first use."""
+        release_models()
         patcher = self._model.clone()
         if patcher.model.diffusion_model.dtype != dtype or patcher.model.manual_cast_dtype is not None:
             patcher.set_model_compute_dtype(dtype)
-        return WiredNetwork(patcher, self._objective)
+        return WiredNetwork(patcher, self._objective, self._order)
 
     def outline(self) -> WiredNetwork:
         """Not on the meta device, as it holds no weights either."""
-        return WiredNetwork(self._model, self._objective)
+        return WiredNetwork(self._model, self._objective, self._order)
 
     def adapter_layers(self, network: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
         """Linear layers and 1x1 convolutions of the repeated blocks, see :func:`nodes.wired.network.is_among`."""
@@ -141,7 +148,7 @@ class WiredDenoiser:
 
     def use_attention(self, network: nn.Module, attention: str) -> tuple[str, str]:
         """PyTorch's, whatever is asked for: the model's own layers call ComfyUI's attention."""
-        return "sdpa", ""
+        return "sdpa", "" if attention == "sdpa" else f"the connected model is trained with sdpa instead of {attention}"
 
     def release(self, network: nn.Module) -> None:
         """Leave the connected model as it was."""
@@ -229,10 +236,20 @@ class WiredDenoiser:
         found = torch.cat(drawn)
         return found.squeeze(2) if self._frames else found
 
+    def base_bytes(self, network: nn.Module) -> int:
+        """As ComfyUI counts them, as they are stored."""
+        return int(self._model.model_size())
+
+    def make_room(self, network: nn.Module, needed: int) -> None:
+        """ComfyUI keeps so much of the device free, and weights for which there is no room in system memory."""
+        assert isinstance(network, WiredNetwork)
+        network.room = needed
+
     def blocks(self, network: nn.Module) -> list[nn.Module]:
-        """None: what a step takes is not counted, see :meth:`countable`."""
+        """None: blocks of image and text have several inputs and outputs."""
         return []
 
-    def countable(self, network: nn.Module) -> AbstractContextManager[None]:
-        """Not possible: ComfyUI's modules move their weights themselves."""
-        raise NotImplementedError
+    def countable(self, network: nn.Module, is_checkpointed: bool = False) -> AbstractContextManager[nn.Module]:
+        """See :func:`nodes.wired.counting.countable`."""
+        assert isinstance(network, WiredNetwork)
+        return countable(network, is_checkpointed)

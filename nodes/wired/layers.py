@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from functools import partial
 from typing import Any
 
@@ -28,7 +29,9 @@ class _Frozen(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple[torch.Tensor, None]:
         """The gradient with respect to the input."""
         (gradient,) = gradients
-        with torch.no_grad(), torch.autocast(gradient.device.type, enabled=False):
+        # The meta device, on which memory is counted, has no autocast.
+        plain = contextlib.nullcontext() if gradient.is_meta else torch.autocast(gradient.device.type, enabled=False)
+        with torch.no_grad(), plain:
             found = _input_gradient(ctx.layer, gradient, ctx.shape)
         return found.to(ctx.dtype), None
 
@@ -122,13 +125,15 @@ def stand_in_for(layer: nn.Module) -> nn.Module:
     found.register_parameter("bias", None)
     # Not the weight's own shape: another pack may keep it packed.
     shape: Any = (found.out_features, found.in_features) if kind is nn.Linear else layer.weight.shape
-    for name, value in {
-        "weight": torch.empty(1).expand(shape),
-        "wired": layer,
-        "forward": partial(frozen, layer),
-    }.items():
-        object.__setattr__(found, name, value)  # not registered
+    object.__setattr__(found, "weight", torch.empty(1).expand(shape))  # not registered
+    use_layer(found, layer)
     return found  # type: ignore[no-any-return]
+
+
+def use_layer(stand_in: nn.Module, layer: nn.Module) -> None:
+    """Let a stand-in call this layer."""
+    for name, value in {"wired": layer, "forward": partial(frozen, layer)}.items():
+        object.__setattr__(stand_in, name, value)
 
 
 _LINEAR = ("in_features", "out_features")

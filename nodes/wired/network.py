@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import re
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -40,28 +41,37 @@ class WiredNetwork(nn.Module):
     Args:
         patcher: the connected model.
         objective: its noise process.
+        order: a sort key of the layers that can get a LoRA, by their path in the model; None for the model's order.
 
     Attributes:
+        giving_output: returns the sampling object with which ComfyUI's model returns its own output.
         is_checkpointed: whether blocks are computed again in the backward pass.
+        is_checked: whether the model is known to say the same when autograd records.
         adapted: the layers that can get a LoRA.
+        room: bytes on the device that ComfyUI leaves free beside the model, at least.
     """
 
     patcher: ModelPatcher
-    _giving_output: Any
+    giving_output: Callable[[], Any]
 
-    def __init__(self, patcher: ModelPatcher, objective: Objective) -> None:
+    def __init__(self, patcher: ModelPatcher, objective: Objective, order: Callable[[str], Any] | None = None) -> None:
         super().__init__()
-        # Not as submodules, whose weights would be this network's.
-        object.__setattr__(self, "patcher", patcher)
-        object.__setattr__(self, "_giving_output", objective.giving_output())
+        self.patcher = patcher
+        sampling = objective.giving_output()
+        self.giving_output = lambda: sampling  # not as a submodule, whose tables would be this network's
         self.is_checkpointed = False
+        self.room = 0
         self.adapted = nn.ModuleDict()
         self.device_mark = nn.Parameter(torch.empty(0), requires_grad=False)  # PEFT asks a parameter for the device
-        for path, layer in self.diffusion_model.named_modules():
-            if is_linear(layer) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1)):
-                self.adapted[path.replace(".", _SEPARATOR)] = stand_in_for(layer)
+        layers = {
+            path: layer
+            for path, layer in self.diffusion_model.named_modules()
+            if is_linear(layer) or (isinstance(layer, nn.Conv2d) and layer.kernel_size == (1, 1))
+        }
+        for path in sorted(layers, key=order) if order else layers:
+            self.adapted[path.replace(".", _SEPARATOR)] = stand_in_for(layers[path])
         self._undo: contextlib.ExitStack | None = None
-        self._is_checked = False
+        self.is_checked = False
 
     @property
     def diffusion_model(self) -> nn.Module:
@@ -86,7 +96,7 @@ class WiredNetwork(nn.Module):
             conds: for b images, see :func:`nodes.wired.conditioning.together`.
         """
         self.put_on()
-        if torch.is_grad_enabled() and not self._is_checked:
+        if torch.is_grad_enabled() and not self.is_checked:
             self._check(noisy, times, conds)
         return self._call(noisy, times, conds)
 
@@ -109,25 +119,28 @@ class WiredNetwork(nn.Module):
                 "report this with the name of the model; it cannot be trained on yet",
                 "MODEL",
             )
-        self._is_checked = True
+        self.is_checked = True
 
     def _call(self, noisy: torch.Tensor, times: torch.Tensor, conds: Conds) -> torch.Tensor:
-        model = self.patcher.model
-        own = model.model_sampling
         options = {"sigmas": times, "cond_or_uncond": [0], ATTENTION_OVERRIDE: _differentiable_attention}
-        model.model_sampling = self._giving_output
-        try:
-            with OutOfPlace():
-                return model.apply_model(noisy, times, transformer_options=options, **conds).float()
-        finally:
-            model.model_sampling = own
+        with OutOfPlace():
+            return self._model_giving_output().apply_model(noisy, times, transformer_options=options, **conds).float()
+
+    def _model_giving_output(self) -> Any:
+        """ComfyUI's model with another sampling object: a copy of the outermost object only, as threads that compute
+        images side by side, and the sampler, call the model too."""
+        model = self.patcher.model
+        found = copy.copy(model)
+        found._modules = {**model._modules, "model_sampling": self.giving_output()}
+        return found
 
     def put_on(self) -> None:
         """Load the model, which ComfyUI may have unloaded to decode images, and put the LoRA on its layers; nothing if
         that is so already."""
-        if not any(loaded is self.patcher for loaded in comfy.model_management.loaded_models()):
+        is_counted = not isinstance(self.patcher, ModelPatcher)
+        if not is_counted and not any(loaded is self.patcher for loaded in comfy.model_management.loaded_models()):
             with torch.inference_mode():
-                comfy.model_management.load_models_gpu([self.patcher])
+                comfy.model_management.load_models_gpu([self.patcher], memory_required=self.room)
         if self._undo is not None:
             return
         with contextlib.ExitStack() as stack:

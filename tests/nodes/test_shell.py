@@ -101,7 +101,8 @@ def test_the_shell_trains_what_comfyui_trains(comfy: ComfyClient, tiny_checkpoin
     assert shell.keys() == graph_made.keys()
     losses = losses_of(tmp_path / "out" / "runs"), losses_of(comfy.server.output_dir / "subjectbooth", seed=9)
     print(f"losses from the shell {losses[0]}, in ComfyUI {losses[1]}")
-    assert losses[0] == pytest.approx(losses[1], rel=1e-4)
+    # The graph trains on ComfyUI's own module, the shell on a diffusers UNet; Adam's first steps enlarge rounding.
+    assert losses[0] == pytest.approx(losses[1], rel=5e-3) and losses[0][0] == pytest.approx(losses[1][0], rel=1e-5)
     # Adam divides by the gradient's size, so single weights whose gradient is about 0 go either way.
     up = [name for name in shell if "lora_up" in name]
     apart = torch.cat([(shell[name] - graph_made[name]).flatten() for name in up]).norm()

@@ -102,7 +102,8 @@ def test_trains_and_the_file_does_in_comfyui_what_the_trainer_saw(comfy: ComfyCl
 def test_gradients_are_those_of_a_plain_copy(
     comfy: ComfyClient, known_kind: str, stored: str, checkpointing: bool
 ) -> None:
-    """Without a copy of any weight, from fp8 as from its dequantised copy, and with blocks computed again."""
+    """Without a copy of any weight, from fp8 as from its dequantised copy, and with blocks computed again; and the
+    memory of a step is what was planned."""
     wired = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2]}
     graph = {
         "1": node("ProbeWiredBase", kind=known_kind, seed=3, stored=stored),
@@ -116,6 +117,8 @@ def test_gradients_are_those_of_a_plain_copy(
     assert report["copies"] == 0 and report["left"] == []
     assert tuple(report["targets"]) == LAYERS[known_kind] and report["nested"]
     assert report["middle"] == pytest.approx(MIDDLE.get(known_kind, report["middle"]))
+    if not checkpointing:  # attention on a CPU keeps less than on a GPU
+        assert 0.95 < report["planned"] / report["real"] < 1.5, report
 
 
 def test_a_model_sampling_node_sets_the_shift_of_training(comfy: ComfyClient) -> None:

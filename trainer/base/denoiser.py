@@ -24,11 +24,13 @@ class Denoiser(Protocol):
         latent_factor: image pixels per latent pixel, along a side.
         native_resolution: side of the images it was trained on, in pixels.
         guidance_scale: classifier-free guidance that is usual for sampling with it.
+        can_offload: whether frozen weights for which there is no room on the device can stay in system memory.
         metadata: the architecture, as LoRA files state it in kohya's and ModelSpec's keys.
     """
 
     latent_channels: int
     latent_factor: int
+    can_offload: bool
 
     @property
     def native_resolution(self) -> int: ...
@@ -152,12 +154,33 @@ class Denoiser(Protocol):
         """
         ...
 
-    # Memory estimates
+    # Memory
+
+    def base_bytes(self, network: nn.Module) -> int:
+        """Bytes of the frozen weights, as the network uses them on the device."""
+        ...
+
+    def make_room(self, network: nn.Module, needed: int) -> None:
+        """Called before the first step with the bytes that training takes on the device beside the base."""
+        ...
 
     def blocks(self, network: nn.Module) -> list[nn.Module]:
-        """The blocks that gradient checkpointing recomputes one by one; their first argument is the hidden states."""
+        """The blocks that gradient checkpointing recomputes one by one, for counting each only once; their first
+        argument is the hidden states. Empty if they have other arguments: then a whole step is counted."""
         ...
 
-    def countable(self, network: nn.Module) -> AbstractContextManager[None]:
-        """Inside, the network runs on the meta device and allocates as much as on a real device; restored on exit."""
+    def countable(self, network: nn.Module, is_checkpointed: bool = False) -> AbstractContextManager[nn.Module]:
+        """Inside, the network runs on the meta device and allocates as much as on a real device; restored on exit.
+
+        Args:
+            is_checkpointed: whether it recomputes its blocks; only asked for if :meth:`blocks` is empty.
+
+        Returns:
+            the network to call, with all its weights as parameters.
+        """
         ...
+
+
+def frozen_bytes(network: nn.Module) -> int:
+    """Bytes of a network's own parameters and buffers that are not trained."""
+    return sum(tensor.nbytes for tensor in (*network.parameters(), *network.buffers()) if not tensor.requires_grad)

@@ -13,6 +13,7 @@ from torch import nn
 
 from ..base.base_model import BaseModel
 from ..base.conditioning import Conditioning, concatenate
+from ..base.denoiser import frozen_bytes
 from ..config import TrainConfig
 from ..machine.attention import choose_attention
 from ..machine.numerics import DTYPES
@@ -99,6 +100,7 @@ class Assembly:
         self._factors = [rate_factor(name) for name in names] if rate_factor else []
         self.plan = self._make_plan(kept, load, free_memory or free_bytes)
         self.chosen = self.plan.chosen
+        base.denoiser.make_room(self.modules[NETWORK], self.plan.beside_base)
         for module in self.modules.values():
             module.to(self.device)
         if resume:
@@ -258,7 +260,7 @@ class Assembly:
         network, *text_encoders = self.modules.values()
         free = free_memory(self.device)
         if free is not None and self.device.type == "cpu":  # the weights are there already
-            free += sum(tensor.nbytes for module in self.modules.values() for tensor in module.parameters())
+            free += sum(frozen_bytes(encoder) for encoder in text_encoders) + self._base.denoiser.base_bytes(network)
         base = self._base
         layers = [layer for module in self.modules.values() for layer in adapter.lora_layers(module)]
         studied = estimate_bytes(layer.get_base_layer().weight.shape[:2] for layer in layers) if load.is_studied else 0

@@ -101,13 +101,11 @@ def pictures_at_once(
         dtype: dtype of the computation.
         free: bytes free on the device, which already holds the network; None if unknown.
     """
-    if device.type == "cpu" or free is None or count < 2:
-        return 1
+    if device.type == "cpu" or free is None or count < 2 or not denoiser.blocks(network):
+        return 1  # without blocks that can be counted once each, counting takes longer than a larger batch saves
     try:
         # For the prompt and the negative prompt.
         each = 2 * drawing_bytes(denoiser, network, conditioning, shape[1:], dtype)
-    except NotImplementedError:  # the denoiser says that it cannot be counted
-        return 1
     except Exception:  # not essential: counting may fail with other versions of diffusers or torch
         logger.warning("the memory for sampling an image could not be estimated", exc_info=True)
         return 1

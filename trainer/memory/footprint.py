@@ -53,14 +53,14 @@ def training_footprint(
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as undo:
         undo.enter_context(denoiser.countable(network))
         if dtype != torch.float32:
-            undo.enter_context(_like_autocast(network, dtype))
-        weights = {f"network.{name}": _meta(name, tensor, dtype) for name, tensor in _tensors(network)}
-        memory = _Memory(weights)
+            undo.enter_context(like_autocast(network, dtype))
+        weights = weights_on_meta(_Bare(network), dtype)
+        memory = Memory(weights)
         units = undo.enter_context(_counted_once(denoiser.blocks(network), memory))
-        latents, prompt = _inputs(denoiser, conditioning, size)
+        latents, prompt = inputs_on_meta(denoiser, conditioning, size)
         stand_in = _OnMeta(network, weights, dtype)
         undo.enter_context(memory)
-        times = _times(denoiser)
+        times = times_on_meta(denoiser)
         loss = (denoiser.predict(stand_in, latents, times, prompt) - latents).square().mean()
         whole = memory.live
         del loss
@@ -93,29 +93,37 @@ def drawing_bytes(
 ) -> int:
     """Peak bytes of one image's forward pass without gradients; arguments as in :func:`training_footprint`."""
     with torch.inference_mode(False), torch.no_grad(), ExitStack() as undo:
-        undo.enter_context(denoiser.countable(network))
+        network = undo.enter_context(denoiser.countable(network))
         if dtype != torch.float32:
-            undo.enter_context(_like_autocast(network, dtype))
-        weights = {f"network.{name}": _meta(name, tensor, dtype) for name, tensor in _tensors(network)}
-        memory = _Memory(weights)
-        latents, prompt = _inputs(denoiser, conditioning, size)
+            undo.enter_context(like_autocast(network, dtype))
+        weights = weights_on_meta(_Bare(network), dtype)
+        memory = Memory(weights)
+        latents, prompt = inputs_on_meta(denoiser, conditioning, size)
         undo.enter_context(memory)
-        denoiser.predict(_OnMeta(network, weights, dtype), latents, _times(denoiser), prompt)
+        denoiser.predict(_OnMeta(network, weights, dtype), latents, times_on_meta(denoiser), prompt)
         return memory.peak
 
 
-def _inputs(denoiser: Denoiser, conditioning: Conditioning, size: tuple[int, ...]) -> tuple[torch.Tensor, Conditioning]:
+def inputs_on_meta(
+    denoiser: Denoiser, conditioning: Conditioning, size: tuple[int, ...]
+) -> tuple[torch.Tensor, Conditioning]:
     """One image's latents and its prompt, on the meta device."""
     return torch.empty(1, denoiser.latent_channels, *size, device=META), conditioning.to(META)
 
 
-def _times(denoiser: Denoiser) -> torch.Tensor:
+def times_on_meta(denoiser: Denoiser) -> torch.Tensor:
+    """One image's time."""
     return denoiser.times(torch.zeros(1, dtype=torch.float64)).to(META)
 
 
 def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     yield from module.named_parameters()
     yield from module.named_buffers()
+
+
+def weights_on_meta(module: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Stand-ins for a module's parameters and buffers, by name, for ``torch.func.functional_call``."""
+    return {name: _meta(name, tensor, dtype) for name, tensor in _tensors(module)}
 
 
 def _meta(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
@@ -149,7 +157,7 @@ class _OnMeta:
         return torch.func.functional_call(self._bare, self._weights, arguments, keywords)
 
 
-class _Memory(TorchDispatchMode):
+class Memory(TorchDispatchMode):
     """Counts the bytes of live tensors other than the weights."""
 
     def __init__(self, weights: dict[str, torch.Tensor]) -> None:
@@ -215,7 +223,7 @@ class _Kept(torch.autograd.Function):
 
 
 @contextmanager
-def _counted_once(blocks: list[nn.Module], memory: _Memory) -> Iterator[list[tuple[_Unit, int]]]:
+def _counted_once(blocks: list[nn.Module], memory: Memory) -> Iterator[list[tuple[_Unit, int]]]:
     """Inside, each block's memory is counted, along with the bytes alive before it; a block identical to an earlier one
     does not run."""
     units: list[tuple[_Unit, int]] = []
@@ -264,7 +272,7 @@ def _counted_once(blocks: list[nn.Module], memory: _Memory) -> Iterator[list[tup
             block.__dict__.pop("forward", None)
 
 
-def _peak(forward: Any, memory: _Memory, hidden_states: torch.Tensor, *arguments: Any, **keywords: Any) -> int:
+def _peak(forward: Any, memory: Memory, hidden_states: torch.Tensor, *arguments: Any, **keywords: Any) -> int:
     """Peak bytes of one block's forward and backward pass."""
     before = memory.peak = memory.live
     given = hidden_states.detach().requires_grad_(hidden_states.requires_grad)
@@ -275,13 +283,13 @@ def _peak(forward: Any, memory: _Memory, hidden_states: torch.Tensor, *arguments
 
 
 @contextmanager
-def _like_autocast(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
+def like_autocast(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
     """Cast inputs like autocast: of matrix products and convolutions to ``dtype``, of norms to float32."""
     handles = []
     for name, module in network.named_modules():
         if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
             handles.append(module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:])))
-        elif isinstance(module, (nn.Linear, nn.Conv2d)):
+        elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
             # PEFT casts a LoRA's input to float32, and autocast casts it back, which makes a copy.
             copy = ".lora_A." in name
             handles.append(

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..base.conditioning import Conditioning
-from ..base.denoiser import Denoiser
+from ..base.denoiser import Denoiser, frozen_bytes
 from ..base.trainable_text import TrainableText
 from ..config import AUTO, TrainConfig
 from ..machine.numerics import DTYPES
 from ..machine.resolved_settings import ResolvedSettings
 from .footprint import Footprint, training_footprint
+from .whole_step import step_footprint
 
 if TYPE_CHECKING:
     from torch import nn
@@ -64,6 +65,7 @@ class Plan:
         pictures: images in a batch.
         chosen: the settings that fit, or come closest.
         preservation: what class preservation keeps on the device.
+        can_offload: whether the base need not be on the device as a whole.
     """
 
     base: int
@@ -74,6 +76,12 @@ class Plan:
     pictures: int
     chosen: ResolvedSettings
     preservation: int = 0
+    can_offload: bool = False
+
+    @property
+    def beside_base(self) -> int:
+        """Bytes in total without the base."""
+        return self.needed - self.base
 
     @property
     def needed(self) -> int:
@@ -103,6 +111,12 @@ class Plan:
         """Advice if the plan does not fit; empty if it does."""
         if self.fits:
             return ""
+        if self.can_offload and self.free is not None and self.beside_base <= SHARE * self.free:
+            stays = self.needed - SHARE * self.free
+            return (
+                f"about {_gb(int(stays))} GB of the base stay in system memory and are copied in every step, "
+                "which makes training slower"
+            )
         helps = ["a lower resolution", "a lower rank"]
         helps += ["the optimizer adamw8bit"] if self.chosen.optimizer in ("adamw", "prodigy") else []
         helps += ["precision auto"] if self.chosen.precision == "fp32" else []
@@ -139,13 +153,7 @@ def make_plan(
     """
     modules = [network, *text_encoders]
     trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
-    ours = {id(parameter) for parameter in trained}
-    base = sum(
-        tensor.nbytes
-        for module in modules
-        for tensor in (*module.parameters(), *module.buffers())
-        if id(tensor) not in ours
-    )
+    base = denoiser.base_bytes(network) + sum(frozen_bytes(model) for model in text_encoders)
     weights = sum(parameter.nbytes for parameter in trained)
     adapter = weights * (3 if config.ema_decay else 2)
     optimizer = optimizer_bytes(chosen.optimizer, trained)
@@ -164,7 +172,19 @@ def make_plan(
             each = footprint.checkpointed if checkpointing else footprint.whole
             activations = text_bytes + each * micro_batch
         settings = replace(chosen, gradient_checkpointing=checkpointing, micro_batch=micro_batch)
-        plans.append(Plan(base, adapter, optimizer, activations, free, load.pictures, settings, preservation))
+        plans.append(
+            Plan(
+                base,
+                adapter,
+                optimizer,
+                activations,
+                free,
+                load.pictures,
+                settings,
+                preservation,
+                denoiser.can_offload,
+            )
+        )
         if plans[-1].fits:
             break
     return plans[-1]
@@ -239,7 +259,8 @@ def _footprint(denoiser: Denoiser, network: nn.Module, load: Load, dtype: torch.
     )
     if key not in _counted:
         try:
-            _counted[key] = training_footprint(denoiser, network, load.conditioning, load.size, dtype)
+            count = training_footprint if denoiser.blocks(network) else step_footprint
+            _counted[key] = count(denoiser, network, load.conditioning, load.size, dtype)
         except NotImplementedError:  # the denoiser says that it cannot be counted
             return None
         except Exception:  # not essential: counting may fail with other versions of diffusers or torch

@@ -63,6 +63,7 @@ class ProbeWiredGradients:
             times = denoiser.times(torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64))
             noisy, target = (f(latents, noise, times) for f in (denoiser.noisy_latents, denoiser.target))
             layers = dict(network.diffusion_model.named_modules())
+            planned, real = (0, 0) if checkpointing else _memory(denoiser, network, texts[0], noisy[:1], times[:1])
             # Some models note what they computed, and must not keep it.
             noting = network.diffusion_model.register_forward_hook(lambda made, _, found: setattr(made, "noted", found))
             with _attention_without_backward():
@@ -97,8 +98,25 @@ class ProbeWiredGradients:
             "with_gradient": sum(bool(found) for found in ours.values()),
             "copies": copies,
             "left": left,
+            "planned": planned,
+            "real": real,
         }
         return {"ui": {"report": [report]}}
+
+
+def _memory(denoiser: Any, network: Any, text: Any, noisy: torch.Tensor, times: torch.Tensor) -> tuple[int, int]:
+    """Peak bytes of one image's forward and backward pass, as planned and with real tensors."""
+    footprint, whole_step = pack_module("trainer.memory.footprint"), pack_module("trainer.memory.whole_step")
+    planned = whole_step.step_footprint(denoiser, network, text, noisy.shape[2:], torch.float32).whole
+    own = [*network.named_parameters()]
+    own += [*network.diffusion_model.named_parameters(), *network.diffusion_model.named_buffers()]
+    denoiser.predict(network, noisy, times, text)  # the first time, more is computed
+    with footprint.Memory({str(number): tensor for number, (_, tensor) in enumerate(own)}) as memory:
+        loss = denoiser.predict(network, noisy, times, text).square().mean()
+        trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+        torch.autograd.grad(loss, trained, allow_unused=True)
+    denoiser.release(network)
+    return planned, memory.peak
 
 
 @contextlib.contextmanager
@@ -186,7 +204,7 @@ def _plain_loss(
     sampling = wired.model_sampling
     comfy.model_management.in_training = True
     try:
-        wired.model_sampling = network._giving_output
+        wired.model_sampling = network.giving_output()
         x = noisy.unsqueeze(2) if denoiser._frames else noisy
         parts, first = [], 0
         with _kept_as_copies(), _plain_kernels():

@@ -151,9 +151,11 @@ def test_no_memory_for_a_single_picture_is_what_torch_said() -> None:
 
 
 def test_as_many_pictures_as_fit_are_drawn_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    unet = small_unet()
+
     def choose(device: torch.device, free: int | None, count: int = 9) -> int:
         prompt = EncodedText(torch.zeros(1, 77, 16))
-        return pictures_at_once(small_denoiser(), None, prompt, (4, 8, 8), torch.float32, count, device, free)
+        return pictures_at_once(small_denoiser(), unet, prompt, (4, 8, 8), torch.float32, count, device, free)
 
     monkeypatch.setattr(drawing, "drawing_bytes", lambda *_: 1000)  # half a picture's
     assert [choose(GPU, free) for free in (1000, 4000, 4500, 7000, 99_000)] == [1, 1, 2, 3, 4]

@@ -19,7 +19,7 @@ def checkpointed_blocks(unet: nn.Module) -> list[nn.Module]:
 
 
 @contextmanager
-def countable(unet: nn.Module) -> Iterator[None]:
+def countable(unet: nn.Module) -> Iterator[nn.Module]:
     """Inside, the UNet allocates as much as on a real device with memory-efficient attention and without gradient
     checkpointing."""
     checkpointed = [module for module in unet.modules() if getattr(module, "gradient_checkpointing", False)]
@@ -28,14 +28,14 @@ def countable(unet: nn.Module) -> Iterator[None]:
         for module in checkpointed:
             module.gradient_checkpointing = False  # type: ignore[assignment]
         unet.set_attn_processor(_Processor())  # type: ignore[operator]
-        yield
+        yield unet
     finally:
         unet.set_attn_processor(processors)  # type: ignore[operator]
         for module in checkpointed:
             module.gradient_checkpointing = True  # type: ignore[assignment]
 
 
-class _Attention(torch.autograd.Function):
+class MemoryEfficientAttention(torch.autograd.Function):
     """Keeps what any memory-efficient attention keeps: inputs, output and one float32 per query."""
 
     @staticmethod
@@ -66,5 +66,5 @@ class _Processor:
             projected.unflatten(-1, (attn.heads, -1)).transpose(1, 2)
             for projected in (attn.to_q(hidden_states), attn.to_k(context), attn.to_v(context))
         )
-        output = _Attention.apply(*heads).transpose(1, 2).flatten(2)
+        output = MemoryEfficientAttention.apply(*heads).transpose(1, 2).flatten(2)
         return attn.to_out[1](attn.to_out[0](output))

@@ -12,6 +12,7 @@ from torch import nn
 
 from ...machine.attention import use_attention
 from ..conditioning import Conditioning
+from ..denoiser import frozen_bytes
 from .counting import checkpointed_blocks, countable
 from .families import native_resolution
 from .layout import LdmLayout
@@ -83,6 +84,15 @@ class DiffusersUNet:
         """kohya's key, from diffusers' layer names (SD 1.x and 2.x) or those of single files (SDXL)."""
         return f"{LORA_PREFIX}_{self.layout.file_layer(layer)}".replace(".", "_")
 
+    can_offload = False
+
+    def base_bytes(self, network: nn.Module) -> int:
+        """Of the UNet."""
+        return frozen_bytes(network)
+
+    def make_room(self, network: nn.Module, needed: int) -> None:
+        """Nothing to do: all of it is on the device."""
+
     def enable_gradient_checkpointing(self, network: nn.Module) -> None:
         """With diffusers' implementation."""
         network.enable_gradient_checkpointing()  # type: ignore[operator]
@@ -132,6 +142,6 @@ class DiffusersUNet:
         """The residual and transformer blocks."""
         return checkpointed_blocks(network)
 
-    def countable(self, network: nn.Module) -> AbstractContextManager[None]:
-        """See :func:`trainer.base.sd.counting.countable`."""
+    def countable(self, network: nn.Module, is_checkpointed: bool = False) -> AbstractContextManager[nn.Module]:
+        """See :func:`trainer.base.sd.counting.countable`; never recomputes its :meth:`blocks`."""
         return countable(network)

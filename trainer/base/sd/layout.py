@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from .families import Family, family_of
+from .layer_order import diffusers_order
 from .ldm_unet import diffusers_config, diffusers_names, unet_shape
 from .unsupported import refuse_quantised
 
@@ -50,6 +51,14 @@ class LdmLayout:
     def file_layer(self, layer: str) -> str:
         """The name in the family's LoRA files of a layer of the diffusers UNet."""
         return self._ldm_layers[layer] if self.family.kohya_ldm_names else layer
+
+    def order_of(self, ldm_layer: str) -> tuple[int, ...]:
+        """A sort key of a layer by its name in single files: the order of the diffusers UNet."""
+        return diffusers_order(self._diffusers_layers[ldm_layer])
+
+    @cached_property
+    def _diffusers_layers(self) -> dict[str, str]:
+        return {ldm: ours for ours, ldm in self._ldm_layers.items()}
 
     @cached_property
     def _ldm_layers(self) -> dict[str, str]:
