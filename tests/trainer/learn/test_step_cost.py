@@ -6,6 +6,7 @@ What diffusers and peft cost is counted in the same test, so that another versio
 from __future__ import annotations
 
 import dataclasses
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import pytest
 import torch
 from torch.nn.functional import mse_loss
 
-from subjectbooth.tests.card.counting import Dispatched
+from subjectbooth.benchmarks.counting import Dispatched, outliving_inference_mode
 from subjectbooth.tests.small_base import small_base, small_priors, small_subject, small_unet
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone
@@ -60,6 +61,45 @@ def test_the_counter_can_tell() -> None:
         with Dispatched() as counted:
             read()
         assert counted.syncs == {"elsewhere": 1}
+
+
+def test_attention_counts_the_same_in_one_kernel_or_in_several() -> None:
+    query, key, value = (torch.randn(2, 3, length, 8, requires_grad=True) for length in (16, 5, 5))
+    one, several = Dispatched(), Dispatched()
+    with one:
+        torch.nn.functional.scaled_dot_product_attention(query, key, value).sum().backward()
+    with several:
+        ((query @ key.mT / 8**0.5).softmax(-1) @ value).sum().backward()
+    assert one.kernels < several.kernels
+    assert one.flop == several.flop == 6 * 2 * (2 * 3 * 16 * 5 * 8)
+
+
+def test_casts_are_counted() -> None:
+    numbers = torch.randn(4, 4)
+    with Dispatched() as counted:
+        numbers.half().float()
+        numbers.float()
+        numbers.clone().copy_(numbers)
+    assert (counted.kernels, counted.cast_kernels, counted.casts) == (4, 2, 16 * (2 + 4))
+
+
+def test_counting_goes_on_after_inference_mode_in_which_it_began() -> None:
+    numbers = torch.randn(4, 4)
+    with ExitStack() as stack:
+        stack.enter_context(outliving_inference_mode())
+        with ExitStack() as block:
+            block.enter_context(torch.inference_mode(False))
+            counted = stack.enter_context(Dispatched())
+            numbers.exp()
+        numbers.exp()
+        with torch.inference_mode():
+            numbers.exp()
+        numbers.exp()
+    numbers.exp()
+    with torch.inference_mode():
+        numbers.exp()
+    numbers.exp()
+    assert counted.kernels == 4
 
 
 @pytest.mark.parametrize("way", WAYS)
