@@ -64,8 +64,8 @@ def load_fingerprints(folder: Path) -> list[list[float]]:
 def copies_of(known: list[list[float]]) -> float:
     """How often the weights of :func:`fingerprints` are in this process's memory, in whatever dtype; their mean."""
     values: dict[float, list[torch.Tensor]] = {size: [] for size, *_ in known}
-    for size, *first in known:
-        values[size].append(torch.tensor(first))
+    for size, *numbers in known:
+        values[size].append(torch.tensor(numbers))
     seen: set[int] = set()
     for tensor in _float_tensors():
         storage = tensor.untyped_storage()._cdata
