@@ -139,7 +139,7 @@ def _core_graph(client: ComfyClient, scene: Scene, photos: list[str], steps: int
         "4": node(
             "TrainLoraNode",
             model=["1", 0],
-            latents=["3", 0],
+            latents=["6", 0],
             positive=["2", 0],
             batch_size=scene.batch,
             steps=steps,
@@ -153,6 +153,8 @@ def _core_graph(client: ComfyClient, scene: Scene, photos: list[str], steps: int
             gradient_checkpointing=False,
             existing_lora="[None]",
         ),
+        # The node fails on one batch: it wants a list.
+        "6": node("RebatchLatents", latents=["3", 0], batch_size=1),
         "5": node("SaveLoRA", lora=["4", 1], prefix="loras/benchmark"),
     }
     images: list[list[Any]] = []

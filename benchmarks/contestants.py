@@ -107,7 +107,14 @@ def floor(has_class: bool) -> Run:
     return run
 
 
-def ours(way: str) -> Run:
+def ours(way: str, prepare: bool = False) -> Run:
+    """This project from the shell.
+
+    Args:
+        way: of keeping the class.
+        prepare: fill the store of class images with random latents, in place of drawing them.
+    """
+
     def run(scene: Scene, places: Places, output: Path, counts: bool) -> dict[str, Any]:
         has_class = way == "class_images"
         arguments = {
@@ -129,7 +136,7 @@ def ours(way: str) -> Run:
         }
         given = [str(part) for pair in arguments.items() for part in pair]
         flags = ["--force_retrain", *(["--cpu"] if scene.device == "cpu" else [])]
-        return run_child("ours", scene, places, output, counts, [*given, *flags])
+        return run_child("ours-prepare" if prepare else "ours", scene, places, output, counts, [*given, *flags])
 
     return run
 

@@ -37,6 +37,7 @@ _WAITS = {ATEN.nonzero.default, ATEN.equal.default, ATEN.masked_select.default, 
 _READS = {torch.Tensor.tolist, torch.Tensor.numpy, torch.Tensor.cpu, torch.Tensor.__array__}
 _BY_MASK = {ATEN.index.Tensor, ATEN.index_put.default, ATEN.index_put_.default}
 _COPIES = {ATEN._to_copy.default, ATEN.copy_.default}
+_OPTIMIZER = str(Path("torch") / "optim")
 _MODE_KEYS = (torch._C.DispatchKey.Python, torch._C.DispatchKey.PythonTLSSnapshot)
 _FUSED_ATTENTION = (
     "_scaled_dot_product_flash_attention",
@@ -88,7 +89,8 @@ class Dispatched(TorchDispatchMode):
         kwargs = kwargs or {}
         made = function(*args, **kwargs)
         if function is ATEN._local_scalar_dense.default:
-            self.syncs[place()] += args[0].device.type == self.device
+            if args[0].device.type == self.device and not _by_optimizer():
+                self.syncs[place()] += 1
         elif function.namespace == "aten":  # others are the profiler's marks
             self._count(function, args, kwargs, made)
         return made
@@ -175,6 +177,17 @@ def place() -> str:
             return f"{Path(name).stem}.{frame.f_code.co_name}"
         frame = frame.f_back
     return "elsewhere"
+
+
+def _by_optimizer() -> bool:
+    """Whether torch's optimizer reads its own number of steps, which stays on the host whatever the device."""
+    frame = inspect.currentframe()
+    for _ in range(8):  # of the modes here, and then the reading one
+        if frame is not None:
+            if frame.f_code.co_filename.rpartition(os.sep)[0].endswith(_OPTIMIZER):
+                return True
+            frame = frame.f_back
+    return False
 
 
 def _attention_forward(args: Any) -> int:

@@ -77,6 +77,13 @@ def copies_of(known: list[list[float]]) -> float:
     return len(seen) / len(known)
 
 
+def tensor_bytes() -> int:
+    """All memory of tensors that Python knows, shared memory once. What a process holds beyond that, its allocator has
+    kept, or it is not torch's."""
+    storages = {tensor.untyped_storage()._cdata: tensor.untyped_storage().nbytes() for tensor in _float_tensors()}
+    return sum(storages.values())
+
+
 def _float_tensors() -> list[torch.Tensor]:
     found = []
     for candidate in gc.get_objects():

@@ -20,6 +20,7 @@ from subjectbooth.benchmarks.memory import (
     peak_bytes,
     restart_peak,
     status_bytes,
+    tensor_bytes,
 )
 from subjectbooth.benchmarks.parts import Parts
 from subjectbooth.benchmarks.scene import Scene
@@ -54,7 +55,7 @@ class Recorder:
         self._counting = ExitStack()
         if counts:
             self._counting.enter_context(outliving_inference_mode())
-        register_optimizer_step_post_hook(self._after_step)
+        self._hook = register_optimizer_step_post_hook(self._after_step)
 
     def mark(self, name: str) -> None:
         """Note when something happened, in seconds since the process was started."""
@@ -76,6 +77,7 @@ class Recorder:
         self._stamps.append((time.perf_counter(), time.process_time()))
         if step == 1:
             self.mark("first_step")
+            self._found["first_cpu"] = time.process_time()
             self.parts.stop()
         if step == self._first:
             self._found["peak_before"] = peak_bytes()
@@ -88,6 +90,7 @@ class Recorder:
             self._found["own"], self._found["mapped"] = status_bytes("RssAnon"), status_bytes("RssFile")
             self._found["threads"] = torch.get_num_threads()
             if self._steps > step:  # not in a timed run, whose end it would delay
+                self._found["tensors"] = tensor_bytes()
                 self._found["copies"] = copies_of(load_fingerprints(self._scene.base))
         if step == self._steps - COUNTED and self._steps > self._last:
             self._counter = Dispatched(self._scene.device)
@@ -107,6 +110,11 @@ class Recorder:
             "cast_bytes": counted.casts,
             "sync_places": dict(counted.syncs),
         }
+
+    def close(self) -> None:
+        """Watch no more."""
+        self._hook.remove()
+        self._counting.close()
 
     def write(self) -> None:
         """Write what was found so far."""

@@ -34,15 +34,28 @@ class Measured:
     loads: list[float] = field(default_factory=list)
 
 
-def run_all(scene: Scene, places: Places, contestants: Sequence[Contestant], rounds: int, seed: int) -> Measured:
-    """Count and time all contestants. One that fails is left out from then on."""
-    measured, order = Measured(), random.Random(seed)
-    progress = _Progress(len(contestants) * (1 + rounds))
-    plan = [(contestant, True) for contestant in contestants]
+def run_all(
+    scene: Scene,
+    places: Places,
+    contestants: Sequence[Contestant],
+    rounds: int,
+    seed: int,
+    measured: Measured | None = None,
+) -> Measured:
+    """Count and time all contestants. One that fails is left out from then on.
+
+    Args:
+        seed: of the order.
+        measured: an earlier result on the same scene, to which rounds are added; who is counted there is not again.
+    """
+    measured = measured or Measured()
+    order = random.Random(seed + len(measured.loads))
+    plan = [(contestant, True) for contestant in contestants if contestant.name not in measured.counted]
     for _ in range(rounds):
         this_round = list(contestants)
         order.shuffle(this_round)
         plan += [(contestant, False) for contestant in this_round]
+    progress = _Progress(len(plan))
     for contestant, counts in plan:
         name = contestant.name
         if name in measured.failed:

@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--steps", type=int, default=10, help="timed steps of a run (default 10)")
     options.add_argument("--warm-up", type=int, default=2, help="steps before them (default 2)")
     options.add_argument("--rounds", type=int, default=3, help="timed runs of each; 0 counts only (default 3)")
+    options.add_argument("--add", action="store_true", help="add the rounds to those that OUT.json has")
     options.add_argument("--seed", type=int, default=0, help="of the order within the rounds")
     options.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
     options.add_argument("--scratch", type=Path, help="a folder for bases and outputs, which are then kept")
@@ -70,7 +71,7 @@ def compare(given: argparse.Namespace, comfyui: Path, scratch: Path) -> int:
     from subjectbooth.benchmarks.contestants import Places, all_contestants
     from subjectbooth.benchmarks.rounds import run_all
     from subjectbooth.benchmarks.scene import build
-    from subjectbooth.benchmarks.table import report
+    from subjectbooth.benchmarks.table import read, report
 
     scene = scene_of(given, scratch.resolve())
     script = given.script.resolve() if given.script else None
@@ -83,7 +84,8 @@ def compare(given: argparse.Namespace, comfyui: Path, scratch: Path) -> int:
     needed = {each.floor for each in wanted} | {each.name for each in wanted}
     chosen = [each for each in contestants if each.name in needed and each.is_possible(places)]
     build(scene)
-    measured = run_all(scene, places, chosen, given.rounds, given.seed)
+    earlier = read(given.out.with_suffix(".json"), scene) if given.add else None
+    measured = run_all(scene, places, chosen, given.rounds, given.seed, earlier)
     text, figures = report(scene, chosen, measured)
     given.out.with_suffix(".md").write_text(text, "utf-8")
     given.out.with_suffix(".json").write_text(figures, "utf-8")

@@ -8,6 +8,7 @@ import platform
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from .contestants import Contestant
@@ -52,6 +53,20 @@ def report(scene: Scene, contestants: Sequence[Contestant], measured: Measured) 
         "loads": measured.loads,
     }
     return "\n".join(text) + "\n", json.dumps(figures, indent=1)
+
+
+def read(path: Path, scene: Scene) -> Measured | None:
+    """What an earlier run has written there; None without one.
+
+    Raises:
+        SystemExit: it measured something else.
+    """
+    if not path.is_file():
+        return None
+    figures = json.loads(path.read_text("utf-8"))
+    if Scene.from_json(json.dumps(figures["scene"])) != scene:
+        raise SystemExit(f"{path} has the results of other settings; choose another --out")
+    return Measured(figures["counted"], figures["timed"], {}, figures["loads"])
 
 
 def step_seconds(scene: Scene, found: dict[str, Any], clock: str) -> float:

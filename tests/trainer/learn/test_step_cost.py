@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 import torch
-from torch.nn.functional import mse_loss
 
 from subjectbooth.benchmarks.counting import Dispatched, outliving_inference_mode
+from subjectbooth.benchmarks.floor import DTYPES, add_lora, bare_step
 from subjectbooth.tests.small_base import small_base, small_priors, small_subject, small_unet
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.events import StepDone
@@ -29,6 +29,8 @@ CONFIG = TrainConfig(steps=4, learning_rate=1e-3, rank=4, network_alpha=4.0, res
 # The teacher and dco also ask the base, which takes about 240 kernels; weight_l2 has 32 layers.
 KERNELS = {"none": 27, "class_images": 42, "curvature": 300, "teacher": 279, "weight_l2": 161, "dco": 270}
 WAITS = {"none": 4 + 1, "class_images": 5 + 2, "curvature": 5 + 1, "teacher": 3 + 4, "weight_l2": 4 + 1, "dco": 3 + 1}
+CASTS, HALF_KERNELS = 2, 24
+"""In bf16, beside those of the bare loop."""
 AVERAGE = 1
 """Kernels of the running average, whatever the number of layers."""
 
@@ -116,6 +118,13 @@ def test_the_running_average_is_one_kernel_for_all_layers(tmp_path: Path) -> Non
     assert averaged.syncs == plain.syncs
 
 
+def test_half_precision_adds_no_more_casts_than_it_did(tmp_path: Path) -> None:
+    step, bare = _step(tmp_path, "none", precision="bf16"), _bare_step(False, "bf16")
+    assert bare.cast_kernels > 100
+    assert step.cast_kernels - bare.cast_kernels <= CASTS
+    assert step.kernels - bare.kernels <= HALF_KERNELS
+
+
 def _step(root: Path, way: str, **changes: Any) -> Dispatched:
     """The third of four steps: neither the first, which sets things up, nor the last, which writes the LoRA."""
     preservation = keeping_class(small_priors() if way == "class_images" else None, "dog", way)
@@ -131,30 +140,13 @@ def _step(root: Path, way: str, **changes: Any) -> Dispatched:
     return counted
 
 
-def _bare_step(class_images: bool) -> Dispatched:
-    """As diffusers' DreamBooth script with peft, without logging."""
+def _bare_step(class_images: bool, precision: str = "fp32") -> Dispatched:
     from diffusers import DDPMScheduler
-    from peft import LoraConfig, inject_adapter_in_model
 
-    unet, scheduler, count = small_unet().train(), DDPMScheduler(), 2 if class_images else 1
-    inject_adapter_in_model(LoraConfig(r=4, target_modules=["to_q", "to_k", "to_v", "to_out.0"]), unet)
-    parameters = [parameter for parameter in unet.parameters() if parameter.requires_grad]
-    optimizer = torch.optim.AdamW(parameters, fused=True)
+    unet, count = small_unet().to(DTYPES[precision]).train(), 2 if class_images else 1
+    parameters = add_lora(unet, CONFIG.rank)
     latents, prompts = torch.randn(count, 4, 8, 8), torch.randn(count, 77, 16)
-
-    def step() -> None:
-        noise, times = torch.randn_like(latents), torch.randint(0, 1000, (count,))
-        prediction = unet(scheduler.add_noise(latents, noise, times), times, prompts).sample
-        if class_images:
-            photo, other = (mse_loss(*pair) for pair in zip(prediction.chunk(2), noise.chunk(2), strict=True))
-            loss = photo + 1.0 * other
-        else:
-            loss = mse_loss(prediction, noise)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(parameters, 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-
+    step = bare_step(unet, parameters, latents, prompts, DDPMScheduler(), class_images, precision)
     step()
     step()
     with Dispatched() as counted:
