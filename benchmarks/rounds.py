@@ -7,7 +7,7 @@ import random
 import statistics
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -41,41 +41,48 @@ def run_all(
     rounds: int,
     seed: int,
     measured: Measured | None = None,
+    counts: bool = True,
+    keep: Callable[[Measured], None] = lambda _: None,
 ) -> Measured:
     """Count and time all contestants. One that fails is left out from then on.
 
     Args:
         seed: of the order.
         measured: an earlier result on the same scene, to which rounds are added; who is counted there is not again.
+        counts: whether to count at all.
+        keep: called after each run with what there is so far.
     """
     measured = measured or Measured()
     order = random.Random(seed + len(measured.loads))
-    plan = [(contestant, True) for contestant in contestants if contestant.name not in measured.counted]
+    uncounted = [contestant for contestant in contestants if contestant.name not in measured.counted]
+    plan = [(contestant, True) for contestant in uncounted if counts]
     for _ in range(rounds):
         this_round = list(contestants)
         order.shuffle(this_round)
         plan += [(contestant, False) for contestant in this_round]
     progress = _Progress(len(plan))
-    for contestant, counts in plan:
+    for contestant, is_counted in plan:
         name = contestant.name
         if name in measured.failed:
             progress.skip()
             continue
         if hasattr(os, "getloadavg"):
             measured.loads.append(os.getloadavg()[0])
-        progress.start(f"{contestant.title}, {'counted' if counts else 'timed'}")
+        progress.start(f"{contestant.title}, {'counted' if is_counted else 'timed'}")
         # With more threads, some of them run where nothing is counted.
-        here = replace(scene, threads=1) if counts and scene.device == "cpu" else scene
+        here = replace(scene, threads=1) if is_counted and scene.device == "cpu" else scene
         try:
-            found = contestant.run(here, places, places.scratch / f"{name}-{'counted' if counts else 'timed'}", counts)
+            output = places.scratch / f"{name}-{'counted' if is_counted else 'timed'}"
+            found = contestant.run(here, places, output, is_counted)
         except (ContestantFailed, ComfyError) as error:
             measured.failed[name] = str(error)
             progress.done(f"FAILED: {str(error)[:2000]}")
             continue
-        if counts:
+        if is_counted:
             measured.counted[name] = found
         else:
             measured.timed.setdefault(name, []).append(found)
+        keep(measured)
         step = statistics.median(found["wall"]) if found["wall"] else float("nan")
         progress.done(f"{step:.3f} s per step, {found['whole']:.0f} s in all")
     return measured

@@ -59,6 +59,7 @@ def parser() -> argparse.ArgumentParser:
     options.add_argument("--steps", type=int, default=10, help="timed steps of a run (default 10)")
     options.add_argument("--warm-up", type=int, default=2, help="steps before them (default 2)")
     options.add_argument("--rounds", type=int, default=3, help="timed runs of each; 0 counts only (default 3)")
+    options.add_argument("--no-counts", action="store_true", help="only the timed rounds")
     options.add_argument("--add", action="store_true", help="add the rounds to those that OUT.json has")
     options.add_argument("--seed", type=int, default=0, help="of the order within the rounds")
     options.add_argument("--cpu", action="store_true", help="use the CPU even if there is a GPU")
@@ -69,9 +70,10 @@ def parser() -> argparse.ArgumentParser:
 
 def compare(given: argparse.Namespace, comfyui: Path, scratch: Path) -> int:
     from subjectbooth.benchmarks.contestants import Places, all_contestants
-    from subjectbooth.benchmarks.rounds import run_all
+    from subjectbooth.benchmarks.rounds import Measured, run_all
     from subjectbooth.benchmarks.scene import build
     from subjectbooth.benchmarks.table import read, report
+    from subjectbooth.tests.comfy_server import exit_on_sigterm
 
     scene = scene_of(given, scratch.resolve())
     script = given.script.resolve() if given.script else None
@@ -85,11 +87,16 @@ def compare(given: argparse.Namespace, comfyui: Path, scratch: Path) -> int:
     chosen = [each for each in contestants if each.name in needed and each.is_possible(places)]
     build(scene)
     earlier = read(given.out.with_suffix(".json"), scene) if given.add else None
-    measured = run_all(scene, places, chosen, given.rounds, given.seed, earlier)
-    text, figures = report(scene, chosen, measured)
-    given.out.with_suffix(".md").write_text(text, "utf-8")
-    given.out.with_suffix(".json").write_text(figures, "utf-8")
-    print(text)
+
+    def keep(measured: Measured) -> None:
+        text, figures = report(scene, chosen, measured)
+        given.out.with_suffix(".md").write_text(text, "utf-8")
+        given.out.with_suffix(".json").write_text(figures, "utf-8")
+
+    exit_on_sigterm()
+    measured = run_all(scene, places, chosen, given.rounds, given.seed, earlier, not given.no_counts, keep)
+    keep(measured)
+    print(given.out.with_suffix(".md").read_text("utf-8"))
     return 1 if measured.failed else 0
 
 

@@ -26,7 +26,7 @@ MARK = "≈"
 def report(scene: Scene, contestants: Sequence[Contestant], measured: Measured) -> tuple[str, str]:
     """The tables for people, and all figures as JSON."""
     rows = {each.name: summary(scene, each, measured) for each in contestants}
-    shown = [each for each in contestants if each.name in measured.counted]
+    shown = [each for each in contestants if each.name in (*measured.counted, *measured.timed)]
     text = [
         f"{_machine(scene)}; {describe(scene)}.",
         "",

@@ -132,6 +132,7 @@ def test_only_asks_for_the_floors_of_what_is_named(monkeypatch: pytest.MonkeyPat
 
     monkeypatch.setattr("subjectbooth.benchmarks.scene.build", build)
     monkeypatch.setattr("subjectbooth.benchmarks.rounds.run_all", run_nothing)
+    monkeypatch.setattr("subjectbooth.tests.comfy_server.exit_on_sigterm", lambda: None)
     given: argparse.Namespace = run.parser().parse_args(
         ["--only", "ours-class", "diffusers", "--out", str(tmp_path / "out")]
     )

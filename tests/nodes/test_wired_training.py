@@ -62,6 +62,22 @@ def wired_graph(comfy: ComfyClient, kind: str, *, stored: str = "float32", seed:
     }
 
 
+def test_a_step_costs_no_more_than_it_did(comfy: ComfyClient) -> None:
+    """As tests/trainer/learn/test_step_cost.py, for the connected model."""
+    wired = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "subject": ["10", 0]}
+    graph = {
+        "1": node("ProbeWiredBase", kind="SD 3.5", seed=3, stored="float32"),
+        "10": subject_node(upload_cat(comfy)),
+        "90": node("ProbeStepCost", **wired),
+    }
+    step, bare = (comfy.run(graph).outputs["90"]["report"][0][name] for name in ("trainer", "bare"))
+    assert bare["kernels"] > 400 and bare["syncs"] == 0
+    assert step["flop"] == bare["flop"]
+    assert step["kernels"] - bare["kernels"] <= 0
+    assert step["casts"] - bare["casts"] <= 0
+    assert step["syncs"] <= 0
+
+
 def losses_of(comfy: ComfyClient, result: RunResult) -> list[float]:
     run = result.outputs["11"]["subjectbooth"][0]["run"]
     log = comfy.server.output_dir / "subjectbooth" / run / "events.jsonl"

@@ -28,6 +28,7 @@ from . import (
     live_probes,
     memory_probes,
     predictions,
+    step_cost,
     vision_probes,
     wired_gradients,
     wired_probes,
@@ -228,4 +229,5 @@ NODE_CLASS_MAPPINGS = {
     **vision_probes.NODES,
     **wired_probes.NODES,
     **wired_gradients.NODES,
+    **step_cost.NODES,
 }
