@@ -93,6 +93,7 @@ def run_child(
 def environment(scene: Scene) -> dict[str, str]:
     """The same for all: offline, and on a CPU with threads that sleep when they wait, as ComfyUI's are started here."""
     env = {**os.environ, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1", "PYTHONIOENCODING": "utf-8"}
+    env["SUBJECTBOOTH_CACHE"] = str(scene.folder / "digests")  # the counted run is the first one on the base
     if scene.device == "cpu":
         env |= {"OMP_WAIT_POLICY": "PASSIVE", "ACCELERATE_USE_CPU": "true", "CUDA_VISIBLE_DEVICES": ""}
     if scene.threads:

@@ -6,6 +6,7 @@ import builtins
 import functools
 import importlib
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -14,18 +15,33 @@ from typing import Any
 IMPORTS = "imports"
 
 
-class Parts:
-    """Adds up seconds by part. A part inside another one counts for itself only.
-
-    Attributes:
-        seconds: by name, until :meth:`stop`.
-    """
+class _Thread:
+    """The parts that a thread is in, innermost last, and since when."""
 
     def __init__(self) -> None:
         self.seconds: dict[str, float] = {}
-        self._open: list[str] = []
-        self._since = 0.0
+        self.open: list[str] = []
+        self.since = 0.0
+
+
+class Parts:
+    """Adds up seconds by part, of each thread by itself. A part inside another one counts for itself only."""
+
+    def __init__(self) -> None:
+        self._threads = threading.local()
         self._is_on = True
+
+    @property
+    def seconds(self) -> dict[str, float]:
+        """By name, until :meth:`stop`, of the thread that asks: what others did meanwhile, it did not wait for."""
+        return self._here.seconds
+
+    @property
+    def _here(self) -> _Thread:
+        if not hasattr(self._threads, "here"):
+            self._threads.here = _Thread()
+        here: _Thread = self._threads.here
+        return here
 
     def stop(self) -> None:
         """From now on, nothing is measured: the first step is done."""
@@ -34,19 +50,20 @@ class Parts:
     @contextmanager
     def part(self, name: str) -> Iterator[None]:
         """What happens inside belongs to that part."""
-        self._switch()
-        self._open.append(name)
+        here = self._here
+        self._switch(here)
+        here.open.append(name)
         try:
             yield
         finally:
-            self._switch()
-            self._open.pop()
+            self._switch(here)
+            here.open.pop()
 
-    def _switch(self) -> None:
+    def _switch(self, here: _Thread) -> None:
         now = time.perf_counter()
-        if self._open and self._is_on:
-            self.seconds[self._open[-1]] = self.seconds.get(self._open[-1], 0.0) + now - self._since
-        self._since = now
+        if here.open and self._is_on:
+            here.seconds[here.open[-1]] = here.seconds.get(here.open[-1], 0.0) + now - here.since
+        here.since = now
 
     def measure_imports(self) -> None:
         """Whatever is imported from now on, wherever, belongs to the part ``imports``."""
@@ -56,7 +73,7 @@ class Parts:
     def _outermost(self, load: Callable[..., Any]) -> Callable[..., Any]:
         @functools.wraps(load)
         def timed(*args: Any, **keywords: Any) -> Any:
-            if not self._is_on or (self._open and self._open[-1] == IMPORTS) or args[0] in sys.modules:
+            if not self._is_on or IMPORTS in self._here.open[-1:] or args[0] in sys.modules:
                 return load(*args, **keywords)
             with self.part(IMPORTS):
                 return load(*args, **keywords)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 import types
 from collections.abc import Iterator
@@ -94,6 +95,10 @@ def test_a_part_inside_another_counts_for_itself(monkeypatch: pytest.MonkeyPatch
     with parts.part("base"):
         pass_time(1)
         user.hash_all()
+        aside = threading.Thread(target=user.hash_all)  # at the same time, as far as this thread is concerned
+        aside.start()
+        aside.join()
+        now[0] -= 3
         pass_time(1)
     pass_time(10)
     assert parts.seconds == {"base": 2, "hashing": 3}
