@@ -10,7 +10,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.sd import CLIP, VAE
 
 from ..trainer.base.base_model import BaseModel
-from ..trainer.base.conditioning import Conditioning, EncodedText
+from ..trainer.base.conditioning import Conditioning, EncodedText, in_parts
 from ..trainer.base.sd.clip_text import ClipText
 from ..trainer.base.sd.codecs import refuse_other_latents
 from ..trainer.base.sd.denoiser import DiffusersUNet
@@ -192,7 +192,7 @@ class ComfyLatentCodec:
         ComfyUI returns the posterior's mean, not a sample, so the latents are the same every time.
         """
         # One by one: a VAE for video takes a batch for the frames of one video.
-        parts = images.split(1) if self._has_frames else (images,)
+        parts = images.split(1) if self._has_frames else in_parts(images)
         with torch.inference_mode():
             latents = torch.cat([self._vae.encode(part.movedim(1, -1)) for part in parts])
             latents = self._latent_format.process_in(latents)

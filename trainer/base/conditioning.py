@@ -119,3 +119,21 @@ class LatentCodec(Protocol):
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Scaled latents [n, 4, h/8, w/8] -> float32 [n, 3, h, w] in 0..1 on the CPU."""
         ...
+
+
+AT_ONCE = 4
+"""Pictures that are encoded or decoded in one batch: more are no faster, and their activations take gigabytes."""
+
+
+def in_parts(pictures: torch.Tensor, most: int = AT_ONCE) -> list[torch.Tensor]:
+    """Views of a batch in parts of at most ``most`` pictures, or one more: a single picture is never left over, because
+    convolutions of a single picture round differently on a CPU. So the result is that of one batch.
+
+    Args:
+        pictures: [n, ...].
+    """
+    count = len(pictures)
+    sizes = [most] * (count // most) + ([count % most] if count % most else [])
+    if len(sizes) > 1 and sizes[-1] == 1:
+        sizes[-2:] = [most + 1]
+    return list(pictures.split(sizes)) if sizes else [pictures]

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from ..base.base_model import BaseModel
+from ..base.conditioning import in_parts
 from ..base.finite import check_latents, check_prompts
 from ..config import TrainConfig, run_key
 from ..errors import SubjectBoothError
@@ -22,6 +23,9 @@ from .encodings import EncodingCache
 
 SCENES = ("on a beach", "at night")
 """Words that are unlikely to fit a photo of the subject. Two, because one may."""
+
+MIRRORED_AT_ONCE = 32
+"""A codec may come to the device for each part."""
 
 HELD_OUT_FROM, HELD_OUT_CROPS = 4, 2
 """A run of this many photos or more scores this many crops that are not trained on."""
@@ -152,7 +156,7 @@ def encode(
         check_prompts(encoded)
         latents = _join_groups([cache.latents(base, group.images, where) for group in groups])
         flipped = (
-            _join_groups([cache.latents(base, group.images.flip(-1), where) for group in groups])
+            _join_groups([_mirrored_latents(base, group.images, cache, where) for group in groups])
             if config.flip
             else None
         )
@@ -180,6 +184,11 @@ def encode(
         probe=probe,
         held_out=held_out,
     )
+
+
+def _mirrored_latents(base: BaseModel, images: torch.Tensor, cache: EncodingCache, where: str) -> torch.Tensor:
+    """Latents of the mirrored images, of which only a part is in memory at once."""
+    return torch.cat([cache.latents(base, part.flip(-1), where) for part in in_parts(images, MIRRORED_AT_ONCE)])
 
 
 def probe_prompts(subject: Subject, base: BaseModel) -> ProbePrompts:

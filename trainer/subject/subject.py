@@ -175,8 +175,9 @@ class Subject:
         captions = tuple(self.photos[index].caption for index in order)
         # ComfyUI runs nodes in inference mode, and tensors created there cannot be used for training.
         with torch.inference_mode(False):
-            batch = torch.from_numpy(np.stack([pixels for _, _, pixels, _ in items]))
-            images = (batch.permute(0, 3, 1, 2).float() / 255.0).contiguous()
+            images = torch.empty(len(items), 3, size[1], size[0], device="cpu")
+            for image, (_, _, pixels, _) in zip(images, items, strict=True):  # no second copy of all of them
+                image.copy_(torch.from_numpy(pixels).permute(2, 0, 1)).div_(255.0)
             masks = None
             if any_mask:
                 stacked = np.stack([mask for *_, mask in items if mask is not None])

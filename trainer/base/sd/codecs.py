@@ -12,6 +12,7 @@ import torch
 from ...errors import SubjectBoothError
 from ...machine.numerics import CPU
 from ...machine.out_of_memory import free_memory, is_out_of_memory
+from ..conditioning import in_parts
 from ..finite import check_weight
 
 logger = logging.getLogger("subjectbooth")
@@ -49,12 +50,14 @@ class TinyCodec:
     @torch.no_grad()
     def encode(self, images: torch.Tensor) -> torch.Tensor:
         """See :class:`trainer.base.conditioning.LatentCodec`."""
-        return _on_device(self._model, self.device, [images * 2 - 1], lambda part: self._model.encode(part).latents)
+        return _on_device(
+            self._model, self.device, in_parts(images), lambda part: self._model.encode(part * 2 - 1).latents
+        )
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """See :class:`trainer.base.conditioning.LatentCodec`."""
-        images = _on_device(self._model, self.device, [latents], lambda part: self._model.decode(part).sample)
+        images = _on_device(self._model, self.device, in_parts(latents), lambda part: self._model.decode(part).sample)
         return (images / 2 + 0.5).clamp(0, 1)
 
 
@@ -102,8 +105,8 @@ class KLCodec:
         means = _on_device(
             self._model,
             self.device,
-            [image[None] * 2 - 1 for image in images],
-            lambda image: self._model.encode(image).latent_dist.mode(),
+            images.split(1),
+            lambda image: self._model.encode(image * 2 - 1).latent_dist.mode(),
         )
         return means * self._scale
 
