@@ -102,6 +102,12 @@ class Training:
         assert self._assembly is not None
         return self._assembly.chosen
 
+    @property
+    def memory_plan(self) -> Plan:
+        """The plan of the training that is built."""
+        assert self._assembly is not None
+        return self._assembly.plan
+
     def plan(self) -> Plan:
         """Build the model and plan its memory, without training."""
         with default_numerics():
