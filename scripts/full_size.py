@@ -1,6 +1,6 @@
 """Train full-size models with random weights for a few steps at a small resolution, and measure the memory.
 
-    python scripts/full_size.py sd1     SD 1.5 in a real ComfyUI: train, apply, sample (measured: 8.4 GiB)
+    python scripts/full_size.py sd1     SD 1.5 in a real ComfyUI: train, apply, sample (measured: 6.9 GiB)
     python scripts/full_size.py sdxl    SDXL from the command line, from a diffusers folder (measured: 18.7 GiB)
 
 Not part of the tests, because it takes minutes and more memory than most test machines have. Linux only.
