@@ -14,7 +14,7 @@ import logging
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
@@ -34,6 +34,9 @@ from .narrow import Narrow, load_narrow
 from .narrow_dreambooth import class_images_of, prompts_of, training_of
 from .subjects import SUBJECTS
 
+if TYPE_CHECKING:
+    from trainer.preserve.preservation import Preservation
+
 logger = logging.getLogger("subjectbooth")
 
 TOO_LONG = 4 * STEPS
@@ -41,7 +44,7 @@ KEPT_EVERY = STEPS // 5
 JUDGED = tuple(KEPT_EVERY * part for part in (1, 2, 3, 5, 7, 10, 14, 20))
 """The steps that the oracle judges: more of them where the best one is expected."""
 FOLDER = WORK / "best_step"
-RUNS = ("class_images", "none")
+RUNS = ("curvature", "class_images", "none")
 """How the class is kept."""
 
 
@@ -54,6 +57,7 @@ def _training(nets: Narrow, name: str, run: str, seed: int = 0) -> Any:
     """The training of one run, with everything that its scores need."""
     from trainer.learn.data import Photos, ProbePrompts
     from trainer.preserve.class_images import ClassImages
+    from trainer.preserve.curvature import Curvature
     from trainer.preserve.none import NoPreservation
     from trainer.runs.preparation import HELD_OUT_CROPS, SCENES, held_out_crop
 
@@ -64,7 +68,10 @@ def _training(nets: Narrow, name: str, run: str, seed: int = 0) -> Any:
     probe = ProbePrompts(
         special, plain, tuple(f"{special} {scene}" for scene in SCENES), tuple(f"{plain} {scene}" for scene in SCENES)
     )
-    way = ClassImages(class_images_of(nets, name, seed)) if run == "class_images" else NoPreservation()
+    if run == "class_images":
+        way: Preservation = ClassImages(class_images_of(nets, name, seed))
+    else:
+        way = Curvature(SUBJECTS[name].class_word) if run == "curvature" else NoPreservation()
     data = {"probe": probe, "held_out": held_out}
     return training_of(nets, name, seed, way, data, steps=TOO_LONG, validation_interval=KEPT_EVERY)
 
