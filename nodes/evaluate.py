@@ -20,7 +20,7 @@ from ..trainer.measure.evaluation import Evaluation, evaluate
 from ..trainer.measure.prompts import PromptSet
 from ..trainer.subject.subject import Subject, check_resolution
 from .base import check_base
-from .bridge import base_digest
+from .bridge import base_digest, latent_factor
 from .evaluation_files import SavedEvaluation
 from .evaluation_prompts import check_lines, prompts_for
 from .graph_terms import graph_messages
@@ -167,7 +167,7 @@ class EvaluateSubjectLoRA(io.ComfyNode):
         refuse_applied(model, clip, lora)
         lora_model, lora_clip, notes = apply_lora(model, clip, lora, strength, strength)
         photos = list(subject.prepare(side, with_masks=False).images)
-        batch_size = min(seeds, automatic_batch_size(model, side, sampler_name))
+        batch_size = min(seeds, automatic_batch_size(model, side, latent_factor(vae), sampler_name))
         drawing = Drawing(side, sampler_name, scheduler, steps, cfg, seed, batch_size)
         digest = base_digest(model, clip)
         changed = sha256_of(digest, lora.digest, canonical_json(strength)) if strength else digest

@@ -134,7 +134,7 @@ class GenerateClassPriors(io.ComfyNode):
     ) -> io.NodeOutput:
         family = check_base(model, clip, vae)  # what the trainer would reject is rejected before an image is made
         check_choices(sampler_name, scheduler, cfg)
-        batch_size = batch_size or automatic_batch_size(model, subject.resolution, sampler_name)
+        batch_size = batch_size or automatic_batch_size(model, subject.resolution, latent_factor(vae), sampler_name)
         template = check_template(class_prompt, needs_token=False, name="class_prompt")
         excluded = parse_exclude(exclude)
         recipe = PriorRecipe(

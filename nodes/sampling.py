@@ -43,14 +43,17 @@ StepCallback = Callable[[int, int, Image.Image | None], None]
 """Called after each denoising step with the steps done, the total, and a rough image if previews are on."""
 
 
-def automatic_batch_size(model: ModelPatcher, resolution: int, sampler_name: str) -> int:
+def automatic_batch_size(model: ModelPatcher, resolution: int, factor: int, sampler_name: str) -> int:
     """How many images to sample per batch, from ComfyUI's own memory estimate and free memory.
 
     If an image depends on its batch, the batch must not depend on the memory that happens to be free.
+
+    Args:
+        factor: image pixels per latent pixel, along a side.
     """
     if sampler_name not in BATCH_INDEPENDENT:
         return MOST_AT_ONCE
-    side, channels = resolution // 8, model.model.latent_format.latent_channels
+    side, channels = resolution // factor, model.model.latent_format.latent_channels
     room, times = memory_for_images(model)
     # Each image takes two places in a batch: one for the prompt, one for the negative prompt.
     return pictures_that_fit(

@@ -350,10 +350,10 @@ def batches() -> dict[str, Any]:
     streamed = model(40, 1, is_dynamic=lambda: True, get_free_memory=lambda device: 8 * gigabyte)
     try:
         return {
-            "nothing loaded": sampling.automatic_batch_size(model(4, 0), 512, "euler"),
-            "loaded": sampling.automatic_batch_size(model(4, 4), 512, "euler"),
-            "streamed": sampling.automatic_batch_size(streamed, 512, "euler"),
-            "not independent": sampling.automatic_batch_size(model(4, 0), 512, "euler_ancestral"),
+            "nothing loaded": sampling.automatic_batch_size(model(4, 0), 512, 8, "euler"),
+            "loaded": sampling.automatic_batch_size(model(4, 4), 512, 8, "euler"),
+            "streamed": sampling.automatic_batch_size(streamed, 512, 8, "euler"),
+            "not independent": sampling.automatic_batch_size(model(4, 0), 512, 8, "euler_ancestral"),
         }
     finally:
         management.get_free_memory, management.current_loaded_models = kept
