@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +21,25 @@ from trainer.base.sd.schedule import make_noise_scheduler
 from .narrow import Narrow
 from .schedule import alphas_cumprod
 from .unet import UNet
+
+
+class _CalledLikeDiffusers:
+    """The narrow UNet under the arguments of diffusers' UNets, for the trainer's sampler.
+
+    Args:
+        unet: the network.
+    """
+
+    def __init__(self, unet: Any) -> None:
+        self._unet = unet
+
+    def __call__(
+        self, latents: torch.Tensor, times: torch.Tensor, encoder_hidden_states: torch.Tensor, **_: Any
+    ) -> Any:
+        return (self._unet(latents, times, encoder_hidden_states),)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._unet, name)
 
 
 @dataclass(frozen=True)
@@ -49,6 +68,10 @@ class NarrowUNet(DiffusersUNet):
     ) -> torch.Tensor:
         """The noise, float32 like ``noisy_latents``."""
         return network(noisy_latents, times, encoded_text(conditioning).hidden_states)
+
+    def sample(self, network: Any, *others: Any) -> Generator[int, None, torch.Tensor]:
+        """See :meth:`trainer.base.denoiser.Denoiser.sample`."""
+        return super().sample(_CalledLikeDiffusers(network), *others)
 
     def blocks(self, network: nn.Module) -> list[nn.Module]:
         """None: gradient checkpointing is not supported."""
@@ -88,8 +111,12 @@ class NarrowCodec:
             return self._nets.decoder(latents).clamp(0, 1)
 
 
-def narrow_base(nets: Narrow) -> BaseModel:
-    """The nets as a base model. Its digest does not depend on the weights, so use a separate folder for each base."""
+def narrow_base(nets: Narrow, digest: str = "the narrow model") -> BaseModel:
+    """The nets as a base model.
+
+    Args:
+        digest: of the weights. Without one, use a separate folder for the runs of each base.
+    """
     from .words import token_ids, word_ids
 
     scheduler = make_noise_scheduler(alphas_cumprod(), "epsilon")
@@ -100,4 +127,4 @@ def narrow_base(nets: Narrow) -> BaseModel:
         return nets.text(token_ids(known))
 
     prompts = NarrowPrompts(encode)
-    return BaseModel(SD1.name, denoiser, prompts, NarrowCodec(nets), "the narrow model")
+    return BaseModel(SD1.name, denoiser, prompts, NarrowCodec(nets), digest)

@@ -88,6 +88,11 @@ class Run:
         self.result: Result | None = None
         self._stop = threading.Event()
 
+    @property
+    def config(self) -> TrainConfig:
+        """The requested settings, with AdamW in place of an unavailable optimizer."""
+        return self._config
+
     def stop_and_keep(self) -> None:
         """Stop the run after its next step, and make the adapter of that step its result.
 

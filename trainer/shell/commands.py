@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ..errors import SubjectBoothError
-from . import clean, evaluate, inspect_lora, plan, speed, train
+from . import clean, evaluate, experiment, inspect_lora, plan, speed, train
 from .terms import error_in_shell
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
@@ -16,6 +16,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "inspect": (inspect_lora.main, "shows what is in a LoRA file"),
     "evaluate": (evaluate.main, "measures what a LoRA does to its base"),
     "speed": (speed.main, "measures training steps with each setting that affects their speed"),
+    "experiment": (experiment.main, "trains and measures a grid of runs, and writes a page about it"),
     "clean": (clean.main, "lists old runs and class images, and removes them with --yes"),
 }
 """What is called with the other arguments and returns the exit code, and what it does, for ``--help``."""

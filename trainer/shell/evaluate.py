@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import importlib
 import signal
 import sys
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -28,14 +26,10 @@ from ..subject.photo_files import read_photos
 from ..subject.photos import list_photos
 from ..subject.subject import check_resolution
 from ..subject.trigger import DEFAULT_TOKEN, check_word
+from .demo_parts import DEMO, MeasureSetup, demo_setup
 from .options import add_base_options
 from .signals import SignalInterrupt, signals_as_interrupts
 from .terms import error_in_shell
-
-DEMO = "demo"
-"""The value of ``--embedder`` for the demo base's judge, instead of a folder."""
-
-_HERE = "trainer.shell.evaluate"
 
 
 def parser() -> argparse.ArgumentParser:
@@ -109,17 +103,6 @@ def main(arguments: Sequence[str]) -> int:
     return 0
 
 
-@dataclass(frozen=True)
-class _Setup:
-    """What depends on the embedder: on the demo base, pictures are small and prompts use its few words."""
-
-    embedder: Embedder
-    others: Sequence[str]
-    resolution: int | None = None
-    steps: int = 20
-    guidance_scale: float = 7.0
-
-
 def _evaluate(options: argparse.Namespace) -> str:
     """Write the report; returns the table, with the folder."""
     _check(options)
@@ -127,7 +110,7 @@ def _evaluate(options: argparse.Namespace) -> str:
     prompts_of_user = _read_prompts(options.prompts) if options.prompts is not None else None
     photos = _read_photos(options.photos) if options.photos is not None else []
     device = torch.device("cpu") if options.cpu else default_device()
-    setup = _demo_setup() if options.embedder == DEMO else _Setup(
+    setup = demo_setup() if options.embedder == DEMO else MeasureSetup(
         from_folder(user_path(options.embedder), device), OTHER_PROMPTS
     )  # fmt: skip
     setup = _with_options(setup, options)
@@ -229,28 +212,6 @@ def _read_photos(folder: Path) -> list[torch.Tensor]:
     return [torch.from_numpy(photo.pixels).permute(2, 0, 1).float() / 255 for photo in photos]
 
 
-def _demo_setup() -> _Setup:
-    """The demo's judge and prompts, which are not part of the packages that ship: loaded by name, and only here.
-
-    Raises:
-        SubjectBoothError: this is not a clone of the repository.
-    """
-    judge: Any
-    demo: Any
-    parent = __name__.removesuffix(_HERE)  # "" for `python -m trainer`, otherwise that of the pack
-    try:
-        judge = importlib.import_module(f"{parent}demo.making.judge")
-        demo = importlib.import_module(f"{parent}demo.making.judge_embedder")
-    except ModuleNotFoundError as error:
-        raise SubjectBoothError(
-            "the demo base's judge is not part of this installation",
-            "a clone of the repository",
-            "clone it and run the command there, or give a folder with CLIP or DINOv2",
-            "--embedder",
-        ) from error
-    return _Setup(demo.JudgeEmbedder(judge.LoadedJudge()), demo.OTHER_CAPTIONS, demo.SIDE, *demo.SAMPLING)
-
-
-def _with_options(setup: _Setup, options: argparse.Namespace) -> _Setup:
+def _with_options(setup: MeasureSetup, options: argparse.Namespace) -> MeasureSetup:
     given = {name: getattr(options, name) for name in ("resolution", "steps", "guidance_scale")}
     return replace(setup, **{name: value for name, value in given.items() if value is not None})

@@ -6,6 +6,8 @@ import argparse
 import dataclasses
 import os
 import sys
+from collections.abc import Sequence
+from pathlib import Path
 
 import torch
 
@@ -14,6 +16,7 @@ from ..base.sd.tokenizer import tokenize
 from ..base.stored.stored_base import load_base, stored_resolution
 from ..config import TrainConfig
 from ..errors import SubjectBoothError
+from ..files.storage import user_path
 from ..machine.runtime import choose_precision, default_device
 from ..preserve.generate import generate
 from ..preserve.preservation import Preservation
@@ -88,12 +91,15 @@ def read_config(options: argparse.Namespace) -> TrainConfig:
 
 
 def read_subject(options: argparse.Namespace, resolution: int) -> Subject:
-    """Read the folder of photos, with their captions, as a subject.
+    """Read the photos with their captions, as a subject.
+
+    Args:
+        options: ``photos`` is a folder, or a list of files and folders.
 
     Raises:
         SubjectBoothError: a photo, a caption or an option is invalid.
     """
-    photos, notes = read_photos(list_photos(options.photos), options.captions)
+    photos, notes = read_photos(photo_paths(options.photos), options.captions)
     return make_subject(
         photos,
         class_word=options.class_word,
@@ -104,6 +110,19 @@ def read_subject(options: argparse.Namespace, resolution: int) -> Subject:
         tokenize=tokenize,
         notes=notes,
     )
+
+
+def photo_paths(photos: str | Path | Sequence[str]) -> list[Path]:
+    """The photos in a folder, or the given files and those in the given folders.
+
+    Raises:
+        SubjectBoothError: a folder is missing or has no images.
+    """
+    found: list[Path] = []
+    for part in [photos] if isinstance(photos, (str, Path)) else photos:
+        path = user_path(str(part))
+        found += [path] if path.is_file() else list_photos(path)
+    return found
 
 
 def with_preservation(recipe: Recipe, options: argparse.Namespace, device: torch.device | None) -> Recipe:

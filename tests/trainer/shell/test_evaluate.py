@@ -157,10 +157,10 @@ def test_stopping_writes_nothing(
 
 
 def test_the_judge_of_the_demo_base_is_only_in_a_clone(monkeypatch: pytest.MonkeyPatch) -> None:
-    setup = evaluate._demo_setup()
+    setup = evaluate.demo_setup()
     assert setup.embedder.name == "the demo base's judge"
     assert (len(setup.others), setup.resolution, setup.steps, setup.guidance_scale) == (24, 64, 15, 2.0)
     # Python's own mark for a module that does not exist.
     monkeypatch.setitem(sys.modules, "subjectbooth.demo.making.judge", None)
     with pytest.raises(SubjectBoothError, match="a clone of the repository"):
-        evaluate._demo_setup()
+        evaluate.demo_setup()
