@@ -89,7 +89,7 @@ def compare(given: argparse.Namespace, comfyui: Path, scratch: Path) -> int:
     earlier = read(given.out.with_suffix(".json"), scene) if given.add else None
 
     def keep(measured: Measured) -> None:
-        text, figures = report(scene, chosen, measured)
+        text, figures = report(scene, contestants, measured)  # earlier ones too
         given.out.with_suffix(".md").write_text(text, "utf-8")
         given.out.with_suffix(".json").write_text(figures, "utf-8")
 
