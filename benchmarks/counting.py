@@ -112,6 +112,9 @@ class Dispatched(TorchDispatchMode):
             if source.dtype != results[0].dtype and source.device == results[0].device:
                 self.cast_kernels += 1
                 self.casts += results[0].nbytes
+        if function is ATEN._foreach_copy_.default and args[0][0].dtype != args[1][0].dtype:
+            self.cast_kernels += 1
+            self.casts += sum(tensor.nbytes for tensor in args[0])
 
 
 @contextmanager

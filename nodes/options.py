@@ -45,6 +45,7 @@ class DreamBoothOptions(io.ComfyNode):
                 setting_input("enable_bucket"),
                 setting_input("pictures_per_forward"),
                 setting_input("keep", optional=True),
+                setting_input("compile", optional=True),
             ],
             outputs=[DreamBoothOptionsType.Output(display_name="options", tooltip="For DreamBooth LoRA Train.")],
         )

@@ -20,9 +20,10 @@ from subjectbooth.tests.card.rehearsal import HARNESS, REHEARSALS, SLOW
 FAST = [name for name in REHEARSALS if name not in SLOW]
 Found = dict[str, Any]
 
-# A wait of the host for the card costs what is queued there: a forward pass. Of a step in one part:
-WAITS = {"gradients._forward": 1, "loop._clip": 1}
-UPLOADS = {"data._batch": 3, "conditioning.to": 1}
+# A wait of the host for the card costs what is queued there: a forward pass.
+WAITS = {"loop._finite": 1}
+UPLOADS = {"resident.upload": 3, "conditioning.to": 1}
+"""Noise and times, and of a photo's first use the photo and its prompt."""
 
 
 @pytest.fixture(scope="module")
@@ -88,12 +89,14 @@ def _check(found: Found, settings: Found) -> None:
         assert last["peak"] <= settings["capacity"]
         return
     # Gradients come one after the other in the backward pass, while activations go; the plan adds both up.
-    weights = plan["adapter"] // (3 if "ema_decay" in settings else 2)
+    # In half the adapter's weights and gradients are there in half as well.
+    copies = 0.0 if settings["precision"] == "fp32" else 0.5
+    weights = int(plan["adapter"] / ((3 if "ema_decay" in settings else 2) + 2 * copies))
     states = plan["optimizer"] if len(found["steps"]) > 1 else 0
     needed = plan["base"] + plan["adapter"] + states + plan["activations"]
     # A text encoder's activations are only estimated: for SDXL's two encoders it is 1 % of the whole too little.
     assert last["peak"] <= needed * (1.02 if "train_text_encoder" in settings else 1)
-    activations = last["peak"] - plan["base"] - (plan["adapter"] - weights) - states
+    activations = last["peak"] - plan["base"] - (plan["adapter"] - weights * (1 + copies)) - states
     # Dropout's masks are planned with 4 bytes a number and have 1.
     if not {"train_text_encoder", "lora_dropout"} & settings.keys():
         assert plan["activations"] == pytest.approx(activations, rel=0.12)
@@ -104,15 +107,16 @@ def test_a_step_of_sd15_costs_what_it_should(rehearsed: Callable[[str], Found]) 
     base's own weights need no gradients; with the LoRA."""
     step = rehearsed("sd1 bf16")["steps"][1]  # after a resume, with the optimizer's states there
     assert step["flop"] == pytest.approx(1.7245e12, rel=0.01)
-    assert step["kernels"] <= 6600
-    assert step["cast_kernels"] <= 1600 and step["casts"] <= 1.7e9
+    assert step["kernels"] <= 4290
+    assert step["cast_kernels"] <= 6 and step["casts"] <= 3e5
     assert step["syncs"] == WAITS
     assert step["uploads"] == UPLOADS
 
 
 def test_the_first_step_is_no_more_than_others_but_for_the_noise_schedule(rehearsed: Callable[[str], Found]) -> None:
     step = rehearsed("sd1 bf16")["steps"][0]
-    assert step["uploads"] == {**UPLOADS, "denoiser.noisy_latents": 1}
+    # The next step's photo is drawn while the card still computes.
+    assert step["uploads"] == {"resident.upload": 6, "conditioning.to": 2, "denoiser.noisy_latents": 1}
     assert step["syncs"] == WAITS
 
 
@@ -123,17 +127,17 @@ def test_a_picture_is_drawn_on_the_card(rehearsed: Callable[[str], Found]) -> No
     assert drawing["flop"] > 2 * 0.67e12  # one step of two predictions, and the decoder
     # The finished latents come down once, not at each denoising step. (The codec's weights come and go as they must.)
     assert {place: count for place, count in drawing["syncs"].items() if "codecs" not in place} == {"sample.sample": 1}
-    assert drawing["peak"] <= max(step["peak"] for step in found["steps"])
+    assert drawing["peak"] <= 2.95e9  # the decoder takes more than a step; without room for it, it runs on the CPU
 
 
 def test_a_step_of_sdxl_costs_what_it_should(rehearsed: Callable[[str], Found]) -> None:
     """One picture at 1024 px, the forward pass computed twice by checkpointing; fp16's scaling waits once more."""
     step = rehearsed("sdxl fp16")["steps"][0]
     assert step["flop"] == pytest.approx(19.335e12, rel=0.01)
-    assert step["kernels"] <= 33_000
-    assert step["cast_kernels"] <= 8600 and step["casts"] <= 17.5e9
+    assert step["kernels"] <= 21_240
+    assert step["cast_kernels"] <= 11 and step["casts"] <= 1e6
     assert step["syncs"] == {**WAITS, "loop._learn": 1}
-    assert step["uploads"] == {**UPLOADS, "conditioning.to": 2, "unet.predict": 1, "denoiser.noisy_latents": 1}
+    assert step["uploads"] == {**UPLOADS, "conditioning.to": 2, "denoiser.noisy_latents": 1}
 
 
 def test_a_run_that_is_too_large_steps_down(rehearsed: Callable[[str], Found]) -> None:
@@ -142,7 +146,7 @@ def test_a_run_that_is_too_large_steps_down(rehearsed: Callable[[str], Found]) -
     assert found["chosen"]["gradient_checkpointing"] == "on"
     # No wait for the prompt's weights, which the CPU knows.
     assert found["steps"][0]["syncs"] == {**WAITS, "loop._learn": 1}
-    assert found["steps"][0]["uploads"]["text_encoder._encode_one"] <= 2
+    assert found["steps"][0]["uploads"]["text_encoder.on"] <= 2
 
 
 @slow

@@ -138,6 +138,19 @@ def test_gradients_are_those_of_a_plain_copy(
         assert 0.95 < report["planned"] / report["real"] < 1.5, report
 
 
+@pytest.mark.parametrize("kind", ["SD 3.5", "Wan 2.1"])
+def test_half_precision_learns_what_float32_learns(comfy: ComfyClient, known_kind: str) -> None:
+    """The model computes in bf16 as it does when it is sampled, without autocast."""
+    found = []
+    for precision in ("fp32", "bf16"):
+        graph = wired_graph(comfy, known_kind, precision=precision, steps=2, validation_prompts="", learning_rate=1e-3)
+        result = comfy.run(graph, targets=("11",))
+        found.append(losses_of(comfy, result))
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in lora_of(comfy, result).values())
+    assert found[1] != found[0]
+    assert found[1] == pytest.approx(found[0], rel=0.03)
+
+
 def test_a_model_sampling_node_sets_the_shift_of_training(comfy: ComfyClient) -> None:
     """Also of a family that is trained with another one than it is sampled with."""
     wired = {"model": ["2", 0], "clip": ["1", 1], "vae": ["1", 2]}

@@ -55,7 +55,12 @@ def check_rank(rank: int, narrowest: int) -> None:
         )
 
 
-def inject(module: nn.Module, config: TrainConfig, layers: Mapping[str, nn.Module]) -> list[nn.Parameter]:
+def inject(
+    module: nn.Module,
+    config: TrainConfig,
+    layers: Mapping[str, nn.Module],
+    dtype: torch.dtype = torch.float32,
+) -> list[nn.Parameter]:
     """Add a LoRA to each of the layers, in place, and return its parameters.
 
     The initial weights depend only on ``config.seed``; the global random state is restored. The LoRA's weights are
@@ -65,6 +70,7 @@ def inject(module: nn.Module, config: TrainConfig, layers: Mapping[str, nn.Modul
         module: a frozen network or text encoder.
         config: uses rank, network_alpha, lora_dropout, use_rslora and seed.
         layers: the layers that get a LoRA, by name in the module.
+        dtype: the dtype that the module computes in, and so does its LoRA.
 
     Returns:
         the trainable parameters, float32, in a fixed order.
@@ -74,6 +80,8 @@ def inject(module: nn.Module, config: TrainConfig, layers: Mapping[str, nn.Modul
     """
     require("peft")
     from peft import LoraConfig, inject_adapter_in_model
+
+    from .lora_forward import speed_up
 
     check_layers(layers, config.rank)
     lora = LoraConfig(
@@ -90,6 +98,7 @@ def inject(module: nn.Module, config: TrainConfig, layers: Mapping[str, nn.Modul
     for parameter in parameters:
         parameter.data = parameter.data.float()
         parameter.requires_grad_(True)
+    speed_up(module, ADAPTER_NAME, dtype)
     return parameters
 
 

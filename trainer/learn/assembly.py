@@ -16,6 +16,7 @@ from ..base.conditioning import Conditioning, concatenate
 from ..base.denoiser import frozen_bytes
 from ..config import TrainConfig
 from ..machine.attention import choose_attention
+from ..machine.compilation import CompiledBlocks, choose_compile
 from ..machine.numerics import DTYPES
 from ..machine.out_of_memory import free_bytes
 from ..machine.resolved_settings import ResolvedSettings
@@ -55,6 +56,7 @@ class Assembly:
         chosen: the values of ``auto`` settings; a resumed run keeps those of its start.
         plan: the memory plan.
         notes: sentences for the user about changed settings.
+        compiled: the network's blocks, if they are to be compiled.
     """
 
     def __init__(
@@ -79,15 +81,15 @@ class Assembly:
         asked = kept.optimizer if kept else config.optimizer
         optimizer, missing = usable_optimizer(asked, self.device)
         self.chosen = ResolvedSettings(optimizer, str(self.device), precision)
-        # Only the outermost autocast clears the cache of half-precision weights. It may be another pack's, and then the
-        # cache would still hold the weights from before the last step.
-        without_cache = AutocastKwargs(cache_enabled=False)
+        # No autocast: the base computes in its own dtype, as it does when images are drawn with it, and casts nothing.
+        # For fp16, accelerate is still to scale losses.
+        without_autocast = AutocastKwargs(enabled=False)
         with self._accelerate.installed():
             self.accelerator = Accelerator(
                 mixed_precision=accelerate_precision(precision),
                 cpu=self.device.type == "cpu",
                 device_placement=False,
-                kwargs_handlers=[without_cache],
+                kwargs_handlers=[without_autocast],
             )
         self.modules: dict[str, nn.Module] = {}
         parameters = self._add_network(DTYPES[precision])
@@ -108,6 +110,7 @@ class Assembly:
             self._load(resume.adapter)
         self._use_checkpointing()
         self._use_attention()
+        self.compiled = self._compiled(config.steps - (resume.step if resume else 0), load)
         self._optimizer, notes = self._make_optimizer()
         self.notes += tuple(note for note in (missing, *notes, self.plan.warning) if note)
         self._average = AdapterAverage(self.parameters, config.ema_decay) if config.ema_decay else None
@@ -200,6 +203,35 @@ class Assembly:
         self.chosen = replace(self.chosen, attention=attention)
         self.notes += tuple(note for note in (missing, unusable) if note)
 
+    def leave_out_if_not_finite(self, values: torch.Tensor) -> bool:
+        """Make the optimizer leave out its next step if one of the numbers is NaN or infinity, which the device can see
+        without the host; False if it cannot.
+
+        Args:
+            values: on the device.
+        """
+        optimizer: Any = self._optimizer
+        # With loss scaling, torch's scaler says what is left out, by the gradients alone.
+        if not getattr(optimizer, "_step_supports_amp_scaling", False) or self.accelerator.scaler is not None:
+            return False
+        optimizer.found_inf = 1.0 - values.isfinite().all().float()
+        return True
+
+    def _compiled(self, steps: int, load: Load) -> CompiledBlocks | None:
+        # Chosen again by every process, as attention is, because compiled kernels differ only by rounding.
+        pixels = self._base.denoiser.latent_factor**2 * load.size[0] * load.size[1]
+        wanted, missing = choose_compile(self._config.compile, self.device, steps, load.pictures, pixels)
+        blocks = self._base.denoiser.blocks(self.modules[NETWORK]) if wanted else []
+        if wanted and not blocks and self._config.compile == "on":
+            missing = f"{self._base.family} cannot be compiled: it is trained as it is connected"
+        self.notes += (missing,) if missing else ()
+        self.chosen = replace(self.chosen, compile=bool(blocks))
+        return CompiledBlocks(blocks) if blocks else None
+
+    def stop_compiling(self) -> None:
+        """From now on, run the blocks as they are."""
+        self.compiled, self.chosen = None, replace(self.chosen, compile=False)
+
     def averaged(self) -> AbstractContextManager[None]:
         """Inside, the modules hold the weights to save and to sample with: the running average, if there is one."""
         return self._average.applied() if self._average else nullcontext()
@@ -271,7 +303,8 @@ class Assembly:
     def _add_network(self, dtype: torch.dtype) -> list[nn.Parameter]:
         denoiser = self._base.denoiser
         network = self.modules[NETWORK] = denoiser.build(dtype)
-        return adapter.inject(network, self._config, denoiser.adapter_layers(network, self._config.lora_targets))
+        layers = denoiser.adapter_layers(network, self._config.lora_targets)
+        return adapter.inject(network, self._config, layers, dtype)
 
     def _add_text_encoders(self, dtype: torch.dtype) -> list[nn.Parameter]:
         text = self._base.text
@@ -279,7 +312,7 @@ class Assembly:
         parameters = []
         for prefix, model in text.build(dtype).items():
             layers = text.adapter_layers(prefix, model, self._config.lora_targets)
-            parameters += adapter.inject(model, self._config, layers)
+            parameters += adapter.inject(model, self._config, layers, dtype)
             self.modules[prefix] = model
         return parameters
 

@@ -22,6 +22,7 @@ from ..preserve.none import NoPreservation
 from ..preserve.preservation import Part, Preservation
 from .batch import Batch, MicroStep, Term
 from .loss import INSTANCE_LOSS
+from .resident import Resident, upload
 
 
 @dataclass(frozen=True)
@@ -173,6 +174,7 @@ def make_micro_step(
     device: torch.device,
     process: int = 0,
     processes: int = 1,
+    resident: Resident | None = None,
 ) -> MicroStep:
     """One batch: ``train_batch_size`` photos, and the images that class preservation adds or puts in their place.
 
@@ -182,13 +184,15 @@ def make_micro_step(
         micro_step: number of batches so far in the run.
         device: device of the batch.
         process, processes: under ``accelerate launch`` each process takes its part of a common draw.
+        resident: what is on the device already; None for nothing.
     """
+    resident = resident or Resident(data, device)
     way, weight, seed = data.preservation, config.prior_loss_weight, config.seed
     turn = _turn(data, micro_step, seed)
     numbers = _numbers(turn, way, config.train_batch_size, seed, processes)
     before = sum(_photos_in(way, batches, config.train_batch_size) for batches in turn.all_batches)
     draws = Draws.of_process(seed, micro_step, len(numbers) // processes, before, process, processes)
-    photos = _photos(data, config, draws, numbers[draws.local], turn.pool)
+    photos = _photos(resident, config, draws, numbers[draws.local], turn.pool)
     parts, added_draws = [photos] if numbers else [], draws
     if turn.batches % way.every == way.every - 1:
         count = way.pictures(config.train_batch_size)
@@ -200,7 +204,7 @@ def make_micro_step(
         pictures = terms[part.loss].pictures if part.loss in terms else 0
         photo_loss = way.photo_loss(weight) if part is photos else None
         terms[part.loss] = Term(part.loss, part.weight, pictures + len(part.latents), photo_loss)
-    return MicroStep(_batches(data, config, denoiser, draws, added_draws, parts, device), tuple(terms.values()))
+    return MicroStep(_batches(resident, config, denoiser, draws, added_draws, parts), tuple(terms.values()))
 
 
 def make_study_batch(
@@ -213,36 +217,46 @@ def make_study_batch(
     """
     part = data.preservation.study(seed, numbers, data.pools[numbers[0] % len(data.pools)])
     assert part.noise is not None and part.uniform is not None
-    return _batch(data, [part], {id(part): (part.noise, denoiser.times(part.uniform))}, device)
+    return _batch(Resident(data, device), [part], {id(part): (part.noise, denoiser.times(part.uniform))})
 
 
 def _photos(
-    data: TrainingData, config: TrainConfig, draws: Draws, numbers: list[int], pool: list[torch.Tensor]
+    resident: Resident, config: TrainConfig, draws: Draws, numbers: list[int], pool: list[torch.Tensor]
 ) -> Part:
     if not numbers:
         return Part(INSTANCE_LOSS, 1.0, pool[0].new_empty(0, *pool[0].shape), (), (), "timesteps", pool=pool)
-    latents, masks = _gathered(data.latents, numbers), None if data.masks is None else _gathered(data.masks, numbers)
+    data, one = resident.data, resident.one
+    latents = [one(data.latents, number) for number in numbers]
+    masks = [] if data.masks is None else [one(data.masks, number) for number in numbers]
     if data.flipped_latents is not None:
-        mirrored = draws.bernoulli(0.5, "flip")
-        latents = torch.where(mirrored[:, None, None, None], _gathered(data.flipped_latents, numbers), latents)
-        if masks is not None:
-            masks = torch.where(mirrored[:, None, None, None], masks.flip(-1), masks)
+        mirrored = draws.bernoulli(0.5, "flip").tolist()
+        flipped = [one(data.flipped_latents, number) for number in numbers]
+        latents = [flipped[row] if mirrored[row] else plain for row, plain in enumerate(latents)]
+        masks = [mask.flip(-1) if mirrored[row] else mask for row, mask in enumerate(masks)]
     prompts = [data.captions[number] for number in numbers]
     if config.caption_dropout:
         dropped = draws.bernoulli(config.caption_dropout, "caption").tolist()
         prompts = ["" if drop else prompt for drop, prompt in zip(dropped, prompts, strict=True)]
     labels = [data.names[number] if data.names else f"photo {number + 1}" for number in numbers]
-    return Part(INSTANCE_LOSS, 1.0, latents, prompts, labels, "timesteps", masks, pool=pool)
+    return Part(
+        INSTANCE_LOSS,
+        1.0,
+        _stacked(latents),
+        prompts,
+        labels,
+        "timesteps",
+        _stacked(masks) if masks else None,
+        pool=pool,
+    )
 
 
 def _batches(
-    data: TrainingData,
+    resident: Resident,
     config: TrainConfig,
     denoiser: Denoiser,
     draws: Draws,
     added_draws: Draws,
     parts: Sequence[Part],
-    device: torch.device,
 ) -> list[Batch]:
     """Add noise and times to the parts; parts of one size share a forward pass."""
     drawn = [part for part in parts if part.like is None and part.noise is None]
@@ -263,28 +277,24 @@ def _batches(
     together: dict[tuple[int, ...], list[Part]] = {}
     for part in parts:
         together.setdefault(tuple(part.latents.shape[1:]), []).append(part)
-    return [_batch(data, same_size, own, device) for same_size in together.values()]
+    return [_batch(resident, same_size, own) for same_size in together.values()]
 
 
-def _batch(
-    data: TrainingData,
-    parts: Sequence[Part],
-    own: Mapping[int, tuple[torch.Tensor, torch.Tensor]],
-    device: torch.device,
-) -> Batch:
-    """Concatenate the parts."""
+def _batch(resident: Resident, parts: Sequence[Part], own: Mapping[int, tuple[torch.Tensor, torch.Tensor]]) -> Batch:
+    """Concatenate the parts, on the device."""
+    device = resident.device
     drawn = [own[id(part.like or part)] for part in parts]
     prompts = [prompt for part in parts for prompt in part.prompts]
     masked = [part.masks for part in parts if part.masks is not None]
     from_base = tuple(part.from_base for part in parts for _ in part.prompts)
     keys = tuple(key for part in parts for key in part.keys or [None] * len(part.prompts))
     return Batch(
-        _concatenated([part.latents for part in parts]).to(device),
-        _concatenated([noise for noise, _ in drawn]).to(device),
-        _concatenated([times for _, times in drawn]).to(device),
-        data.encode(prompts).to(device),
+        _concatenated([upload(part.latents, device) for part in parts]),
+        upload(_concatenated([noise for noise, _ in drawn]), device),
+        upload(_concatenated([times for _, times in drawn]), device),
+        resident.encode(prompts),
         tuple(part.loss for part in parts for _ in part.prompts),
-        _concatenated(masked).to(device) if masked else None,
+        _concatenated([upload(masks, device) for masks in masked]) if masked else None,
         tuple(prompts),
         tuple(label for part in parts for label in part.labels),
         from_base if any(from_base) else (),
@@ -296,8 +306,8 @@ def _concatenated(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
     return tensors[0] if len(tensors) == 1 else torch.cat(list(tensors))
 
 
-def _gathered(stored: torch.Tensor | Sequence[torch.Tensor], numbers: list[int]) -> torch.Tensor:
-    return torch.stack([stored[number] for number in numbers])
+def _stacked(tensors: Sequence[torch.Tensor]) -> torch.Tensor:
+    return tensors[0][None] if len(tensors) == 1 else torch.stack(list(tensors))
 
 
 def largest_load(data: TrainingData, train_batch_size: int) -> Load:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
@@ -12,29 +11,25 @@ import torch
 
 from ..base.denoiser import Denoiser
 from ..config import TrainConfig
-from ..errors import SubjectBoothError
 from ..machine.draws import derived_seed
 from ..machine.numerics import seeded
 from ..preserve.curvature_estimate import CurvatureEstimate
 from . import adapter
 from .assembly import Assembly
-from .batch import Batch, Term
+from .batch import Batch, MicroStep, Term
 from .data import TrainingData, make_micro_step
 from .loss import batch_losses
+from .resident import Resident
 from .side_by_side import SideBySide, threads_for
+from .step_losses import TOTAL, PartLosses, StepLosses
 
-TOTAL = "loss"
-
-Values = Mapping[str, float]
-"""The terms of the loss by name, and their weighted sum under :data:`TOTAL`."""
-Forward = Callable[[], tuple[torch.Tensor, Values]]
+Forward = Callable[[], tuple[torch.Tensor, PartLosses]]
 
 
 class Gradients:
     """Computes the gradients of a run's steps.
 
     Attributes:
-        labels: names of the last step's images, for messages.
         estimate: what class preservation learned about the base; None if nothing.
     """
 
@@ -42,13 +37,16 @@ class Gradients:
         self, denoiser: Denoiser, data: TrainingData, config: TrainConfig, state: Assembly, pictures: int
     ) -> None:
         self._denoiser, self._data, self._config, self._state = denoiser, data, config, state
-        self.labels: list[str] = []
         self.estimate: CurvatureEstimate | None = None
         self._kept: dict[Hashable, torch.Tensor] = {}
+        self._resident = Resident(data, state.device)
+        self._ahead: dict[int, MicroStep] = {}
         threads = threads_for(min(self._micro_batch, pictures), state.chosen, config.lora_dropout)
         # accelerate reduces gradients between processes and scales fp16 losses, both in its own backward().
         self._plain = state.accelerator.num_processes == 1 and state.accelerator.scaler is None
-        self._threads = SideBySide(threads) if threads > 1 and self._plain else None
+        # Compiled blocks have one set of kernels, for whole batches.
+        alone = threads == 1 or not self._plain or state.compiled is not None
+        self._threads = None if alone else SideBySide(threads)
 
     def close(self) -> None:
         """Stop the threads, if there are any."""
@@ -59,89 +57,75 @@ class Gradients:
     def _micro_batch(self) -> int:
         return self._state.chosen.micro_batch
 
-    def compute(self, step: int) -> dict[str, float]:
-        """Accumulate the gradients of a step in the parameters, and return its losses.
-
-        A term is averaged over the micro-steps that have it; the total over all of them.
-
-        Raises:
-            SubjectBoothError: a loss is not finite.
-        """
+    def compute(self, step: int) -> StepLosses:
+        """Accumulate the gradients of a step in the parameters; its losses stay on the device."""
         config, state = self._config, self._state
         accumulate = config.gradient_accumulation_steps
         state.optimizer.zero_grad()
         if step >= config.text_encoder_steps:
             state.freeze_text()
-        self.labels = []
-        sums: dict[str, float] = {}
-        micro_steps: Counter[str] = Counter()
+        losses = StepLosses(accumulate)
         for number in range(step * accumulate, (step + 1) * accumulate):
-            micro_step = make_micro_step(
-                self._data,
-                config,
-                self._denoiser,
-                number,
-                state.device,
-                state.accelerator.process_index,
-                state.accelerator.num_processes,
-            )
+            micro_step = self._ahead.pop(number, None) or self._draw(number)
             micro_batch = min(self._micro_batch, micro_step.pictures)
             threads = min(self._threads.threads, micro_batch) if self._threads else 1
             parts = [part for batch in micro_step.batches for part in batch.split(-(-micro_batch // threads))]
-            self.labels += [label for part in parts for label in part.labels]
             forwards = [
-                partial(self._forward, step, number, index, self._with_base(part, micro_step.terms), micro_step.terms)
+                partial(self._forward, number, index, self._with_base(part, micro_step.terms), micro_step.terms)
                 for index, part in enumerate(parts)
             ]
-            names: set[str] = set()
-            for losses in self._sequentially(forwards) if threads == 1 else self._in_parallel(forwards, threads):
-                _add(sums, losses)
-                names |= losses.keys()
-            micro_steps.update(names)
-        for name, count in micro_steps.items():
-            if count < accumulate and name != TOTAL:
-                sums[name] *= accumulate / count
-        _add(sums, self._penalty())
-        return sums
+            with state.compiled.used() if state.compiled else nullcontext():  # also for blocks that run again backwards
+                for found in self._sequentially(forwards) if threads == 1 else self._in_parallel(forwards, threads):
+                    losses.add(number, found)
+        losses.penalty = self._penalty()
+        return losses
 
-    def _sequentially(self, forwards: Sequence[Forward]) -> Iterator[Values]:
+    def draw_ahead(self, step: int) -> None:
+        """Draw the first batch of a step, while the device is still busy with the one before."""
+        if step < self._config.steps:
+            number = step * self._config.gradient_accumulation_steps
+            self._ahead = {number: self._draw(number)}
+
+    def _draw(self, micro_step: int) -> MicroStep:
+        state = self._state
+        process, processes = state.accelerator.process_index, state.accelerator.num_processes
+        return make_micro_step(
+            self._data, self._config, self._denoiser, micro_step, state.device, process, processes, self._resident
+        )
+
+    def _sequentially(self, forwards: Sequence[Forward]) -> Iterator[PartLosses]:
         for forward in forwards:
-            loss, values = forward()
+            loss, found = forward()
             self._state.accelerator.backward(loss)
-            yield values
+            yield found
 
-    def _in_parallel(self, forwards: Sequence[Forward], threads: int) -> Iterator[Values]:
+    def _in_parallel(self, forwards: Sequence[Forward], threads: int) -> Iterator[PartLosses]:
         """Run as many parts at a time as there are threads; gradients are always added in the order of the parts."""
         assert self._threads is not None
         parameters = self._state.parameters
 
-        def gradients_of(forward: Forward) -> tuple[Values, tuple[torch.Tensor | None, ...]]:
-            loss, values = forward()
-            return values, torch.autograd.grad(loss, parameters, allow_unused=True)
+        def gradients_of(forward: Forward) -> tuple[PartLosses, tuple[torch.Tensor | None, ...]]:
+            loss, found = forward()
+            return found, torch.autograd.grad(loss, parameters, allow_unused=True)
 
         for first in range(0, len(forwards), threads):
             now = [partial(gradients_of, forward) for forward in forwards[first : first + threads]]
-            for values, gradients in self._threads.run(now):
+            for found, gradients in self._threads.run(now):
                 for parameter, gradient in zip(parameters, gradients, strict=True):
                     if gradient is not None:
                         parameter.grad = gradient if parameter.grad is None else parameter.grad + gradient
-                yield values
+                yield found
 
-    def _forward(
-        self, step: int, number: int, index: int, batch: Batch, terms: Sequence[Term]
-    ) -> tuple[torch.Tensor, Values]:
-        """A part's loss, and its contribution to the step's losses."""
-        state, accumulate = self._state, self._config.gradient_accumulation_steps
+    def _forward(self, number: int, index: int, batch: Batch, terms: Sequence[Term]) -> tuple[torch.Tensor, PartLosses]:
+        """What to differentiate for a part of a micro-step, and the part's losses."""
+        state = self._state
         with torch.enable_grad(), self._dropout_seed(number, index):
             if state.trains_text:
                 batch = replace(batch, conditioning=state.encode(batch.prompts))
             losses = batch_losses(self._denoiser, state.network, batch, terms, self._config.snr_gamma)
-            names = [TOTAL, *losses.terms]
-            scalars = torch.stack([losses.total.detach(), *losses.terms.values()])
-            values = torch.cat([scalars, losses.each]).cpu().tolist()  # one transfer, as it waits for the GPU
-            _stop_if_not_finite(batch, values[len(names) :], step)
-            found = {name: value / accumulate for name, value in zip(names, values, strict=False)}
-            return losses.total / accumulate, found
+            found = PartLosses({TOTAL: losses.total.detach(), **losses.terms}, losses.each, batch.labels)
+            accumulate = self._config.gradient_accumulation_steps
+            return (losses.total if accumulate == 1 else losses.total / accumulate), found
 
     def _with_base(self, batch: Batch, terms: Sequence[Term]) -> Batch:
         """Add the base's predictions for the images that need one, computed with the frozen text encoder's prompts."""
@@ -173,14 +157,15 @@ class Gradients:
         noisy_latents = self._denoiser.noisy_latents(batch.latents, batch.noise, batch.times)
         return self._denoiser.predict(self._state.network, noisy_latents, batch.times, batch.conditioning)
 
-    def _penalty(self) -> Values:
+    def _penalty(self) -> Mapping[str, torch.Tensor]:
         """Compute the terms that depend only on the adapter, and accumulate their gradients."""
         layers = [layer for module in self._state.training_modules for layer in adapter.layers_of(module)]
         with torch.enable_grad():
             terms = self._data.preservation.penalty(layers, self._config.prior_loss_weight, self.estimate)
             if not terms:
                 return {}
-            total = torch.stack(list(terms.values())).sum()
+            values = list(terms.values())
+            total = values[0] if len(values) == 1 else torch.stack(values).sum()
         if self._plain:
             # Added in a few kernels: autograd would add each of hundreds of small gradients by itself.
             parameters = [parameter for layer in layers for parameter in (layer.down, layer.up)]
@@ -194,8 +179,7 @@ class Gradients:
                     parameter.grad = gradient
         else:
             self._state.accelerator.backward(total)
-        values = torch.stack([total.detach(), *(term.detach() for term in terms.values())]).tolist()
-        return dict(zip([TOTAL, *terms], values, strict=True))
+        return {name: term.detach() for name, term in {TOTAL: total, **terms}.items()}
 
     def _dropout_seed(self, micro_step: int, part: int) -> AbstractContextManager[None]:
         """Dropout uses the global random state: seed it inside, and restore it."""
@@ -213,20 +197,3 @@ def _runs(needed: Sequence[bool], keys: Sequence[Hashable]) -> list[tuple[int, i
         else:
             runs.append((row, row + 1))
     return runs
-
-
-def _add(sums: dict[str, float], values: Values) -> None:
-    for name, value in values.items():
-        sums[name] = sums.get(name, 0.0) + value
-
-
-def _stop_if_not_finite(batch: Batch, each: Sequence[float], step: int) -> None:
-    wrong = [index for index, loss in enumerate(each) if not abs(loss) < float("inf")]
-    if not wrong:
-        return
-    whose = " and ".join(batch.labels[index] for index in wrong)
-    raise SubjectBoothError(
-        f"a loss of {each[wrong[0]]:g} at step {step + 1}, on {whose}",
-        "finite numbers",
-        f"lower the learning rate, or set precision to bf16 or fp32; the adapter of step {step} is kept",
-    )

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import time
-from collections.abc import Collection, Generator, Iterator, Mapping
+from collections.abc import Collection, Generator, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from types import TracebackType
 
@@ -19,6 +19,7 @@ from ..base.base_model import BaseModel
 from ..config import TrainConfig
 from ..errors import SubjectBoothError, require
 from ..events import Adjusted, Event, Started, StepDone
+from ..machine.compilation import why_not
 from ..machine.numerics import default_numerics, with_default_numerics
 from ..machine.out_of_memory import free_bytes, free_memory, is_out_of_memory, memory_errors
 from ..machine.resolved_settings import ResolvedSettings
@@ -29,8 +30,9 @@ from .assembly import NETWORK, Assembly, RateFactor
 from .checkpoint import Checkpoint
 from .clock import Clock
 from .data import TrainingData, largest_load
-from .gradients import TOTAL, Gradients
+from .gradients import Gradients
 from .optimizers import usable_optimizer
+from .step_losses import TOTAL, StepLosses
 from .study import study
 from .viewer import Viewer
 
@@ -162,13 +164,11 @@ class Training:
             learning_rate = config.learning_rate_at(self.step)
             for group in state.optimizer.param_groups:
                 group["lr"] = group["initial_lr"] * learning_rate / config.learning_rate
-            losses, note = self._try_gradients(state)
-            if losses is None:
+            found, note = self._try_gradients(state)
+            if found is None:
                 yield Adjusted(self.step, note, state.chosen.as_settings())
                 continue
-            grad_norm = self._clip(state)
-            self._stop_if_gradient_is_not_finite(state, grad_norm)
-            self._learn(state)
+            losses, grad_norm = self._learn(state, found)
             self.step += 1
             self.losses.append(losses)
             seconds = clock.step(time.perf_counter() - began)
@@ -194,8 +194,17 @@ class Training:
         self._resume = None  # release its tensors
         return state
 
-    def _learn(self, state: Assembly) -> None:
-        """Run the optimizer. If that fails, some weights may be updated and others not, so the state is not saved."""
+    def _learn(self, state: Assembly, found: StepLosses) -> tuple[dict[str, float], float]:
+        """Run the optimizer, and read the step's losses and gradient norm, which is its only wait for the device.
+
+        If the optimizer fails, some weights may be updated and others not, so the state is not saved.
+
+        Raises:
+            SubjectBoothError: a loss or the gradient is not finite; nothing has changed then.
+        """
+        values = found.with_norm(self._clip(state))
+        leaves_out = state.leave_out_if_not_finite(values)
+        numbers = None if leaves_out else self._finite(state, found, values)
         self._learning = True
         with memory_errors(
             f"too little memory on {state.device} for the {state.chosen.optimizer} optimizer",
@@ -203,8 +212,27 @@ class Training:
             "close other programs, lower rank or choose adamw8bit; the run resumes from its last checkpoint",
         ):
             state.optimizer.step()
+            self._gradients.draw_ahead(self.step + 1)
+            if numbers is None:
+                numbers = self._finite(state, found, values)
             state.update_average(self.step)
         self._learning = False
+        return numbers
+
+    def _finite(self, state: Assembly, found: StepLosses, values: torch.Tensor) -> tuple[dict[str, float], float]:
+        """Read the losses and the gradient norm.
+
+        Raises:
+            SubjectBoothError: one of them is not finite.
+        """
+        numbers = values.to("cpu").tolist()
+        try:
+            losses, norm = found.read(numbers, self.step)
+            self._stop_if_gradient_is_not_finite(state, norm, found.labels)
+        except SubjectBoothError:
+            self._learning = False  # an optimizer that has run has left the step out
+            raise
+        return losses, norm
 
     def _study(self, state: Assembly) -> Iterator[Event]:
         """Study the base, if class preservation needs to and has not; if out of memory, lower settings and repeat."""
@@ -221,21 +249,29 @@ class Training:
             yield Adjusted(self.step, self._step_down(state), state.chosen.as_settings())
         self._gradients.estimate = CurvatureEstimate.from_tensors(self.studied, state.device)
 
-    def _try_gradients(self, state: Assembly) -> tuple[dict[str, float] | None, str]:
-        """Compute the gradients and return the losses; if out of memory, lower settings and return None and a note.
+    def _try_gradients(self, state: Assembly) -> tuple[StepLosses | None, str]:
+        """Compute the gradients and return the losses; if out of memory, lower settings and return None and a note; so
+        too if compiled blocks fail, which from then on run as they are.
 
         A failed attempt has no effect: its gradients are discarded, and the step is tried again.
 
         Raises:
             SubjectBoothError: no setting is left to lower.
         """
+        note = ""
         try:
-            return self._gradients.compute(self.step), ""
+            return self._gradients.compute(self.step), note
         except Exception as error:
-            if not is_out_of_memory(error) or state.accelerator.num_processes > 1:
+            if state.accelerator.num_processes > 1 or not (is_out_of_memory(error) or state.compiled):
                 raise
+            if not is_out_of_memory(error):
+                note = why_not(error)
         # Outside the handler, in which the exception keeps the failed attempt's tensors alive.
-        return None, self._step_down(state)
+        if not note:
+            return None, self._step_down(state)
+        state.optimizer.zero_grad()
+        state.stop_compiling()
+        return None, note
 
     def _step_down(self, state: Assembly) -> str:
         """Lower settings to use less memory; returns a note.
@@ -257,18 +293,19 @@ class Training:
         state.use(chosen)
         return note
 
-    def _clip(self, state: Assembly) -> float:
+    def _clip(self, state: Assembly) -> torch.Tensor:
         limit = self._config.max_grad_norm or float("inf")
         norm = state.accelerator.clip_grad_norm_(state.parameters, limit)
-        return float(norm) if norm is not None else float("nan")
+        assert norm is not None
+        return norm  # type: ignore[no-any-return]
 
-    def _stop_if_gradient_is_not_finite(self, state: Assembly, norm: float) -> None:
+    def _stop_if_gradient_is_not_finite(self, state: Assembly, norm: float, labels: Sequence[str]) -> None:
         if abs(norm) < float("inf"):
             return
         # fp16 loss scaling skips overflowing steps and lowers its scale; at scales below 1 that no longer helps.
         if state.accelerator.scaler is not None and state.accelerator.scaler.get_scale() >= 1.0:
             return
-        whose = ", ".join(dict.fromkeys(self._gradients.labels))
+        whose = ", ".join(dict.fromkeys(labels))
         raise SubjectBoothError(
             f"a gradient norm of {norm:g} at step {self.step + 1}, on {whose}",
             "finite numbers",

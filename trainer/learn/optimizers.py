@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 PRODIGY_RATE = 0.1
 """Learning rates from this value up are on Prodigy's scale, where 1 is usual."""
 
+FUSED_ON = ("cpu", "cuda")
+"""Devices for which torch's AdamW is one kernel."""
+
 
 def make_optimizer(
     unet: list[nn.Parameter],
@@ -93,8 +96,8 @@ def _adamw(
     weight_decay: float,
     device: torch.device,
 ) -> torch.optim.AdamW:
-    """Fused on a CPU: an adapter is hundreds of small tensors, and the default makes a dozen calls for each."""
-    fused = True if device.type == "cpu" else None
+    """Fused: an adapter is hundreds of small tensors, and the default makes a dozen calls for each, or for them all."""
+    fused = True if device.type in FUSED_ON else None
     return torch.optim.AdamW(parameters, lr=learning_rate, weight_decay=weight_decay, fused=fused)
 
 

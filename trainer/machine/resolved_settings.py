@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class ResolvedSettings:
-    """What a run uses. A resumed run keeps its first values, except for the device and the attention kernels.
+    """What a run uses. A resumed run keeps its first values, except for device, attention kernels and compiling.
 
     Attributes:
         optimizer: one of those in :class:`trainer.config.TrainConfig`.
@@ -17,6 +17,7 @@ class ResolvedSettings:
         gradient_checkpointing: whether it is on.
         micro_batch: images per forward pass; the setting is called ``pictures_per_forward``.
         attention: ``sdpa`` or ``xformers``.
+        compile: whether blocks are compiled.
     """
 
     optimizer: str
@@ -25,6 +26,7 @@ class ResolvedSettings:
     gradient_checkpointing: bool = False
     micro_batch: int = 1
     attention: str = "sdpa"
+    compile: bool = False
 
     def as_settings(self) -> dict[str, str]:
         """The names and values of the settings, for logs, display and checkpoints."""
@@ -35,6 +37,7 @@ class ResolvedSettings:
             "gradient_checkpointing": "on" if self.gradient_checkpointing else "off",
             "pictures_per_forward": str(self.micro_batch),
             "attention": self.attention,
+            "compile": "on" if self.compile else "off",
         }
 
     @classmethod
@@ -48,4 +51,5 @@ class ResolvedSettings:
             values["gradient_checkpointing"] == "on",
             int(values["pictures_per_forward"]),
             values["attention"],
+            values["compile"] == "on",
         )

@@ -13,7 +13,7 @@ import torch
 from ..config import AUTO, TrainConfig
 from ..errors import require
 
-_ACCELERATE = {"fp32": "no", "fp16": "fp16", "bf16": "bf16"}
+_ACCELERATE = {"fp32": "no", "fp16": "fp16", "bf16": "no"}
 
 
 def choose_precision(config: TrainConfig, device: torch.device, kept: str | None = None) -> tuple[str, tuple[str, ...]]:
@@ -34,6 +34,20 @@ def choose_precision(config: TrainConfig, device: torch.device, kept: str | None
     if precision == "fp16" and device.type == "cpu":
         return "fp32", ("precision fp16 needs a GPU; this run uses fp32",)
     return precision, ()
+
+
+def rounding(config: TrainConfig, device: torch.device | None) -> int:
+    """For a run's key: 1 where weights are rounded in another way than in older versions, otherwise 0.
+
+    In half precision, those computed under autocast, with norms in float32; on a CUDA GPU, their AdamW was not fused.
+
+    Args:
+        config: the requested settings.
+        device: where to train; None for the default device.
+    """
+    device = device or default_device()
+    is_half = choose_precision(config, device)[0] != "fp32"
+    return int(is_half or (device.type == "cuda" and config.optimizer == "adamw"))
 
 
 class IsolatedAccelerate:
@@ -128,5 +142,5 @@ def _without_settings(launched: bool) -> Iterator[None]:
 
 
 def accelerate_precision(precision: str) -> str:
-    """accelerate's name for a precision."""
+    """accelerate's mixed precision: fp16 for the scaling of its losses; nothing else is accelerate's to cast."""
     return _ACCELERATE[precision]

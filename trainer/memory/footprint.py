@@ -47,13 +47,10 @@ def training_footprint(
         network: the network with its LoRA. Only its shapes are read, and it is not changed.
         conditioning: a prompt for training, batch size 1.
         size: height and width of the latents.
-        dtype: dtype of the forward pass. With a half-precision type, matrix products use it and norms float32, as
-            in CUDA's autocast.
+        dtype: dtype of the forward pass.
     """
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as undo:
         undo.enter_context(denoiser.countable(network))
-        if dtype != torch.float32:
-            undo.enter_context(like_autocast(network, dtype))
         weights = weights_on_meta(_Bare(network), dtype)
         memory = Memory(weights)
         units = undo.enter_context(_counted_once(denoiser.blocks(network), memory))
@@ -73,8 +70,7 @@ def training_footprint(
 def _checkpointed(units: list[tuple[_Unit, int]], whole: int) -> int:
     """The peak if each block keeps only its input, and is recomputed in the backward pass.
 
-    By then the activations of all later blocks are freed. In half precision, a block without checkpointing may not keep
-    its input, because its norm keeps a float32 copy.
+    By then the activations of all later blocks are freed. A block without checkpointing may not keep its input.
 
     Args:
         units: the blocks in order, and the bytes alive before each without checkpointing.
@@ -94,8 +90,6 @@ def drawing_bytes(
     """Peak bytes of one image's forward pass without gradients; arguments as in :func:`training_footprint`."""
     with torch.inference_mode(False), torch.no_grad(), ExitStack() as undo:
         network = undo.enter_context(denoiser.countable(network))
-        if dtype != torch.float32:
-            undo.enter_context(like_autocast(network, dtype))
         weights = weights_on_meta(_Bare(network), dtype)
         memory = Memory(weights)
         latents, prompt = inputs_on_meta(denoiser, conditioning, size)
@@ -123,13 +117,11 @@ def _tensors(module: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def weights_on_meta(module: nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
     """Stand-ins for a module's parameters and buffers, by name, for ``torch.func.functional_call``."""
-    return {name: _meta(name, tensor, dtype) for name, tensor in _tensors(module)}
+    return {name: _meta(tensor, dtype) for name, tensor in _tensors(module)}
 
 
-def _meta(name: str, tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-    # A norm's weights are used in float32, like its input; all others in the dtype of the matrix products.
-    wanted = torch.float32 if "norm" in name else dtype
-    made = torch.empty(tensor.shape, device=META, dtype=wanted if tensor.is_floating_point() else tensor.dtype)
+def _meta(tensor: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+    made = torch.empty(tensor.shape, device=META, dtype=dtype if tensor.is_floating_point() else tensor.dtype)
     return made.requires_grad_(tensor.requires_grad)
 
 
@@ -193,7 +185,7 @@ class _Unit:
         output: its output.
         peak: the peak during its forward and backward pass, above what was alive before.
         input: its input; 0 if it keeps nothing.
-        keeps_input: whether its backward pass needs the input itself, not only a float32 copy.
+        keeps_input: whether its backward pass needs the input itself, not only what was made of it.
     """
 
     kept: int
@@ -280,25 +272,3 @@ def _peak(forward: Any, memory: Memory, hidden_states: torch.Tensor, *arguments:
     if given.requires_grad:
         torch.autograd.grad(output, [given], torch.empty_like(output))
     return memory.peak - before
-
-
-@contextmanager
-def like_autocast(network: nn.Module, dtype: torch.dtype) -> Iterator[None]:
-    """Cast inputs like autocast: of matrix products and convolutions to ``dtype``, of norms to float32."""
-    handles = []
-    for name, module in network.named_modules():
-        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
-            handles.append(module.register_forward_pre_hook(lambda _, inputs: (inputs[0].float(), *inputs[1:])))
-        elif isinstance(module, (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)):
-            # PEFT casts a LoRA's input to float32, and autocast casts it back, which makes a copy.
-            copy = ".lora_A." in name
-            handles.append(
-                module.register_forward_pre_hook(
-                    lambda _, inputs, copy=copy: (inputs[0].to(dtype, copy=copy), *inputs[1:])
-                )
-            )
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()

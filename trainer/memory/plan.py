@@ -58,7 +58,7 @@ class Plan:
 
     Attributes:
         base: the frozen weights.
-        adapter: the trained weights, their gradients and their running average.
+        adapter: the trained weights, their gradients and their running average, and their copies in half precision.
         optimizer: optimizer state.
         activations: of one forward and backward pass; None if they could not be counted.
         free: bytes available on the device; None if unknown.
@@ -155,7 +155,8 @@ def make_plan(
     trained = [parameter for module in modules for parameter in module.parameters() if parameter.requires_grad]
     base = denoiser.base_bytes(network) + sum(frozen_bytes(model) for model in text_encoders)
     weights = sum(parameter.nbytes for parameter in trained)
-    adapter = weights * (3 if config.ema_decay else 2)
+    # In half precision, weights and gradients are there in half as well.
+    adapter = weights * ((3 if config.ema_decay else 2) + (chosen.precision != "fp32"))
     optimizer = optimizer_bytes(chosen.optimizer, trained)
     dtype = DTYPES[chosen.precision]
     footprint = _footprint(denoiser, network, load, dtype)

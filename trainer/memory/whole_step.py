@@ -15,7 +15,7 @@ from torch import nn
 
 from ..base.conditioning import Conditioning
 from ..base.denoiser import Denoiser
-from .footprint import Footprint, Memory, inputs_on_meta, like_autocast, times_on_meta, weights_on_meta
+from .footprint import Footprint, Memory, inputs_on_meta, times_on_meta, weights_on_meta
 
 
 def step_footprint(
@@ -38,8 +38,6 @@ def _peak(
 ) -> int:
     with torch.inference_mode(False), torch.enable_grad(), ExitStack() as undo:
         counted = undo.enter_context(denoiser.countable(network, is_checkpointed))
-        if dtype != torch.float32:
-            undo.enter_context(like_autocast(counted, dtype))
         step = _Step(denoiser, counted)
         weights = weights_on_meta(step, dtype)
         memory = Memory(weights)

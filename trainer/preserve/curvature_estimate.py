@@ -54,10 +54,9 @@ class SecondMomentSketch:
 
     def add(self, rows: torch.Tensor) -> None:
         """Add ``x x^T`` for each row, [n, width]."""
-        with torch.autocast(rows.device.type, enabled=False):  # hooks run inside the network's autocast
-            rows = rows.float()
-            self._sketch += rows.T @ (rows @ self._test)
-            self._trace += rows.square().sum()
+        rows = rows.float()
+        self._sketch += rows.T @ (rows @ self._test)
+        self._trace += rows.square().sum()
 
     def finish(self, factor: float) -> SecondMoment:
         """The sum times ``factor``. What the sketch misses is spread over all directions."""

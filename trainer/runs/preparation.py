@@ -17,6 +17,7 @@ from ..learn import adapter
 from ..learn.data import Photos, ProbePrompts, TrainingData
 from ..learn.optimizers import with_usable_optimizer
 from ..machine.numerics import default_numerics
+from ..machine.runtime import rounding
 from ..preserve.preservation import BaseIdentity, Preservation
 from ..subject.subject import PreparedSubject, Subject
 from .encodings import EncodingCache
@@ -94,7 +95,7 @@ def prepare(
     digest = sha256_of(*digests) if config.enable_bucket else digests[0]
     if any(base.prompt_of(caption) != caption for group in photos for caption in group.captions):
         digest = sha256_of(digest, "literal captions")  # earlier versions parsed them as prompt syntax
-    key = run_key(config, digest, base.digest, preservation.key, subject.trigger)
+    key = run_key(config, digest, base.digest, preservation.key, subject.trigger, rounding(config, device))
     return Preparation(config, photos, key, warnings)
 
 

@@ -33,6 +33,7 @@ from subjectbooth.trainer.learn.ema import AdapterAverage
 from subjectbooth.trainer.learn.loss import weighted_losses
 from subjectbooth.trainer.learn.optimizers import make_optimizer
 from subjectbooth.trainer.machine.draws import low_discrepancy, shuffled_indices
+from subjectbooth.trainer.machine.runtime import rounding
 from subjectbooth.trainer.preserve.class_images import ClassImages
 from subjectbooth.trainer.preserve.priors import ClassPriors
 from subjectbooth.trainer.runs.run import Run
@@ -261,6 +262,23 @@ def test_the_key_tells_averages_with_a_warm_up_from_those_of_before() -> None:
     """Keys that were written before averages warmed up; without one, runs are found again under their old key."""
     assert run_key(TrainConfig(), "subject", "base", "priors", "ohwx dog") == PLAIN_KEY
     assert run_key(TrainConfig(ema_decay=0.9), "subject", "base", "priors", "ohwx dog") != AVERAGED_KEY
+
+
+def test_the_key_tells_runs_that_are_now_rounded_in_another_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those in half precision, and those with the optimizer that is now fused; all others are found again."""
+    gpu = torch.device("cuda")
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: True)
+    for device, changes, is_new in (
+        (CPU, {}, False),
+        (CPU, {"precision": "fp16"}, False),  # which is fp32 there
+        (CPU, {"precision": "bf16"}, True),
+        (gpu, {}, True),
+        (gpu, {"precision": "fp32"}, True),
+        (gpu, {"precision": "fp32", "optimizer": "adafactor"}, False),
+    ):
+        config = TrainConfig(**changes)
+        key = run_key(config, "subject", "base", "priors", "ohwx dog", rounding(config, device))
+        assert (key != run_key(config, "subject", "base", "priors", "ohwx dog")) == is_new
 
 
 @pytest.mark.parametrize(("targets", "layers"), [("attention", 16), ("attention+mlp", 20), ("all", None)])

@@ -101,14 +101,14 @@ def test_activations_are_what_real_tensors_take(targets: str) -> None:
     assert training_footprint(small_denoiser(), unet, PROMPT, (32, 32), torch.float32) == counted
 
 
-def test_half_precision_takes_less_but_not_half() -> None:
+def test_half_precision_takes_about_half() -> None:
     unet = small_unet()
     with_lora(unet, CONFIG)
     full, half = (
         training_footprint(small_denoiser(), unet.train(), PROMPT, (32, 32), dtype)
         for dtype in (torch.float32, torch.float16)
     )
-    assert 0.5 < half.whole / full.whole < 0.85  # norms stay in float32
+    assert 0.45 < half.whole / full.whole < 0.6  # masks and indices stay as large
     assert not any(module._forward_pre_hooks for module in unet.modules())
     assert not any("forward" in module.__dict__ for module in unet.modules())
 
@@ -299,9 +299,8 @@ def test_drawing_takes_what_real_tensors_take(dtype: torch.dtype) -> None:
     with torch.no_grad(), memory:
         predict(unet, latents, torch.zeros(1, dtype=torch.int64), EncodedText(context))
     counted = drawing_bytes(small_denoiser(), unet, EncodedText(context), (16, 16), dtype)
-    # In half the count is that of autocast, whose norms are in float32.
     assert memory.peak <= counted * 1.02
-    assert counted <= memory.peak * (1.1 if dtype == torch.float32 else 2.2)
+    assert counted <= memory.peak * 1.1
 
 
 def test_what_cannot_be_counted_ends_no_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ layer and the same final norm.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -36,6 +36,15 @@ class TokenChunks:
 
     ids: torch.Tensor
     weights: torch.Tensor
+    _there: dict[torch.device, tuple[torch.Tensor, torch.Tensor | None]] = field(default_factory=dict, repr=False)
+
+    def on(self, device: torch.device) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """``ids`` and ``weights`` on a device, copied there once; no weights if all are 1."""
+        if device not in self._there:
+            # Checked on the CPU, to avoid a synchronisation with the GPU.
+            weights = self.weights.to(device) if bool((self.weights != 1.0).any()) else None
+            self._there[device] = self.ids.to(device), weights
+        return self._there[device]
 
 
 def build_text_encoder(
@@ -192,9 +201,8 @@ def _encode_one(
     clip_layer: int | None,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     device = next(model.parameters()).device
-    weighted = bool((chunks.weights != 1.0).any())  # checked on the CPU, to avoid a synchronisation with the GPU
-    ids, weights = chunks.ids.to(device), chunks.weights.to(device)
-    if weighted:
+    ids, weights = chunks.on(device)
+    if weights is not None:
         empty = torch.tensor([[START, END] + [shape.padding] * (LENGTH - 2)], device=device)
         ids = torch.cat([ids, empty])
     output = model(input_ids=ids, output_hidden_states=True)
@@ -202,12 +210,11 @@ def _encode_one(
     is_past = _is_past(layer, shape)
     hidden_states = output.hidden_states[-1 if is_past else layer].float()
     if shape.norms_hidden_layer or is_past:
-        # In float32 for any dtype of the weights: accelerate's autocast does not wrap this layer.
         norm = _final_layer_norm(model)
         hidden_states = torch.nn.functional.layer_norm(
             hidden_states, norm.normalized_shape, norm.weight.float(), norm.bias.float(), norm.eps
         )
-    if weighted:
+    if weights is not None:
         # A weight scales a token's difference from the empty prompt.
         plain, nothing = hidden_states[:-1], hidden_states[-1:]
         hidden_states = nothing + weights[..., None] * (plain - nothing)

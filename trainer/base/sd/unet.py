@@ -93,8 +93,11 @@ def predict(
     text, added = encoded_text(conditioning), None
     if text.pooled is not None:
         height, width = (LATENT_FACTOR * side for side in noisy_latents.shape[2:])
-        ids = torch.tensor([[height, width, 0, 0, height, width]], device=noisy_latents.device)
-        added = {"text_embeds": text.pooled.to(dtype), "time_ids": ids.repeat(len(noisy_latents), 1)}
+        # [height, width, 0, 0, height, width] for each image, made on the device, as a copy from the host would wait.
+        ids = torch.full((len(noisy_latents), 6), height, device=noisy_latents.device)
+        ids[:, 1::4] = width
+        ids[:, 2:4] = 0
+        added = {"text_embeds": text.pooled.to(dtype), "time_ids": ids}
     output = unet(
         noisy_latents.to(dtype),
         timesteps,
