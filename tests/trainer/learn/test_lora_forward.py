@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from subjectbooth.tests.card.counting import Dispatched
+from subjectbooth.benchmarks.counting import Dispatched
 from subjectbooth.trainer.config import TrainConfig
 from subjectbooth.trainer.learn import adapter
 
@@ -96,14 +96,14 @@ def test_in_half_a_pass_casts_all_weights_at_once_and_all_gradients() -> None:
         output = module(x)
     with Dispatched() as backward:
         output.sum().backward()
-    assert (forward.casts, backward.casts) == (1, 1)
+    assert (forward.cast_kernels, backward.cast_kernels) == (1, 1)
     with Dispatched() as drawing, torch.no_grad():
         module(x)
-    assert drawing.casts == 1
+    assert drawing.cast_kernels == 1
     _as_peft(module)
     with Dispatched() as pefts, torch.autocast("cpu", BF16, cache_enabled=False):
         module(x)
-    assert pefts.casts > 10
+    assert pefts.cast_kernels > 10
 
 
 def test_no_layer_ever_computes_with_weights_of_an_earlier_step() -> None:
