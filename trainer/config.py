@@ -227,7 +227,8 @@ class TrainConfig:
         AUTO,
         "torch.compile for the model's repeated blocks: faster steps after a minute of compiling. auto: on with an "
         "NVIDIA GPU in runs that are long enough for it to pay (8,000 steps at 512 pixels, 2,000 at 1024). If it "
-        "fails, you are told and the run goes on without it. Only for Stable Diffusion 1.x, 2.x and XL.",
+        "fails, you are told and the run goes on without it. Only where Stable Diffusion is trained on a copy: from a "
+        "shell, and with train_text_encoder.",
         choices=(AUTO, "on", "off"),
         in_key=False,
     )

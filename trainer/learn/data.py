@@ -186,13 +186,13 @@ def make_micro_step(
         process, processes: under ``accelerate launch`` each process takes its part of a common draw.
         resident: what is on the device already; None for nothing.
     """
-    resident = resident or Resident(data, device)
+    resident = resident or Resident(data.encoded, device)
     way, weight, seed = data.preservation, config.prior_loss_weight, config.seed
     turn = _turn(data, micro_step, seed)
     numbers = _numbers(turn, way, config.train_batch_size, seed, processes)
     before = sum(_photos_in(way, batches, config.train_batch_size) for batches in turn.all_batches)
     draws = Draws.of_process(seed, micro_step, len(numbers) // processes, before, process, processes)
-    photos = _photos(resident, config, draws, numbers[draws.local], turn.pool)
+    photos = _photos(data, resident, config, draws, numbers[draws.local], turn.pool)
     parts, added_draws = [photos] if numbers else [], draws
     if turn.batches % way.every == way.every - 1:
         count = way.pictures(config.train_batch_size)
@@ -217,15 +217,20 @@ def make_study_batch(
     """
     part = data.preservation.study(seed, numbers, data.pools[numbers[0] % len(data.pools)])
     assert part.noise is not None and part.uniform is not None
-    return _batch(Resident(data, device), [part], {id(part): (part.noise, denoiser.times(part.uniform))})
+    return _batch(Resident(data.encoded, device), [part], {id(part): (part.noise, denoiser.times(part.uniform))})
 
 
 def _photos(
-    resident: Resident, config: TrainConfig, draws: Draws, numbers: list[int], pool: list[torch.Tensor]
+    data: TrainingData,
+    resident: Resident,
+    config: TrainConfig,
+    draws: Draws,
+    numbers: list[int],
+    pool: list[torch.Tensor],
 ) -> Part:
     if not numbers:
         return Part(INSTANCE_LOSS, 1.0, pool[0].new_empty(0, *pool[0].shape), (), (), "timesteps", pool=pool)
-    data, one = resident.data, resident.one
+    one = resident.one
     latents = [one(data.latents, number) for number in numbers]
     masks = [] if data.masks is None else [one(data.masks, number) for number in numbers]
     if data.flipped_latents is not None:

@@ -39,7 +39,7 @@ class Gradients:
         self._denoiser, self._data, self._config, self._state = denoiser, data, config, state
         self.estimate: CurvatureEstimate | None = None
         self._kept: dict[Hashable, torch.Tensor] = {}
-        self._resident = Resident(data, state.device)
+        self._resident = Resident(data.encoded, state.device)
         self._ahead: dict[int, MicroStep] = {}
         threads = threads_for(min(self._micro_batch, pictures), state.chosen, config.lora_dropout)
         # accelerate reduces gradients between processes and scales fp16 losses, both in its own backward().

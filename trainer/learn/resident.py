@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
 
 import torch
 
 from ..base.conditioning import Conditioning, concatenate
-
-if TYPE_CHECKING:
-    from .data import TrainingData
 
 Stored = torch.Tensor | Sequence[torch.Tensor]
 
@@ -23,18 +19,18 @@ class Resident:
     """Photos, masks and prompts on the device, from their first use on.
 
     Args:
-        data: on the CPU.
-        device: where they are kept.
+        encoded: all prompts, on the CPU.
+        device: where everything is kept.
     """
 
-    def __init__(self, data: TrainingData, device: torch.device) -> None:
-        self.data, self.device = data, device
+    def __init__(self, encoded: Mapping[str, Conditioning], device: torch.device) -> None:
+        self._encoded, self.device = encoded, device
         self._tensors: dict[tuple[int, int], torch.Tensor] = {}
         self._prompts: dict[str, Conditioning] = {}
         self._room = MOST_BYTES
 
     def one(self, stored: Stored, number: int) -> torch.Tensor:
-        """Item ``number`` of one of the data's tensors or sequences."""
+        """Item ``number`` of a tensor or sequence on the CPU, which must not be freed meanwhile."""
         if self.device.type == "cpu":
             return stored[number]
         key = (id(stored), number)
@@ -51,7 +47,7 @@ class Resident:
         return found[0] if len(found) == 1 else concatenate(found)
 
     def _prompt(self, prompt: str) -> Conditioning:
-        encoded = self.data.encoded[prompt]
+        encoded = self._encoded[prompt]
         if self.device.type == "cpu":
             return encoded
         if prompt in self._prompts:
