@@ -108,7 +108,7 @@ def test_half_precision_takes_about_half() -> None:
         training_footprint(small_denoiser(), unet.train(), PROMPT, (32, 32), dtype)
         for dtype in (torch.float32, torch.float16)
     )
-    assert 0.45 < half.whole / full.whole < 0.6  # masks and indices stay as large
+    assert 0.45 < half.whole / full.whole < 0.65  # the sums of attention and the loss stay in float32
     assert not any(module._forward_pre_hooks for module in unet.modules())
     assert not any("forward" in module.__dict__ for module in unet.modules())
 
