@@ -12,6 +12,7 @@ class SubjectBoothExtension(ComfyExtension):
         from .apply import ApplySubjectLoRA
         from .demo_base import LoadDemoBase
         from .evaluate import EvaluateSubjectLoRA
+        from .gallery_routes import register as register_gallery_routes
         from .options import DreamBoothOptions
         from .priors import GenerateClassPriors
         from .routes_pictures import register as register_picture_routes
@@ -19,6 +20,7 @@ class SubjectBoothExtension(ComfyExtension):
         from .train import DreamBoothLoRATrain
         from .train_routes import register as register_train_routes
 
+        register_gallery_routes()
         register_picture_routes()
         register_train_routes()
         return [

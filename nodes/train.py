@@ -23,6 +23,7 @@ from ..trainer.runs.step_grid import write_step_grid
 from ..trainer.subject.subject import Subject
 from . import live, published
 from .base import base_of
+from .base_graph import keep_base_graph
 from .class_pictures import class_pictures_shown
 from .graph_terms import graph_messages, notes_in_graph
 from .host import (
@@ -164,7 +165,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
                     tooltip="All validation images as one labelled table, step by prompt. Blocked if there are none.",
                 ),
             ],
-            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.prompt],
         )
 
     @classmethod
@@ -243,6 +244,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 )
                 shown = {**result_of(result, lora, matched), **pictures}
                 run.writer.record_published(shown)
+                keep_base_graph(run.folder.path, cls.hidden.prompt, cls.hidden.unique_id, run.guidance_scale)
                 feed.end(end_state(run), shown)
         headline = summary(finished, run, lora, matched)
         validations, not_drawn = run.validations(run.trained_steps)

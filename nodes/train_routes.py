@@ -28,7 +28,7 @@ async def _active(_request: web.Request) -> dict[str, Any]:
 
 async def _events(request: web.Request) -> dict[str, Any]:
     """A run's history since a step, and its current state if it is in training."""
-    folder, since = _run_folder(request), query_int(request, "since")
+    folder, since = run_folder(request), query_int(request, "since")
     # Read before the log, so that no step is missed in between; the panel ignores duplicate points.
     feed = active(folder.name)
     history = await asyncio.to_thread(_history, folder, since)
@@ -47,7 +47,7 @@ def _history(folder: Path, since: int) -> dict[str, Any]:
 
 async def _stop(request: web.Request) -> dict[str, Any]:
     """Stop a run after its next step and keep what it has learned as its result."""
-    folder = _run_folder(request)
+    folder = run_folder(request)
     feed = active(folder.name)
     if feed is None:
         raise RouteError(409, "this run is not in training")
@@ -55,7 +55,7 @@ async def _stop(request: web.Request) -> dict[str, Any]:
     return feed.state()
 
 
-def _run_folder(request: web.Request) -> Path:
+def run_folder(request: web.Request) -> Path:
     """The folder of the run named in the URL.
 
     Raises:

@@ -22,6 +22,7 @@ SECRET = "SECRETWORD"
 BAIT = "inside_bait"
 LINK = "inside_link"
 HASH = "a" * 32
+KEY = "a" * 64
 
 
 @dataclass(frozen=True)
@@ -36,6 +37,7 @@ class Place:
         suffix: of a bait that is a file.
         shows: in a bait's answer.
         links: whether a link in the root is refused. ComfyUI lists the LoRAs behind links, as people keep them.
+        status: of the answer about a bait in the root itself.
     """
 
     method: str
@@ -46,11 +48,14 @@ class Place:
     suffix: str = ""
     shows: str = SECRET
     links: bool = True
+    status: int = 200
 
 
 def _lay_run(path: Path) -> None:
-    path.mkdir()
-    (path / "run.json").write_text(json.dumps({"trigger": SECRET, "config": {"steps": 5}}), "utf-8")
+    (path / "validation").mkdir(parents=True)
+    record = {"key": KEY, "trigger": SECRET, "config": {"steps": 5}}
+    (path / "run.json").write_text(json.dumps(record), "utf-8")
+    _lay_picture(path / "validation" / "step_000001_00.png")
     step = {"event": "StepDone", "step": 1, "loss": 0.5, "instance_loss": 0.5}
     (path / "events.jsonl").write_text(json.dumps(step) + "\n", "utf-8")
 
@@ -81,7 +86,16 @@ def _runs(server: ComfyServer) -> Path:
 PLACES = {
     "events": Place("GET", "/runs/{name}/events", _runs, _lay_run),
     # Its run is not being trained, which it says of a run that is there.
-    "stop": Place("POST", "/runs/{name}/stop", _runs, _lay_run, shows="not in training"),
+    "stop": Place("POST", "/runs/{name}/stop", _runs, _lay_run, shows="not in training", status=409),
+    "thumbnail": Place("GET", "/runs/{name}/thumbnail", _runs, _lay_run, suffix=f"_{KEY[:12]}", shows="JFIF"),
+    "sweeps": Place("GET", "/runs/{name}/sweep", _runs, _lay_run, suffix=f"_{KEY[:12]}", shows="sweeps"),
+    # Its run has no LoRA, which they say of a run that is there.
+    "sweep": Place("POST", "/runs/{name}/sweep", _runs, _lay_run, suffix=f"_{KEY[:12]}", shows="has not kept",
+                   status=400),
+    "publish": Place("POST", "/runs/{name}/publish", _runs, _lay_run, suffix=f"_{KEY[:12]}", shows="has not kept",
+                     status=400),
+    "open": Place("POST", "/runs/{name}/open", _runs, _lay_run, suffix=f"_{KEY[:12]}", shows="opened"),
+    "delete": Place("DELETE", "/runs/{name}", _runs, _lay_run, suffix=f"_{KEY[:12]}", shows="freed"),
     "class_images": Place("GET", "/class_images?folder={name}", lambda server: _runs(server) / "class_images",
                           _lay_class_images),
     "lora": Place("GET", "/lora?name={name}", lambda server: server.models_dir / "loras", _lay_lora,
@@ -156,7 +170,9 @@ def server(comfy: ComfyClient) -> Iterator[ComfyServer]:
 
 def test_every_route_is_here() -> None:
     takes_names = {(place.method, place.path.partition("?")[0]) for place in PLACES.values()}
-    assert set(_routes()) - takes_names == {("GET", "/active")}, "a new route has to be tried here too"
+    assert set(_routes()) - takes_names == {("GET", "/active"), ("GET", "/gallery")}, (
+        "a new route has to be tried here too"
+    )
 
 
 @pytest.mark.parametrize("kind", list(PLACES))
@@ -173,7 +189,7 @@ def test_nothing_outside_is_read_or_written(comfy: ComfyClient, server: ComfySer
         assert status == 200 and "thumbnail" in said
     else:
         assert place.shows in said, "a bait in the folder itself is seen"
-        assert status == (409 if kind == "stop" else 200)
+        assert status == place.status
     names = _ways(bait)
     if kind == "folder":  # ComfyUI's input folder itself is one that may be chosen
         names = [name for name in names if name not in (".", "./")]

@@ -150,16 +150,26 @@ def remove_items(items: Iterable[DiskItem]) -> int:
     freed = 0
     for item in items:
         try:
-            with lock_folder(item.path):
-                for path in item.files or sorted(item.path.iterdir()):
-                    if path.name != LOCK_NAME:
-                        shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
-            if not item.files:
-                shutil.rmtree(item.path)
-            freed += item.size
+            freed += remove_item(item)
         except (SubjectBoothError, OSError) as error:
             logger.warning("%s was not removed: %s", item.path, error)
     return freed
+
+
+def remove_item(item: DiskItem) -> int:
+    """Delete one item and return the bytes freed.
+
+    Raises:
+        SubjectBoothError: the folder is locked by now.
+        OSError: a file cannot be deleted; those before it are gone.
+    """
+    with lock_folder(item.path):
+        for path in item.files or sorted(item.path.iterdir()):
+            if path.name != LOCK_NAME:
+                shutil.rmtree(path) if path.is_dir() and not path.is_symlink() else path.unlink()
+    if not item.files:
+        shutil.rmtree(item.path)
+    return item.size
 
 
 def remember_lora_folders(output: Path, folders: Iterable[Path]) -> None:

@@ -20,6 +20,14 @@ from ..subject.subject import Subject
 IMPLEMENTATION = "SubjectBooth"
 
 
+def base_name(metadata: Mapping[str, str]) -> str:
+    """The family of a base ("sd_v1", "sdxl_base_v1-0", "flux-1-dev"), from the metadata of its denoiser or of a LoRA.
+
+    It is empty if they do not name it.
+    """
+    return metadata.get("ss_base_model_version") or metadata.get("modelspec.architecture", "").removesuffix("/lora")
+
+
 def lora_metadata(
     body_hash: str,
     subject: Subject,

@@ -29,7 +29,7 @@ from .encodings import EncodingCache
 from .evaluator import Evaluator
 from .folder import RunFolder
 from .lora_reader import is_untrained
-from .metadata import lora_metadata
+from .metadata import base_name, lora_metadata
 from .outcome import Outcome
 from .preparation import check_early, encode, prepare
 from .result import CHOSEN, LAST, STOPPED, Result
@@ -124,6 +124,11 @@ class Run:
         return tuple(prompt.replace("{subject}", self._subject.trigger) for prompt in self._config.validation_prompts)
 
     @property
+    def guidance_scale(self) -> float:
+        """The guidance of the validation images."""
+        return self._config.guidance_scale(self._base.denoiser.guidance_scale)
+
+    @property
     def reason(self) -> str:
         """Why that step is the best, see :class:`trainer.runs.best_step.Choice`; empty for other results."""
         return self._outcome.reason
@@ -143,9 +148,8 @@ class Run:
             the validations, see :meth:`RunFolder.validations`, and the steps whose images are due but missing or drawn
             with other prompts or sampling settings.
         """
-        config = self._config
-        guidance_scale = config.guidance_scale(self._base.denoiser.guidance_scale)
-        found = self.folder.validations(steps, self.validation_prompts, (config.validation_steps, guidance_scale))
+        sampling = self._config.validation_steps, self.guidance_scale
+        found = self.folder.validations(steps, self.validation_prompts, sampling)
         available = {step for step, _ in found}
         due = [step for step in range(1, steps + 1) if self._config.validation_is_due(step)]
         return found, [step for step in due if step not in available]
@@ -214,6 +218,7 @@ class Run:
             {
                 "config": self._config.to_json(),
                 "trigger": self._subject.trigger,
+                "base": base_name(self._base.denoiser.metadata),
                 **self._preservation.record,
             }
         )
