@@ -1,5 +1,7 @@
 // Unit tests of the training panel's pure functions. test_panel_units.py runs them in Chromium, `node` by hand:
 //   node -e 'import("./tests/js/panel_units.mjs").then(({ run }) => console.log(run()))'
+import { baseOf } from "../../js/lib/gallery_graph.mjs";
+import { TABLES, galleryWords } from "../../js/lib/gallery_words.mjs";
 import { keyOf, nodeAt, nodeOf, noteLoaded, pathOf } from "../../js/lib/node_path.mjs";
 import { colourOf, shownSeries, stepAt } from "../../js/lib/loss_chart.mjs";
 import {
@@ -24,6 +26,29 @@ const message = (step, more = {}) => ({
 });
 
 const tests = {
+  "the gallery has every text in both languages, with the same values"() {
+    same(Object.keys(TABLES.ru), Object.keys(TABLES.en));
+    const values = (text) => (text.match(/\{\w+\}/g) ?? []).sort();
+    for (const name of Object.keys(TABLES.en)) {
+      same(values(TABLES.ru[name]), values(TABLES.en[name]), name);
+      if (!/[а-яё]/i.test(TABLES.ru[name]) && !["send"].includes(name)) throw new Error(`${name} is not translated`);
+    }
+    same(galleryWords("en")("stepOf", { step: 2, steps: 4 }), "step 2 of 4");
+  },
+  "the base is what the trainer's three inputs hang on, or a loader's"() {
+    const loader = { class_type: "CheckpointLoaderSimple", inputs: { ckpt_name: "a.safetensors" } };
+    const style = { class_type: "LoraLoader", inputs: { model: ["1", 0], clip: ["1", 1] } };
+    const trainer = { class_type: "DreamBoothLoRATrain", inputs: { model: ["2", 0], clip: ["2", 1], vae: ["1", 2] } };
+    const decode = { class_type: "VAEDecode", inputs: { vae: ["1", 2], samples: ["6", 0] } };
+    const apply = { class_type: "ApplySubjectLoRA", inputs: { model: ["1", 0], clip: ["1", 1], subject_lora: ["11", 0] } };
+    const found = baseOf({ 1: loader, 2: style, 6: decode, 11: trainer, 12: apply });
+    same(Object.keys(found.nodes), ["1", "2"]);
+    same([found.model, found.clip, found.vae], [["2", 0], ["2", 1], ["1", 2]]);
+    same(baseOf({ 1: loader, 6: decode, 12: apply }).vae, ["1", 2]);
+    same(baseOf({ 5: loader }).clip, ["5", 1]);
+    same(baseOf({ 11: trainer }), null, "its loader is missing");
+    same(baseOf({}), null);
+  },
   "smoothing keeps steps, a constant and a line"() {
     const flat = [...Array(50)].map((_, step) => [step, 3]);
     same(smooth(flat, 5), flat);
