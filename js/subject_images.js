@@ -2,12 +2,15 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { Panel, ask, chain, make, onWidgets, setWidget, valuesOf, widen } from "./lib/panel.mjs";
+import { CropEditor } from "./lib/crop_editor.mjs";
+import { editsOf, onlyOf, textOf, withEdit } from "./lib/photo_edits.mjs";
 import { labelOf, moved, namesOf, valueOf, withAdded, without } from "./lib/photos.mjs";
 import { t } from "./lib/words.mjs";
 
 /** Maximum number of captions listed; the others are in the tooltips of the photos. */
 const MOST_CAPTIONS = 8;
-const WATCHED = ["images", "folder", "sample", "class_word", "token", "prompt_template", "captions", "resolution", "crop"];
+const EDITS = "photo_edits";
+const WATCHED = ["images", "folder", "sample", "class_word", "token", "prompt_template", "captions", "resolution", "crop", EDITS];
 const ACCEPTED = "image/png,image/jpeg,image/webp,image/avif,image/gif,image/bmp,image/tiff";
 
 class PhotoPanel {
@@ -39,6 +42,9 @@ class PhotoPanel {
       event.stopPropagation();
       if (files.length) this.add(files);
     });
+    this.cropping = null;
+    this.panel.element.addEventListener("keydown", (event) => event.stopPropagation()); // not the editor's shortcuts
+    hideWidget(node, EDITS);
     this.refresh = onWidgets(node, WATCHED, () => this.load());
     chain(node, "onExecuted", () => this.refresh());
   }
@@ -48,8 +54,18 @@ class PhotoPanel {
   }
 
   set names(names) {
+    const left = this.names.filter((name) => !names.includes(name));
+    if (left.length) this.edits = onlyOf(this.edits, Object.keys(this.edits).filter((name) => !left.includes(name)));
     setWidget(this.node, "images", valueOf(names));
     this.refresh();
+  }
+
+  get edits() {
+    return editsOf(valuesOf(this.node, [EDITS])[EDITS]);
+  }
+
+  set edits(edits) {
+    setWidget(this.node, EDITS, textOf(edits));
   }
 
   // Uploads the files and appends them to the photos. Returns whether there were any, as onDragDrop expects.
@@ -108,13 +124,30 @@ class PhotoPanel {
     this.show();
   }
 
+  // Shows one whole photo with its crop in place of the grid.
+  async crop(photo) {
+    const { photos } = await ask(api, "/photos", { ...valuesOf(this.node, WATCHED), whole: photo.key });
+    const whole = photos.find(({ key }) => key === photo.key)?.whole;
+    if (!whole) return;
+    this.cropping = new CropEditor(photo.name, whole, this.edits[photo.key]?.crop ?? null, {
+      change: (crop) => (this.edits = withEdit(this.edits, photo.key, { crop })),
+      close: () => {
+        this.cropping = null;
+        this.show();
+        this.panel.element.querySelector(`[data-focus="tile ${CSS.escape(photo.key)}"]`)?.focus();
+      },
+    });
+    this.show();
+    this.cropping.focus();
+  }
+
   show() {
     const { photos = [], count = 0, sentence, class_sentence: classSentence, problem, warnings = [] } = this.answer ?? {};
     const own = photos.length > 0 && photos.length === this.names.length;
-    const grid = make("div", { className: "sb-grid" }, ...photos.map((photo, index) => this.tile(photo, index, own)));
+    const grid = make("div", { className: "sb-grid" }, ...photos.map((photo, index) => this.photo(photo, index, own)));
     const values = valuesOf(this.node, ["folder", "sample"]);
     if (!values.folder && (values.sample ?? "none") === "none") grid.append(this.addTile());
-    const lines = [grid];
+    const lines = [this.cropping?.element ?? grid];
     const line = (className, ...children) => lines.push(make("div", { className }, ...children));
     if (count > photos.length) line("sb-line sb-quiet", t("and {n} more", { n: count - photos.length }));
     if (this.failure) line("sb-problem", this.failure);
@@ -132,7 +165,18 @@ class PhotoPanel {
       line("sb-note", problem);
     }
     for (const warning of warnings) line("sb-note", warning);
-    this.panel.show(...lines);
+    keepingFocus(this.panel.element, () => this.panel.show(...lines));
+  }
+
+  // A photo with the box for its caption.
+  photo(photo, index, own) {
+    const box = make("input", { type: "text", className: "sb-caption", placeholder: t("caption") });
+    box.value = this.edits[photo.key]?.caption ?? "";
+    box.title = t("Caption of {name}. Empty: as set for all photos", { name: photo.name });
+    box.setAttribute("aria-label", box.title);
+    box.dataset.focus = `caption ${photo.key}`;
+    box.onchange = () => (this.edits = withEdit(this.edits, photo.key, { caption: box.value.trim() }));
+    return make("div", { className: "sb-photo" }, this.tile(photo, index, own), box);
   }
 
   tile(photo, index, own) {
@@ -143,6 +187,14 @@ class PhotoPanel {
     else if (messages.length) tile.classList.add("sb-warn");
     if (photo.thumbnail) tile.append(make("img", { src: photo.thumbnail, alt: photo.name, draggable: false }));
     if (messages.length) tile.append(make("span", { className: "sb-mark" }, photo.error ? "✕" : signOf(photo, this.answer.photos)));
+    tile.dataset.focus = `tile ${photo.key}`;
+    if (!photo.error) {
+      tile.classList.toggle("sb-cropped", Boolean(this.edits[photo.key]?.crop));
+      tile.setAttribute("role", "button");
+      tile.setAttribute("aria-label", t("Crop {name}", { name: photo.name }));
+      tile.onclick = (event) => { if (event.target.tagName !== "BUTTON") void this.crop(photo); };
+      tile.onkeydown = (event) => { if (event.target === tile && ["Enter", " "].includes(event.key)) void this.crop(photo); };
+    }
     if (own) this.addTools(tile, index);
     return tile;
   }
@@ -187,6 +239,28 @@ class PhotoPanel {
     tile.onclick = () => this.picker.click();
     return tile;
   }
+}
+
+// The panel sets it. Without the panel it is a line of text.
+function hideWidget(node, name) {
+  const widget = node.widgets.find((candidate) => candidate.name === name);
+  if (!widget) return;
+  widget.hidden = true;
+  widget.options.hidden = true;
+}
+
+// Draws the panel again without taking the keyboard from what is being typed.
+function keepingFocus(element, draw) {
+  const before = element.contains(document.activeElement) ? document.activeElement : null;
+  const place = before?.dataset.focus;
+  const { value, selectionStart, selectionEnd } = before ?? {};
+  draw();
+  const after = place && element.querySelector(`[data-focus="${CSS.escape(place)}"]`);
+  if (!after) return;
+  after.focus({ preventScroll: true });
+  if (before.type !== "text") return;
+  after.value = value;
+  after.setSelectionRange(selectionStart, selectionEnd);
 }
 
 // One word on the image; the tooltip has the full warnings.

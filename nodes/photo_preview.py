@@ -17,15 +17,17 @@ from ..trainer.subject.checks import Finding, PhotoStats, findings, photo_stats
 from ..trainer.subject.crops import CROPS, is_mask_outside_crop, training_square
 from ..trainer.subject.notes import Note
 from ..trainer.subject.photo import Photo
+from ..trainer.subject.photo_edits import NAME as EDITS
+from ..trainer.subject.photo_edits import PhotoEdit, Square, edited, unused_note
 from ..trainer.subject.photo_files import caption_notes
 from ..trainer.subject.photos import read_photo
 from ..trainer.subject.subject import check_resolution, mask_outside_crop_warning
 from ..trainer.subject.trigger import check_token, check_word
-from .photo_sources import Source
+from .photo_sources import Source, edits_of
 
 MOST_SHOWN = 48
 """Maximum number of photos in the panel, as each must be decoded."""
-THUMBNAIL_SIDE = 192
+THUMBNAIL_SIDE, WHOLE_SIDE = 192, 640
 MOST_LETTERS = 300
 """Maximum length of a caption."""
 
@@ -66,11 +68,18 @@ def describe_photos(widgets: dict[str, Any]) -> dict[str, Any]:
     resolution, crop = check_resolution(widgets.get("resolution", 512)), widgets.get("crop", CROPS[0])
     check_choice("crop", crop, CROPS)
     paths = source.paths()
-    shown = [_photo(path, resolution, crop) for path in paths[:MOST_SHOWN]]
+    edits = edits_of(widgets.get(EDITS))
+    names_in_edits = source.names_in_edits(paths)
+    shown = [
+        _photo(path, resolution, crop, edits.get(name, PhotoEdit()).crop)
+        for path, name in zip(paths[:MOST_SHOWN], names_in_edits, strict=False)
+    ]
     seen = [(index, photo) for index, photo in enumerate(shown) if isinstance(photo, PhotoPreview)]
     photos: list[dict[str, Any]] = []
-    for path, photo in zip(paths, shown, strict=False):
-        entry: dict[str, Any] = {"name": path.name, "warnings": [], "kinds": []}
+    for path, key, photo in zip(paths, names_in_edits, shown, strict=False):
+        entry: dict[str, Any] = {"name": path.name, "key": key, "warnings": [], "kinds": []}
+        if widgets.get("whole") == key:
+            entry["whole"] = _whole(path)
         if isinstance(photo, PhotoPreview):
             entry |= {
                 "thumbnail": photo.thumbnail,
@@ -101,10 +110,12 @@ def describe_photos(widgets: dict[str, Any]) -> dict[str, Any]:
                     entry["group"] = groups
             if not finding.photos and len(seen) == len(paths):
                 warnings.append(finding.text)
-        warnings += caption_notes(paths, "files" if from_files else "template")
+        warnings += [
+            *caption_notes(paths, "files" if from_files else "template"),
+            *unused_note(edits, names_in_edits),
+        ]
     words = _words(widgets, source.sample_class_word())
-    if from_files:
-        _add_captions(photos, paths, widgets, words["class_word"])
+    _add_captions(photos, paths, edits, widgets, words["class_word"])
     return {"photos": photos, "count": len(paths), **words, "warnings": [*warnings, *words["warnings"]]}
 
 
@@ -128,21 +139,31 @@ def _words(widgets: dict[str, Any], sample_class_word: str) -> dict[str, Any]:
     }
 
 
-def _add_captions(photos: list[dict[str, Any]], paths: list[Path], widgets: dict[str, Any], class_word: str) -> None:
-    """Add each photo's caption, or an error if its caption file cannot be used."""
+def _add_captions(
+    photos: list[dict[str, Any]],
+    paths: list[Path],
+    edits: dict[str, PhotoEdit],
+    widgets: dict[str, Any],
+    class_word: str,
+) -> None:
+    """Add each photo's own caption, or an error if its caption file cannot be used."""
+    from_files = widgets.get("captions") == "caption files"
     for entry, path in zip(photos, paths, strict=False):
+        own = edits.get(entry["key"], PhotoEdit()).caption
+        if not (own or from_files):
+            continue
         try:
-            caption = fill_template(read_caption(caption_file_of(path)), str(widgets.get("token") or ""), class_word)
-            entry["caption"] = caption[:MOST_LETTERS]
+            text = own or read_caption(caption_file_of(path))
+            entry["caption"] = fill_template(text, str(widgets.get("token") or ""), class_word)[:MOST_LETTERS]
         except SubjectBoothError as error:
             entry.setdefault("error", str(error))
 
 
-def _photo(path: Path, resolution: int, crop: str) -> PhotoPreview | str:
+def _photo(path: Path, resolution: int, crop: str, square: Square | None) -> PhotoPreview | str:
     """The photo, or why it cannot be read."""
     try:
         about = path.stat()
-        return _preview(path, about.st_mtime_ns, about.st_size, resolution, crop)
+        return _preview(path, about.st_mtime_ns, about.st_size, resolution, crop, square)
     except SubjectBoothError as error:
         return str(error)
     except OSError as error:
@@ -150,19 +171,27 @@ def _photo(path: Path, resolution: int, crop: str) -> PhotoPreview | str:
 
 
 @functools.lru_cache(maxsize=256)
-def _preview(path: Path, _changed: int, _size: int, resolution: int, crop: str) -> PhotoPreview:
+def _preview(path: Path, _changed: int, _size: int, resolution: int, crop: str, square: Square | None) -> PhotoPreview:
     """Cached by modification time and size as well, so that a changed file is read again."""
     decoded = read_photo(path)
-    photo = Photo(decoded.pixels, decoded.mask, "", path.name)
+    photo = edited(Photo(decoded.pixels, decoded.mask, "", path.name), PhotoEdit(square))
     pixels, _ = training_square(photo, resolution, crop)
     is_cut = is_mask_outside_crop(photo, (resolution, resolution), crop)
-    return PhotoPreview(photo_stats(decoded.pixels), data_address(Image.fromarray(pixels)), decoded.notes, is_cut)
+    return PhotoPreview(photo_stats(photo.pixels), data_address(Image.fromarray(pixels)), decoded.notes, is_cut)
 
 
-def data_address(picture: Image.Image) -> str:
-    """A small JPEG of an image as a ``data:`` URL, which needs no route."""
+def _whole(path: Path) -> str:
+    """The photo before cropping, for the panel to crop it; empty if it cannot be read."""
+    try:
+        return data_address(Image.fromarray(read_photo(path).pixels), WHOLE_SIDE)
+    except (SubjectBoothError, OSError):
+        return ""
+
+
+def data_address(picture: Image.Image, side: int = THUMBNAIL_SIDE) -> str:
+    """A JPEG of an image, at most ``side`` pixels wide and high, as a ``data:`` URL, which needs no route."""
     small = picture.convert("RGB")
-    small.thumbnail((THUMBNAIL_SIDE, THUMBNAIL_SIDE), Image.Resampling.LANCZOS)
+    small.thumbnail((side, side), Image.Resampling.LANCZOS)
     file = io.BytesIO()
     small.save(file, "JPEG", quality=88)
     return "data:image/jpeg;base64," + base64.b64encode(file.getvalue()).decode("ascii")

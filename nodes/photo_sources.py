@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import torch
 from ..trainer.errors import SubjectBoothError
 from ..trainer.subject.notes import Note, sentences
 from ..trainer.subject.photo import Photo
+from ..trainer.subject.photo_edits import PhotoEdit, parse_edits
 from ..trainer.subject.photos import check_size, list_photos
 from .host import stop_if_cancelled
 from .safe_paths import inside
@@ -98,6 +100,10 @@ class Source:
             )
         return paths
 
+    def names_in_edits(self, paths: Sequence[Path]) -> list[str]:
+        """What ``photo_edits`` calls the photos: uploads as in ``images``, others by their file names."""
+        return list(self.names) if self.names else [path.name for path in paths]
+
     def sample_class_word(self) -> str:
         """The class word that comes with a sample; empty for other sources."""
         if not self.sample:
@@ -107,6 +113,17 @@ class Source:
             return str(about["class_word"])
         except (OSError, ValueError, KeyError, TypeError):
             return ""
+
+
+def edits_of(text: Any) -> dict[str, PhotoEdit]:
+    """The edits in the widget's value.
+
+    Workflows saved before this input have the name of the upload button, "image", in its place.
+
+    Raises:
+        SubjectBoothError: see :func:`trainer.subject.photo_edits.parse_edits`.
+    """
+    return parse_edits("" if text in (None, "image") else str(text))
 
 
 def _input_file(name: str) -> Path:

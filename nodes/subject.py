@@ -17,13 +17,14 @@ from ..trainer.errors import SubjectBoothError
 from ..trainer.files.storage import sha256_of, write_atomic
 from ..trainer.subject.captions import DEFAULT_TEMPLATE, caption_file_of
 from ..trainer.subject.crops import CROPS
+from ..trainer.subject.photo_edits import NAME, PhotoEdit, edited, unused_note
 from ..trainer.subject.photo_files import read_photos
 from ..trainer.subject.subject import MAX_RESOLUTION, MIN_RESOLUTION, Subject, caption_lines, make_subject
 from ..trainer.subject.trigger import DEFAULT_TOKEN
 from .bridge import literal_prompt
 from .graph_terms import graph_messages
 from .host import Progress, stop_if_cancelled
-from .photo_sources import NO_SAMPLE, Source, input_pictures, photos_of_tensors, samples
+from .photo_sources import NO_SAMPLE, Source, edits_of, input_pictures, photos_of_tensors, samples
 from .types import CATEGORY, SubjectType
 
 log = logging.getLogger("subjectbooth")
@@ -118,6 +119,16 @@ class LoadSubjectImages(io.ComfyNode):
                     tooltip="For a connected IMAGE: white where the subject is, one mask per photo. Empty masks are "
                     "ignored. Load Image inverts transparency masks; add Invert Mask.",
                 ),
+                # Optional, so that API prompts from before this input still validate.
+                io.String.Input(
+                    NAME,
+                    default="",
+                    optional=True,
+                    tooltip="Crop and caption of single photos, set in the panel: "
+                    '{"rex.jpg": {"crop": [x, y, size], "caption": "..."}} with the centre of the square as fractions '
+                    "of width and height, and its side as a fraction of the shorter side. Photos without an entry "
+                    "follow crop and captions.",
+                ),
             ],
             outputs=[
                 SubjectType.Output(display_name="subject", tooltip="The photos and captions, for training."),
@@ -173,7 +184,9 @@ class LoadSubjectImages(io.ComfyNode):
         crop: list[str],
         image: list[torch.Tensor] | None = None,
         mask: list[torch.Tensor] | None = None,
+        photo_edits: list[str] | None = None,
     ) -> io.NodeOutput:
+        edits = edits_of(photo_edits[0] if photo_edits else "")
         source = Source.of(images[0], folder[0], sample[0], has_image=image is not None)
         source.check()
         if mask is not None and image is None:
@@ -200,8 +213,13 @@ class LoadSubjectImages(io.ComfyNode):
                     "captions",
                 )
             photos, notes = photos_of_tensors(image, mask)
+            names = [photo.name for photo in photos]
+            photos = [edited(photo, edits.get(photo.name, PhotoEdit())) for photo in photos]
         else:
-            photos, notes = read_photos(source.paths(), "files" if from_files else "template", stop_if_cancelled)
+            paths = source.paths()
+            names = source.names_in_edits(paths)
+            each = [edits.get(name, PhotoEdit()) for name in names]
+            photos, notes = read_photos(paths, "files" if from_files else "template", stop_if_cancelled, each)
         subject = make_subject(
             photos,
             class_word=class_word[0] if class_word[0].strip() else source.sample_class_word(),
@@ -210,7 +228,7 @@ class LoadSubjectImages(io.ComfyNode):
             crop=crop[0],
             prompt_template=prompt_template[0],
             tokenize=clip_tokenize(),
-            notes=notes,
+            notes=[*notes, *unused_note(edits, names)],
         )
         return _output(subject, cls.hidden.unique_id)
 
@@ -224,7 +242,7 @@ def _output(subject: Subject, node_id: str | None) -> io.NodeOutput:
         log.warning("%s", warning)
     count = len(subject.photos)
     own = any(photo.caption != subject.instance_prompt for photo in subject.photos)
-    words = "captions from files" if own else f'"{subject.instance_prompt}"'
+    words = "own captions" if own else f'"{subject.instance_prompt}"'
     text = f"{count} photo{'s' if count != 1 else ''} at {subject.resolution} px, {words}"
     captions = caption_lines(subject) if own else []
     Progress(node_id, 1).set_text("\n".join([text, *subject.warnings, *captions]))

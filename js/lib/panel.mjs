@@ -17,6 +17,19 @@ const STYLE = `
   font-size: 11px; background: #e0a63a; color: #201600; }
 .sb-bad .sb-mark { background: #d9534f; color: #fff; }
 .sb-out .sb-mark { background: #999; color: #111; }
+.sb-photo { min-width: 0; }
+.sb-tile[role="button"] { cursor: pointer; }
+.sb-tile.sb-cropped::after { content: "⌗"; position: absolute; right: 4px; bottom: 2px; font-weight: 700; color: #fff; text-shadow: 0 0 3px #000; }
+.sb-caption { box-sizing: border-box; width: 100%; margin-top: 3px; padding: 2px 4px; border: 1px solid var(--border-color, #555);
+  border-radius: 4px; background: #0003; color: inherit; font: 11px/1.3 Inter, Arial, sans-serif; }
+.sb-caption:focus { outline: 2px solid #5b9dff; }
+.sb-crop { position: relative; width: fit-content; max-width: 100%; margin: 0 auto; overflow: hidden; border-radius: 5px; line-height: 0; }
+.sb-crop > img { max-width: 100%; max-height: 300px; user-select: none; }
+.sb-crop-box { position: absolute; box-sizing: border-box; border: 2px solid #5b9dff; cursor: move; touch-action: none;
+  box-shadow: 0 0 0 4000px #000a; }
+.sb-crop-box:focus-visible { outline: 2px solid #fff; }
+.sb-crop-line { display: flex; gap: 8px; align-items: center; margin-top: 6px; }
+.sb-crop-line input { flex: 1; min-width: 40px; accent-color: #5b9dff; }
 .sb-tools { position: absolute; top: 2px; right: 2px; display: flex; gap: 2px; opacity: 0; }
 .sb-tile:hover .sb-tools, .sb-tile:focus-within .sb-tools { opacity: 1; }
 .sb-tools button, .sb-button { border: 0; border-radius: 4px; cursor: pointer; color: #fff; background: #000a;
@@ -78,7 +91,13 @@ export class Panel {
   }
 
   show(...children) {
-    this.inner.replaceChildren(...children);
+    // An element that stays is left alone: something in it may be dragged right now.
+    if (children.length && this.inner.firstChild === children[0]) {
+      while (this.inner.childNodes.length > 1) this.inner.lastChild.remove();
+      this.inner.append(...children.slice(1));
+    } else {
+      this.inner.replaceChildren(...children);
+    }
     this.fit();
   }
 

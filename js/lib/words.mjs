@@ -2,6 +2,13 @@
 // are not translated.
 export const RUSSIAN = {
   "Caption of each photo:": "Подпись каждого фото:",
+  "Caption of {name}. Empty: as set for all photos": "Подпись {name}. Пусто: как для всех фото",
+  "Crop of {name}: arrow keys move it, + and - resize it": "Кадр {name}: стрелки двигают, + и - меняют размер",
+  "Crop {name}": "Кадрировать {name}",
+  "Done": "Готово",
+  "Reset crop": "Сбросить кадр",
+  "Size of the crop": "Размер кадра",
+  "caption": "подпись",
   "Choose, drop or paste photos": "Выберите, перетащите или вставьте фото",
   "Class images appear here as they are generated. Click one to exclude it.": "Здесь появятся картинки класса. Щелчок по картинке исключает её.",
   "Class prompt:": "Промпт класса:",

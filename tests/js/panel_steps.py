@@ -145,7 +145,8 @@ def use_the_photo_panel(page: Page, name: str) -> None:
     assert sent["inputs"]["images"] == {"__value__": [names[1], names[0]]}
     assert set(sent["inputs"]) == {
         "images", "folder", "sample", "class_word", "token", "prompt_template", "captions", "resolution", "crop",
+        "photo_edits",
     }  # fmt: skip
     saved = page.evaluate("JSON.parse(JSON.stringify(app.graph.serialize().nodes[0].widgets_values))")
     assert saved == [[names[1], names[0]], "", "none", "cat", "ohwx", "a photo of {token} {class}", "template", 128,
-                     "center", "image"]  # fmt: skip
+                     "center", "", "image"]  # fmt: skip

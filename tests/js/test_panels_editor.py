@@ -21,6 +21,7 @@ from subjectbooth.tests.js.panel_steps import (
     set_widgets,
     show,
     tiles,
+    tool,
     use_the_photo_panel,
     value,
 )
@@ -53,6 +54,69 @@ def test_a_saved_workflow_shows_its_photos_again(page: Page) -> None:
     saved = page.evaluate("JSON.parse(JSON.stringify(app.graph.serialize()))")
     page.evaluate(f"app.loadGraphData({json.dumps(saved)}).then(() => {{ window.made = app.graph.nodes[0]; }})")
     assert [tile["name"] for tile in tiles(page, 2)] == names
+
+
+def test_a_photo_is_cropped_by_hand_and_captioned(page: Page) -> None:
+    add(page, "LoadSubjectImages")
+    set_widgets(page, class_word="cat", resolution=128)
+    page.evaluate(f"made.onDragDrop({{dataTransfer: {files('chelsea', 'coffee')}}})")
+    tiles(page, 2)
+    first, second = value(page)
+    edits = "JSON.parse(made.widgets.find(w => w.name === 'photo_edits').value || '{}')"
+    photo = f"document.querySelector('[data-photo={json.dumps(first)}]')"
+    whole = page.evaluate(f"{photo}.querySelector('img').src")
+
+    page.click(f"{photo}.querySelector('img')")
+    box = "document.querySelector('.sb-crop-box')"
+    page.wait_for(f"{box}?.offsetWidth && document.querySelector('.sb-crop img').naturalWidth === 451")
+    keep_picture(page, "crop_open")
+    x, y, width, height = page.evaluate(
+        f"(b => [b.x + b.width / 2, b.y + b.height / 2, b.width, b.height])({box}.getBoundingClientRect())"
+    )
+    image = page.evaluate("document.querySelector('.sb-crop img').getBoundingClientRect().width")
+    assert abs(width - height) < 2, "the whole height"
+    for kind, left in (("mousePressed", 0), ("mouseMoved", -20), ("mouseMoved", -30), ("mouseReleased", -30)):
+        page.call("Input.dispatchMouseEvent", type=kind, button="left", buttons=1, clickCount=1, x=x + left, y=y)
+    crop = page.wait_for(f"{edits}[{json.dumps(first)}]?.crop")
+    assert abs(crop[0] - (0.5 - 30 / image)) < 0.01 and crop[1:] == [0.5, 1]
+    page.evaluate(f"{box}.focus()")
+    for key in ("-", "-", "ArrowRight"):
+        for kind in ("keyDown", "keyUp"):
+            page.call("Input.dispatchKeyEvent", type=kind, key=key)
+    page.wait_for(f"{edits}[{json.dumps(first)}].crop[2] === 0.98")
+    assert page.evaluate(f"{edits}[{json.dumps(first)}].crop[0]") > crop[0]
+    assert page.evaluate("app.graph.nodes.length") == 1, "keys are not the editor's"
+    page.click("[...document.querySelectorAll('.sb-crop-line button')].at(-1)")
+    page.wait_for(
+        f"{photo}?.classList.contains('sb-cropped') && {photo}.querySelector('img').src !== {json.dumps(whole)}"
+    )
+
+    caption = f"document.querySelector('[data-focus=\"caption {second}\"]')"
+    page.evaluate(f"{caption}.focus()")
+    page.call("Input.insertText", text="a {token} cup")
+    page.evaluate(f"{caption}.blur()")
+    page.wait_for("[...document.querySelectorAll('.sb-words')].some(w => w.textContent === 'a ohwx cup')")
+    keep_picture(page, "crop_and_caption")
+    nameless = page.evaluate(
+        "[...document.querySelectorAll('.sb-panel :is(button, input, [tabindex])')].filter(e => e.offsetWidth"
+        " && !(e.getAttribute('aria-label') || e.title || e.textContent.trim())).length"
+    )
+    assert nameless == 0, "every control has a name"
+
+    sent = page.evaluate("app.graphToPrompt().then(p => JSON.parse(JSON.stringify(p.output)))")
+    (inputs,) = (made["inputs"] for made in sent.values())
+    wanted = json.loads(inputs["photo_edits"])
+    assert set(wanted[first]) == {"crop"} and wanted[second] == {"caption": "a {token} cup"}
+    saved = page.evaluate("JSON.parse(JSON.stringify(app.graph.serialize()))")
+    page.evaluate(f"app.loadGraphData({json.dumps(saved)}).then(() => {{ window.made = app.graph.nodes[0]; }})")
+    tiles(page, 2)
+    page.wait_for(f"{photo}.classList.contains('sb-cropped') && {caption}.value === 'a {{token}} cup'")
+    page.click(tool(page, 1, "remove"))
+    page.wait_for(f"Object.keys({edits}).join() === {json.dumps(first)}")
+    page.click(f"{photo}.querySelector('img')")
+    page.click("[...document.querySelectorAll('.sb-crop-line button')].at(-2)")
+    page.wait_for("made.widgets.find(w => w.name === 'photo_edits').value === ''")
+    assert not ours(page)
 
 
 def test_the_same_photo_twice_and_a_bad_token_are_said(page: Page) -> None:

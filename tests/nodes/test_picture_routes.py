@@ -137,6 +137,26 @@ def test_captions_and_cut_masks_are_shown_with_their_photos(comfy: ComfyClient) 
     assert "caption" not in said["photos"][1]
 
 
+def test_a_crop_and_a_caption_are_shown_on_their_photo(comfy: ComfyClient) -> None:
+    photo = Image.fromarray(skimage.data.chelsea())  # 451 x 300
+    names = [upload(comfy, "route_framed.png", photo), upload(comfy, "route_free.png", photo)]
+    edits = {names[0]: {"crop": [0.25, 0.5, 0.5], "caption": "{subject} asleep"}, "gone.png": {"caption": "x"}}
+    body = {"images": names, "resolution": 128, **WORDS, "photo_edits": json.dumps(edits), "whole": names[1]}
+    status, said = ask(comfy, "/subjectbooth/photos", body)
+    assert status == 200, said
+    framed, free = said["photos"]
+    assert (framed["key"], framed["caption"]) == (names[0], "ohwx cat asleep") and "caption" not in free
+    # Centre (112.75, 150), side 150: from 38 and 75.
+    wanted = np.asarray(photo.crop((38, 75, 188, 225)).resize((128, 128), Image.Resampling.LANCZOS))
+    assert np.abs(pixels_of(framed["thumbnail"]) - wanted).mean() < 5
+    assert (framed["width"], framed["height"], free["width"]) == (150, 150, 451)
+    assert pixels_of(free["whole"]).shape == (300, 451, 3) and "whole" not in framed
+    assert any("gone.png is not among the photos" in text for text in said["warnings"])
+    for wrong in ("{", '{"a": {"crop": [2, 0, 1]}}', "[1]"):
+        status, said = ask(comfy, "/subjectbooth/photos", {**body, "photo_edits": wrong})
+        assert status == 400 and "photo_edits" in said["error"]
+
+
 def test_a_changed_file_is_looked_at_again(comfy: ComfyClient) -> None:
     body = {"images": [upload(comfy, "route_changed.png", Image.new("RGB", (64, 64), "red"))], "resolution": 64}
     first = pixels_of(ask(comfy, "/subjectbooth/photos", body)[1]["photos"][0]["thumbnail"]).mean((0, 1))

@@ -95,7 +95,7 @@ def test_schema(comfy: ComfyClient) -> None:
     assert next(iter(info["input"]["required"])) == "images"
     upload = info["input"]["required"]["images"][1]
     assert upload["image_upload"] is True and upload["allow_batch"] is True and upload["options"][0] == ""
-    assert info["input_order"]["optional"] == ["image", "mask"]
+    assert info["input_order"]["optional"] == ["image", "mask", "photo_edits"]
     every = {**info["input"]["required"], **info["input"]["optional"]}
     assert all(options[1]["tooltip"] for options in every.values()) and all(info["output_tooltips"])
 
@@ -178,7 +178,7 @@ def test_captions_from_files(comfy: ComfyClient) -> None:
     graph["4"] = node("ProbeSubject", subject=["1", 0])
     result = comfy.run(graph)
     assert result.outputs["4"]["report"][0]["captions"] == ["фото ohwx кота", "just a cat"]
-    assert result.outputs["1"]["text"][0] == "2 photos at 128 px, captions from files"
+    assert result.outputs["1"]["text"][0] == "2 photos at 128 px, own captions"
     assert result.outputs["1"]["text"][-2:] == ["a.png: фото ohwx кота", "b.png: just a cat"], "which one each got"
     (warning,) = [w for w in result.outputs["1"]["warnings"] if "captions" in w]
     assert "(first: b.png)" in warning
@@ -194,6 +194,25 @@ def test_captions_from_files(comfy: ComfyClient) -> None:
     )
     # As a prompt it means the same text, round brackets included.
     assert template.outputs["3"]["report"][0]["value"] == r"a photo of ohwx кот \(toy\)"
+
+
+def test_single_photos_are_cropped_and_captioned(comfy: ComfyClient) -> None:
+    """Uploads by the names in the widget, connected ones by their numbers; the trained pixels are those of the square."""
+    names = [comfy.upload_image(png(CAT), "framed a.png"), comfy.upload_image(png(COFFEE), "framed b.png")]
+    edits = {names[1]: {"crop": [0.25, 0.5, 0.5], "caption": "{subject} in a cup"}}
+    graph = subject_graph(images={"__value__": names}, photo_edits=json.dumps(edits))
+    graph["4"] = node("ProbeSubject", subject=["1", 0])
+    result = comfy.run(graph)
+    cut = np.ascontiguousarray(COFFEE[100:300, 50:250])  # centre (150, 200), side 200
+    assert result.outputs["2"]["report"][0]["sha256"] == hash_of(square(CAT), square(cut))
+    assert sorted(result.outputs["4"]["report"][0]["captions"]) == ["a photo of ohwx cat", "ohwx cat in a cup"]
+    graph = subject_graph(image=["10", 0], photo_edits=json.dumps({"image 1": edits[names[1]]}))
+    graph["10"] = node("LoadImage", image=names[1])
+    assert comfy.run(graph).outputs["2"]["report"][0]["sha256"] == hash_of(square(cut))
+    told = refusal(
+        comfy, subject_graph(images={"__value__": names}, photo_edits='{"framed a.png": {"crop": [0, 0, 2]}}')
+    )
+    assert "the crop of 'framed a.png' is [0, 0, 2]" in told
 
 
 def test_wired_image_and_mask(comfy: ComfyClient) -> None:

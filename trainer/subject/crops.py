@@ -45,7 +45,7 @@ def _crop_box(photo: Photo, available: tuple[int, int], size: tuple[int, int], c
     width, height = available
     scale = min(width / size[0], height / size[1])  # photo pixels per training pixel
     center_x, center_y = width / 2, height / 2
-    if crop == "subject" and photo.mask is not None and (photo.mask >= 0.5).any():
+    if crop == "subject" and not photo.is_cropped and photo.mask is not None and (photo.mask >= 0.5).any():
         rows = np.flatnonzero((photo.mask >= 0.5).any(axis=1))
         columns = np.flatnonzero((photo.mask >= 0.5).any(axis=0))
         extent = max((columns[-1] - columns[0] + 1) / size[0], (rows[-1] - rows[0] + 1) / size[1])

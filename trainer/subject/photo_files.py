@@ -8,6 +8,7 @@ from pathlib import Path
 from .captions import caption_file_of, read_caption
 from .notes import Note, join_names, sentences
 from .photo import Photo
+from .photo_edits import PhotoEdit, edited
 from .photos import read_photo
 
 CAPTIONS = ("auto", "template", "files")
@@ -18,6 +19,7 @@ def read_photos(
     paths: Sequence[Path],
     captions: str,
     before_each: Callable[[], None] = lambda: None,
+    edits: Sequence[PhotoEdit] = (),
 ) -> tuple[list[Photo], list[str]]:
     """Read photos and their captions.
 
@@ -25,6 +27,7 @@ def read_photos(
         paths: image files.
         captions: one of :data:`CAPTIONS`.
         before_each: called before each image is read; may raise to stop.
+        edits: one per file, whose captions take precedence over caption files; empty for none.
 
     Returns:
         The photos (an empty caption means: use the template), and notes for the user.
@@ -34,14 +37,14 @@ def read_photos(
     """
     photos: list[Photo] = []
     notes: list[Note] = []
-    for path in paths:
+    for path, edit in zip(paths, edits or [PhotoEdit()] * len(paths), strict=True):
         before_each()
         name = path.name.encode("utf-8", "replace").decode("utf-8")
         decoded = read_photo(path, name)
         notes.extend(decoded.notes)
         text = caption_file_of(path)
-        caption = read_caption(text) if captions == "files" or (captions == "auto" and text.is_file()) else ""
-        photos.append(Photo(decoded.pixels, decoded.mask, caption, name))
+        is_read = not edit.caption and (captions == "files" or (captions == "auto" and text.is_file()))
+        photos.append(edited(Photo(decoded.pixels, decoded.mask, read_caption(text) if is_read else "", name), edit))
     return photos, sentences(notes) + caption_notes(paths, captions)
 
 

@@ -215,8 +215,7 @@ def make_subject(
         raise SubjectBoothError("no photos were given", "3 to 5 photos of the subject", "add photos")
     prompt = fill_template(template, token, class_word)
     filled = tuple(
-        Photo(p.pixels, p.mask, fill_template(p.caption, token, class_word) if p.caption else prompt, p.name)
-        for p in photos
+        replace(p, caption=fill_template(p.caption, token, class_word) if p.caption else prompt) for p in photos
     )
     warnings = [*notes, *check_photos(filled, resolution), *check_token(token, class_word, tokenize)]
     if "{class}" not in template and "{subject}" not in template:
