@@ -30,8 +30,10 @@ export class GalleryList {
     this._runs = runs;
     this._search.hidden = runs.length < SEARCHED_FROM;
     const values = { n: runs.length, size: readableBytes(size) };
+    const focused = document.activeElement?.dataset.run;
     this._count.textContent = runs.length ? this._t(runs.length === 1 ? "one" : "summary", values) : "";
     this._fill();
+    if (focused) this.focus(focused);
   }
 
   fail(error) {

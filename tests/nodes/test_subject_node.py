@@ -197,7 +197,7 @@ def test_captions_from_files(comfy: ComfyClient) -> None:
 
 
 def test_single_photos_are_cropped_and_captioned(comfy: ComfyClient) -> None:
-    """Uploads by the names in the widget, connected ones by their numbers; the trained pixels are those of the square."""
+    """Uploads by their names in the widget, connected photos by their numbers; what is trained is the square."""
     names = [comfy.upload_image(png(CAT), "framed a.png"), comfy.upload_image(png(COFFEE), "framed b.png")]
     edits = {names[1]: {"crop": [0.25, 0.5, 0.5], "caption": "{subject} in a cup"}}
     graph = subject_graph(images={"__value__": names}, photo_edits=json.dumps(edits))
