@@ -6,7 +6,7 @@ PYTHON ?= python3
 
 help:
 	@echo "make demo         train and sample in a real ComfyUI; results go to demo_output/"
-	@echo "make ui           the same ComfyUI, left running for a browser"
+	@echo "make ui           the same ComfyUI with the newest tested front end, left running for a browser"
 	@echo "make test         all tests, including those in a real ComfyUI"
 	@echo "make test-oldest  tests with the oldest supported libraries"
 	@echo "make test-editor  tests in the graph editor, with a newer front end than ComfyUI's own"

@@ -1,7 +1,7 @@
 """Train and sample in a real ComfyUI from scratch: set it up, start it, run the example workflow, save the results.
 
     python scripts/demo.py [workflow.json]     results go to demo_output/
-    python scripts/demo.py --ui                leave ComfyUI running for a browser
+    python scripts/demo.py --ui                leave ComfyUI running for a browser, with the newest tested front end
 
 Set COMFYUI_PATH to use an existing ComfyUI; its models and outputs stay untouched, because it runs with the folders in
 .cache/demo. Set SUBJECTBOOTH_PYTHON to use an existing Python instead of .venv.
@@ -33,7 +33,7 @@ from comfy_server import (
     exit_on_sigterm,
     free_port,
 )
-from setup_env import CACHE, ROOT, ensure_environment
+from setup_env import CACHE, ROOT, ensure_environment, front_end_flags
 from workflow import to_api
 
 WORKFLOW = ROOT / "example_workflows" / "train_and_sample.json"
@@ -71,7 +71,7 @@ def main() -> int:
         environment.comfyui,
         options.base_directory,
         packs={PACK: ROOT},
-        args=[*flags, "--disable-api-nodes"],
+        args=[*flags, "--disable-api-nodes", *(front_end_flags(environment) if options.ui else ())],
         cpu=device == "CPU",
         port=_default_port() if options.ui else None,
     )

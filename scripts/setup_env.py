@@ -183,6 +183,17 @@ def ensure_front_end(python: Path) -> Path:
     return _install_separately(python, FRONT_END, [NEWEST_FRONT_END]) / "comfyui_frontend_package" / "static"
 
 
+def front_end_flags(environment: Environment) -> list[str]:
+    """ComfyUI's arguments for the newest tested front end. A ComfyUI of the user's keeps the one that it came with."""
+    if environment.comfyui.resolve() != (CACHE / "comfyui").resolve():
+        return []
+    try:
+        return ["--front-end-root", str(ensure_front_end(environment.python))]
+    except SystemExit as error:  # pip failed: no network, for example
+        print(f"{error} ComfyUI's own front end is used instead of {NEWEST_FRONT_END}.", file=sys.stderr)
+        return []
+
+
 def _install_separately(python: Path, folder: Path, pins: list[str]) -> Path:
     """Install only these packages into a separate folder, again if the list has changed; returns the folder."""
     key = "\n".join(pins)

@@ -64,3 +64,27 @@ def test_an_environment_above_has_what_is_below_and_its_own_first(setup_env: Mod
     assert [said(above, "both"), said(below, "both"), said(above, "only_below")] == ["above", "below", "below"]
     prefix = setup_env._evaluate(above, "sys.prefix")
     assert Path(prefix).resolve() == (tmp_path / "above").resolve(), "what is installed goes there"
+
+
+def test_the_ui_gets_the_newest_tested_front_end(
+    setup_env: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only in the ComfyUI that is downloaded for it; and without a network, with that ComfyUI's own."""
+    asked = []
+
+    def install(python: Path, folder: Path, pins: list[str]) -> Path:
+        asked.append(pins)
+        return folder
+
+    def fail(*_: object) -> Path:
+        raise SystemExit("pip install failed; see its output above.")
+
+    monkeypatch.setattr(setup_env, "_install_separately", install)
+    python = Path(sys.executable)
+    ours = setup_env.Environment(python, setup_env.CACHE / "comfyui")
+    static = setup_env.FRONT_END / "comfyui_frontend_package" / "static"
+    assert setup_env.front_end_flags(ours) == ["--front-end-root", str(static)]
+    assert asked == [[setup_env.NEWEST_FRONT_END]]
+    assert setup_env.front_end_flags(setup_env.Environment(python, tmp_path)) == []
+    monkeypatch.setattr(setup_env, "_install_separately", fail)
+    assert setup_env.front_end_flags(ours) == []
