@@ -2,6 +2,7 @@
 import { ClassStrip } from "./class_strip.mjs";
 import { colourOf, drawChart, shownSeries, stepAt } from "./loss_chart.mjs";
 import { readableBytes, readableSeconds, readableTime } from "./numbers.mjs";
+import { askOnce, canAsk } from "./notify.mjs";
 import { makePicture } from "./picture.mjs";
 import { UseLine } from "./use_line.mjs";
 
@@ -128,7 +129,11 @@ export class TrainView {
     this._stop = this._button(words.stop, words.stopHelp, () => this._actions.stop());
     this._resume = this._button(words.resume, words.resumeHelp, () => this._actions.resume());
     this._resume.classList.add("sbt-main");
-    this._actionsLine.append(this._stop, this._resume);
+    this._notify = this._button(words.notify, words.notifyHelp, async () => {
+      await askOnce();
+      this.show(this._run);
+    });
+    this._actionsLine.append(this._stop, this._resume, this._notify);
 
     this._result = make("div");
     this._file = make("div", "sbt-line");
@@ -309,6 +314,7 @@ export class TrainView {
     this._stop.hidden = !run.atWork;
     this._stop.disabled = run.state === "stopping";
     this._resume.hidden = !run.kept;
+    this._notify.hidden = !run.atWork || !canAsk();
     this._actionsLine.hidden = this._stop.hidden && this._resume.hidden;
   }
 

@@ -8,6 +8,7 @@ import {
   Series, halved, nearest, readableBytes, readableSeconds, readableTime, scale, smooth, smoothingRadius, ticks, valueRange,
 } from "../../js/lib/numbers.mjs";
 import { merged, moved } from "../../js/lib/photos.mjs";
+import { RunNotices, askOnce, canAsk } from "../../js/lib/notify.mjs";
 import { TrainState } from "../../js/lib/train_state.mjs";
 import { TrainView } from "../../js/lib/train_view.mjs";
 import { wordsOf } from "../../js/lib/train_words.mjs";
@@ -25,7 +26,47 @@ const message = (step, more = {}) => ({
   node: "11", run: "r", state: "training", step, steps: 10_000, seconds: 0.5, eta: 9, ...more,
 });
 
+/** A page of a browser with notifications. */
+function pageWith(permission, hidden) {
+  const shown = [];
+  const stored = {};
+  class Notification {
+    static permission = permission;
+    static asked = 0;
+    static async requestPermission() { Notification.asked += 1; Notification.permission = "granted"; }
+    constructor(title, { body, tag }) { shown.push([title, body, tag]); }
+  }
+  const localStorage = { getItem: (key) => stored[key] ?? null, setItem: (key, value) => { stored[key] = value; } };
+  return { Notification, document: { hidden }, localStorage, shown };
+}
+
 const tests = {
+  async "a notification is asked for once, and not where there are none"() {
+    const page = pageWith("default", true);
+    same(canAsk(page), true);
+    await askOnce(page);
+    page.Notification.permission = "default"; // dismissed
+    same([canAsk(page), page.Notification.asked], [false, 1]);
+    same([canAsk(pageWith("denied", true)), canAsk(pageWith("granted", true)), canAsk({})], [false, false, false]);
+  },
+  "a training that ends in a hidden tab is notified, once; one that is seen, reused or cancelled is not"() {
+    const name = "ohwx_dog_0123456789ab";
+    const at = (state, more = {}) => message(4, { run: name, state, steps: 4, series: {}, ...more });
+    const told = (permission, hidden, messages) => {
+      const page = pageWith(permission, hidden);
+      const notices = new RunNotices(wordsOf("en"), page);
+      for (const one of messages) notices.take(one);
+      return page.shown;
+    };
+    const trained = at("training", { series: { loss: [[1, 0.5]] } });
+    const end = at("finished", { result: { trigger: "ohwx dog" } });
+    same(told("granted", true, [trained, end, end]), [["ohwx dog: Finished", "step 4 / 4", name]]);
+    same(told("granted", true, [trained, at("failed")])[0][0], "ohwx dog: Failed; the steps so far are saved");
+    same(told("granted", true, [at("training"), end]), [], "reused");
+    same(told("granted", true, [trained, at("cancelled")]), []);
+    same(told("granted", false, [trained, end]), [], "seen");
+    same(told("default", true, [trained, end]), [], "not allowed");
+  },
   "the gallery has every text in both languages, with the same values"() {
     same(Object.keys(TABLES.ru), Object.keys(TABLES.en));
     const values = (text) => (text.match(/\{\w+\}/g) ?? []).sort();
