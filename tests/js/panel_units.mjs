@@ -47,7 +47,7 @@ const tests = {
     await askOnce(page);
     page.Notification.permission = "default"; // dismissed
     same([canAsk(page), page.Notification.asked], [false, 1]);
-    same([canAsk(pageWith("denied", true)), canAsk(pageWith("granted", true)), canAsk({})], [false, false, false]);
+    same([canAsk(pageWith("denied", true)), canAsk(pageWith("granted", true)), canAsk({ })], [false, false, false]);
   },
   "a training that ends in a hidden tab is notified, once; one that is seen, reused or cancelled is not"() {
     const name = "ohwx_dog_0123456789ab";
