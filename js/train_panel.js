@@ -2,6 +2,7 @@
 // the node's own inputs.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { Estimates } from "./lib/estimate.mjs";
 import { keyOf, nodeOf, noteLoaded } from "./lib/node_path.mjs";
 import { TrainState } from "./lib/train_state.mjs";
 import { TrainView } from "./lib/train_view.mjs";
@@ -17,6 +18,8 @@ const MARGIN = 8;
 
 /** Panel by node. */
 const panels = new WeakMap();
+/** The panels of all nodes that exist. */
+const living = new Set();
 
 const rootGraph = () => app.rootGraph ?? app.graph;
 
@@ -152,6 +155,11 @@ class TrainPanel {
     }, SILENCE);
   }
 
+  showEstimate(text, isWarning) {
+    this.view.showEstimate(text, isWarning);
+    this.show();
+  }
+
   show() {
     this.view.show(this.run);
     const { height } = this.view;
@@ -185,6 +193,7 @@ class TrainPanel {
   remove() {
     clearTimeout(this.timer);
     panels.delete(this.node);
+    living.delete(this);
     this.view.remove();
   }
 }
@@ -219,6 +228,8 @@ function panelOf(message) {
   return node ? panels.get(node) : undefined;
 }
 
+const estimates = new Estimates(api, app, () => [...living]);
+
 // Registered early: after a reload, messages arrive before setup(), and the editor warns about unknown ones.
 let ready = false;
 /** The id in the workflow being loaded; the graph may get another one. */
@@ -235,8 +246,10 @@ app.registerExtension({
     document.head.append(style);
     api.addEventListener("executed", ({ detail }) => {
       const result = detail?.output?.subjectbooth?.[0];
+      if (result?.run) estimates.again();
       if (result?.run) panelOf({ node: detail.display_node ?? detail.node })?.finish(result);
     });
+    api.addEventListener("graphChanged", () => estimates.soon());
     ready = true;
   },
 
@@ -252,12 +265,15 @@ app.registerExtension({
     if (node.comfyClass !== NODE) return;
     const panel = new TrainPanel(node);
     panels.set(node, panel);
+    living.add(panel);
+    estimates.soon();
     // The panel shows the validation images; hide ComfyUI's own preview below it.
     Object.defineProperty(node, "imgs", { configurable: true, get: () => undefined, set() {} });
     const { onConfigure, onRemoved } = node;
     node.onConfigure = function (...args) {
       onConfigure?.apply(this, args);
       // Wait until the graph is complete, with the node and its subgraphs in it.
+      estimates.soon();
       setTimeout(() => activeRuns().then((active) => panel.restore(active)), 0);
     };
     node.onRemoved = function (...args) {

@@ -11,6 +11,7 @@ class SubjectBoothExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from .apply import ApplySubjectLoRA
         from .demo_base import LoadDemoBase
+        from .estimate import register as register_estimate_route
         from .evaluate import EvaluateSubjectLoRA
         from .gallery_routes import register as register_gallery_routes
         from .options import DreamBoothOptions
@@ -20,6 +21,7 @@ class SubjectBoothExtension(ComfyExtension):
         from .train import DreamBoothLoRATrain
         from .train_routes import register as register_train_routes
 
+        register_estimate_route()
         register_gallery_routes()
         register_picture_routes()
         register_train_routes()

@@ -89,6 +89,12 @@ def base_file(graph: Mapping[str, Any]) -> str:
     return ""
 
 
+def base_label(graph: Mapping[str, Any]) -> str:
+    """What identifies a base among the runs of this machine: its file, or without one the nodes that load it."""
+    kinds = {node["class_type"] for node in graph["nodes"].values() if not _sources(node["inputs"].values())}
+    return base_file(graph) or ", ".join(sorted(kinds))
+
+
 def keep_base_graph(folder: Path, prompt: Prompt | None, node_id: str | None, cfg: float) -> None:
     """Write :data:`FILE` to a run's folder, unless it has the same content.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +21,7 @@ class Started:
         trainable_parameters: number of weights that are trained.
         notes: sentences for the user, for example about an option that is unavailable.
         plan: one line about the expected memory use.
+        memory: the bytes that were counted, see :attr:`trainer.memory.plan.Plan.counts`.
     """
 
     step: int
@@ -29,6 +30,7 @@ class Started:
     trainable_parameters: int
     notes: tuple[str, ...] = ()
     plan: str = ""
+    memory: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -29,6 +29,19 @@ export function baseOf(prompt) {
   return null;
 }
 
+/** A node of a prompt in API format with all that it hangs on, itself included. */
+export function upstreamOf(prompt, id) {
+  const nodes = {};
+  const waiting = [id];
+  while (waiting.length) {
+    const next = waiting.pop();
+    if (nodes[next] || !prompt[next]) continue;
+    nodes[next] = prompt[next];
+    waiting.push(...Object.values(prompt[next].inputs).filter(isLink).map(([source]) => source));
+  }
+  return nodes;
+}
+
 /** The nodes that some links come from, with all above them; null if one is missing or would train. */
 function above(prompt, links) {
   const nodes = {};

@@ -8,7 +8,7 @@ import { UseLine } from "./use_line.mjs";
 
 /** Heights in CSS pixels that the panel needs in the node. */
 const HEIGHTS = {
-  idle: 54, status: 46, chart: 158, scores: 106, strip: 200, class: 150, use: 24, button: 30, actions: 30, result: 52, padding: 12,
+  idle: 54, estimate: 36, status: 46, chart: 158, scores: 106, strip: 200, class: 150, use: 24, button: 30, actions: 30, result: 52, padding: 12,
 };
 
 function make(kind, className = "", text = "") {
@@ -39,8 +39,9 @@ export class TrainView {
 
   /** Required height of the panel in CSS pixels. */
   get height() {
-    if (!this._run) return HEIGHTS.idle;
-    const parts = ["status", "padding"];
+    const estimate = this._estimate.hidden ? 0 : HEIGHTS.estimate;
+    if (!this._run) return HEIGHTS.idle + estimate;
+    const parts = ["status", "padding", ...(estimate ? ["estimate"] : [])];
     if (!this._losses.chart.hidden) parts.push("chart");
     if (!this._scores.chart.hidden) parts.push("scores");
     if (!this._strip.hidden) parts.push("strip");
@@ -64,6 +65,7 @@ export class TrainView {
       this._use.element, this._class.element]) {
       part.hidden = !run;
     }
+    this._estimate.hidden = !this._estimateText || Boolean(run?.atWork);
     this.element.dataset.state = run?.state ?? "idle";
     this.element.dataset.step = String(run?.step ?? 0);
     if (!run) return;
@@ -76,6 +78,15 @@ export class TrainView {
     this._class.show(run.atWork ? null : run.result?.class);
   }
 
+  /** @param text what the next run will take, empty to hide it; isWarning: it will not fit */
+  showEstimate(text, isWarning) {
+    this._estimateText = text;
+    this._estimate.textContent = text;
+    this._estimate.title = text;
+    this._estimate.classList.toggle("sbt-warning", isWarning);
+    this.show(this._run);
+  }
+
   remove() {
     this._sizes.disconnect();
     cancelAnimationFrame(this._frame);
@@ -85,6 +96,9 @@ export class TrainView {
   _build() {
     const words = this._words;
     this._idle = make("div", "sbt-idle sbt-faint", words.idle);
+    this._estimate = make("div", "sbt-estimate sbt-faint");
+    this._estimate.setAttribute("role", "status");
+    this._estimateText = "";
     this._status = make("div");
     this._state = make("span", "sbt-grow");
     this._state.setAttribute("role", "status");
@@ -147,7 +161,7 @@ export class TrainView {
     this._result.append(this._file, trigger);
 
     // Buttons above the parts that come and go, so that they do not move.
-    this.element.append(this._idle, this._status, this._bar, this._actionsLine, this._result,
+    this.element.append(this._idle, this._estimate, this._status, this._bar, this._actionsLine, this._result,
       this._losses.legend, this._losses.chart, this._scores.legend, this._scores.chart, this._strip,
       this._use.element, this._class.element);
   }

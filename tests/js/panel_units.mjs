@@ -1,6 +1,7 @@
 // Unit tests of the training panel's pure functions. test_panel_units.py runs them in Chromium, `node` by hand:
 //   node -e 'import("./tests/js/panel_units.mjs").then(({ run }) => console.log(run()))'
-import { baseOf } from "../../js/lib/gallery_graph.mjs";
+import { estimateText, roughTime } from "../../js/lib/estimate.mjs";
+import { baseOf, upstreamOf } from "../../js/lib/gallery_graph.mjs";
 import { TABLES, galleryWords } from "../../js/lib/gallery_words.mjs";
 import { keyOf, nodeAt, nodeOf, noteLoaded, pathOf } from "../../js/lib/node_path.mjs";
 import { colourOf, shownSeries, stepAt } from "../../js/lib/loss_chart.mjs";
@@ -41,6 +42,19 @@ function pageWith(permission, hidden) {
 }
 
 const tests = {
+  "an estimate names its run, and warns if it will not fit"() {
+    const found = { known: true, seconds: 754, step: 0.42, trigger: "ohwx dog", scaled: false };
+    const words = wordsOf("en");
+    same(estimateText(found, words), ["About 13 min: 0.420 s/step, as for “ohwx dog”", false]);
+    same(estimateText({ ...found, scaled: true, needed: 6 * 2 ** 30, free: 8 * 2 ** 30, fits: true }, words),
+      ["About 13 min: 0.420 s/step, estimated from “ohwx dog” · about 6.0 GB, 8.0 GB free", false]);
+    const [text, isWarning] = estimateText({ ...found, needed: 9 * 2 ** 30, free: 2 ** 33, fits: false }, words);
+    same([text.startsWith("Will probably not fit: about 9.0 GB needed, 8.0 GB free."), isWarning], [true, true]);
+    same(estimateText({ known: false }, words), [words.estimateUnknown, false]);
+    same([5, 89, 90, 5400, 3600 * 30].map(roughTime), ["5 s", "89 s", "2 min", "1 h 30 min", "30 h 0 min"]);
+    const prompt = { 1: { inputs: {} }, 2: { inputs: { model: ["1", 0], text: "a" } }, 3: { inputs: { x: ["2", 0] } } };
+    same(Object.keys(upstreamOf(prompt, "2")), ["1", "2"]);
+  },
   async "a notification is asked for once, and not where there are none"() {
     const page = pageWith("default", true);
     same(canAsk(page), true);

@@ -167,7 +167,9 @@ def ours(page: Page) -> list[Any]:
 def test_without_a_run_there_is_a_hint_and_no_input(page: Page) -> None:
     load(page, graph(), "idle")
     assert "appear here during training" in page.evaluate(f"{PANEL}.innerText")
-    assert page.evaluate(f"{PANEL}.scrollHeight <= {PANEL}.clientHeight"), "the hint is not cut off"
+    # What the run will take, or that it is not known yet: other tests may have trained on this base.
+    page.wait_for(f"{PANEL}.querySelector('.sbt-estimate').textContent")
+    page.wait_for(f"{PANEL}.scrollHeight <= {PANEL}.clientHeight", 10)  # the hint is not cut off
     trainer = "app.graph.nodes.find(n => n.type === 'DreamBoothLoRATrain')"
     saved = page.evaluate(f"JSON.parse(JSON.stringify({trainer}.serialize()))")
     names = page.evaluate(f"{trainer}.widgets.map(w => w.name)")

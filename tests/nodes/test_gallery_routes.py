@@ -69,6 +69,27 @@ def test_a_run_from_the_list_to_its_end(comfy: ComfyClient) -> None:
     assert (run["saved"], run["pictures"], run["active"]) == (2, 2, False)
     assert run["size"] == sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
 
+    # What such a run takes is known from now on; nothing is queued for it.
+    status, said = ask(comfy, "POST", "/estimate", {"prompt": graph, "node": "11"})
+    assert status == 200 and (said["known"], said["run"], said["scaled"], said["fits"]) == (
+        True,
+        run["run"],
+        False,
+        True,
+    )
+    assert 0 < said["step"] * 4 < said["seconds"] and 0 < said["needed"] < said["free"]
+    twice = {**graph, "11": {**graph["11"], "inputs": {**graph["11"]["inputs"], "train_batch_size": 2}}}
+    scaled = ask(comfy, "POST", "/estimate", {"prompt": twice, "node": "11"})[1]
+    assert scaled["scaled"] and scaled["step"] == pytest.approx(2 * said["step"])
+    other = {**graph, "1": node("CheckpointLoaderSimple", ckpt_name="other.safetensors")}
+    assert ask(comfy, "POST", "/estimate", {"prompt": other, "node": "11"})[1] == {"known": False}
+    for wrong in ({}, {"prompt": [], "node": "11"}, {"prompt": graph, "node": 11}, {"prompt": graph, "node": "99"},
+                  {"prompt": {"11": {"class_type": "x"}}, "node": "11"}):  # fmt: skip
+        assert ask(comfy, "POST", "/estimate", wrong)[0] == 400
+    bad = {**graph, "11": {**graph["11"], "inputs": {**graph["11"]["inputs"], "steps": -1}}}
+    status, said = ask(comfy, "POST", "/estimate", {"prompt": bad, "node": "11"})
+    assert status == 400 and "steps" in said["error"]
+
     status, picture = ask(comfy, "GET", f"/runs/{run['run']}/thumbnail?v={run['thumbnail']}")
     shown = np.asarray(Image.open(io.BytesIO(picture)), dtype=np.float32)
     drawn = np.asarray(Image.open(folder / "validation" / "step_000004_00.png"), dtype=np.float32)

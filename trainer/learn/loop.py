@@ -152,7 +152,8 @@ class Training:
     def _steps(self, state: Assembly) -> Generator[Event, None, None]:
         config = self._config
         trainable = sum(parameter.numel() for parameter in state.parameters)
-        yield Started(self.step, config.steps, state.chosen.as_settings(), trainable, state.notes, state.plan.sentence)
+        chosen, plan = state.chosen.as_settings(), state.plan
+        yield Started(self.step, config.steps, chosen, trainable, state.notes, plan.sentence, plan.counts)
 
         yield from self._study(state)
         yield from self._viewer.score(state, 0)

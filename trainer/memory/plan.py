@@ -6,7 +6,7 @@ Weights, gradients and optimizer state are counted exactly, activations by :mod:
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -66,6 +66,8 @@ class Plan:
         chosen: the settings that fit, or come closest.
         preservation: what class preservation keeps on the device.
         can_offload: whether the base need not be on the device as a whole.
+        footprint: of one image; None if it could not be counted.
+        text: activations of a trained text encoder.
     """
 
     base: int
@@ -77,11 +79,22 @@ class Plan:
     chosen: ResolvedSettings
     preservation: int = 0
     can_offload: bool = False
+    footprint: Footprint | None = None
+    text: int = 0
 
     @property
     def beside_base(self) -> int:
         """Bytes in total without the base."""
         return self.needed - self.base
+
+    @property
+    def counts(self) -> dict[str, int]:
+        """What was counted, for a run's log; from it :func:`replan` plans a run with other settings."""
+        names = ("base", "adapter", "optimizer", "preservation", "text", "pictures", "can_offload")
+        counted = {name: int(getattr(self, name)) for name in names}
+        if self.footprint is not None:
+            counted |= {"whole": self.footprint.whole, "checkpointed": self.footprint.checkpointed}
+        return counted
 
     @property
     def needed(self) -> int:
@@ -92,6 +105,11 @@ class Plan:
     def fits(self) -> bool:
         """Whether the plan fits; true if the free memory is unknown."""
         return self.free is None or self.needed <= SHARE * self.free
+
+    @property
+    def offloads(self) -> bool:
+        """Whether it fits if part of the base stays in system memory, and only then."""
+        return not self.fits and self.can_offload and self.beside_base <= SHARE * (self.free or 0)
 
     @property
     def sentence(self) -> str:
@@ -111,7 +129,7 @@ class Plan:
         """Advice if the plan does not fit; empty if it does."""
         if self.fits:
             return ""
-        if self.can_offload and self.free is not None and self.beside_base <= SHARE * self.free:
+        if self.offloads and self.free is not None:
             stays = self.needed - SHARE * self.free
             return (
                 f"about {_gb(int(stays))} GB of the base stay in system memory and are copied in every step, "
@@ -162,7 +180,56 @@ def make_plan(
     footprint = _footprint(denoiser, network, load, dtype)
     text_bytes = text.activation_bytes(load.text_tokens, dtype) if text is not None and text_encoders else 0
 
-    candidates = _candidates(config, kept, load.pictures)
+    plan = Plan(
+        base,
+        adapter,
+        optimizer,
+        None,
+        free,
+        load.pictures,
+        chosen,
+        preservation,
+        denoiser.can_offload,
+        footprint,
+        text_bytes,
+    )
+    return _fitting(plan, config, kept)
+
+
+def replan(counts: Mapping[str, int], counted: TrainConfig, config: TrainConfig, pictures: int, plan: Plan) -> Plan:
+    """Plan a run from what an earlier run of the same base counted, without the model.
+
+    Weights, gradients and optimizer state are proportional to the rank, activations to the area of an image.
+
+    Args:
+        counts: of the earlier run, see :attr:`Plan.counts`.
+        counted: the settings of the earlier run.
+        config: the requested settings.
+        pictures: images in a batch.
+        plan: ``free`` and ``chosen`` of the new run; its other fields are replaced.
+    """
+    rank, area = config.rank / counted.rank, (config.resolution / counted.resolution) ** 2
+    footprint = None
+    if "whole" in counts and "checkpointed" in counts:
+        footprint = Footprint(round(counts["whole"] * area), round(counts["checkpointed"] * area))
+    scaled = replace(
+        plan,
+        base=counts.get("base", 0),
+        adapter=round(counts.get("adapter", 0) * rank),
+        optimizer=round(counts.get("optimizer", 0) * rank),
+        preservation=counts.get("preservation", 0),
+        text=counts.get("text", 0),
+        pictures=pictures,
+        can_offload=bool(counts.get("can_offload")),
+        footprint=footprint,
+    )
+    return _fitting(scaled, config, None)
+
+
+def _fitting(plan: Plan, config: TrainConfig, kept: ResolvedSettings | None) -> Plan:
+    """The plan with the fastest gradient checkpointing and micro-batch size that fit, or else the smallest."""
+    footprint, chosen = plan.footprint, plan.chosen
+    candidates = _candidates(config, kept, plan.pictures)
     if footprint is None and not chosen.device.startswith("cpu"):
         # What is not counted may be large, and a step that fails costs more than blocks that are computed again.
         candidates = [pair for pair in candidates if pair[0]] or candidates
@@ -171,21 +238,9 @@ def make_plan(
         activations = None
         if footprint is not None:
             each = footprint.checkpointed if checkpointing else footprint.whole
-            activations = text_bytes + each * micro_batch
+            activations = plan.text + each * micro_batch
         settings = replace(chosen, gradient_checkpointing=checkpointing, micro_batch=micro_batch)
-        plans.append(
-            Plan(
-                base,
-                adapter,
-                optimizer,
-                activations,
-                free,
-                load.pictures,
-                settings,
-                preservation,
-                denoiser.can_offload,
-            )
-        )
+        plans.append(replace(plan, activations=activations, chosen=settings))
         if plans[-1].fits:
             break
     return plans[-1]

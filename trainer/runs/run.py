@@ -219,6 +219,7 @@ class Run:
                 "config": self._config.to_json(),
                 "trigger": self._subject.trigger,
                 "base": base_name(self._base.denoiser.metadata),
+                "preservation": self._preservation.name,
                 **self._preservation.record,
             }
         )

@@ -1,0 +1,152 @@
+"""How long a run will take and whether it will fit, before it starts: from the last run of the same base.
+
+Nothing is loaded. Times are those of this machine, scaled to the new settings; memory is what that run counted, see
+:func:`trainer.memory.plan.replan`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..config import TrainConfig
+from ..errors import SubjectBoothError
+from ..events import Started, StepDone
+from ..machine.resolved_settings import ResolvedSettings
+from ..memory.plan import Plan, replan
+from ..preserve.class_images import ClassImages
+from .gallery import RunSummary
+
+END = 32 * 1024
+"""Bytes read from either end of a log: the start with its plan, and a hundred of the last steps."""
+RECENT = 20
+"""Steps whose time is averaged, as for the remaining time of a run."""
+MOST_TRIED = 20
+"""Runs whose logs are opened, at most; the latest of the base are the first."""
+SPEED = (
+    "train_batch_size",
+    "gradient_accumulation_steps",
+    "resolution",
+    "rank",
+    "precision",
+    "lora_targets",
+    "optimizer",
+    "gradient_checkpointing",
+    "train_text_encoder",
+    "enable_bucket",
+    "attention",
+)
+"""Settings that affect the time of a step: a run in which they are the same needs no scaling."""
+FORWARD = 1 / 3
+"""Share of a forward pass in a training step; the backward pass takes twice as long."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a run is expected to take.
+
+    Attributes:
+        seconds: in total, validation images included.
+        step: seconds per step.
+        plan: the memory plan; None if the earlier run did not count.
+        run: the earlier run.
+        is_scaled: whether that run had other settings that affect its speed.
+    """
+
+    seconds: float
+    step: float
+    plan: Plan | None
+    run: RunSummary
+    is_scaled: bool
+
+
+def estimate(runs: Iterable[RunSummary], config: TrainConfig, preservation: str, free: int | None) -> Estimate | None:
+    """Estimate a run.
+
+    Args:
+        runs: those of the same base on this machine, the latest first.
+        config: the requested settings.
+        preservation: the requested way to keep the class.
+        free: bytes that training could use; None if unknown.
+
+    Returns:
+        None if no run of this base has got far enough.
+    """
+    best: Estimate | None = None
+    for run in list(runs)[:MOST_TRIED]:
+        found = _from_run(run, config, preservation, free)
+        if found is not None and not found.is_scaled:
+            return found
+        best = best or found
+    return best
+
+
+def _from_run(run: RunSummary, config: TrainConfig, preservation: str, free: int | None) -> Estimate | None:
+    record, before = _record_of(run.folder)
+    started, seconds = _read_log(run.folder / "events.jsonl")
+    if before is None or not seconds:
+        return None
+    counts = {name: value for name, value in (started.get("memory") or {}).items() if isinstance(value, int)}
+    added = _added(preservation) / _added(record.get("preservation"))
+    batch = config.train_batch_size / before.train_batch_size * added
+    area = (config.resolution / before.resolution) ** 2
+    step = sum(seconds) / len(seconds) * batch * area * config.gradient_accumulation_steps
+    step /= before.gradient_accumulation_steps
+    pictures = max(
+        1, round(counts.get("pictures", before.train_batch_size * _added(record.get("preservation"))) * batch)
+    )
+    drawn = config.validations_left(0) * len(config.validation_prompts) * config.validation_steps
+    # With guidance, each sampling step is two forward passes: for the prompt and for the negative prompt.
+    drawing = drawn * 2 * FORWARD * step / (pictures * config.gradient_accumulation_steps)
+    plan = None
+    if counts:
+        chosen = ResolvedSettings.from_settings(started.get("chosen") or {})
+        blank = Plan(0, 0, 0, None, free, pictures, chosen)
+        plan = replan(counts, before, config, pictures, blank)
+    same = record.get("preservation") == preservation and all(
+        getattr(config, name) == getattr(before, name) for name in SPEED
+    )
+    return Estimate(config.steps * step + drawing, step, plan, run, not same)
+
+
+def _added(preservation: object) -> int:
+    """Images per photo of a batch: only one way adds whole images to every step."""
+    return 2 if preservation == ClassImages.name else 1
+
+
+def _record_of(folder: Path) -> tuple[dict[str, Any], TrainConfig | None]:
+    """The record of a run, and its settings; None if they are of another version."""
+    try:
+        record = json.loads((folder / "run.json").read_text("utf-8"))
+        return record, TrainConfig.from_json(record["config"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SubjectBoothError):
+        return {}, None
+
+
+def _read_log(log: Path) -> tuple[dict[str, Any], list[float]]:
+    """The last start in the log with a plan, and the seconds of the last steps, from both ends of the file."""
+    try:
+        with log.open("rb") as file:
+            head = file.read(END)
+            size = os.fstat(file.fileno()).st_size
+            file.seek(max(len(head), size - END))
+            tail = file.read(END)
+    except OSError:
+        return {}, []
+    started: dict[str, Any] = {}
+    seconds: list[float] = []
+    for line in [*head.split(b"\n"), *tail.split(b"\n")]:
+        try:
+            values = json.loads(line)
+            event = values["event"]
+        except (ValueError, KeyError, TypeError, RecursionError):  # a line that was cut
+            continue
+        if event == Started.__name__ and isinstance(values.get("memory"), dict):
+            started = values
+        elif event == StepDone.__name__ and isinstance(values.get("seconds"), (int, float)) and values["step"] > 1:
+            seconds.append(float(values["seconds"]))  # the first step includes the warm-up
+    return started, seconds[-RECENT:]
