@@ -1,8 +1,9 @@
 // LoadSubjectImages: shows the photos as training will see them, with warnings and captions.
 import { api } from "../../scripts/api.js";
-import { app } from "../../scripts/app.js";
+import { ComfyApp, app } from "../../scripts/app.js";
 import { Panel, ask, chain, make, onWidgets, setWidget, valuesOf, widen } from "./lib/panel.mjs";
 import { CropEditor } from "./lib/crop_editor.mjs";
+import { openMaskEditor } from "./lib/mask_editor.mjs";
 import { editsOf, onlyOf, textOf, withEdit } from "./lib/photo_edits.mjs";
 import { labelOf, moved, namesOf, valueOf, withAdded, without } from "./lib/photos.mjs";
 import { t } from "./lib/words.mjs";
@@ -129,8 +130,12 @@ class PhotoPanel {
     const { photos } = await ask(api, "/photos", { ...valuesOf(this.node, WATCHED), whole: photo.key });
     const whole = photos.find(({ key }) => key === photo.key)?.whole;
     if (!whole) return;
+    const hasFile = this.names.includes(photo.key); // folders and samples have no names that the editor could open
+    const isMasked = Boolean(this.edits[photo.key]?.mask);
     this.cropping = new CropEditor(photo.name, whole, this.edits[photo.key]?.crop ?? null, {
       change: (crop) => (this.edits = withEdit(this.edits, photo.key, { crop })),
+      mask: hasFile ? () => this.mask(photo) : null,
+      removeMask: isMasked ? () => this.setMask(photo, "") : null,
       close: () => {
         this.cropping = null;
         this.show();
@@ -139,6 +144,22 @@ class PhotoPanel {
     });
     this.show();
     this.cropping.focus();
+  }
+
+  // The mask is painted on a copy, which the workflow names.
+  async mask(photo) {
+    const viewAddress = (file) => api.apiURL(`/view?${new URLSearchParams(file)}`);
+    try {
+      const name = this.edits[photo.key]?.mask || photo.key;
+      await openMaskEditor(app, ComfyApp, name, viewAddress, (saved) => this.setMask(photo, saved));
+    } catch (error) {
+      app.extensionManager.toast.add({ severity: "error", summary: t("The mask editor could not be opened"), detail: error.message });
+    }
+  }
+
+  setMask(photo, mask) {
+    this.edits = withEdit(this.edits, photo.key, { mask });
+    void this.crop(photo);
   }
 
   show() {
@@ -190,6 +211,7 @@ class PhotoPanel {
     tile.dataset.focus = `tile ${photo.key}`;
     if (!photo.error) {
       tile.classList.toggle("sb-cropped", Boolean(this.edits[photo.key]?.crop));
+      tile.classList.toggle("sb-masked", Boolean(this.edits[photo.key]?.mask));
       tile.setAttribute("role", "button");
       tile.setAttribute("aria-label", t("Crop {name}", { name: photo.name }));
       tile.onclick = (event) => { if (event.target.tagName !== "BUTTON") void this.crop(photo); };
@@ -246,6 +268,7 @@ function hideWidget(node, name) {
   const widget = node.widgets.find((candidate) => candidate.name === name);
   if (!widget) return;
   widget.hidden = true;
+  widget.computeSize = () => [0, -4]; // the classic editor leaves a gap for a hidden widget
   widget.options.hidden = true;
 }
 

@@ -18,12 +18,12 @@ from ..trainer.subject.crops import CROPS, is_mask_outside_crop, training_square
 from ..trainer.subject.notes import Note
 from ..trainer.subject.photo import Photo
 from ..trainer.subject.photo_edits import NAME as EDITS
-from ..trainer.subject.photo_edits import PhotoEdit, Square, edited, unused_note
+from ..trainer.subject.photo_edits import PhotoEdit, edited, unused_note
 from ..trainer.subject.photo_files import caption_notes
 from ..trainer.subject.photos import read_photo
 from ..trainer.subject.subject import check_resolution, mask_outside_crop_warning
 from ..trainer.subject.trigger import check_token, check_word
-from .photo_sources import Source, edits_of
+from .photo_sources import Source, edits_of, mask_of
 
 MOST_SHOWN = 48
 """Maximum number of photos in the panel, as each must be decoded."""
@@ -71,7 +71,7 @@ def describe_photos(widgets: dict[str, Any]) -> dict[str, Any]:
     edits = edits_of(widgets.get(EDITS))
     names_in_edits = source.names_in_edits(paths)
     shown = [
-        _photo(path, resolution, crop, edits.get(name, PhotoEdit()).crop)
+        _photo(path, resolution, crop, edits.get(name, PhotoEdit()))
         for path, name in zip(paths[:MOST_SHOWN], names_in_edits, strict=False)
     ]
     seen = [(index, photo) for index, photo in enumerate(shown) if isinstance(photo, PhotoPreview)]
@@ -159,11 +159,13 @@ def _add_captions(
             entry.setdefault("error", str(error))
 
 
-def _photo(path: Path, resolution: int, crop: str, square: Square | None) -> PhotoPreview | str:
+def _photo(path: Path, resolution: int, crop: str, edit: PhotoEdit) -> PhotoPreview | str:
     """The photo, or why it cannot be read."""
     try:
         about = path.stat()
-        return _preview(path, about.st_mtime_ns, about.st_size, resolution, crop, square)
+        mask = mask_of(edit)
+        changed = about.st_mtime_ns, about.st_size, mask.stat().st_mtime_ns if mask else 0
+        return _preview(path, changed, resolution, crop, edit, mask)
     except SubjectBoothError as error:
         return str(error)
     except OSError as error:
@@ -171,10 +173,12 @@ def _photo(path: Path, resolution: int, crop: str, square: Square | None) -> Pho
 
 
 @functools.lru_cache(maxsize=256)
-def _preview(path: Path, _changed: int, _size: int, resolution: int, crop: str, square: Square | None) -> PhotoPreview:
-    """Cached by modification time and size as well, so that a changed file is read again."""
+def _preview(
+    path: Path, _changed: tuple[int, int, int], resolution: int, crop: str, edit: PhotoEdit, mask: Path | None
+) -> PhotoPreview:
+    """Cached by modification times and size as well, so that a changed file is read again."""
     decoded = read_photo(path)
-    photo = edited(Photo(decoded.pixels, decoded.mask, "", path.name), PhotoEdit(square))
+    photo = edited(Photo(decoded.pixels, decoded.mask, "", path.name), edit, mask)
     pixels, _ = training_square(photo, resolution, crop)
     is_cut = is_mask_outside_crop(photo, (resolution, resolution), crop)
     return PhotoPreview(photo_stats(photo.pixels), data_address(Image.fromarray(pixels)), decoded.notes, is_cut)

@@ -16,6 +16,7 @@ import torch
 from ..trainer.errors import SubjectBoothError
 from ..trainer.subject.notes import Note, sentences
 from ..trainer.subject.photo import Photo
+from ..trainer.subject.photo_edits import NAME as EDITS
 from ..trainer.subject.photo_edits import PhotoEdit, parse_edits
 from ..trainer.subject.photos import check_size, list_photos
 from .host import stop_if_cancelled
@@ -126,10 +127,19 @@ def edits_of(text: Any) -> dict[str, PhotoEdit]:
     return parse_edits("" if text in (None, "image") else str(text))
 
 
-def _input_file(name: str) -> Path:
+def mask_of(edit: PhotoEdit) -> Path | None:
+    """The file of a photo's mask, checked to be inside its folder; None without one.
+
+    Raises:
+        SubjectBoothError: the name leads outside, or the file is missing.
+    """
+    return _input_file(edit.mask, EDITS) if edit.mask else None
+
+
+def _input_file(name: str, what: str = "images") -> Path:
     """The path of an uploaded file; ComfyUI writes ``name [output]`` for files in other folders."""
     plain, directory = folder_paths.annotated_filepath(name)
-    path = inside(Path(directory or folder_paths.get_input_directory()), plain, "images")
+    path = inside(Path(directory or folder_paths.get_input_directory()), plain, what)
     try:
         is_there = path.is_file()
     except OSError:  # the name is too long for the file system
@@ -137,9 +147,9 @@ def _input_file(name: str) -> Path:
     if not is_there:
         raise SubjectBoothError(
             f"{plain[:120]!r} was not found in ComfyUI's input folder",
-            "uploaded photos",
-            "upload it again",
-            "images",
+            "uploaded photos" if what == "images" else "a mask of the mask editor",
+            "upload it again" if what == "images" else "paint the mask again, or remove it",
+            what,
         )
     return path
 

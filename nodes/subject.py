@@ -24,7 +24,7 @@ from ..trainer.subject.trigger import DEFAULT_TOKEN
 from .bridge import literal_prompt
 from .graph_terms import graph_messages
 from .host import Progress, stop_if_cancelled
-from .photo_sources import NO_SAMPLE, Source, edits_of, input_pictures, photos_of_tensors, samples
+from .photo_sources import NO_SAMPLE, Source, edits_of, input_pictures, mask_of, photos_of_tensors, samples
 from .types import CATEGORY, SubjectType
 
 log = logging.getLogger("subjectbooth")
@@ -165,7 +165,8 @@ class LoadSubjectImages(io.ComfyNode):
             captions = [caption_file_of(path) for path in paths if caption_file_of(path).is_file()]
             # If captions are not read, the node still reports which files exist.
             read = captions if given.get("captions") != CAPTIONS_TEMPLATE else [path.name for path in captions]
-            return sha256_of(*paths, *read)
+            masks = filter(None, map(mask_of, edits_of(given.get(NAME)).values()))
+            return sha256_of(*paths, *read, *masks)
         except (SubjectBoothError, OSError) as error:
             return str(error)  # execute reports it to the user
 
@@ -214,12 +215,14 @@ class LoadSubjectImages(io.ComfyNode):
                 )
             photos, notes = photos_of_tensors(image, mask)
             names = [photo.name for photo in photos]
-            photos = [edited(photo, edits.get(photo.name, PhotoEdit())) for photo in photos]
+            each = [edits.get(name, PhotoEdit()) for name in names]
+            photos = [edited(photo, edit, mask_of(edit)) for photo, edit in zip(photos, each, strict=True)]
         else:
             paths = source.paths()
             names = source.names_in_edits(paths)
             each = [edits.get(name, PhotoEdit()) for name in names]
-            photos, notes = read_photos(paths, "files" if from_files else "template", stop_if_cancelled, each)
+            masks = [mask_of(edit) for edit in each]
+            photos, notes = read_photos(paths, "files" if from_files else "template", stop_if_cancelled, each, masks)
         subject = make_subject(
             photos,
             class_word=class_word[0] if class_word[0].strip() else source.sample_class_word(),

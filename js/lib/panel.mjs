@@ -19,7 +19,9 @@ const STYLE = `
 .sb-out .sb-mark { background: #999; color: #111; }
 .sb-photo { min-width: 0; }
 .sb-tile[role="button"] { cursor: pointer; }
-.sb-tile.sb-cropped::after { content: "⌗"; position: absolute; right: 4px; bottom: 2px; font-weight: 700; color: #fff; text-shadow: 0 0 3px #000; }
+.sb-tile.sb-cropped::after { content: ""; position: absolute; right: 5px; bottom: 5px; width: 9px; height: 9px; box-sizing: border-box;
+  border: 2px solid #fff; outline: 1px solid #0008; }
+.sb-tile.sb-masked { outline: 2px dotted #5b9dff; outline-offset: -3px; }
 .sb-caption { box-sizing: border-box; width: 100%; margin-top: 3px; padding: 2px 4px; border: 1px solid var(--border-color, #555);
   border-radius: 4px; background: #0003; color: inherit; font: 11px/1.3 Inter, Arial, sans-serif; }
 .sb-caption:focus { outline: 2px solid #5b9dff; }

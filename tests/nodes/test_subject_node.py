@@ -215,6 +215,33 @@ def test_single_photos_are_cropped_and_captioned(comfy: ComfyClient) -> None:
     assert "the crop of 'framed a.png' is [0, 0, 2]" in told
 
 
+def test_a_painted_mask_is_that_of_its_photo(comfy: ComfyClient) -> None:
+    """From the file that ComfyUI's mask editor leaves in input/clipspace."""
+    assert comfy.server is not None
+    name = comfy.upload_image(png(ROCKET), "painted.png")
+    alpha = np.full(ROCKET.shape[:2], 255, np.uint8)
+    alpha[40:200, 400:600] = 0
+    folder = comfy.server.input_dir / "clipspace"
+    folder.mkdir(exist_ok=True)
+    (folder / "subject mask.png").write_bytes(png(np.dstack([ROCKET, alpha])))
+    edits = json.dumps({name: {"mask": "clipspace/subject mask.png [input]"}})
+    graph = subject_graph(images={"__value__": [name]}, crop="subject", class_word="rocket", photo_edits=edits)
+    graph["4"] = node("ProbeSubject", subject=["1", 0])
+    mask = 1 - (alpha / 255).astype(np.float32)
+    wanted = make_subject(
+        [Photo(ROCKET, mask, "", "x")], class_word="rocket", resolution=SIDE, crop="subject"
+    ).prepare()
+    assert comfy.run(graph).outputs["4"]["report"][0]["digest"] == wanted.digest
+    alpha[40:200, 300:600] = 0
+    (folder / "subject mask.png").write_bytes(png(np.dstack([ROCKET, alpha])))
+    assert comfy.run(graph).outputs["4"]["report"][0]["digest"] != wanted.digest, "painted again: read again"
+    for gone in ("clipspace/gone.png [input]", "../outside.png"):
+        told = refusal(
+            comfy, subject_graph(images={"__value__": [name]}, photo_edits=json.dumps({name: {"mask": gone}}))
+        )
+        assert "photo_edits" in told or "not found" in told
+
+
 def test_wired_image_and_mask(comfy: ComfyClient) -> None:
     """LoadImage's mask marks what is transparent, so a cut-out's is inverted; the crop follows it."""
     alpha = np.zeros(ROCKET.shape[:2], np.uint8)

@@ -7,7 +7,8 @@ As text, so that a workflow carries it and a client can send it; the photos them
     {"rex.jpg": {"crop": [0.5, 0.4, 0.8], "caption": "a photo of {token} {class} on grass"}}
 
 ``crop`` is a square: its centre as fractions of the photo's width and height, and its side as a fraction of the photo's
-shorter side. A square that would reach over the border is moved inside.
+shorter side. A square that would reach over the border is moved inside. ``mask`` names a picture of the photo in which
+the subject is painted transparent, as mask editors write it; the front end knows where it is.
 """
 
 from __future__ import annotations
@@ -15,14 +16,17 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 
 from ..errors import SubjectBoothError
 from .captions import check_text
 from .notes import join_names
 from .photo import Photo
+from .photos import check_size
 
 NAME = "photo_edits"
 EXAMPLE = '{"rex.jpg": {"crop": [0.5, 0.4, 0.8], "caption": "a photo of {token} {class} on grass"}}'
@@ -30,6 +34,9 @@ SMALLEST = 0.05
 """Side of the smallest square, as a fraction of the photo's shorter side."""
 MAX_LETTERS = 2000
 """Length of a caption: CLIP reads about 300 letters, and T5 2,000."""
+
+MAX_NAME = 250
+"""Length of the name of a mask's file."""
 
 Square = tuple[float, float, float]
 """Centre x and y as fractions of width and height, and side as a fraction of the shorter side."""
@@ -42,10 +49,12 @@ class PhotoEdit:
     Attributes:
         crop: None: cropped like the others.
         caption: may contain placeholders; empty: captioned like the others.
+        mask: name of a picture with a mask; empty: the photo's own transparency, if it has any.
     """
 
     crop: Square | None = None
     caption: str = ""
+    mask: str = ""
 
 
 def parse_edits(text: str) -> dict[str, PhotoEdit]:
@@ -65,8 +74,19 @@ def parse_edits(text: str) -> dict[str, PhotoEdit]:
     return {name: _parse_edit(name, value) for name, value in values.items()}
 
 
-def edited(photo: Photo, edit: PhotoEdit) -> Photo:
-    """The photo, cropped to its square and with its caption."""
+def edited(photo: Photo, edit: PhotoEdit, mask: Path | None = None) -> Photo:
+    """The photo with its mask and caption, cropped to its square.
+
+    Args:
+        photo: the photo, before cropping.
+        edit: what is set for it.
+        mask: the file that ``edit.mask`` names.
+
+    Raises:
+        SubjectBoothError: the mask cannot be read.
+    """
+    if mask is not None:
+        photo = replace(photo, mask=read_mask(mask, photo))
     if edit.caption:
         photo = replace(photo, caption=edit.caption)
     if edit.crop is None:
@@ -74,8 +94,41 @@ def edited(photo: Photo, edit: PhotoEdit) -> Photo:
     height, width = photo.pixels.shape[:2]
     left, top, side = square_in(width, height, edit.crop)
     box = np.s_[top : top + side, left : left + side]
-    mask = None if photo.mask is None else np.ascontiguousarray(photo.mask[box])
-    return replace(photo, pixels=np.ascontiguousarray(photo.pixels[box]), mask=mask, is_cropped=True)
+    inside = None if photo.mask is None else np.ascontiguousarray(photo.mask[box])
+    return replace(photo, pixels=np.ascontiguousarray(photo.pixels[box]), mask=inside, is_cropped=True)
+
+
+def read_mask(path: Path, photo: Photo) -> np.ndarray | None:
+    """The painted part of a picture, float32 [h, w] of the photo's size; None if nothing is painted.
+
+    Raises:
+        SubjectBoothError: the file is missing or damaged, or not a picture of this photo.
+    """
+    height, width = photo.pixels.shape[:2]
+    try:
+        with Image.open(path, formats=("PNG", "WEBP")) as picture:
+            check_size(picture.size, path.name)
+            alpha = picture.convert("RGBA").getchannel("A")
+    except SubjectBoothError:
+        raise
+    except Exception as error:  # decoders raise almost anything on a damaged file
+        raise SubjectBoothError(
+            f"the mask of {photo.name} cannot be read ({path.name})",
+            "a PNG of the mask editor",
+            "paint it again, or remove the mask",
+            NAME,
+        ) from error
+    if abs(alpha.width * height - alpha.height * width) > 0.02 * alpha.width * height:
+        raise SubjectBoothError(
+            f"the mask of {photo.name} is {alpha.width}x{alpha.height}, but the photo is {width}x{height}",
+            "a mask of the same shape",
+            "paint it again, or remove the mask",
+            NAME,
+        )
+    if alpha.size != (width, height):
+        alpha = alpha.resize((width, height), Image.Resampling.BILINEAR)
+    painted = 1.0 - np.asarray(alpha, dtype=np.float32) / 255.0
+    return painted if painted.any() else None
 
 
 def square_in(width: int, height: int, crop: Square) -> tuple[int, int, int]:
@@ -98,8 +151,11 @@ def unused_note(edits: Mapping[str, PhotoEdit], names: Sequence[str]) -> list[st
 
 def _parse_edit(name: str, value: Any) -> PhotoEdit:
     shown = name[:80]
-    if not isinstance(value, dict) or not value.keys() <= {"crop", "caption"}:
-        raise _error(f"{shown!r} has {_short(value)}", 'an object with "crop", "caption" or both')
+    if not isinstance(value, dict) or not value.keys() <= {"crop", "caption", "mask"}:
+        raise _error(f"{shown!r} has {_short(value)}", 'an object with "crop", "caption" or "mask"')
+    mask = value.get("mask", "")
+    if not isinstance(mask, str) or len(mask) > MAX_NAME:
+        raise _error(f"the mask of {shown!r} is {_short(mask)}", "the name of a file")
     caption = value.get("caption", "")
     if not isinstance(caption, str) or len(caption) > MAX_LETTERS:
         given = f"{len(caption)} letters" if isinstance(caption, str) else _short(caption)
@@ -108,7 +164,7 @@ def _parse_edit(name: str, value: Any) -> PhotoEdit:
     if not caption.isprintable():
         raise _error(f"the caption of {shown!r} contains a control character", "plain text")
     crop = value.get("crop")
-    return PhotoEdit(None if crop is None else _parse_crop(shown, crop), caption)
+    return PhotoEdit(None if crop is None else _parse_crop(shown, crop), caption, mask)
 
 
 def _parse_crop(name: str, crop: Any) -> Square:

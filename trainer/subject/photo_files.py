@@ -20,6 +20,7 @@ def read_photos(
     captions: str,
     before_each: Callable[[], None] = lambda: None,
     edits: Sequence[PhotoEdit] = (),
+    masks: Sequence[Path | None] = (),
 ) -> tuple[list[Photo], list[str]]:
     """Read photos and their captions.
 
@@ -28,6 +29,7 @@ def read_photos(
         captions: one of :data:`CAPTIONS`.
         before_each: called before each image is read; may raise to stop.
         edits: one per file, whose captions take precedence over caption files; empty for none.
+        masks: one per file, which the edits name; empty for none.
 
     Returns:
         The photos (an empty caption means: use the template), and notes for the user.
@@ -37,14 +39,16 @@ def read_photos(
     """
     photos: list[Photo] = []
     notes: list[Note] = []
-    for path, edit in zip(paths, edits or [PhotoEdit()] * len(paths), strict=True):
+    nothing = [None] * len(paths)
+    for path, edit, mask in zip(paths, edits or [PhotoEdit()] * len(paths), masks or nothing, strict=True):
         before_each()
         name = path.name.encode("utf-8", "replace").decode("utf-8")
         decoded = read_photo(path, name)
         notes.extend(decoded.notes)
         text = caption_file_of(path)
         is_read = not edit.caption and (captions == "files" or (captions == "auto" and text.is_file()))
-        photos.append(edited(Photo(decoded.pixels, decoded.mask, read_caption(text) if is_read else "", name), edit))
+        caption = read_caption(text) if is_read else ""
+        photos.append(edited(Photo(decoded.pixels, decoded.mask, caption, name), edit, mask))
     return photos, sentences(notes) + caption_notes(paths, captions)
 
 

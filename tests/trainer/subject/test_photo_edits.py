@@ -103,6 +103,40 @@ def test_the_text_of_a_workflow() -> None:
     ]
 
 
+def _painted(path: Path, size: tuple[int, int], box: tuple[int, int, int, int]) -> Path:
+    """As ComfyUI's mask editor saves it: the painted part is transparent."""
+    picture = Image.fromarray(CAT).resize(size).convert("RGBA")
+    picture.paste((0, 0, 0, 0), box)
+    picture.save(path)
+    return path
+
+
+def test_what_is_painted_is_the_subject(tmp_path: Path) -> None:
+    mask = _painted(tmp_path / "mask.png", (451, 300), (100, 50, 200, 150))
+    photo = edited(_photo(), PhotoEdit(mask="mask.png"), mask)
+    assert photo.mask is not None and photo.mask.shape == (300, 451)
+    assert photo.mask[50:150, 100:200].min() == 1 and photo.mask.sum() == 100 * 100
+    assert np.array_equal(photo.pixels, CAT), "nothing becomes white"
+    # The crop "subject" goes around it, and a crop by hand takes its part of it.
+    around = _subject(photo, crop="subject").prepare()
+    assert around.masks is not None and around.masks.mean() > 0.6
+    part = edited(_photo(), PhotoEdit((150 / 451, 100 / 300, 100 / 300)), mask)
+    assert part.pixels.shape == (100, 100, 3) and part.mask is not None and part.mask.mean() == 1
+    half = edited(_photo(), PhotoEdit(), _painted(tmp_path / "half.png", (226, 150), (50, 25, 100, 75)))
+    assert half.mask is not None and half.mask.shape == (300, 451) and abs(half.mask.mean() - photo.mask.mean()) < 0.01
+    assert edited(_photo(), PhotoEdit(), _painted(tmp_path / "none.png", (451, 300), (0, 0, 0, 0))).mask is None
+
+
+def test_a_mask_that_cannot_be_used_is_told(tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
+    other = _painted(tmp_path / "other.png", (300, 300), (0, 0, 9, 9))
+    for path, named in ((tmp_path / "broken.png", "cannot be read"), (tmp_path / "no.png", "cannot be read"),
+                        (other, "is 300x300, but the photo is 451x300")):  # fmt: skip
+        with pytest.raises(SubjectBoothError, match=named) as failure:
+            edited(_photo(), PhotoEdit(), path)
+        assert is_clean(str(failure.value)) and str(tmp_path) not in str(failure.value)
+
+
 @pytest.mark.parametrize(
     ("text", "named"),
     [
@@ -118,6 +152,7 @@ def test_the_text_of_a_workflow() -> None:
                 [True, 0.5, 1], [float("nan"), 0.5, 1], [float("inf"), 0.5, 1], [None, 0, 1], {}, [10**400, 0, 1],
             )
         ),
+        ('{"a.jpg": {"mask": 5}}', "the mask of 'a.jpg' is 5"),
         ('{"a.jpg": {"caption": 5}}', "the caption of 'a.jpg' is 5"),
         (json.dumps({"a.jpg": {"caption": "x" * 2001}}), "is 2001 letters"),
         ('{"a.jpg": {"caption": "a\\u0000b"}}', "control character"),
