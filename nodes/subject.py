@@ -124,7 +124,7 @@ class LoadSubjectImages(io.ComfyNode):
                     NAME,
                     default="",
                     optional=True,
-                    tooltip="Crop and caption of single photos, set in the panel: "
+                    tooltip="Crop, caption and mask of single photos, set in the panel: "
                     '{"rex.jpg": {"crop": [x, y, size], "caption": "..."}} with the centre of the square as fractions '
                     "of width and height, and its side as a fraction of the shorter side. Photos without an entry "
                     "follow crop and captions.",

@@ -209,6 +209,9 @@ def test_single_photos_are_cropped_and_captioned(comfy: ComfyClient) -> None:
     graph = subject_graph(image=["10", 0], photo_edits=json.dumps({"image 1": edits[names[1]]}))
     graph["10"] = node("LoadImage", image=names[1])
     assert comfy.run(graph).outputs["2"]["report"][0]["sha256"] == hash_of(square(cut))
+    # A workflow from before this input has the upload button's value in its place.
+    graph = subject_graph(images={"__value__": names}, photo_edits="image")
+    assert comfy.run(graph).outputs["2"]["report"][0]["sha256"] == hash_of(square(CAT), square(COFFEE))
     told = refusal(
         comfy, subject_graph(images={"__value__": names}, photo_edits='{"framed a.png": {"crop": [0, 0, 2]}}')
     )
