@@ -16,7 +16,7 @@ from PIL import Image
 from subjectbooth.tests.fuzzing import files_below
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.files.lock import lock_folder
-from subjectbooth.trainer.files.safetensors_file import to_bytes
+from subjectbooth.trainer.files.safetensors_file import Serialized, to_bytes
 from subjectbooth.trainer.runs.folder import RunFolder
 from subjectbooth.trainer.runs.gallery import delete_run, list_runs, summarise
 from subjectbooth.trainer.runs.result import BEST, CHOSEN, STOPPED, Result
@@ -31,7 +31,7 @@ def _run(root: Path, number: int, changed: int, steps: tuple[int, ...] = (100, 2
     writer.open({"config": CONFIG, "trigger": "ohwx собака", "base": "sd_v1", **more})
     for step in steps:
         metadata = {"ss_base_model_version": "sdxl_base_v1-0", "subjectbooth.run_key": folder.key}
-        writer.write_lora(step, {"lora_unet_x.alpha": torch.ones(())}, metadata)
+        writer.write_lora(step, Serialized.of({"lora_unet_x.alpha": torch.ones(())}), metadata)
         picture = folder.path / "validation" / f"step_{step:06d}_00.png"
         picture.parent.mkdir(exist_ok=True)
         Image.new("RGB", (8, 8), (step % 256, 0, 0)).save(picture)
