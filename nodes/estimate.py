@@ -83,6 +83,7 @@ def _as_json(found: Estimate) -> dict[str, Any]:
             "needed": plan.needed,
             "free": plan.free,
             "fits": plan.fits,
+            "offloads": plan.offloads,
             "checkpointing": plan.chosen.gradient_checkpointing,
             "warning": plan.warning,
         }

@@ -23,6 +23,7 @@ export function estimateText(found, words) {
   const time = fill(found.scaled ? words.estimateScaled : words.estimate, {
     time: roughTime(found.seconds), step: readableSeconds(found.step), words: found.trigger,
   });
+  if (memory && found.offloads) return [`${time} · ${fill(words.estimateOffloads, memory)}`, true];
   if (memory && !found.fits) return [`${fill(words.estimateTooLarge, memory)}. ${time}`, true];
   return [memory ? `${time} · ${fill(words.estimateMemory, memory)}` : time, false];
 }

@@ -50,6 +50,8 @@ const tests = {
       ["About 13 min: 0.420 s/step, estimated from “ohwx dog” · about 6.0 GB, 8.0 GB free", false]);
     const [text, isWarning] = estimateText({ ...found, needed: 9 * 2 ** 30, free: 2 ** 33, fits: false }, words);
     same([text.startsWith("Will probably not fit: about 9.0 GB needed, 8.0 GB free."), isWarning], [true, true]);
+    const [slower] = estimateText({ ...found, needed: 9 * 2 ** 30, free: 2 ** 33, fits: false, offloads: true }, words);
+    same(slower.endsWith("part of the model stays in system memory, which is slower"), true);
     same(estimateText({ known: false }, words), [words.estimateUnknown, false]);
     same([5, 89, 90, 5400, 3600 * 30].map(roughTime), ["5 s", "89 s", "2 min", "1 h 30 min", "30 h 0 min"]);
     const prompt = { 1: { inputs: {} }, 2: { inputs: { model: ["1", 0], text: "a" } }, 3: { inputs: { x: ["2", 0] } } };
