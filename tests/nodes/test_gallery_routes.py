@@ -112,6 +112,10 @@ def test_a_run_from_the_list_to_its_end(comfy: ComfyClient) -> None:
 
     status, sweep = ask(comfy, "POST", f"/runs/{run['run']}/sweep", {"step": 2})
     assert status == 200 and all(int(node_id) > 9_000_000 for node_id in sweep["prompt"])
+    saving = [node_id for node_id, saved in sweep["prompt"].items() if saved["class_type"] == "SaveImage"]
+    assert len(saving) == 6
+    for node_id in saving[2::2] + saving[3:4]:  # three of six are enough here
+        del sweep["prompt"][node_id]
     for drawn_by in sweep["prompt"].values():
         if drawn_by["class_type"] == "KSampler":
             drawn_by["inputs"]["steps"] = 2
@@ -120,7 +124,8 @@ def test_a_run_from_the_list_to_its_end(comfy: ComfyClient) -> None:
     assert (made["step"], made["prompts"]) == (2, ["a photo of {subject}"])
     assert made["strengths"] == [0.0, 0.25, 0.5, 0.75, 1.0, 1.25]
     ((*row,),) = made["images"]
-    pictures = [pixels(comfy, image) for image in row]
+    assert [image is not None for image in row] == [True, True, False, False, False, True]
+    pictures = [pixels(comfy, image) for image in row if image is not None]
     plain = text_to_image(seed=0, steps=2, cfg=7.0, prompt="a photo of ohwx cat")
     base = pixels(comfy, comfy.run(plain).outputs["7"]["images"][0])
     assert np.array_equal(pictures[0], base), "strength 0 is the base"
