@@ -88,8 +88,8 @@ def _widget_values(node: Mapping[str, Any], definition: Mapping[str, Any]) -> di
 def widget_names(definition: Mapping[str, Any]) -> list[str | None]:
     """The inputs that the values of `widgets_values` belong to, in order; None for a value used only by the editor."""
     names: list[str | None] = []
+    uploads = False
     for group in ("required", "optional"):
-        uploads = False
         for name, spec in (definition["input"].get(group) or {}).items():
             kind, options = spec[0], (spec[1] if len(spec) > 1 else {})
             if not (isinstance(kind, list) or kind in WIDGET_TYPES) or options.get("forceInput"):
@@ -98,6 +98,6 @@ def widget_names(definition: Mapping[str, Any]) -> list[str | None]:
             if options.get("control_after_generate", kind == "INT" and name in ("seed", "noise_seed")):
                 names.append(None)  # "fixed", "randomize", ...
             uploads = uploads or any(options.get(key) for key in UPLOADS)
-        if uploads:
-            names.append(None)  # the upload button
+    if uploads:
+        names.append(None)  # the upload button
     return names

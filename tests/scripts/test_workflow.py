@@ -10,7 +10,12 @@ from subjectbooth.scripts.workflow import to_api, widget_names
 
 DEFINITIONS: dict[str, Any] = {
     "Load": {"input": {"required": {"name": [["a", "b"], {}]}}, "display_name": "Load It"},
-    "Upload": {"input": {"required": {"image": [["x.png"], {"image_upload": True}], "size": ["INT", {}]}}},
+    "Upload": {
+        "input": {
+            "required": {"image": [["x.png"], {"image_upload": True}], "size": ["INT", {}]},
+            "optional": {"edits": ["STRING", {}]},
+        }
+    },
     "Sample": {
         "input": {
             "required": {
@@ -45,7 +50,7 @@ OUT = [{"name": "MODEL", "type": "MODEL"}]
 def test_widget_order() -> None:
     assert widget_names(DEFINITIONS["Sample"]) == ["seed", None, "cfg", "note"]
     assert widget_names(DEFINITIONS["Steady"]) == ["seed", "n"]
-    assert widget_names(DEFINITIONS["Upload"]) == ["image", "size", None]
+    assert widget_names(DEFINITIONS["Upload"]) == ["image", "size", "edits", None], "the button comes last"
 
 
 def test_values_links_and_titles() -> None:
@@ -62,8 +67,8 @@ def test_values_links_and_titles() -> None:
 
 
 def test_a_list_of_uploads_is_not_read_as_a_link() -> None:
-    prompt = to_api(graph(make(1, "Upload", [["a.png", "b.png"], 3, "image"]), links=[]), DEFINITIONS)
-    assert prompt["1"]["inputs"] == {"image": {"__value__": ["a.png", "b.png"]}, "size": 3}
+    prompt = to_api(graph(make(1, "Upload", [["a.png", "b.png"], 3, "{}", "image"]), links=[]), DEFINITIONS)
+    assert prompt["1"]["inputs"] == {"image": {"__value__": ["a.png", "b.png"]}, "size": 3, "edits": "{}"}
 
 
 def test_bypassed_muted_and_rerouted_sources() -> None:
