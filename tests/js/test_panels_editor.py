@@ -335,6 +335,12 @@ def test_help_pages_open_with_their_picture(page: Page, comfy: ComfyClient, lang
     add(page, "LoadSubjectImages")
     page.wait_for("document.querySelector('.sb-add')")
     assert ("фото" in panel(page, "e.textContent")) is (language == "ru")
+    gallery = "app.extensionManager.command.execute('Workspace.ToggleSidebarTab.subjectbooth-gallery')"
+    page.evaluate(gallery)
+    heading = "Обучения" if language == "ru" else "Runs"
+    page.wait_for(f"document.querySelector('.subjectbooth-gallery h2')?.textContent === {json.dumps(heading)}")
+    keep_picture(page, f"gallery_{language}")
+    page.evaluate(gallery)
     assert not ours(page)
 
 
