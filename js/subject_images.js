@@ -1,9 +1,8 @@
 // LoadSubjectImages: shows the photos as training will see them, with warnings and captions.
 import { api } from "../../scripts/api.js";
-import { ComfyApp, app } from "../../scripts/app.js";
+import { app } from "../../scripts/app.js";
 import { Panel, ask, chain, make, onWidgets, setWidget, valuesOf, widen } from "./lib/panel.mjs";
 import { CropEditor } from "./lib/crop_editor.mjs";
-import { openMaskEditor } from "./lib/mask_editor.mjs";
 import { editsOf, onlyOf, textOf, withEdit } from "./lib/photo_edits.mjs";
 import { labelOf, moved, namesOf, valueOf, withAdded, without } from "./lib/photos.mjs";
 import { t } from "./lib/words.mjs";
@@ -130,12 +129,8 @@ class PhotoPanel {
     const { photos } = await ask(api, "/photos", { ...valuesOf(this.node, WATCHED), whole: photo.key });
     const whole = photos.find(({ key }) => key === photo.key)?.whole;
     if (!whole) return;
-    const hasFile = this.names.includes(photo.key); // folders and samples have no names that the editor could open
-    const isMasked = Boolean(this.edits[photo.key]?.mask);
     this.cropping = new CropEditor(photo.name, whole, this.edits[photo.key]?.crop ?? null, {
       change: (crop) => (this.edits = withEdit(this.edits, photo.key, { crop })),
-      mask: hasFile ? () => this.mask(photo) : null,
-      removeMask: isMasked ? () => this.setMask(photo, "") : null,
       close: () => {
         this.cropping = null;
         this.show();
@@ -144,22 +139,6 @@ class PhotoPanel {
     });
     this.show();
     this.cropping.focus();
-  }
-
-  // The mask is painted on a copy, which the workflow names.
-  async mask(photo) {
-    const viewAddress = (file) => api.apiURL(`/view?${new URLSearchParams(file)}`);
-    try {
-      const name = this.edits[photo.key]?.mask || photo.key;
-      await openMaskEditor(app, ComfyApp, name, viewAddress, (saved) => this.setMask(photo, saved));
-    } catch (error) {
-      app.extensionManager.toast.add({ severity: "error", summary: t("The mask editor could not be opened"), detail: error.message });
-    }
-  }
-
-  setMask(photo, mask) {
-    this.edits = withEdit(this.edits, photo.key, { mask });
-    void this.crop(photo);
   }
 
   show() {

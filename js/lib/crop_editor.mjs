@@ -10,7 +10,7 @@ export class CropEditor {
    * @param name of the photo
    * @param address of the whole photo
    * @param crop [x, y, size], or null for a photo that is not cropped yet
-   * @param actions {change(crop or null), close(), mask() or nothing, removeMask() or nothing}
+   * @param actions {change(crop or null), close()}
    */
   constructor(name, address, crop, actions) {
     this._actions = actions;
@@ -28,16 +28,9 @@ export class CropEditor {
     this._slider.oninput = () => this._show([...this._now.slice(0, 2), Number(this._slider.value)]);
     this._slider.onchange = () => this._commit();
     const reset = make("button", { type: "button", className: "sb-button", onclick: () => this._reset() }, t("Reset crop"));
-    const { mask, removeMask } = actions;
-    const paint = mask
-      ? make("button", { type: "button", className: "sb-button", title: t("Paint over the subject in ComfyUI's mask editor"), onclick: mask }, t("Mask"))
-      : null;
-    const unmask = removeMask
-      ? make("button", { type: "button", className: "sb-button", onclick: removeMask }, t("Remove mask"))
-      : null;
     const done = make("button", { type: "button", className: "sb-button", onclick: () => actions.close() }, t("Done"));
     done.dataset.focus = "done";
-    this.element = make("div", {}, this._stage, make("div", { className: "sb-crop-line" }, this._slider, reset, paint, unmask, done));
+    this.element = make("div", {}, this._stage, make("div", { className: "sb-crop-line" }, this._slider, reset, done));
     this._listen();
   }
 

@@ -97,7 +97,6 @@ export class TrainView {
     const words = this._words;
     this._idle = make("div", "sbt-idle sbt-faint", words.idle);
     this._estimate = make("div", "sbt-estimate sbt-faint");
-    this._estimate.setAttribute("role", "status");
     this._estimateText = "";
     this._status = make("div");
     this._state = make("span", "sbt-grow");

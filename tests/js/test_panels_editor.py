@@ -114,36 +114,9 @@ def test_a_photo_is_cropped_by_hand_and_captioned(page: Page) -> None:
     page.click(tool(page, 1, "remove"))
     page.wait_for(f"Object.keys({edits}).join() === {json.dumps(first)}")
     page.click(f"{photo}.querySelector('img')")
-    page.click("[...document.querySelectorAll('.sb-crop-line button')].at(-2)")
+    page.click("[...document.querySelectorAll('.sb-crop-line button')].find(b => b.textContent === 'Reset crop')")
     page.wait_for("made.widgets.find(w => w.name === 'photo_edits').value === ''")
     assert not ours(page)
-
-
-def test_the_mask_editor_masks_one_photo(page: Page, comfy: ComfyClient) -> None:
-    assert comfy.server is not None
-    add(page, "LoadSubjectImages")
-    set_widgets(page, class_word="cat", resolution=128)
-    page.evaluate(f"made.onDragDrop({{dataTransfer: {files('chelsea')}}})")
-    tiles(page, 1)
-    (name,) = value(page)
-    page.click("document.querySelector('[data-photo] img')")
-    page.click("[...document.querySelectorAll('.sb-crop-line button')].find(b => b.textContent === 'Mask')")
-    button = "[...document.querySelectorAll('[role=dialog] button')].find(b => b.textContent.trim() === {})"
-    page.click(button.format('"Invert"'))
-    keep_picture(page, "mask_editor")
-    page.click(button.format('"Save"'))
-    edits = "JSON.parse(made.widgets.find(w => w.name === 'photo_edits').value || '{}')"
-    mask = page.wait_for(f"{edits}[{json.dumps(name)}]?.mask")
-    page.wait_for("!document.querySelector('[role=dialog]')", 20)
-    copy = comfy.server.input_dir / mask.removesuffix(" [input]")
-    assert mask.startswith("clipspace/") and copy.is_file()
-    page.click("[...document.querySelectorAll('.sb-crop-line button')].at(-1)")
-    page.wait_for("document.querySelector('[data-photo]').classList.contains('sb-masked')")
-    page.wait_for("!document.querySelector('[data-photo]').classList.contains('sb-bad')")
-    page.click("document.querySelector('[data-photo] img')")
-    page.click("[...document.querySelectorAll('.sb-crop-line button')].find(b => b.textContent === 'Remove mask')")
-    page.wait_for("made.widgets.find(w => w.name === 'photo_edits').value === ''")
-    assert not ours(page) and page.evaluate("app.graph.nodes.length") == 1
 
 
 def test_the_same_photo_twice_and_a_bad_token_are_said(page: Page) -> None:
