@@ -24,18 +24,14 @@ TIMEOUT = 3600.0
 Graph = dict[str, dict[str, Any]]
 
 
-def wired(has_class: bool, on_module: bool = False) -> Run:
-    """This project's nodes.
-
-    Args:
-        on_module: train Stable Diffusion on ComfyUI's own module, as every other family is.
-    """
+def wired(has_class: bool) -> Run:
+    """This project's nodes, which train on ComfyUI's own module."""
 
     def graph(client: ComfyClient, scene: Scene, photos: list[str], steps: int) -> Graph:
         return _our_graph(client, scene, photos, steps, has_class)
 
     def run(scene: Scene, places: Places, output: Path, counts: bool) -> dict[str, Any]:
-        return _run(graph, scene, places, output, counts, on_module)
+        return _run(graph, scene, places, output, counts)
 
     return run
 
@@ -44,7 +40,7 @@ def core() -> Run:
     """ComfyUI's own Train LoRA."""
 
     def run(scene: Scene, places: Places, output: Path, counts: bool) -> dict[str, Any]:
-        return _run(_core_graph, scene, places, output, counts, False)
+        return _run(_core_graph, scene, places, output, counts)
 
     return run
 
@@ -55,7 +51,6 @@ def _run(
     places: Places,
     output: Path,
     counts: bool,
-    on_module: bool,
 ) -> dict[str, Any]:
     from .contestants import ContestantFailed, environment
 
@@ -68,7 +63,6 @@ def _run(
         "out": str(out),
         "counts": counts,
         "started": started,
-        "wired": on_module,
     }
     server = ComfyServer(
         places.comfyui,

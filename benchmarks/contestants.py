@@ -174,10 +174,7 @@ def script(has_class: bool, *flags: str) -> Run:
     return run
 
 
-_SCRIPT_NOTE = (
-    "encodes each photo with the VAE at every step; drops the last incomplete batch of an epoch no more than we do; in "
-    "bf16 its adapter is bf16 too"
-)
+_SCRIPT_NOTE = "encodes each photo with the VAE at every step; in bf16 its adapter is bf16 too"
 
 
 def all_contestants(places: Places) -> list[Contestant]:
@@ -187,13 +184,12 @@ def all_contestants(places: Places) -> list[Contestant]:
     found = [
         Contestant("floor", "bare peft loop", floor(False), note="reads nothing back, reports nothing, one prompt"),
         Contestant("ours", "SubjectBooth, shell", ours("none")),
-        Contestant("comfyui", "SubjectBooth, ComfyUI", wired(False), needs="comfyui", note="the node as it is"),
-        Contestant("wired", "SubjectBooth, wired module", wired(False, True), needs="comfyui"),
+        Contestant("wired", "SubjectBooth, ComfyUI", wired(False), needs="comfyui"),
         Contestant("diffusers", "diffusers' script", script(False), needs="script", note=_SCRIPT_NOTE),
         Contestant("core", "ComfyUI's Train LoRA", core(), needs="comfyui", note=_CORE_NOTE),
         Contestant("floor-class", "bare peft loop, class", floor(True), floor="floor-class"),
         Contestant("ours-class", "SubjectBooth, shell, class", ours("class_images"), floor="floor-class"),
-        Contestant("wired-class", "SubjectBooth, wired, class", wired(True, True), "floor-class", needs="comfyui"),
+        Contestant("wired-class", "SubjectBooth, ComfyUI, class", wired(True), "floor-class", needs="comfyui"),
         Contestant("diffusers-class", "diffusers' script, class", script(True), "floor-class", _SCRIPT_NOTE, "script"),
     ]
     if places.script and "--cache_latents" in places.script.read_text("utf-8"):

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 AXES: dict[str, tuple[str, tuple[int, ...], str]] = {
     "timed": ("steps", (10, 50, 100, 200), "all steps"),
     "photos": ("photos", (3, 50, 150, 500), "to first step"),
-    "class_images": ("class images", (0, 100, 300, 1000), "to first step"),
+    "class_images": ("class images", (0, 100, 1000), "to first step"),
     "resolution": ("pixels along a side", (64, 128, 256, 384), "one step"),
     "rank": ("rank", (4, 16, 64, 128), "one step"),
 }
@@ -39,9 +39,9 @@ AXES: dict[str, tuple[str, tuple[int, ...], str]] = {
 
 def main() -> int:
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--only", nargs="+", choices=tuple(AXES), help="these settings; others are read from OUT.json")
+    options.add_argument("--only", nargs="+", choices=tuple(AXES), help="these settings")
     options.add_argument("--scratch", type=Path, help="a folder for base and outputs, which are then kept")
-    options.add_argument("--out", type=Path, default=Path("growth"), help="writes OUT.svg and OUT.json")
+    options.add_argument("--out", type=Path, default=Path("growth"), help="writes OUT.svg and OUT.json, and adds to it")
     given = options.parse_args()
     sys.path.insert(0, str(ROOT / "scripts"))
     from setup_env import ensure_environment
@@ -62,8 +62,12 @@ def measure(axes: list[str], scratch: Path, out: Path) -> None:
     found: dict[str, Any] = json.loads(kept.read_text("utf-8")) if kept.is_file() else {}
     start = Scene(folder=scratch / "scene", size="tiny", resolution=64, warm_up=2, timed=5, threads=1, class_images=0)
     for axis in axes:
-        found[axis] = [point(_with(start, axis, value), axis, scratch) for value in AXES[axis][1]]
-        kept.write_text(json.dumps(found, indent=1), "utf-8")
+        points = found[axis] = [each for each in found.get(axis, []) if each["at"] in AXES[axis][1]]
+        for value in AXES[axis][1]:
+            if value not in {each["at"] for each in points}:
+                points.append(point(_with(start, axis, value), axis, scratch))
+                points.sort(key=lambda each: float(each["at"]))
+                kept.write_text(json.dumps(found, indent=1), "utf-8")
     panels = [panel(axis, found[axis]) for axis in AXES if axis in found]
     out.with_suffix(".svg").write_text(svg(panels), "utf-8")
 

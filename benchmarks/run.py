@@ -2,7 +2,7 @@
 
     python benchmarks/run.py [--script path/to/diffusers/examples/dreambooth/train_dreambooth_lora.py]
 
-Contestants: a bare loop with peft (the floor), SubjectBooth from the shell, in ComfyUI, and on ComfyUI's own module;
+Contestants: a bare loop with peft (the floor); SubjectBooth from the shell, and in ComfyUI on ComfyUI's own module;
 with --script diffusers' DreamBooth script; ComfyUI's own Train LoRA. All train the same base (Stable Diffusion's layout
 with random weights, which affect neither time nor memory) on the same photos. Each run is a process of its own, all
 children of this one, in random order in each round; steps are timed inside of it, and counted in one further run.
@@ -89,7 +89,7 @@ def compare(given: argparse.Namespace, comfyui: Path, scratch: Path) -> int:
     earlier = read(given.out.with_suffix(".json"), scene) if given.add else None
 
     def keep(measured: Measured) -> None:
-        text, figures = report(scene, chosen, measured)
+        text, figures = report(scene, contestants, measured)  # earlier ones too
         given.out.with_suffix(".md").write_text(text, "utf-8")
         given.out.with_suffix(".json").write_text(figures, "utf-8")
 

@@ -34,19 +34,10 @@ def _watch(settings: dict[str, Any]) -> None:
             measured.append(True)
             measure_comfyui(recorder.parts)
             measure_ours(recorder.parts)
-            if settings["wired"]:
-                _train_as_wired()
             recorder.start_parts()
         return prompt
 
     PromptServer.instance.add_on_prompt_handler(on_prompt)
-
-
-def _train_as_wired() -> None:
-    """Train Stable Diffusion on ComfyUI's own module too, as every other family is."""
-    for name, module in list(sys.modules.items()):
-        if name.endswith(".nodes.base"):
-            vars(module)["is_trained_as_wired"] = lambda model: True
 
 
 if "SUBJECTBOOTH_BENCHMARK" in os.environ:

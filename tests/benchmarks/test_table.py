@@ -126,9 +126,11 @@ def test_only_asks_for_the_floors_of_what_is_named(monkeypatch: pytest.MonkeyPat
     def build(scene: Scene) -> None:
         pass
 
-    def run_nothing(scene: Scene, places: Places, contestants: list[Contestant], *_: Any) -> Measured:
+    def run_nothing(
+        scene: Scene, places: Places, contestants: list[Contestant], rounds: int, seed: int, earlier: Any, *_: Any
+    ) -> Measured:
         chosen.extend(each.name for each in contestants)
-        return Measured()
+        return earlier or Measured()
 
     monkeypatch.setattr("subjectbooth.benchmarks.scene.build", build)
     monkeypatch.setattr("subjectbooth.benchmarks.rounds.run_all", run_nothing)
@@ -138,6 +140,11 @@ def test_only_asks_for_the_floors_of_what_is_named(monkeypatch: pytest.MonkeyPat
     )
     assert run.compare(given, tmp_path, tmp_path) == 0
     assert chosen == ["floor", "floor-class", "ours-class"]  # the script is not given
+    figures = report(run.scene_of(given, tmp_path), all_contestants(NOWHERE), Measured({"core": counted(7)}))[1]
+    given.out.with_suffix(".json").write_text(figures, "utf-8")
+    given.add = True
+    assert run.compare(given, tmp_path, tmp_path) == 0
+    assert "ComfyUI's Train LoRA" in given.out.with_suffix(".md").read_text("utf-8")  # who is not named stays
     given.only = ["nobody"]
     with pytest.raises(SystemExit, match="contestants: floor, ours"):
         run.compare(given, tmp_path, tmp_path)
