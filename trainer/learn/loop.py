@@ -156,7 +156,6 @@ class Training:
         yield Started(self.step, config.steps, chosen, trainable, state.notes, plan.sentence, plan.counts)
 
         yield from self._study(state)
-        yield from self._viewer.score(state, 0)
         if self.step and config.step_is_kept(self.step):
             yield from self._viewer.score(state, self.step)
         clock = Clock()

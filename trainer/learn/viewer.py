@@ -42,7 +42,7 @@ class Viewer:
         free: FreeMemory,
     ) -> None:
         self._base, self._data, self._config = base, data, config
-        self._shown, self._scored, self._free = shown, scored, free
+        self._shown, self._scored, self._free = shown, set(scored), free
         self._probe: Probe | None = None
 
     def close(self) -> None:
@@ -50,9 +50,14 @@ class Viewer:
         self._probe = None
 
     def score(self, state: Assembly, step: int) -> Iterator[Event]:
-        """Score the current weights; for step 0 the base, also when resuming."""
-        if self._data.probe is None or step in self._scored:
-            return
+        """Score the current weights, and before the first of them the base, as step 0: not before the first training
+        step, which would come later by the time of twenty forward passes."""
+        for number in (0, step):
+            if self._data.probe is not None and number not in self._scored:
+                self._scored.add(number)
+                yield from self._score(state, number)
+
+    def _score(self, state: Assembly, step: int) -> Iterator[Event]:
         scores: dict[str, float] | None = None
         try:
             if self._probe is None:

@@ -170,7 +170,7 @@ def encode(
         else None
     )
     held_out = None
-    if len(captions) >= HELD_OUT_FROM:
+    if probe is not None and len(captions) >= HELD_OUT_FROM:
         held_out = _held_out(groups, captions, base, config, cache, where)
         check_latents(held_out.latents, names[:HELD_OUT_CROPS])
     return TrainingData(

@@ -101,6 +101,29 @@ def test_activations_are_what_real_tensors_take(targets: str) -> None:
     assert training_footprint(small_denoiser(), unet, PROMPT, (32, 32), torch.float32) == counted
 
 
+def test_activations_of_deep_transformers_are_what_real_tensors_take() -> None:
+    """SDXL's layout at a small size: few, deep blocks, which decide with checkpointing and are counted once each."""
+    from diffusers import UNet2DConditionModel
+
+    unet = UNet2DConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        cross_attention_dim=16,
+        attention_head_dim=(4, 8),
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        transformer_layers_per_block=(1, 4),
+        use_linear_projection=True,
+        norm_num_groups=8,
+    ).requires_grad_(False)
+    with_lora(unet, CONFIG)
+    unet.train()
+    counted = training_footprint(small_denoiser(), unet, PROMPT, (32, 32), torch.float32)
+    assert counted.whole == pytest.approx(_real_peak(unet, 1, 32), rel=0.05)
+    unet.enable_gradient_checkpointing()
+    assert counted.checkpointed == pytest.approx(_real_peak(unet, 1, 32), rel=0.1)
+
+
 def test_half_precision_takes_about_half() -> None:
     unet = small_unet()
     with_lora(unet, CONFIG)
