@@ -121,7 +121,8 @@ def test_activations_of_deep_transformers_are_what_real_tensors_take() -> None:
     counted = training_footprint(small_denoiser(), unet, PROMPT, (32, 32), torch.float32)
     assert counted.whole == pytest.approx(_real_peak(unet, 1, 32), rel=0.05)
     unet.enable_gradient_checkpointing()
-    assert counted.checkpointed == pytest.approx(_real_peak(unet, 1, 32), rel=0.1)
+    real = _real_peak(unet, 1, 32)
+    assert real <= counted.checkpointed <= 1.15 * real  # counted as if all of the forward pass were alive
 
 
 def test_half_precision_takes_about_half() -> None:
