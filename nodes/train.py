@@ -17,12 +17,11 @@ from ..trainer.preserve.priors import ClassPriors
 from ..trainer.preserve.ways import DEFAULT_WAY, PRESERVATION_HELP, WAYS, keeping_class
 from ..trainer.runs.cleanup import over_limit_note, remember_lora_folders
 from ..trainer.runs.publish import checked_name, publish
-from ..trainer.runs.recipe import Recipe
 from ..trainer.runs.run import Run
 from ..trainer.runs.step_grid import write_step_grid
 from ..trainer.subject.subject import Subject
 from . import live, published
-from .base import base_of
+from .base import run_of
 from .base_graph import keep_base_graph
 from .class_pictures import class_pictures_shown
 from .graph_terms import graph_messages, notes_in_graph
@@ -224,10 +223,8 @@ class DreamBoothLoRATrain(io.ComfyNode):
         progress = Progress(cls.hidden.unique_id, config.steps)
         progress.set_text("reading the base model")
         with _training_mode():
-            base = base_of(model, clip, vae, config.train_text_encoder)
             device = comfy.model_management.get_torch_device()
-            recipe = Recipe(base, subject, config, keeping)
-            run = recipe.run(pack_output_dir(), device, comfy.model_management.get_free_memory)
+            run = run_of(model, clip, vae, subject, config, keeping, device)
             resume = after_stop == "continue"
             if (force_retrain or resume) and run.folder.kept_step(config.steps) is not None:
                 live.mark_kept_results_stale()

@@ -45,9 +45,7 @@ def wired_base(model: ModelPatcher, clip: CLIP, vae: VAE) -> BaseModel:
     layout, family = check_wired_family(model, clip, vae), family_of(model)
     return BaseModel(
         family=family.name,
-        denoiser=WiredDenoiser(
-            model, family, latent_factor(vae), _metadata(model, layout), layout.order_of if layout else None
-        ),
+        denoiser=WiredDenoiser(model, family, latent_factor(vae), _metadata(model, layout), layout),
         prompts=WiredPromptEncoder(clip),
         codec=ComfyLatentCodec(model, vae),
         digest=sha256_of(base_digest(model, clip, vae), canonical_json(family.training_defaults)),

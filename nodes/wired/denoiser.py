@@ -10,16 +10,15 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from functools import cached_property
 from typing import Any
 
-import comfy.lora
 import comfy.sample
 import torch
 from comfy.model_patcher import ModelPatcher
 from torch import nn
 
 from ...trainer.base.conditioning import Conditioning
+from ...trainer.base.sd.layout import LdmLayout
 from ...trainer.errors import SubjectBoothError
 from ..bridge import has_frames, to_cpu_float32
 from ..host import release_models
@@ -42,7 +41,7 @@ class WiredDenoiser:
         family: what is known about its family.
         latent_factor: image pixels per latent pixel, along a side.
         metadata: the architecture as files state it; None for the family's.
-        order: see :class:`nodes.wired.network.WiredNetwork`.
+        layout: of a UNet of Stable Diffusion, whose layers are named and ordered as other programs do.
     """
 
     can_offload = True
@@ -53,9 +52,9 @@ class WiredDenoiser:
         family: WiredFamily,
         latent_factor: int,
         metadata: Mapping[str, str] | None = None,
-        order: Callable[[str], Any] | None = None,
+        layout: LdmLayout | None = None,
     ) -> None:
-        self._model, self._family, self._metadata, self._order = model, family, metadata, order
+        self._model, self._family, self._metadata, self._layout = model, family, metadata, layout
         self.latent_channels = int(model.model.latent_format.latent_channels)
         self.latent_factor = latent_factor
         self._frames = has_frames(model)
@@ -103,8 +102,11 @@ class WiredDenoiser:
         return WiredNetwork(self._model, self._objective, self._order)
 
     def adapter_layers(self, network: nn.Module, lora_targets: str) -> dict[str, nn.Module]:
-        """Linear layers and 1x1 convolutions of the repeated blocks, see :func:`nodes.wired.network.is_among`."""
+        """Linear layers and 1x1 convolutions of the repeated blocks, see :func:`nodes.wired.network.is_among`; all of a
+        UNet, whose time embedding others train too."""
         assert isinstance(network, WiredNetwork)
+        if lora_targets == "all" and self._layout is not None:
+            return network.layers()
         blocks = tuple(f"{path}." for path in trained_blocks(network.diffusion_model))
         found = {}
         for name, layer in network.layers().items():
@@ -124,22 +126,15 @@ class WiredDenoiser:
         return found
 
     def file_key(self, layer: str) -> str:
-        """kohya's name where the family has one, and otherwise the layer's path in ComfyUI's model, which ComfyUI reads
-        for every family."""
-        path = UNET_PREFIX + WiredNetwork.path_of(layer)
-        return self._kohya_names.get(path, path)
+        """kohya's name for Stable Diffusion, and otherwise the layer's path in ComfyUI's model, which ComfyUI reads for
+        every family."""
+        path = WiredNetwork.path_of(layer)
+        return UNET_PREFIX + path if self._layout is None else self._layout.kohya_key(path)
 
-    @cached_property
-    def _kohya_names(self) -> Mapping[str, str]:
-        """By the path of a layer, from ComfyUI's own map."""
-        if not self._family.kohya_names:
-            return {}
-        names = comfy.lora.model_lora_keys_unet(self._model.model, {})
-        return {
-            weight.removesuffix(".weight"): name
-            for name, weight in names.items()
-            if isinstance(weight, str) and re.match(self._family.kohya_names, name)
-        }
+    @property
+    def _order(self) -> Callable[[str], Any] | None:
+        """A LoRA starts with the same weights as through diffusers."""
+        return None if self._layout is None else self._layout.order_of
 
     def enable_gradient_checkpointing(self, network: nn.Module) -> None:
         """Of the repeated blocks."""

@@ -23,7 +23,6 @@ class WiredFamily:
             taken where a ModelSampling node has set it.
         scheduler: of ComfyUI, for validation images.
         training_options: options of a prompt in training that differ from those of sampling.
-        kohya_names: a pattern of the names of layers in kohya's files; empty where paths in the model serve.
         frozen: a pattern of the paths of layers that get no LoRA.
         is_tried: whether a small model of the family was trained in the tests.
     """
@@ -36,7 +35,6 @@ class WiredFamily:
     shift: float | None = None
     scheduler: str = "simple"
     training_options: Mapping[str, Any] = field(default_factory=dict)
-    kohya_names: str = ""
     frozen: str = ""
     is_tried: bool = True
 
@@ -45,9 +43,6 @@ class WiredFamily:
         """What decides, beside the model and the user's settings, which LoRA comes out; part of a run's key."""
         return [self.logit_normal, self.shift, dict(self.training_options), self.frozen]
 
-
-_SD = r"lora_unet_(down|mid|up)_block"
-_SDXL = r"lora_unet_(input|middle|output)_block"
 
 # Times: unless a line says otherwise, logit-normal as OneTrainer's presets (training_presets/) and diffusion-pipe
 # (models/*.py, timestep_sample_method) have them, with the shift that ComfyUI samples the family with.
@@ -98,9 +93,9 @@ FAMILIES: dict[str, WiredFamily] = {
     "Lens": WiredFamily("Lens", "lens"),
     "Boogu": WiredFamily("Boogu", "boogu-image", frozen=r"^ref_image_refiner\."),
     "JoyImage": WiredFamily("JoyImage", "joyimage"),
-    "SDXL": WiredFamily("SDXL", "stable-diffusion-xl-v1-base", guidance_scale=7.0, kohya_names=_SDXL),
-    "SD15": WiredFamily("SD 1.x", "stable-diffusion-v1", 512, 7.0, kohya_names=_SD),
-    "SD20": WiredFamily("SD 2.x", "stable-diffusion-v2-768-v", 768, 7.0, kohya_names=_SD),
+    "SDXL": WiredFamily("SDXL", "stable-diffusion-xl-v1-base", guidance_scale=7.0),
+    "SD15": WiredFamily("SD 1.x", "stable-diffusion-v1", 512, 7.0),
+    "SD20": WiredFamily("SD 2.x", "stable-diffusion-v2-768-v", 768, 7.0),
 }
 """By the class of ComfyUI's config for a model (``comfy.supported_models``), which tells more than the model's own."""
 

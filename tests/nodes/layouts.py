@@ -26,10 +26,13 @@ sys.modules["server"] = types.ModuleType("server")
 sys.modules["server"].PromptServer = None  # type: ignore[attr-defined]
 
 import comfy.lora  # noqa: E402
+import comfy.model_patcher  # noqa: E402
 import comfy.supported_models  # noqa: E402
 import torch  # noqa: E402
 
 from subjectbooth.nodes.noise import noise_schedule  # noqa: E402
+from subjectbooth.nodes.wired.denoiser import WiredDenoiser  # noqa: E402
+from subjectbooth.nodes.wired.families import family_of  # noqa: E402
 from subjectbooth.trainer.base.sd.denoiser import DiffusersUNet  # noqa: E402
 from subjectbooth.trainer.base.sd.layout import LdmLayout  # noqa: E402
 from subjectbooth.trainer.base.sd.ldm_unet import ldm_names  # noqa: E402
@@ -99,6 +102,7 @@ def compare(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
         unet = denoiser.outline()
         unet.requires_grad_(False)
         expected = {name: tensor.shape for name, tensor in unet.state_dict().items()}
+        wired = _same_layers(model, layout, denoiser, unet)
         config = TrainConfig(rank=8)
         adapter.inject(unet, config, denoiser.adapter_layers(unet, config.lora_targets))
     found = {ours: shapes[ldm] for ldm, ours in layout.names.items()}
@@ -129,7 +133,21 @@ def compare(kind: Any, config: dict[str, Any]) -> dict[str, Any]:
         "layers": len(layers),
         "taken": len(fitting),
         "example": sorted(layers)[0],
+        "wired_layers": wired,
     }
+
+
+def _same_layers(model: Any, layout: LdmLayout, denoiser: DiffusersUNet, unet: Any) -> bool:
+    """Whether the connected model gets a LoRA on the layers of the diffusers UNet, under the same keys and in the same
+    order."""
+    patcher = comfy.model_patcher.ModelPatcher(model, torch.device("cpu"), torch.device("cpu"))
+    wired = WiredDenoiser(patcher, family_of(patcher), 8, {}, layout)
+    network = wired.outline()
+    return all(
+        [wired.file_key(layer) for layer in wired.adapter_layers(network, targets)]
+        == [denoiser.file_key(layer) for layer in denoiser.adapter_layers(unet, targets)]
+        for targets in ("attention", "attention+mlp", "all")
+    )
 
 
 def sampling(kind: Any, config: dict[str, Any], marks: tuple[str, ...]) -> dict[str, Any]:

@@ -47,6 +47,7 @@ def test_a_true_layout_is_read_weight_by_weight_and_its_adapter_taken_key_by_key
     assert found["same_shapes"]
     assert found["names_backwards"]  # as a diffusers folder is read
     assert found["layers"] == found["taken"] == layers
+    assert found["wired_layers"]
     assert found["diffusers_names_taken"]  # diffusers' own file of the same adapter is for the same weights
 
 

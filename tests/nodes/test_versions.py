@@ -6,6 +6,7 @@ only there, on one machine: their last bits depend on its CPU. Keys do not.
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Callable
@@ -25,7 +26,7 @@ OTHER = os.environ.get("SUBJECTBOOTH_OTHER_COMFYUI")
 
 CHECKPOINT = "58883174da988dd9a2c540210f89dc6db7a7643ccafbf845b70390d6d0d28b2f"
 """Digest of the tiny checkpoint that the key was recorded with: torch draws it, not on every machine the same."""
-RUN = "ohwx_cat_7bc9ceb74832"
+RUN = "ohwx_cat_32e4d33d72fe"
 """The run's folder, which its key names. It is the same as long as nobody's finished runs are trained again."""
 
 
@@ -82,6 +83,19 @@ def test_the_same_training_is_found_again_after_an_update(comfy: ComfyClient, ti
     if sha256_of(tiny_checkpoint) != CHECKPOINT:
         pytest.skip("torch draws another tiny checkpoint on this machine than where the key was recorded")
     assert _run_name(comfy.run(_graph(comfy, styled=False))) == RUN
+
+
+@pytest.mark.parametrize(("steps", "said"), [(1, "trained"), (2, "reused")])
+def test_a_run_that_was_begun_on_a_copy_of_the_model_goes_on_there(comfy: ComfyClient, steps: int, said: str) -> None:
+    """As earlier versions did with Stable Diffusion."""
+    graph = _graph(comfy, styled=False)
+    graph["11"]["inputs"] |= {"seed": 4100 + steps, "output_name": "on a copy"}
+    wired = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "subject": ["10", 0]}
+    plain = {name: value for name, value in graph["11"]["inputs"].items() if not isinstance(value, list)}
+    begun = {**graph, "90": node("ProbeRunOnACopy", **wired, inputs=json.dumps(plain), steps=steps)}
+    before = comfy.run(begun, targets=("90",)).outputs["90"]["report"][0]["run"]
+    found = comfy.run(graph, targets=("11",))
+    assert _run_name(found) == before and found.outputs["11"]["text"][0].startswith(said)
 
 
 def test_nothing_that_comfyui_calls_deprecated_is_used(comfy: ComfyClient) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import Any
 from unittest import mock
 
@@ -45,6 +46,34 @@ class ProbeBaseDigest:
                 edited -= 1
             weights._original_digests.pop(clip.patcher.model, None)
         return {"ui": {"report": [{"digest": digest, "hashed": hashed.call_count}]}}
+
+
+class ProbeRunOnACopy:
+    """Trains what the trainer's node with these inputs did while Stable Diffusion was copied for training; `steps`: so
+    many of them, as if the run was cancelled then."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        wired = {"model": ("MODEL",), "clip": ("CLIP",), "vae": ("VAE",), "subject": ("SUBJECT",)}
+        return {"required": {**wired, "inputs": ("STRING",), "steps": ("INT",)}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    def probe(self, model: Any, clip: Any, vae: Any, subject: Any, inputs: str, steps: int) -> dict[str, Any]:
+        config = pack_module("nodes.settings").config_from(json.loads(inputs), subject.resolution)
+        with torch.inference_mode(False), torch.enable_grad():
+            base = pack_module("nodes.bridge").base_from_graph(model, clip, vae)
+            recipe = pack_module("trainer.runs.recipe").Recipe(base, subject, config)
+            run = recipe.run(pack_module("nodes.host").pack_output_dir(), torch.device("cpu"))
+            events = run.events()
+            for event in events:
+                if getattr(event, "step", 0) == steps and type(event).__name__ == "StepDone":
+                    events.close()
+                    break
+        return {"ui": {"report": [{"run": run.folder.path.name}]}}
 
 
 class ProbeQuantised:
@@ -100,4 +129,9 @@ class ProbeAttention:
         return (patched,)
 
 
-NODES = {"ProbeAttention": ProbeAttention, "ProbeBaseDigest": ProbeBaseDigest, "ProbeQuantised": ProbeQuantised}
+NODES = {
+    "ProbeAttention": ProbeAttention,
+    "ProbeBaseDigest": ProbeBaseDigest,
+    "ProbeRunOnACopy": ProbeRunOnACopy,
+    "ProbeQuantised": ProbeQuantised,
+}

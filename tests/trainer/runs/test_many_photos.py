@@ -12,7 +12,7 @@ from subjectbooth.scripts import full_size
 from subjectbooth.tests.small_base import small_base
 from subjectbooth.trainer.base.conditioning import AT_ONCE, in_parts
 from subjectbooth.trainer.base.sd.codecs import KLCodec, TinyCodec
-from subjectbooth.trainer.memory.footprint import _Memory
+from subjectbooth.trainer.memory.footprint import Memory
 from subjectbooth.trainer.runs.encodings import EncodingCache
 from subjectbooth.trainer.runs.preparation import MIRRORED_AT_ONCE, _mirrored_latents
 from subjectbooth.trainer.subject.photo import Photo
@@ -35,7 +35,7 @@ def kl_codec() -> KLCodec:
 
 def extra(work: Callable[[], torch.Tensor], *given: torch.Tensor) -> int:
     """Peak bytes of live tensors, beside those given and the result."""
-    with _Memory({str(number): tensor for number, tensor in enumerate(given)}) as memory:
+    with Memory({str(number): tensor for number, tensor in enumerate(given)}) as memory:
         result = work()
     return memory.peak - result.nbytes
 

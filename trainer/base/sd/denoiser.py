@@ -15,7 +15,7 @@ from ..conditioning import Conditioning
 from ..denoiser import frozen_bytes
 from .counting import checkpointed_blocks, countable
 from .families import native_resolution
-from .layout import LdmLayout
+from .layout import LORA_PREFIX, LdmLayout
 from .sample import sample
 from .schedule import min_snr_weights, prediction_target, predicts_v
 from .target_layers import target_layers
@@ -23,8 +23,6 @@ from .unet import LATENT_FACTOR, build_unet, outline_unet, predict
 
 if TYPE_CHECKING:
     from diffusers import DDPMScheduler
-
-LORA_PREFIX = "lora_unet"
 
 
 @dataclass(frozen=True)

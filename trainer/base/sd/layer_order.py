@@ -9,10 +9,10 @@ _PARTS = {
     part: number
     for number, part in enumerate(
         (
-            "conv_in", "time_embedding", "add_embedding", "down_blocks", "up_blocks", "mid_block", "conv_norm_out",
-            "conv_out", "attentions", "resnets", "downsamplers", "upsamplers", "norm", "proj_in", "transformer_blocks",
-            "proj_out", "norm1", "attn1", "to_q", "to_k", "to_v", "to_out", "conv1", "time_emb_proj", "norm2", "attn2",
-            "conv2", "norm3", "ff", "conv_shortcut",
+            "conv_in", "time_embedding", "add_embedding", "linear_1", "linear_2", "down_blocks", "up_blocks",
+            "mid_block", "conv_norm_out", "conv_out", "attentions", "resnets", "downsamplers", "upsamplers", "norm",
+            "proj_in", "transformer_blocks", "proj_out", "norm1", "attn1", "to_q", "to_k", "to_v", "to_out", "conv1",
+            "time_emb_proj", "norm2", "attn2", "conv2", "norm3", "ff", "conv_shortcut",
         )
     )
 }  # fmt: skip

@@ -14,6 +14,8 @@ from .layer_order import diffusers_order
 from .ldm_unet import diffusers_config, diffusers_names, unet_shape
 from .unsupported import refuse_quantised
 
+LORA_PREFIX = "lora_unet"
+
 
 @dataclass(frozen=True)
 class LdmLayout:
@@ -51,6 +53,10 @@ class LdmLayout:
     def file_layer(self, layer: str) -> str:
         """The name in the family's LoRA files of a layer of the diffusers UNet."""
         return self._ldm_layers[layer] if self.family.kohya_ldm_names else layer
+
+    def kohya_key(self, ldm_layer: str) -> str:
+        """The key in LoRA files of a layer by its name in single files: ``lora_unet_..._to_q``."""
+        return f"{LORA_PREFIX}_{self.file_layer(self._diffusers_layers[ldm_layer])}".replace(".", "_")
 
     def order_of(self, ldm_layer: str) -> tuple[int, ...]:
         """A sort key of a layer by its name in single files: the order of the diffusers UNet."""
