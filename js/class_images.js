@@ -1,13 +1,15 @@
 // GenerateClassPriors: shows class images as they are generated; a click adds one to the "exclude" widget.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
-import { nodeOf } from "./lib/node_path.mjs";
+import { keyOf, nodeOf } from "./lib/node_path.mjs";
 import { Panel, ask, chain, make, onWidgets, setWidget, valuesOf } from "./lib/panel.mjs";
 import { isExcluded, merged, toggled } from "./lib/photos.mjs";
+import { recall, remember } from "./lib/remembered.mjs";
 import { t } from "./lib/words.mjs";
 
 const KIND = "GenerateClassPriors";
 const FOLDER = "class_images"; // property of the node: the folder shown last, to survive a reload
+const REMEMBERED = "SubjectBooth.class_images";
 const MOST = 500;
 
 class ClassImagesPanel {
@@ -15,6 +17,7 @@ class ClassImagesPanel {
     this.node = node;
     this.clear();
     this.panel = new Panel(node, "class_images", 60);
+    this.panel.element.classList.add("sb-own");
     node.onDrawBackground = () => {}; // the images are in the panel
     node.hideOutputImages = true;
     // Leave the space to the images, not to the list of hashes.
@@ -22,7 +25,8 @@ class ClassImagesPanel {
     if (exclude?.options) exclude.options.getMaxHeight = () => 44;
     this.refresh = onWidgets(node, ["exclude"], () => this.show());
     chain(node, "onExecuted", (output) => this.finished(output));
-    chain(node, "onConfigure", () => void this.restore());
+    // Once the node is in its graph, which has the id it is remembered by.
+    chain(node, "onConfigure", () => setTimeout(() => void this.restore(), 0));
     this.show();
   }
 
@@ -34,7 +38,7 @@ class ClassImagesPanel {
   // A message of a run: its folder and the images so far.
   update({ folder, pictures, done, count, made }) {
     if (folder !== this.node.properties[FOLDER]) this.clear();
-    this.node.properties[FOLDER] = folder;
+    this.keep(folder);
     this.pictures = merged(this.pictures, pictures, MOST);
     this.status = t("{done} of {count} class images ready ({made} new)", { done, count, made });
     this.show();
@@ -44,7 +48,7 @@ class ClassImagesPanel {
     if (!output?.hashes || !output.folder) return;
     const [folder] = output.folder;
     const [made] = output.made ?? [0];
-    this.node.properties[FOLDER] = folder;
+    this.keep(folder);
     const used = output.hashes.map((hash, index) => ({ hash, ...output.images[index] }));
     const left = (output.excluded_hashes ?? []).map((hash, index) => ({ hash, ...output.excluded_images[index] }));
     // Exactly those of the run: with a lower count, the folder has more.
@@ -57,8 +61,18 @@ class ClassImagesPanel {
     this.show();
   }
 
+  key() {
+    return keyOf(app.rootGraph ?? app.graph, this.node);
+  }
+
+  // The editor saves a changed property only after the next click.
+  keep(folder) {
+    this.node.properties[FOLDER] = folder;
+    remember(REMEMBERED, this.key(), folder);
+  }
+
   async restore() {
-    const folder = this.node.properties?.[FOLDER];
+    const folder = this.node.properties?.[FOLDER] ?? recall(REMEMBERED, this.key());
     if (!folder || this.pictures.length) return;
     try {
       const listed = await ask(api, `/class_images?folder=${encodeURIComponent(folder)}`);

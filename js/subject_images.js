@@ -1,16 +1,18 @@
 // LoadSubjectImages: shows the photos as training will see them, with warnings and captions.
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
+import { nodeOf } from "./lib/node_path.mjs";
 import { Panel, ask, chain, make, onWidgets, setWidget, valuesOf, widen } from "./lib/panel.mjs";
 import { CropEditor } from "./lib/crop_editor.mjs";
 import { editsOf, onlyOf, textOf, withEdit } from "./lib/photo_edits.mjs";
 import { labelOf, moved, namesOf, valueOf, withAdded, without } from "./lib/photos.mjs";
-import { t } from "./lib/words.mjs";
+import { t, told } from "./lib/words.mjs";
 
 /** Maximum number of captions listed; the others are in the tooltips of the photos. */
 const MOST_CAPTIONS = 8;
 const EDITS = "photo_edits";
 const WATCHED = ["images", "folder", "sample", "class_word", "token", "prompt_template", "captions", "resolution", "crop", EDITS];
+const TEXT = "$$node-text-preview"; // the editor's own widget
 const ACCEPTED = "image/png,image/jpeg,image/webp,image/avif,image/gif,image/bmp,image/tiff";
 
 class PhotoPanel {
@@ -21,6 +23,7 @@ class PhotoPanel {
     this.answer = null;
     this.failure = "";
     this.panel = new Panel(node, "photos", 110);
+    this.panel.element.classList.add("sb-own");
     widen(node, 400);
     // The panel shows the photos; hide the front end's own preview of the uploads.
     node.onDrawBackground = () => {};
@@ -46,7 +49,22 @@ class PhotoPanel {
     this.panel.element.addEventListener("keydown", (event) => event.stopPropagation()); // not the editor's shortcuts
     hideWidget(node, EDITS);
     this.refresh = onWidgets(node, WATCHED, () => this.load());
-    chain(node, "onExecuted", () => this.refresh());
+    chain(node, "onExecuted", () => {
+      this.refresh();
+      setTimeout(() => this.dropText(), 0);
+    });
+  }
+
+  // The editor's own copy of the status and the warnings, which the panel shows already.
+  dropText() {
+    if (!this.answer) return;
+    const { widgets } = this.node;
+    const at = widgets.findIndex(({ name }) => name === TEXT);
+    if (at < 0) return;
+    widgets[at].onRemove?.();
+    widgets.splice(at, 1);
+    this.panel.fit();
+    this.node.graph?.setDirtyCanvas(true, true);
   }
 
   get names() {
@@ -162,9 +180,9 @@ class PhotoPanel {
       if (!captioned.length) line("sb-line", `${t("Caption of each photo:")} `, make("span", { className: "sb-words" }, sentence));
       line("sb-line sb-quiet", `${t("Class prompt:")} `, make("span", { className: "sb-words" }, classSentence));
     } else if (problem) {
-      line("sb-note", problem);
+      line("sb-note", told(problem));
     }
-    for (const warning of warnings) line("sb-note", warning);
+    for (const warning of warnings) line("sb-note", told(warning));
     keepingFocus(this.panel.element, () => this.panel.show(...lines));
   }
 
@@ -180,7 +198,7 @@ class PhotoPanel {
   }
 
   tile(photo, index, own) {
-    const messages = photo.error ? [photo.error] : photo.warnings;
+    const messages = photo.error ? [photo.error] : photo.warnings.map(told);
     const tile = make("div", { className: "sb-tile", tabIndex: 0, title: [photo.name, photo.caption, ...messages].filter(Boolean).join("\n") });
     tile.dataset.photo = photo.name;
     if (photo.error) tile.classList.add("sb-bad");
@@ -274,6 +292,11 @@ function signOf(photo, photos) {
   };
   return photo.kinds.map((kind) => signs[kind]).filter(Boolean).join(", ") || "!";
 }
+
+// The text arrives before the result does, or alone if the result is cached.
+api.addEventListener("progress_text", ({ detail }) => {
+  setTimeout(() => nodeOf(app.rootGraph ?? app.graph, { node: detail?.nodeId })?.subjectBoothPhotos?.dropText(), 0);
+});
 
 app.registerExtension({
   name: "SubjectBooth.SubjectImages",

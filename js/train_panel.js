@@ -4,6 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { Estimates } from "./lib/estimate.mjs";
 import { keyOf, nodeOf, noteLoaded } from "./lib/node_path.mjs";
+import { recall, remember } from "./lib/remembered.mjs";
 import { TrainState } from "./lib/train_state.mjs";
 import { TrainView } from "./lib/train_view.mjs";
 import { wordsOf } from "./lib/train_words.mjs";
@@ -11,7 +12,6 @@ import { wordsOf } from "./lib/train_words.mjs";
 const NODE = "DreamBoothLoRATrain";
 const PROPERTY = "subjectbooth_run";
 const REMEMBERED = "SubjectBooth.runs";
-const MOST_REMEMBERED = 50;
 const SILENCE = 3000;
 /** Pixels of margin that the classic editor leaves around an element. */
 const MARGIN = 8;
@@ -101,7 +101,7 @@ class TrainPanel {
   async restore(active) {
     const root = rootGraph();
     const mine = active.find((one) => nodeOf(root, one) === this.node);
-    const run = mine?.run ?? this.node.properties?.[PROPERTY] ?? recall(this.key());
+    const run = mine?.run ?? this.node.properties?.[PROPERTY] ?? recall(REMEMBERED, this.key());
     if (!run || this.run?.run === run || typeof run !== "string") return;
     this.run = new TrainState(run);
     await this.read(run);
@@ -180,14 +180,7 @@ class TrainPanel {
   remember(run) {
     this.node.properties ??= {};
     this.node.properties[PROPERTY] = run;
-    const key = this.key();
-    if (key === null) return;
-    const entries = remembered().filter(([other]) => other !== key);
-    try {
-      localStorage.setItem(REMEMBERED, JSON.stringify([...entries, [key, run]].slice(-MOST_REMEMBERED)));
-    } catch {
-      // If storage is full or forbidden, only the panel after a reload is lost.
-    }
+    remember(REMEMBERED, this.key(), run);
   }
 
   remove() {
@@ -196,19 +189,6 @@ class TrainPanel {
     living.delete(this);
     this.view.remove();
   }
-}
-
-function remembered() {
-  try {
-    const entries = JSON.parse(localStorage.getItem(REMEMBERED) ?? "[]");
-    return Array.isArray(entries) ? entries.filter((entry) => Array.isArray(entry) && entry.length === 2) : [];
-  } catch {
-    return [];
-  }
-}
-
-function recall(key) {
-  return remembered().find(([other]) => other === key)?.[1];
 }
 
 let asked = null;

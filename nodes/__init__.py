@@ -16,6 +16,7 @@ class SubjectBoothExtension(ComfyExtension):
         from .gallery_routes import register as register_gallery_routes
         from .options import DreamBoothOptions
         from .priors import GenerateClassPriors
+        from .queue_check import register as register_queue_check
         from .routes_pictures import register as register_picture_routes
         from .subject import LoadSubjectImages
         from .train import DreamBoothLoRATrain
@@ -25,6 +26,7 @@ class SubjectBoothExtension(ComfyExtension):
         register_gallery_routes()
         register_picture_routes()
         register_train_routes()
+        register_queue_check()
         return [
             LoadSubjectImages,
             GenerateClassPriors,

@@ -7,6 +7,9 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainer.errors import SubjectBoothError
+from ..trainer.subject.captions import fill_template
+from .bridge import literal_prompt
+from .evaluation_prompts import of_the_class
 from .graph_terms import graph_messages
 from .host import Progress
 from .lora_choice import (
@@ -20,7 +23,11 @@ from .lora_choice import (
     strength_input,
 )
 from .lora_file import SubjectLora
+from .presentation import presented
 from .types import CATEGORY, SubjectLoraType
+
+SHOWN = ("lora_name", "strength_model", "prompt")
+"""Inputs in sight; the others are under the editor's "advanced inputs"."""
 
 
 class ApplySubjectLoRA(io.ComfyNode):
@@ -29,9 +36,9 @@ class ApplySubjectLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node as ComfyUI shows it."""
-        return io.Schema(
+        schema = io.Schema(
             node_id="ApplySubjectLoRA",
-            display_name="Apply Subject LoRA",
+            display_name="Apply Subject LoRA (DreamBooth)",
             category=CATEGORY,
             description="Applies a trained subject to MODEL and CLIP and fills its words into your prompt.",
             inputs=[
@@ -48,15 +55,21 @@ class ApplySubjectLoRA(io.ComfyNode):
                     default="a photo of {subject}",
                     tooltip="Your prompt. {subject} is replaced by the trained words, such as ohwx dog.",
                 ),
-                SubjectLoraType.Input("subject_lora", optional=True, tooltip="From DreamBooth LoRA Train."),
+                SubjectLoraType.Input("subject_lora", optional=True, tooltip="From DreamBooth LoRA Training."),
             ],
             outputs=[
                 io.Model.Output(display_name="model", tooltip="The model with the subject applied."),
                 io.Clip.Output(display_name="clip", tooltip="The text encoder with the subject applied."),
                 io.String.Output(display_name="prompt", tooltip="The prompt with the trained words filled in."),
+                io.String.Output(
+                    display_name="class_prompt",
+                    tooltip="The same prompt about the class, a dog in place of ohwx dog: for a comparison without the "
+                    "subject.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
+        return presented(schema, SHOWN)
 
     @classmethod
     def validate_inputs(cls, lora_name: str | None = None, subject_lora: Any = ABSENT) -> bool | str:
@@ -86,13 +99,13 @@ class ApplySubjectLoRA(io.ComfyNode):
         check_strength("strength_clip", strength_clip)
         filled = _fill(prompt, lora)
         model, clip, text = apply_lora(model, clip, lora, strength_model, strength_clip)
-        return cls._output(model, clip, filled, text)
+        return cls._output(model, clip, filled, _about_the_class(prompt, lora), text)
 
     @classmethod
-    def _output(cls, model: Any, clip: Any, prompt: str, text: list[str]) -> io.NodeOutput:
+    def _output(cls, model: Any, clip: Any, prompt: str, class_prompt: str, text: list[str]) -> io.NodeOutput:
         """Always with a line of text: without one, the editor keeps showing that of the previous run."""
         Progress(cls.hidden.unique_id, 1).set_text("\n".join(text))
-        return io.NodeOutput(model, clip, prompt, ui={"text": text})
+        return io.NodeOutput(model, clip, prompt, class_prompt, ui={"text": text})
 
 
 def _fill(prompt: str, lora: SubjectLora) -> str:
@@ -106,3 +119,13 @@ def _fill(prompt: str, lora: SubjectLora) -> str:
             lora.path.name,
         )
     return prompt.replace("{subject}", lora.trigger)
+
+
+def _about_the_class(prompt: str, lora: SubjectLora) -> str:
+    """The prompt with the class in place of the subject; as it is filled in if the file does not name a class."""
+    class_word = lora.metadata.get("subjectbooth.class_word", "").strip()
+    if not class_word or not class_word.isprintable():
+        return _fill(prompt, lora)
+    words = literal_prompt(class_word)
+    lines = prompt.split("\n")
+    return "\n".join(fill_template(of_the_class(line), "", words) if "{subject}" in line else line for line in lines)

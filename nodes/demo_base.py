@@ -10,10 +10,11 @@ import comfy.sd
 import folder_paths
 from comfy_api.latest import io
 
-from ..demo.base import ensure_checkpoint
+from ..demo.base import NAME, ensure_checkpoint
 from ..trainer.errors import SubjectBoothError
 from .graph_terms import graph_messages
-from .host import user_folder
+from .host import Progress, user_folder
+from .presentation import presented
 from .types import CATEGORY
 
 logger = logging.getLogger("subjectbooth")
@@ -52,19 +53,26 @@ def _written_demo_base() -> Path:
         ) from error
 
 
+def _shown(folder: Path) -> str:
+    """A folder as people know it: from ComfyUI's own folder if it is there."""
+    home = Path(folder_paths.models_dir).parent
+    return folder.relative_to(home).as_posix() if folder.is_relative_to(home) else str(folder)
+
+
 class LoadDemoBase(io.ComfyNode):
     """Writes the demo base once, as a checkpoint in Stable Diffusion 1.5's layout, and loads it."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node as ComfyUI shows it."""
-        return io.Schema(
+        schema = io.Schema(
             node_id="LoadDemoBase",
             display_name="Load Demo Base",
             category=CATEGORY,
             description=(
                 "Loads a small text-to-image model that ships with the pack and draws emoji-like images of 64 x 64 "
-                "pixels. Use it to try DreamBooth on any machine; for your own photos, use a real checkpoint."
+                "pixels. Use it to try DreamBooth on any machine; for your own photos, use a real checkpoint. The "
+                "first run writes it (466 MB) to models/checkpoints/subjectbooth; delete it there when you are done."
             ),
             inputs=[],
             outputs=[
@@ -72,12 +80,17 @@ class LoadDemoBase(io.ComfyNode):
                 io.Clip.Output(display_name="clip", tooltip="Its text encoder. It knows about a hundred class words."),
                 io.Vae.Output(display_name="vae", tooltip="Its autoencoder."),
             ],
+            hidden=[io.Hidden.unique_id],
         )
+        return presented(schema)
 
     @classmethod
     @graph_messages()
     def execute(cls) -> io.NodeOutput:
         """Make sure that the file exists and is intact, and load it like any checkpoint."""
+        folders = (demo_base_folder(), user_folder())
+        if not any((folder / NAME).is_file() for folder in folders):
+            Progress(cls.hidden.unique_id, 1).set_text(f"writing 466 MB, once, to {_shown(folders[0])}")
         path = _written_demo_base()
         model, clip, vae = comfy.sd.load_checkpoint_guess_config(
             str(path), embedding_directory=folder_paths.get_folder_paths("embeddings")

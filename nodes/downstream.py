@@ -16,6 +16,7 @@ from ..trainer.runs.recipe import Recipe
 from ..trainer.subject.subject import Subject
 from .base import base_of
 from .host import loras_dirs, pack_output_dir
+from .presets import CUSTOM, with_preset
 from .settings import SETTINGS, config_from
 
 Prompt = Mapping[str, Mapping[str, Any]]
@@ -74,5 +75,8 @@ def _settings(prompt: Prompt, inputs: Mapping[str, Any]) -> dict[str, Any] | Non
         if source.get("class_type") != "DreamBoothOptions":
             return None
         options = source.get("inputs", {})
-    found = {name: value for name, value in {**inputs, **options}.items() if name in SETTINGS}
+    preset = inputs.get("preset", CUSTOM)
+    if not isinstance(preset, str):
+        return None
+    found = {name: value for name, value in with_preset({**inputs, **options}, preset).items() if name in SETTINGS}
     return None if any(isinstance(value, list) for value in found.values()) else found

@@ -38,6 +38,7 @@ from .lora_choice import (
 )
 from .lora_file import SubjectLora
 from .picture_embedder import embedder_for
+from .presentation import presented
 from .prompt_pictures import Drawing, PromptPictures
 from .sampling import automatic_batch_size, check_choices, sampler_inputs, without_guidance_patches
 from .types import CATEGORY, SubjectLoraType, SubjectType
@@ -45,6 +46,9 @@ from .types import CATEGORY, SubjectLoraType, SubjectType
 log = logging.getLogger("subjectbooth")
 
 NODE_ID = "EvaluateSubjectLoRA"
+
+SHOWN = ("lora_name", "strength", "prompts", "seeds", "steps", "cfg")
+"""Inputs in sight; the others are under the editor's "advanced inputs"."""
 
 
 class EvaluateSubjectLoRA(io.ComfyNode):
@@ -57,7 +61,7 @@ class EvaluateSubjectLoRA(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node as ComfyUI shows it. Inputs are appended, never inserted: workflows store values by position."""
-        return io.Schema(
+        schema = io.Schema(
             node_id=NODE_ID,
             display_name="Evaluate Subject LoRA",
             category=CATEGORY,
@@ -99,7 +103,7 @@ class EvaluateSubjectLoRA(io.ComfyNode):
                     step=8,
                     tooltip="Width and height of the pictures in pixels. 0: use that of Load Subject Images.",
                 ),
-                SubjectLoraType.Input("subject_lora", optional=True, tooltip="From DreamBooth LoRA Train."),
+                SubjectLoraType.Input("subject_lora", optional=True, tooltip="From DreamBooth LoRA Training."),
                 io.ClipVision.Input(
                     "clip_vision",
                     optional=True,
@@ -118,6 +122,7 @@ class EvaluateSubjectLoRA(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id],
         )
+        return presented(schema, SHOWN)
 
     @classmethod
     def validate_inputs(

@@ -57,11 +57,11 @@ def prompts_for(text: str, subject: Subject, trigger: str, built_in_others: Sequ
     built_in = prompt_set(class_word, words, others or built_in_others)
     if not scenes:
         return built_in
-    plain = tuple(fill_template(_of_the_class(line), "", class_word) for line in scenes)
+    plain = tuple(fill_template(of_the_class(line), "", class_word) for line in scenes)
     own = tuple(line.replace(_SUBJECT, words) for line in scenes)
     return replace(built_in, class_prompts=(built_in.class_prompts[0], *plain), subject_scenes=own)
 
 
-def _of_the_class(line: str) -> str:
+def of_the_class(line: str) -> str:
     """The same line about the class: "a photo of {subject} at night" -> "a photo of a {class} at night"."""
     return re.sub(r"(\b(?:an?|the|my|this|that)\s+)?\{subject\}", lambda m: f"{m[1] or 'a '}{{class}}", line)

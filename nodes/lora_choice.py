@@ -171,7 +171,7 @@ def _require_one(lora_name: str, *, wired: bool, node_id: str) -> None:
         raise SubjectBoothError(
             "no LoRA is given",
             "a connection to subject_lora or a file in lora_name",
-            "connect DreamBooth LoRA Train, or choose a file",
+            "connect DreamBooth LoRA Training, or choose a file",
             node_id,
         )
 

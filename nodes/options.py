@@ -7,8 +7,12 @@ from typing import Any
 from comfy_api.latest import io
 
 from .graph_terms import graph_messages
+from .presentation import presented
 from .settings import config_from, setting_input
 from .types import CATEGORY, DreamBoothOptionsType
+
+SHOWN = ("lora_targets", "optimizer", "snr_gamma", "masked_loss", "flip", "ema_decay", "train_text_encoder", "keep")
+"""Inputs in sight; the others are under the editor's "advanced inputs"."""
 
 
 class DreamBoothOptions(io.ComfyNode):
@@ -17,11 +21,11 @@ class DreamBoothOptions(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node as ComfyUI shows it. Inputs are appended, never inserted."""
-        return io.Schema(
+        schema = io.Schema(
             node_id="DreamBoothOptions",
             display_name="DreamBooth Options",
             category=CATEGORY,
-            description="Advanced settings for DreamBooth LoRA Train. Leave this node out to use the defaults.",
+            description="Advanced settings for DreamBooth LoRA Training. Leave this node out to use the defaults.",
             inputs=[
                 setting_input("lora_targets"),
                 setting_input("lora_dropout", step=0.05, round=0.001),
@@ -47,8 +51,9 @@ class DreamBoothOptions(io.ComfyNode):
                 setting_input("keep", optional=True),
                 setting_input("compile", optional=True),
             ],
-            outputs=[DreamBoothOptionsType.Output(display_name="options", tooltip="For DreamBooth LoRA Train.")],
+            outputs=[DreamBoothOptionsType.Output(display_name="options", tooltip="For DreamBooth LoRA Training.")],
         )
+        return presented(schema, SHOWN)
 
     @classmethod
     @graph_messages()

@@ -80,19 +80,22 @@ def memory_for_images(model: ModelPatcher) -> tuple[float, float]:
     return room - (model.model_size() - model.loaded_size()), 1.0
 
 
-def sampler_inputs(pictures: str, cfg: str = "", sampler_name: str = "", seed: str = "") -> list[io.Input]:
+def sampler_inputs(
+    pictures: str, cfg: str = "", sampler_name: str = "", seed: str = "", usual_cfg: float = 7.0
+) -> list[io.Input]:
     """The inputs steps, cfg, sampler_name, scheduler and seed.
 
     Args:
         pictures: what is sampled, in the singular, for the tooltips.
         cfg, sampler_name, seed: what else their tooltips say.
+        usual_cfg: the default of cfg.
     """
     samplers, article = comfy.samplers.KSampler, "an" if pictures[0] in "aeiou" else "a"
     return [
         io.Int.Input("steps", default=20, min=1, max=1000, tooltip=f"Denoising steps per {pictures}."),
         io.Float.Input(
             "cfg",
-            default=7.0,
+            default=usual_cfg,
             min=0.0,
             max=100.0,
             step=0.1,

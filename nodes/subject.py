@@ -25,11 +25,15 @@ from .bridge import literal_prompt
 from .graph_terms import graph_messages
 from .host import Progress, stop_if_cancelled
 from .photo_sources import NO_SAMPLE, Source, edits_of, input_pictures, mask_of, photos_of_tensors, samples
+from .presentation import presented
 from .types import CATEGORY, SubjectType
 
 log = logging.getLogger("subjectbooth")
 
 CAPTIONS_TEMPLATE, CAPTIONS_FILES = "template", "caption files"
+
+SHOWN = ("images", "folder", "sample", "class_word", "token", "resolution", "crop", "photo_edits")
+"""Inputs in sight; the others are under the editor's "advanced inputs"."""
 
 
 class LoadSubjectImages(io.ComfyNode):
@@ -41,9 +45,9 @@ class LoadSubjectImages(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        schema = io.Schema(
             node_id="LoadSubjectImages",
-            display_name="Load Subject Images",
+            display_name="Load Subject Images (DreamBooth photos)",
             category=CATEGORY,
             description="Loads photos of one subject and the words for it. Use one source: uploads, a folder, a sample "
             "or an IMAGE.",
@@ -73,9 +77,9 @@ class LoadSubjectImages(io.ComfyNode):
                 io.String.Input(
                     "class_word",
                     default="",
-                    placeholder="dog",
-                    tooltip="The kind of thing the subject is: dog, vase, toy car. The right word matters more than "
-                    "any training setting. Leave empty to use the sample's.",
+                    placeholder="what it is: dog, vase, toy car",
+                    tooltip="The kind of thing the subject is: dog, vase, toy car. Required for your own photos: the "
+                    "right word matters more than any training setting. Leave empty to use the sample's.",
                 ),
                 io.String.Input(
                     "token",
@@ -137,9 +141,14 @@ class LoadSubjectImages(io.ComfyNode):
                     display_name="instance_prompt",
                     tooltip='The template with its words filled in, as a prompt: "a photo of ohwx dog".',
                 ),
+                io.String.Output(
+                    display_name="class_prompt",
+                    tooltip='The class alone, as a prompt: "a photo of a dog". For comparisons without the subject.',
+                ),
             ],
             hidden=[io.Hidden.unique_id],
         )
+        return presented(schema, SHOWN)
 
     @classmethod
     def validate_inputs(cls, images: Any = None, folder: Any = None, sample: Any = None) -> bool | str:
@@ -255,7 +264,8 @@ def _output(subject: Subject, node_id: str | None) -> io.NodeOutput:
         "warnings": list(subject.warnings),
     }
     # Escaped, so that a CLIP Text Encode gets exactly the words that were trained.
-    return io.NodeOutput(subject, shown, literal_prompt(subject.instance_prompt), ui=ui)
+    prompts = (literal_prompt(subject.instance_prompt), literal_prompt(subject.class_prompt))
+    return io.NodeOutput(subject, shown, *prompts, ui=ui)
 
 
 def _preview(image: torch.Tensor) -> dict[str, str]:

@@ -35,6 +35,8 @@ from .host import (
     view_entry,
 )
 from .lora_file import SubjectLora, load_lora_file, require_all_keys
+from .presentation import presented
+from .presets import CUSTOM, PRESETS, TOOLTIP, described, with_preset
 from .settings import config_from, setting_input
 from .train_report import end_state, follow, not_drawn_note, result_of, summary
 from .types import CATEGORY, ClassPriorsType, DreamBoothOptionsType, SubjectLoraType, SubjectType
@@ -44,6 +46,9 @@ log = logging.getLogger("subjectbooth")
 
 AFTER_STOP = ("keep", "continue")
 
+SHOWN = ("preset", "steps", "learning_rate", "rank", "preservation", "output_name", "validation_prompts")
+"""Inputs in sight; the others are under the editor's "advanced inputs"."""
+
 
 class DreamBoothLoRATrain(io.ComfyNode):
     """Trains on the connected MODEL, or reuses the run with the same inputs from its folder."""
@@ -51,9 +56,9 @@ class DreamBoothLoRATrain(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         """The node as ComfyUI shows it. Inputs are appended, never inserted: workflows store values by position."""
-        return io.Schema(
+        schema = io.Schema(
             node_id="DreamBoothLoRATrain",
-            display_name="DreamBooth LoRA Train",
+            display_name="DreamBooth LoRA Training",
             category=CATEGORY,
             description="Trains a LoRA of your subject on the connected model and passes it on to the sampler in the "
             "same run. The same inputs never train twice; a cancelled run resumes where it stopped.",
@@ -144,6 +149,13 @@ class DreamBoothLoRATrain(io.ComfyNode):
                     tooltip="Make this step the result, without training: one whose LoRA was kept (each "
                     "validation_interval, and the last). 0: the run's own result.",
                 ),
+                io.Combo.Input(
+                    "preset",
+                    options=[CUSTOM, *PRESETS],
+                    default=CUSTOM,
+                    optional=True,
+                    tooltip=TOOLTIP,
+                ),
             ],
             outputs=[
                 SubjectLoraType.Output(display_name="subject_lora", tooltip="For Apply Subject LoRA."),
@@ -166,6 +178,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
             ],
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo, io.Hidden.prompt],
         )
+        return presented(schema, SHOWN, {"preset": {"presets": PRESETS}})
 
     @classmethod
     def validate_inputs(cls, output_name: str | None = None) -> bool | str:
@@ -214,12 +227,14 @@ class DreamBoothLoRATrain(io.ComfyNode):
         after_stop: str = "keep",
         preservation: str = DEFAULT_WAY,
         use_step: int = 0,
+        preset: str = CUSTOM,
         **settings: Any,
     ) -> io.NodeOutput:
         """Train, or reuse the run, and return its result."""
         check_choice("after_stop", after_stop, AFTER_STOP)  # ComfyUI 0.3.75 does not validate V3 combos
         keeping = keeping_class(class_priors, subject.class_word, preservation)
-        config = config_from({**settings, **(options or {})}, resolution or subject.resolution)
+        chosen = with_preset({**settings, **(options or {})}, preset)
+        config = config_from(chosen, resolution or subject.resolution)
         progress = Progress(cls.hidden.unique_id, config.steps)
         progress.set_text("reading the base model")
         with _training_mode():
@@ -253,6 +268,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
             log.warning("%s", warning)
         text = [
             headline,
+            *([described(preset)] if preset != CUSTOM else []),
             *filter(
                 None,
                 [

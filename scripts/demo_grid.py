@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import copy
 import io
+import json
 import time
 from collections.abc import Iterator
 from typing import Any
 
 from comfy_server import ENDS, ComfyClient, Event
 from PIL import Image, ImageDraw
+from setup_env import ROOT
 
 Graph = dict[str, dict[str, Any]]
 
@@ -37,7 +39,7 @@ def grid_rows(prompt: Graph) -> tuple[Graph, dict[str, list[str]]] | None:
     if any(isinstance(subject[name], list) for name in ("token", "class_word")):
         return None
     graph = copy.deepcopy(_needed(prompt, found["ApplySubjectLoRA"]))
-    word = subject["class_word"]
+    word = subject["class_word"] or _word_of(subject["sample"])
     applied = {"model": [found["ApplySubjectLoRA"], 0], "clip": [found["ApplySubjectLoRA"], 1]}
     base = {"model": trained["model"], "clip": trained["clip"]}
     wanted = {
@@ -56,6 +58,12 @@ def grid_rows(prompt: Graph) -> tuple[Graph, dict[str, list[str]]] | None:
             graph |= _picture(name, sampler["inputs"], models, trained["vae"], text)
             rows.setdefault(list(wanted)[row], []).append(f"{name}.save")
     return graph, rows
+
+
+def _word_of(sample: str) -> str:
+    """The class word that the node takes for a sample if none is written."""
+    about = json.loads((ROOT / "demo" / "subjects" / sample / "subject.json").read_text(encoding="utf-8"))
+    return str(about["class_word"])
 
 
 def _picture(name: str, sampler: dict[str, Any], models: dict[str, Any], vae: Any, text: str) -> Graph:

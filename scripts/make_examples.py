@@ -97,7 +97,8 @@ def _screenshot_example(page: Page, name: str, quick: bool, no_run: bool) -> byt
     else:
         page.evaluate(
             f"for (const [type, values] of Object.entries({json.dumps(QUICK)}))"
-            " for (const node of app.graph.nodes.filter(n => n.type === type))"
+            " for (const node of (function all(g) { return g.nodes.flatMap(n => n.subgraph ? all(n.subgraph) : [n]); })"
+            "(app.graph).filter(n => n.type === type))"
             "  for (const widget of node.widgets) if (widget.name in values) widget.value = values[widget.name]"
         )
     if not no_run:

@@ -47,6 +47,11 @@ const STYLE = `
 .sb-row { display: flex; gap: 8px; align-items: flex-start; }
 .sb-row > img { width: 76px; height: 76px; object-fit: cover; border-radius: 5px; flex: none; }
 .sb-row > div { flex: 1; min-width: 0; }
+/* Nodes 2.0 shows any node's pictures below it. Here they would be those of the panel again. */
+[data-node-id]:has(.sb-own) .image-preview,
+[data-node-id]:has(.sb-own) img:not(.sb-own *),
+[data-node-id]:has(.sb-own) img:not(.sb-own *) + div,
+[data-node-id]:has(.sb-own) div:has(img):not(.sb-own, .sb-own *, :has(.sb-own)) { display: none; }
 `;
 
 function addStyle() {
@@ -73,6 +78,7 @@ export class Panel {
     addStyle();
     this.node = node;
     this.height = this.least = least;
+    this.given = NaN; // the height that the node got from here
     this.inner = make("div");
     this.element = make("div", { className: "sb-panel" }, this.inner);
     // A scrollable list handles the wheel itself. Otherwise pass it to the canvas, which the panel covers in the classic editor.
@@ -103,7 +109,7 @@ export class Panel {
     this.fit();
   }
 
-  // Grows the node to fit its content; never shrinks it, as the user may have resized it.
+  // Fits the node to its content. A height that the user has chosen only grows.
   fit() {
     const content = this.inner.offsetHeight;
     if (!content) return; // not on the screen
@@ -113,7 +119,11 @@ export class Panel {
     this.element.style.minHeight = `${height}px`;
     const [width, before] = this.node.size;
     const needed = this.node.computeSize()[1];
-    if (needed > before) this.node.setSize([width, needed]);
+    const ours = Math.abs(before - this.given) < 1;
+    if (needed > before || ours) {
+      this.node.setSize([width, needed]);
+      this.given = this.node.size[1];
+    }
     this.node.graph?.setDirtyCanvas?.(true, true);
   }
 }

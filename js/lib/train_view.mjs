@@ -125,7 +125,7 @@ export class TrainView {
     this._slider.min = "0";
     this._slider.setAttribute("aria-label", words.slider);
     this._slider.addEventListener("input", () => {
-      this._picked = this._run?.validations[Number(this._slider.value)]?.step ?? null;
+      this._pick(Number(this._slider.value));
       this.show(this._run);
     });
     this._pickedText = make("span", "sbt-faint sbt-numbers");
@@ -271,6 +271,15 @@ export class TrainView {
   _shown() {
     const all = this._run?.validations ?? [];
     return all.find(({ step }) => step === this._picked) ?? all.findLast(({ step }) => step !== this._held) ?? null;
+  }
+
+  /** Move to the validation at this place. The one that is held is passed over: a step is not compared to itself. */
+  _pick(at) {
+    const all = this._run?.validations ?? [];
+    const from = all.indexOf(this._shown());
+    const beyond = at + Math.sign(at - from);
+    const to = all[at]?.step !== this._held ? at : beyond in all ? beyond : from;
+    this._picked = all[to]?.step ?? null;
   }
 
   /** Hold the shown step next to another one, or end that. */

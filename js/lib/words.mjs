@@ -1,6 +1,9 @@
-// Translations for the panels of photos, class images and LoRAs; the English text is the key. Messages from the server
-// are not translated.
+// Translations for the panels of photos, class images and LoRAs; the English text is the key.
+import { warningIn } from "./warnings.mjs";
+
 export const RUSSIAN = {
+  "▸ more settings": "▸ ещё настройки",
+  "▾ fewer settings": "▾ меньше настроек",
   "Caption of each photo:": "Подпись каждого фото:",
   "Caption of {name}. Empty: as set for all photos": "Подпись {name}. Пусто: как для всех фото",
   "Crop of {name}: arrow keys move it, + and - resize it": "Кадр {name}: стрелки двигают, + и - меняют размер",
@@ -38,10 +41,17 @@ export const RUSSIAN = {
 };
 
 let table = {};
+let language = "en";
 
 /** Set the language ("ru", "en", "zh-TW"); English if there is no translation. */
 export function speak(locale) {
+  language = String(locale ?? "en");
   table = String(locale ?? "").toLowerCase().startsWith("ru") ? RUSSIAN : {};
+}
+
+/** A warning of the server in the editor's language. */
+export function told(text) {
+  return warningIn(language, text);
 }
 
 /** Translate a text, with {name} filled in from `values`. */

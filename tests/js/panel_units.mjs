@@ -280,6 +280,10 @@ const tests = {
     same(shown().map(({ src }) => src), ["data:,filename=7.png&v=3", "data:,filename=5.png&v=2"], "not 7 next to itself");
     told(drawn(8, "4", "a cat"));
     same(told(drawn(7, "5", "a cow")), [["data:,filename=7.png&v=5", "a cow"], ["data:,filename=8.png&v=4", "a cat"]]);
+    const slider = view.element.querySelector("input[type=range]");
+    slider.value = "1"; // step 7, which is held
+    slider.dispatchEvent(new Event("input"));
+    same(shown().map(({ src }) => src), ["data:,filename=7.png&v=5", "data:,filename=5.png&v=2"], "the held one is passed over");
     state.take(message(0, { chosen: { precision: "fp32" } }));
     view.show(state);
     same(shown().length, 0, "a run that starts again");

@@ -6,6 +6,7 @@ import json
 import os
 import re
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ import pytest
 from subjectbooth.scripts.workflow import to_api
 from subjectbooth.tests.comfy_server import ComfyClient
 from subjectbooth.tests.js.browser import Page, find_chromium, open_editor
+from subjectbooth.tests.js.panel_steps import keep_picture
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 EXAMPLES = sorted((ROOT / "example_workflows").glob("*.json"))
@@ -32,9 +34,37 @@ MISSING_MODELS = "Comfy.Workflow.ShowMissingModelsWarning"
 @pytest.fixture(scope="module")
 def page(_comfy_client: ComfyClient) -> Iterator[Page]:
     """The editor in a browser, as somebody sees it who has been there before."""
-    with open_editor(_comfy_client) as page:
+    with open_editor(_comfy_client, width=1440, height=900) as page:
         page.evaluate(f"app.extensionManager.setting.set('{MISSING_MODELS}', false)")
         yield page
+
+
+VUE = "Comfy.VueNodes.Enabled"
+READABLE = 0.6
+"""Below, the editor draws grey boxes in place of text."""
+OVERLAPPING = """(() => {
+  const drawn = [...document.querySelectorAll('[data-node-id]')]
+    .map(e => [e.dataset.nodeId, e.getBoundingClientRect()]);
+  const boxes = drawn.length
+    ? drawn.map(([id, b]) => [id, b.x, b.y, b.x + b.width, b.y + b.height])
+    : app.graph.nodes.map(n => [n.id, ...n.getBounding()]).map(([id, x, y, w, h]) => [id, x, y, x + w, y + h]);
+  const name = id => app.graph.getNodeById(Number(id))?.title;
+  return boxes.flatMap((a, i) => boxes.slice(i + 1)
+    .filter(b => a[1] < b[3] && b[1] < a[3] && a[2] < b[4] && b[2] < a[4]).map(b => [name(a[0]), name(b[0])]));
+})()"""
+ALL_NODES = "(function all(g) { return g.nodes.flatMap(n => n.subgraph ? all(n.subgraph) : [n]); })(app.graph)"
+
+
+@contextmanager
+def nodes_2_0(page: Page) -> Iterator[None]:
+    """The editor's newer renderer, which draws nodes as elements of the page."""
+    page.evaluate(f"app.extensionManager.setting.set('{VUE}', true)")
+    try:
+        page.wait_for("window.LiteGraph.vueNodesMode === true && document.querySelector('[data-node-id]')")
+        yield
+    finally:
+        page.evaluate(f"app.extensionManager.setting.set('{VUE}', false)")
+        page.wait_for("window.LiteGraph.vueNodesMode === false")
 
 
 def load(page: Page, workflow: dict[str, Any]) -> None:
@@ -67,6 +97,17 @@ def without_meta(prompt: dict[str, Any]) -> dict[str, Any]:
     return {k: {"class_type": v["class_type"], "inputs": v["inputs"]} for k, v in prompt.items()}
 
 
+def values_of(workflow: dict[str, Any]) -> dict[tuple[str, int], Any]:
+    """The widgets' values of all nodes, those in subgraphs too; a subgraph's own node only repeats its inputs."""
+    boxes = {box["id"]: box["nodes"] for box in workflow.get("definitions", {}).get("subgraphs", [])}
+    return {
+        (place, node["id"]): node.get("widgets_values") or []
+        for place, nodes in [("", workflow["nodes"]), *boxes.items()]
+        for node in nodes
+        if node["type"] not in boxes
+    }
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_opens_as_saved(page: Page, comfy: ComfyClient, path: Path) -> None:
     """No dialog about missing nodes, no toast, no changed value; and our converter says what the editor says."""
@@ -74,11 +115,13 @@ def test_example_opens_as_saved(page: Page, comfy: ComfyClient, path: Path) -> N
     load(page, workflow)
     assert page.evaluate("document.querySelectorAll('.p-dialog, .p-toast-message').length") == 0
     again = page.evaluate("app.graph.serialize()")
-    saved = {node["id"]: node.get("widgets_values") or [] for node in workflow["nodes"]}
-    assert {node["id"]: node.get("widgets_values") or [] for node in again["nodes"]} == saved
+    assert values_of(again) == values_of(workflow)
     assert len(again["links"]) == len(workflow["links"])
     editors = page.evaluate("app.graphToPrompt().then(p => p.output)")
     assert without_meta(to_api(workflow, comfy.object_info())) == without_meta(editors)
+    page.wait_for(f"app.canvas.ds.scale >= {READABLE}", 10)
+    assert page.evaluate(OVERLAPPING) == []
+    keep_picture(page, path.stem)
 
 
 def test_run_button_trains_and_shows_pictures(page: Page, comfy: ComfyClient) -> None:
@@ -93,7 +136,7 @@ def test_run_button_trains_and_shows_pictures(page: Page, comfy: ComfyClient) ->
         "KSampler": {"steps": 2},
     }
     page.evaluate(
-        f"Object.entries({json.dumps(few)}).forEach(([type, values]) => app.graph.nodes.filter(n => n.type === type)"
+        f"Object.entries({json.dumps(few)}).forEach(([type, values]) => {ALL_NODES}.filter(n => n.type === type)"
         ".forEach(n => n.widgets.forEach(w => { if (w.name in values) w.value = values[w.name]; })))"
     )
     save = next(node["id"] for node in workflow["nodes"] if node["type"] == "SaveImage")
@@ -127,10 +170,33 @@ def test_run_button_trains_and_shows_pictures(page: Page, comfy: ComfyClient) ->
     title = page.evaluate("document.querySelector('.sbt-class .sbt-line').textContent")
     assert re.fullmatch(r"The class: a photo of a dog ?drift \d\.\d\d", title), title  # the demo base has a judge
     assert page.evaluate("(e => e.scrollHeight <= e.clientHeight)(document.querySelector('.subjectbooth-train'))")
+    assert page.evaluate(OVERLAPPING) == []
+    keep_picture(page, "after the run")
+    with nodes_2_0(page):
+        page.wait_for("document.querySelectorAll('[data-node-id] .sbt-class img').length === 2")
+        assert page.evaluate(OVERLAPPING) == []
+        keep_picture(page, "after the run, Nodes 2.0")
+    large = "document.querySelector('.subjectbooth-large')"
+    page.evaluate("document.querySelector('.sbt-pictures img').click()")
+    page.wait_for(f"{large}.contains(document.activeElement)")
+    for kind in ("keyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", type=kind, key="Escape", code="Escape", windowsVirtualKeyCode=27)
+    page.wait_for(f"!{large}")
     ours = [m for m in page.console if "/extensions/SubjectBooth/" in m.url + m.text and m.level != "log"]
     assert not ours, ours
 
 
+def test_no_nodes_overlap_in_the_other_renderer(page: Page) -> None:
+    with nodes_2_0(page):
+        for path in EXAMPLES:
+            load(page, workflow := json.loads(path.read_text(encoding="utf-8")))
+            page.wait_for(f"document.querySelectorAll('[data-node-id]').length === {len(workflow['nodes'])}")
+            assert page.evaluate(OVERLAPPING) == [], path.stem
+            keep_picture(page, f"{path.stem}, Nodes 2.0")
+
+
 def workflow_value(workflow: dict[str, Any], kind: str, place: int) -> Any:
-    node = next(node for node in workflow["nodes"] if node["type"] == kind)
+    boxes = workflow.get("definitions", {}).get("subgraphs", [])
+    nodes = [*workflow["nodes"], *(node for box in boxes for node in box["nodes"])]
+    node = next(node for node in nodes if node["type"] == kind)
     return node["widgets_values"][place]

@@ -4,14 +4,23 @@ from __future__ import annotations
 
 import functools
 import http.server
+import json
+import re
 import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from subjectbooth.tests.js.browser import Browser, find_chromium
+from subjectbooth.trainer.errors import SubjectBoothError
+from subjectbooth.trainer.subject.checks import PhotoStats, findings
+from subjectbooth.trainer.subject.notes import Note, sentences
+from subjectbooth.trainer.subject.photo_files import caption_notes
+from subjectbooth.trainer.subject.subject import mask_outside_crop_warning
+from subjectbooth.trainer.subject.trigger import check_token, check_word
 
 ROOT = Path(__file__).resolve().parents[2]
 pytestmark = pytest.mark.skipif(not find_chromium(), reason="no Chromium on this machine (CHROMIUM_PATH names one)")
@@ -43,3 +52,48 @@ def test_pure_functions(address: str) -> None:
     assert len(found) >= 15
     failed = [f"{name}: {error}" for name, error in found if error]
     assert not failed, "\n".join(failed)
+
+
+def warnings_of_the_trainer(folder: Path) -> list[str]:
+    """One of each kind, for one photo and for several."""
+    same = np.zeros((16, 16), bool)
+    found: list[str] = []
+    for count, side in ((1, 100), (2, 100), (1, 900), (2, 900), (4, 900)):
+        stats = [PhotoStats(side, side, same, np.zeros((8, 8, 3), np.float32), True) for _ in range(count)]
+        found += [finding.text for finding in findings([f"{number}.png" for number in range(count)], stats, 512)]
+    for kind in ("frames", "white", "torn", "empty mask"):
+        found += [*sentences([Note(kind, "a.png", "3 frames")]), *sentences([Note(kind, name) for name in "abcdef"])]
+    found += [mask_outside_crop_warning(names, "center") for names in (["a.png"], ["a.png", "b.png"])]
+    for name in "ab":
+        (folder / f"{name}.txt").write_text("x", encoding="utf-8")
+        found += caption_notes(sorted(folder.glob("*.txt")), "template")
+    for token, ids in (("dog", [1]), ("sks", [1]), ("zwx", [1, 2]), ("red", [736])):
+        found += check_token(token, "dog", lambda _, ids=ids: ids)  # type: ignore[misc]
+    with pytest.raises(SubjectBoothError) as caught:
+        check_word(" ", "class_word", "dog")
+    return [*found, str(caught.value)]
+
+
+def test_warnings_and_titles_of_the_templates_are_russian_in_russian(address: str, tmp_path: Path) -> None:
+    warnings = warnings_of_the_trainer(tmp_path)
+    assert len(warnings) >= 20 and len({warning[:12] for warning in warnings}) >= 12
+    titles = {
+        node["title"]
+        for path in (ROOT / "example_workflows").glob("*.json")
+        for node in json.loads(path.read_text("utf-8"))["nodes"]
+        if "title" in node
+    }
+    with Browser() as browser:
+        page = browser.open(f"{address}/tests/js/")
+        page.wait_for(f"location.href.startsWith('{address}') && document.readyState === 'complete'")
+        translate = (
+            "window.found = Promise.all([import('/js/lib/warnings.mjs'), import('/js/lib/titles.mjs')])"
+            ".then(([w, t]) =>"
+            f" ['ru', 'en'].map(l => [{json.dumps(warnings)}.map(text => w.warningIn(l, text)),"
+            f" {json.dumps(sorted(titles))}.map(text => t.titleIn(l, text))]))"
+        )
+        (russian, titled), english = page.evaluate(translate, 60)
+    assert english == [warnings, sorted(titles)]
+    assert [text for text in [*russian, *titled] if not re.search("[а-яё]", text)] == []
+    assert [text for text in russian if re.search("<|>|photos|trained|ignored", text)] == []
+    assert any("5" not in text and "a, b и ещё 4" in text for text in russian), "the names are kept"

@@ -32,6 +32,8 @@ pytestmark = [
     pytest.mark.comfy,
     pytest.mark.skipif(not find_chromium(), reason="no Chromium on this machine (CHROMIUM_PATH names one)"),
 ]
+CUT_OFF = """[...document.querySelectorAll('[data-node-id] *')].filter(e => !e.children.length && e.textContent.trim()
+  && getComputedStyle(e).textOverflow === 'ellipsis' && e.scrollWidth > e.clientWidth).map(e => e.textContent)"""
 PANEL = {"LoadSubjectImages": "PHOTOS", "GenerateClassPriors": "CLASS_IMAGES", "ApplySubjectLoRA": "LORA"}
 
 
@@ -134,7 +136,8 @@ def test_the_same_photo_twice_and_a_bad_token_are_said(page: Page) -> None:
 
 def test_class_images_come_and_a_click_leaves_one_out(page: Page, comfy: ComfyClient) -> None:
     page.evaluate(
-        "(() => { const g = app.graph; g.clear(); const add = (type, values) => { const n = LiteGraph.createNode(type);"
+        "(() => { const g = app.graph; g.clear(); g.id = crypto.randomUUID();"
+        " const add = (type, values) => { const n = LiteGraph.createNode(type);"
         "  g.add(n); for (const w of n.widgets ?? []) if (w.name in values) w.value = values[w.name]; return n; };"
         " const wire = (a, slot, b, name) => a.connect(slot, b, b.inputs.findIndex(i => i.name === name));"
         " const base = add('CheckpointLoaderSimple', {ckpt_name: 'tiny15.safetensors'});"
@@ -166,8 +169,11 @@ def test_class_images_come_and_a_click_leaves_one_out(page: Page, comfy: ComfyCl
     assert panel(page, "[...e.querySelectorAll('button')].map(b => b.getAttribute('aria-pressed'))") == [
         "false", "true", "false",
     ]  # fmt: skip
-    # Opened again, without any output of a run: the folder that the node remembers fills the panel.
+    # Opened again, without any output of a run: the folder that the browser remembers fills the panel, as a reload may
+    # bring back the workflow of before the run.
     saved = page.evaluate("JSON.parse(JSON.stringify(app.graph.serialize()))")
+    for node in saved["nodes"]:
+        node["properties"].pop("class_images", None)
     page.evaluate(
         f"app.nodeOutputs = {{}}; app.loadGraphData({json.dumps(saved)}).then(() => {{"
         " window.made = app.graph.nodes.find(n => n.type === 'GenerateClassPriors'); })"
@@ -199,6 +205,35 @@ def test_a_lora_trained_meanwhile_is_in_the_list_with_its_words(page: Page, comf
     keep_picture(page, "lora")
     set_widgets(page, lora_name="panel_mute.safetensors")
     page.wait_for("document.body.textContent.includes('does not contain its trigger words')")
+    assert not ours(page)
+
+
+def test_a_preset_fills_the_node_and_an_edit_ends_it(page: Page) -> None:
+    """And what few people change is folded away, with a button that brings it back."""
+    add(page, "DreamBoothLoRATrain")
+    values = "Object.fromEntries(made.widgets.map(w => [w.name, w.value]))"
+    set_widgets(page, preset="face")
+    filled = page.evaluate(values)
+    assert (filled["steps"], filled["rank"], filled["network_alpha"], filled["learning_rate"]) == (1000, 32, 32, 1e-4)
+    set_widgets(page, steps=900)
+    edited = page.evaluate(values)
+    assert (edited["preset"], edited["steps"], edited["rank"]) == ("custom", 900, 32)
+    in_sight = (
+        "made.widgets.filter(w => w.type !== 'SUBJECTBOOTH_TRAINING' && made.isWidgetVisible(w)).map(w => w.name)"
+    )
+    shown = page.evaluate(in_sight)
+    assert sorted(shown) == sorted(
+        ["steps", "learning_rate", "rank", "output_name", "validation_prompts", "preservation", "preset",
+         "more settings"]
+    )  # fmt: skip
+    rows = "['rank', 'output_name'].map(name => made.widgets.find(w => w.name === name).y)"
+    page.wait_for(f"(([above, below]) => below - above === 24)({rows})", 10)  # what is folded away leaves no gap
+    low = page.evaluate("made.size[1]")
+    page.evaluate("made.widgets.find(w => w.name === 'more settings').callback()")
+    assert {"seed", "precision", "use_step"} <= set(page.evaluate(in_sight))
+    assert page.evaluate("made.size[1]") > low
+    saved = page.evaluate("JSON.parse(JSON.stringify(app.graph.serialize().nodes[0].widgets_values))")
+    assert saved[-1] == "custom" and saved[0] == 900, "the button has no value in a workflow"
     assert not ours(page)
 
 
@@ -250,7 +285,7 @@ def test_the_box_for_photos_in_picture_out(page: Page, comfy: ComfyClient) -> No
          "CLIPTextEncode", "EmptyLatentImage", "KSampler", "VAEDecode"]
     )  # fmt: skip
     by_kind = {node["class_type"]: node["inputs"] for node in prompt.values()}
-    assert by_kind["LoadSubjectImages"]["class_word"] == "dog" and by_kind["LoadSubjectImages"]["resolution"] == 512
+    assert by_kind["LoadSubjectImages"]["class_word"] == "" and by_kind["LoadSubjectImages"]["resolution"] == 512
     assert by_kind["EmptyLatentImage"]["width"] == 512 and by_kind["DreamBoothLoRATrain"]["steps"] == 500
     box = page.evaluate("(n => [n.inputs.map(i => i.name), n.outputs.map(o => o.type)])(app.graph.nodes[0])")
     assert {"image", "model", "clip", "vae"} <= set(box[0]) and box[1] == ["IMAGE"]
@@ -333,4 +368,8 @@ def test_the_panels_work_in_the_other_renderer(page: Page, comfy: ComfyClient) -
         element = f"made.widgets.find(w => w.type === 'SUBJECTBOOTH_{name}').element"
         page.wait_for(f"(b => b.width > 100 && b.height > 15)({element}.getBoundingClientRect())", 20)
         assert page.evaluate(f"!!{element}.closest('[data-node-id]')"), "inside the node, not above the canvas"
+    for kind in NODES:
+        add(page, kind)
+        page.wait_for("document.querySelector('[data-node-id]')")
+        assert page.evaluate(CUT_OFF) == [], kind
     assert not ours(page)

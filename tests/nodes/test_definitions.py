@@ -61,6 +61,34 @@ def test_numbers_can_be_set_as_finely_as_they_are_meant(definitions: dict[str, A
                 assert options["min"] <= options["default"] <= options["max"], f"{name}.{number}"
 
 
+def test_few_inputs_are_in_sight_and_labels_are_short(definitions: dict[str, Any]) -> None:
+    """Nodes 2.0 folds `advanced` inputs away, and cuts labels off after about 13 letters."""
+    widgets = {"INT", "FLOAT", "STRING", "BOOLEAN", "COMBO"}
+    for name, definition in definitions.items():
+        mine = [(i, options) for i, kind, options in inputs(definition) if kind in widgets or isinstance(kind, list)]
+        assert len([i for i, options in mine if not options.get("advanced")]) <= 8, name
+        assert [i for i, options in mine if len(options.get("display_name") or i) > 13 and "prompts" not in i] == [], (
+            name
+        )
+    shown = {i for i, _, options in inputs(definitions["DreamBoothLoRATrain"]) if not options.get("advanced")}
+    sockets = {"model", "clip", "vae", "subject", "class_priors", "options"}
+    assert shown - sockets == {
+        "steps", "learning_rate", "rank", "preservation", "preset", "output_name", "validation_prompts",
+    }  # fmt: skip
+
+
+def test_the_nodes_are_found_by_what_people_type(definitions: dict[str, Any]) -> None:
+    """By their names where ComfyUI knows no aliases."""
+    for kind in ("LoadSubjectImages", "DreamBoothLoRATrain", "ApplySubjectLoRA"):
+        definition = definitions[kind]
+        assert "dreambooth" in f"{definition['display_name']} {kind}".lower()
+        aliases = " ".join(definition.get("search_aliases") or [])
+        if "search_aliases" in definition:
+            assert [w for w in ("dreambooth", "training", "photos", "fine-tune", "face") if w not in aliases] == [], (
+                kind
+            )
+
+
 def test_no_seed_changes_by_itself(definitions: dict[str, Any]) -> None:
     """The editor would randomise an input called seed after each run, and every run would train again."""
     for name, definition in definitions.items():

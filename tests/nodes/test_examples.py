@@ -20,7 +20,7 @@ from subjectbooth.demo.making.measure_dreambooth import (
     dreambooth_graph,
 )
 from subjectbooth.scripts.workflow import to_api
-from subjectbooth.tests.comfy_server import ComfyClient
+from subjectbooth.tests.comfy_server import ComfyClient, PromptRejected
 from subjectbooth.tests.nodes import graphs
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -69,6 +69,11 @@ def test_the_first_example_trains_as_the_demo_base_was_measured(comfy: ComfyClie
     """What docs/demo-base.md says of the figures then holds for what people open first (with 8 class images to see)."""
     prompt = as_saved(comfy, "train_and_sample")
     options = {**comfy.defaults("DreamBoothOptions"), **OPTIONS}
+    (photos,) = (node["inputs"] for node in prompt.values() if node["class_type"] == "LoadSubjectImages")
+    assert photos["class_word"] == "" and photos["sample"] == "dog", (
+        "the sample's own word, so that none is left behind"
+    )
+    photos["class_word"] = "dog"
     measured = dreambooth_graph(
         "dog",
         {**SETTINGS, **WAYS[DEFAULT_WAY], "preservation": DEFAULT_WAY, "steps": STEPS, "class_images": 8},
@@ -131,7 +136,7 @@ def test_the_example_for_a_checkpoint_of_ones_own_runs_at_the_defaults(comfy: Co
         assert changed <= {"class_word", "output_name", "validation_prompts"}, kind
     prompt = prompt_of(comfy, name)
     for node in prompt.values():
-        changes = {
+        changes: dict[str, dict[str, Any]] = {
             "CheckpointLoaderSimple": {"ckpt_name": "tiny15.safetensors"},
             "LoadSubjectImages": {"sample": "dog", "resolution": 64},
             "EmptyLatentImage": {"width": 64, "height": 64},
@@ -173,16 +178,39 @@ def test_the_examples_of_todays_families_run_on_small_models(comfy: ComfyClient,
 def test_the_sdxl_example_is_refused_only_for_its_checkpoint(comfy: ComfyClient) -> None:
     """It cannot be run here at its size; ComfyUI checks all its values before it misses the file.
 
-    What does not need the checkpoint is queued all the same: the node of the photos, which then misses them.
+    What does not need the checkpoint is not run alone: that would be reported as a completed job.
     """
-    answer = comfy.request("POST", "/prompt", {"prompt": prompt_of(comfy, "sdxl_train_and_sample")})
+    before = len(comfy.request("GET", "/history"))
+    with pytest.raises(PromptRejected) as caught:
+        comfy.queue(prompt_of(comfy, "sdxl_train_and_sample"))
     problems = {
         (report["class_type"], problem["extra_info"].get("input_name"))
-        for report in answer["node_errors"].values()
+        for report in caught.value.node_errors.values()
         for problem in report["errors"]
     }
     assert problems == {("CheckpointLoaderSimple", "ckpt_name")}
-    comfy.wait(answer["prompt_id"], check=False)
+    assert len(comfy.request("GET", "/history")) == before
+
+
+def test_photos_whose_trainer_is_rejected_run_with_what_else_needs_them(comfy: ComfyClient) -> None:
+    prompt = prompt_of(comfy, "sdxl_train_and_sample")
+    (photos,) = (key for key, node in prompt.items() if node["class_type"] == "LoadSubjectImages")
+    prompt[photos]["inputs"].update(sample="dog", resolution=64)
+    prompt["preview"] = graphs.node("PreviewImage", images=[photos, 1])
+    assert set(comfy.run(prompt).outputs) == {photos, "preview"}
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_an_example_for_own_photos_names_its_files_and_asks_for_the_class(path: Path) -> None:
+    """The editor offers the missing files that `models` describes; a class word left behind would train a wrong one."""
+    nodes = json.loads(path.read_text(encoding="utf-8"))["nodes"]
+    for node in nodes:
+        if node["type"] in ("CheckpointLoaderSimple", "UNETLoader", "CLIPLoader", "VAELoader"):
+            (model,) = node["properties"]["models"]
+            assert model["name"] == node["widgets_values"][0]
+            assert model["url"].startswith("https://") and model["url"].endswith(f"/{model['name']}")
+        if node["type"] == "LoadSubjectImages":
+            assert node["widgets_values"][3] == ""
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)

@@ -71,6 +71,8 @@ def test_bad_settings_are_answered_before_anything_runs(
         ({"learning_rate": float("nan")}, {}, "learning_rate nan. Required: a number from 1e-09 to 1"),
         ({"lr_scheduler": "sometimes"}, {}, "lr_scheduler 'sometimes'. Required: one of constant, cosine, linear"),
         ({"lr_warmup_steps": 50}, {}, "lr_warmup_steps 50 with 3 steps"),
+        ({"lr_warmup_steps": 150, "preset": "fast test"}, {}, "lr_warmup_steps 150 with 100 steps"),
+        ({"preset": "cat"}, {}, "preset 'cat'. Required: one of custom, fast test"),
         ({}, {"optimizer": "sgd"}, "optimizer 'sgd'"),
     ],
 )

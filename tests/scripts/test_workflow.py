@@ -71,6 +71,33 @@ def test_a_list_of_uploads_is_not_read_as_a_link() -> None:
     assert prompt["1"]["inputs"] == {"image": {"__value__": ["a.png", "b.png"]}, "size": 3, "edits": "{}"}
 
 
+def test_a_subgraph_used_twice() -> None:
+    """Its nodes come once per place, with the place's id in front."""
+    inner = [
+        make(2, "Sample", [1, "fixed", 2.0, ""], inputs=[socket("model", 5)]),
+        make(3, "Filter", inputs=[socket("model", 6), socket("other", None)], outputs=OUT),
+    ]
+    links = [(5, 3, 0, 2, 0), (6, -10, 0, 3, 0), (7, 3, 0, -20, 0)]
+    names = ("id", "origin_id", "origin_slot", "target_id", "target_slot")
+    subgraph = {
+        "id": "box",
+        "inputs": [{"name": "model"}],
+        "nodes": inner,
+        "links": [dict(zip(names, link, strict=True)) for link in links],
+    }
+    nodes = [
+        make(1, "Load", ["a"]),
+        make(8, "box", inputs=[socket("model", 1)], outputs=OUT),
+        make(9, "box", inputs=[socket("model", 2)], outputs=OUT),
+        make(10, "Filter", inputs=[socket("model", 3), socket("other", None)], outputs=OUT),
+    ]
+    outer = [[1, 1, 0, 8, 0, "MODEL"], [2, 8, 0, 9, 0, "MODEL"], [3, 9, 0, 10, 0, "MODEL"]]
+    prompt = to_api({**graph(*nodes, links=outer), "definitions": {"subgraphs": [subgraph]}}, DEFINITIONS)
+    assert set(prompt) == {"1", "8:2", "8:3", "9:2", "9:3", "10"}
+    assert prompt["8:2"]["inputs"]["model"] == ["8:3", 0] and prompt["8:3"]["inputs"]["model"] == ["1", 0]
+    assert prompt["9:3"]["inputs"]["model"] == ["8:3", 0] and prompt["10"]["inputs"]["model"] == ["9:3", 0]
+
+
 def test_bypassed_muted_and_rerouted_sources() -> None:
     links = [[1, 1, 0, 2, 0, "MODEL"], [2, 2, 0, 3, 0, "MODEL"], [3, 3, 0, 4, 0, "MODEL"]]
     nodes = [

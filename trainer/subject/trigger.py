@@ -73,7 +73,8 @@ def check_word(value: str, name: str, example: str) -> str:
     if name == "class_word":
         tidy = without_article(tidy)
     if not tidy:
-        raise SubjectBoothError(f"{name} is empty", f'a word, such as "{example}"', f"fill in {name}", name)
+        what = "what the photos show, in a word or two" if name == "class_word" else "a word"
+        raise SubjectBoothError(f"{name} is empty", f'{what}, such as "{example}"', f"fill in {name}", name)
     # ( ) and \ set weights in a ComfyUI prompt, { } are placeholders, and "embedding:" loads a file.
     special = sorted({c for c in tidy if c in "(){}\\:" or not c.isprintable()})
     if special:
