@@ -87,8 +87,9 @@ def tensor_bytes() -> int:
 def _float_tensors() -> list[torch.Tensor]:
     found = []
     for candidate in gc.get_objects():
-        # Not isinstance(), which asks objects for their class: some of other packages answer with an import.
-        if issubclass(type(candidate), torch.Tensor) and candidate.device.type in ("cpu", "cuda"):
+        # Not isinstance(), which asks objects for their class: some of other packages answer with an import. Other
+        # subclasses, as the compiler leaves them, hold no memory or are none to compute with.
+        if type(candidate) in (torch.Tensor, torch.nn.Parameter) and candidate.device.type in ("cpu", "cuda"):
             if candidate.is_floating_point() and candidate.layout == torch.strided:
                 found.append(candidate)
     return found

@@ -213,7 +213,8 @@ class WiredDenoiser:
         try:
             for number, (text, seed) in enumerate(zip(texts, seeds, strict=True)):
                 latents = torch.zeros(shape)
-                noise = comfy.sample.prepare_noise(latents, seed)
+                with torch.random.fork_rng(devices=[]):  # ComfyUI seeds the process's own generator
+                    noise = comfy.sample.prepare_noise(latents, seed)
                 for step in range(steps):
                     with torch.inference_mode():
                         latents = comfy.sample.sample(

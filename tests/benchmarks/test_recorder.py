@@ -34,18 +34,20 @@ def recorded(tmp_path: Path, network: torch.nn.Module) -> Iterator[dict[str, Any
     save_fingerprints(network.state_dict(), scene.base)
     recorder = Recorder(scene, tmp_path / "out.json", True, time.monotonic())
     optimizer = torch.optim.AdamW(network.parameters(), lr=1e-6, foreach=True)  # reads its number of steps, on the host
-    with recorder.parts.part("base"):
-        time.sleep(0.05)
-    for _ in range(6):
-        # As in ComfyUI and in our loop: each step in a block of its own, within which the counting begins and ends.
-        with torch.inference_mode(False):
-            time.sleep(0.01)
-            loss = network(torch.ones(2, 8)).half().float().sum()
-            loss.item()
-            loss.backward()
-            optimizer.step()
-            optimizer.zero_grad()
-    recorder.close()
+    try:
+        with recorder.parts.part("base"):
+            time.sleep(0.05)
+        for _ in range(6):
+            # As in ComfyUI and in our loop: each step in a block of its own, within which the counting begins and ends.
+            with torch.inference_mode(False):
+                time.sleep(0.01)
+                loss = network(torch.ones(2, 8)).half().float().sum()
+                loss.item()
+                loss.backward()
+                optimizer.step()
+                optimizer.zero_grad()
+    finally:  # or its hook would see the optimizers of other tests
+        recorder.close()
     yield json.loads((tmp_path / "out.json").read_text("utf-8"))
 
 

@@ -146,7 +146,7 @@ def test_a_run_that_is_too_large_steps_down(rehearsed: Callable[[str], Found]) -
     assert found["chosen"]["gradient_checkpointing"] == "on"
     # No wait for the prompt's weights, which the CPU knows.
     assert found["steps"][0]["syncs"] == {**WAITS, "loop._learn": 1}
-    assert found["steps"][0]["uploads"]["text_encoder.on"] <= 2
+    assert found["steps"][0]["uploads"].get("text_encoder.on", 0) <= 2
 
 
 @slow

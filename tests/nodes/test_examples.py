@@ -83,6 +83,7 @@ def test_the_first_example_trains_as_the_demo_base_was_measured(comfy: ComfyClie
         "validation_prompts",
         "validation_interval",
         "validation_guidance_scale",
+        "validation_steps",
         "output_name",
         "precision",
         "gradient_checkpointing",

@@ -91,7 +91,7 @@ def refusal(comfy: ComfyClient, graph: Graph) -> str:
 
 def test_schema(comfy: ComfyClient) -> None:
     info = comfy.object_info("LoadSubjectImages")
-    assert info["output"] == ["SUBJECT", "IMAGE", "STRING"] and info["output_node"]
+    assert info["output"] == ["SUBJECT", "IMAGE", "STRING", "STRING"] and info["output_node"]
     assert next(iter(info["input"]["required"])) == "images"
     upload = info["input"]["required"]["images"][1]
     assert upload["image_upload"] is True and upload["allow_batch"] is True and upload["options"][0] == ""

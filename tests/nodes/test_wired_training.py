@@ -39,7 +39,7 @@ MIDDLE = {
 }  # fmt: skip
 """Sigma at the middle of the times: with the shift of training, and of Cosmos the ratio of noise to latents."""
 STEPS = 4
-STEP_COST = {"kernels": 35, "casts": 4, "syncs": 4}
+STEP_COST = {"kernels": 39, "casts": 5, "syncs": 2}
 """What a step on the connected model asks of a device beside a bare loop on it; recorded, and to be lowered."""
 
 

@@ -82,10 +82,11 @@ def run(output: Path, experiment: str, moment: tuple[Any, str, int] | None) -> i
 def note_steps(path: Path) -> None:
     learn = loop.Training._learn
 
-    def noting(self: loop.Training, state: Any) -> None:
-        learn(self, state)
+    def noting(self: loop.Training, *arguments: Any) -> Any:
+        learned = learn(self, *arguments)
         with path.open("a", encoding="utf-8") as file:
             file.write(f"rank {self._config.rank}, seed {self._config.seed}, step {self.step + 1}\n")
+        return learned
 
     loop.Training._learn = noting  # type: ignore[method-assign]
 
