@@ -141,7 +141,7 @@ def _read_wandb(log: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         record.ParseFromString(content)
         # A service that starts slowly may log the settings in a record of their own.
         for item in (*record.run.config.update, *record.config.update):
-            config[item.key] = json.loads(item.value_json)
+            config[item.key or ".".join(item.nested_key)] = json.loads(item.value_json)
         config |= {"host": record.run.host} if record.HasField("run") else {}
         if record.history.item:
             history.append(
