@@ -167,19 +167,19 @@ def test_that_share_of_the_loras_inputs_drops_out_and_the_rest_makes_up_for_it(s
     adapter.inject(text, dataclasses.replace(CONFIG, lora_dropout=share), layers)
     inputs: dict[str, torch.Tensor] = {}
 
-    def keep(name: str) -> Any:
-        return lambda _, given: inputs.update({name: given[0].detach()})
+    def keep(name: str, of_output: bool) -> Any:
+        return lambda _, given, output: inputs.update({name: (output if of_output else given[0]).detach()})
 
     for name, module in text.named_modules():
-        if name.endswith((".lora_A.subject", ".base_layer")):
-            module.register_forward_pre_hook(keep(name))
+        if name.endswith((".lora_dropout.subject", ".base_layer")):
+            module.register_forward_hook(keep(name, "dropout" in name))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         encode([text], FAMILY.text_encoders, [prompt], None)
     whole = torch.cat(
-        [inputs[name.replace("lora_A.subject", "base_layer")].flatten() for name in inputs if "lora_A" in name]
+        [inputs[name.replace("lora_dropout.subject", "base_layer")].flatten() for name in inputs if "dropout" in name]
     )
-    seen = torch.cat([tensor.flatten() for name, tensor in inputs.items() if "lora_A" in name])
+    seen = torch.cat([tensor.flatten() for name, tensor in inputs.items() if "dropout" in name])
     dropped = (seen == 0) & (whole != 0)
     assert float(dropped.float().mean()) == pytest.approx(share, abs=0.02)
     torch.testing.assert_close(seen[~dropped], whole[~dropped] / (1 - share))
