@@ -175,7 +175,7 @@ class Subject:
         captions = tuple(self.photos[index].caption for index in order)
         # ComfyUI runs nodes in inference mode, and tensors created there cannot be used for training.
         with torch.inference_mode(False):
-            images = torch.empty(len(items), 3, size[1], size[0], device="cpu")
+            images = torch.empty(len(items), 3, size[1], size[0], dtype=torch.float32, device="cpu")
             for image, (_, _, pixels, _) in zip(images, items, strict=True):  # no second copy of all of them
                 image.copy_(torch.from_numpy(pixels).permute(2, 0, 1)).div_(255.0)
             masks = None
