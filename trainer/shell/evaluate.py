@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
@@ -27,9 +26,8 @@ from ..subject.photos import list_photos
 from ..subject.subject import check_resolution
 from ..subject.trigger import DEFAULT_TOKEN, check_word
 from .demo_parts import DEMO, MeasureSetup, demo_setup
+from .exit_code import exit_code_of
 from .options import add_base_options
-from .signals import SignalInterrupt, signals_as_interrupts
-from .terms import error_in_shell
 
 
 def parser() -> argparse.ArgumentParser:
@@ -91,16 +89,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Evaluate; returns the exit code. Errors go to stderr without a traceback."""
     options = parser().parse_args(arguments)
-    try:
-        with signals_as_interrupts():
-            print(_evaluate(options))
-    except SubjectBoothError as error:
-        print(error_in_shell(error), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 128 + (error.number if isinstance(error, SignalInterrupt) else signal.SIGINT)
-    return 0
+    return exit_code_of(lambda: print(_evaluate(options)), "stopped; nothing was written")
 
 
 def _evaluate(options: argparse.Namespace) -> str:

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from ..errors import SubjectBoothError
 from ..experiment.executor import Executor, Outcome, in_order
 from ..experiment.jobs import Job, lay_out
 from ..experiment.page import PAGE, TIMES, make_page, write_page
 from ..experiment.spec import Spec, read_spec
 from ..files.storage import disk_errors, make_folder, user_path, write_atomic
+from .exit_code import exit_code_of
 from .grid_options import check_options, defaults, options
 from .grid_times import times
 from .grid_tracker import log_page
 from .grid_worker import Worker
-from .signals import SignalInterrupt, signals_as_interrupts
-from .terms import error_in_shell
 from .trackers import TRACKERS
 
 
@@ -60,15 +57,9 @@ def main(arguments: Sequence[str], executor: Executor = in_order) -> int:
         executor: who carries out the runs.
     """
     given = parser().parse_args(arguments)
-    try:
-        with signals_as_interrupts():
-            return _run(given, executor)
-    except SubjectBoothError as error:
-        print(error_in_shell(error), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        print("stopped; everything so far is saved, run the same command again to resume", file=sys.stderr)
-        return 128 + (error.number if isinstance(error, SignalInterrupt) else signal.SIGINT)
+    return exit_code_of(
+        lambda: _run(given, executor), "stopped; everything so far is saved, run the same command again to resume"
+    )
 
 
 def _run(given: argparse.Namespace, executor: Executor) -> int:

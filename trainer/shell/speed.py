@@ -8,9 +8,7 @@ import gc
 import importlib
 import json
 import platform
-import signal
 import statistics
-import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
@@ -34,7 +32,7 @@ from ..machine.attention import choose_attention
 from ..machine.out_of_memory import free_memory, is_out_of_memory
 from ..machine.runtime import choose_precision, default_device
 from ..subject.subject import check_resolution
-from .signals import SignalInterrupt, signals_as_interrupts
+from .exit_code import exit_code_of
 from .terms import error_in_shell
 
 PROMPT = "a photo of ohwx dog"
@@ -113,16 +111,7 @@ def parser() -> argparse.ArgumentParser:
 def main(arguments: Sequence[str]) -> int:
     """Measure; returns the exit code. Errors go to stderr without a traceback."""
     options = parser().parse_args(arguments)
-    try:
-        with signals_as_interrupts():
-            print(_measure(options))
-    except SubjectBoothError as error:
-        print(error_in_shell(error), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        print("stopped; nothing was written", file=sys.stderr)
-        return 128 + (error.number if isinstance(error, SignalInterrupt) else signal.SIGINT)
-    return 0
+    return exit_code_of(lambda: print(_measure(options)), "stopped; nothing was written")
 
 
 def _measure(options: argparse.Namespace) -> str:

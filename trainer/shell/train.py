@@ -3,40 +3,29 @@
 from __future__ import annotations
 
 import argparse
-import signal
 import sys
 from collections.abc import Sequence
 from contextlib import closing
 
 import torch
 
-from ..errors import SubjectBoothError
 from ..events import Adjusted, Finished, Started, StepDone, Studying, Validation
 from ..runs.publish import check_folder, publish
 from ..runs.recipe import Recipe
 from ..runs.result import BEST, CHOSEN
 from ..runs.run import Run
 from ..runs.step_grid import write_step_grid
+from .exit_code import exit_code_of
 from .options import LATEST, parser
 from .recipe import read_recipe, with_planned_preservation, with_preservation
-from .signals import SignalInterrupt, signals_as_interrupts
-from .terms import error_in_shell, note_in_shell
+from .terms import note_in_shell
 from .trackers import Tracker
 
 
 def main(arguments: Sequence[str]) -> int:
     """Train; returns the exit code. Errors go to stderr without a traceback; on a signal, progress is saved."""
     options = parser().parse_args(arguments)
-    try:
-        with signals_as_interrupts():
-            _train(options)
-    except SubjectBoothError as error:
-        print(error_in_shell(error), file=sys.stderr)
-        return 2
-    except KeyboardInterrupt as error:
-        print("stopped; progress is saved, run the same command again to resume", file=sys.stderr)
-        return 128 + (error.number if isinstance(error, SignalInterrupt) else signal.SIGINT)
-    return 0
+    return exit_code_of(lambda: _train(options), "stopped; progress is saved, run the same command again to resume")
 
 
 def _train(options: argparse.Namespace) -> None:
