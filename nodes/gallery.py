@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import json
 import os
 import re
 import shutil
@@ -16,11 +15,11 @@ from PIL import Image
 
 from ..trainer.errors import SubjectBoothError
 from ..trainer.files.safetensors_file import checksum_matches, read_metadata
-from ..trainer.files.storage import canonical_json, disk_errors, write_atomic
+from ..trainer.files.storage import canonical_json, disk_errors, read_json_object, write_atomic
 from ..trainer.runs.folder import lora_path
 from ..trainer.runs.gallery import RunSummary, list_runs
 from ..trainer.runs.publish import publish
-from .base_graph import base_file, read_base_graph
+from .base_graph import base_file, is_link, read_base_graph
 from .host import loras_dirs, pack_output_dir, versioned_entry
 from .live import active
 
@@ -153,8 +152,7 @@ def sweep_graph(run: RunSummary, step: int, base: dict[str, Any], prompts: list[
     ids = {old: str(FIRST_NODE + number) for number, old in enumerate(base["nodes"])}
 
     def moved(value: Any) -> Any:
-        linked = isinstance(value, list) and len(value) == 2 and isinstance(value[0], str) and value[0] in ids
-        return [ids[value[0]], value[1]] if linked else value
+        return [ids[value[0]], value[1]] if is_link(value) and value[0] in ids else value
 
     graph = {
         ids[old]: {
@@ -230,12 +228,7 @@ def swept(folder: Path) -> list[dict[str, Any]]:
 def sweep_prompts(folder: Path) -> dict[str, list[str]]:
     """The prompts of the sweeps of a run, by step."""
     path = folder / SWEEP / "prompts.json"
-    try:
-        values = json.loads(path.read_text("utf-8")) if not path.is_symlink() else {}
-    except (OSError, ValueError, RecursionError):
-        return {}
-    if not isinstance(values, dict):
-        return {}
+    values = {} if path.is_symlink() else read_json_object(path)
     return {
         step: [str(prompt) for prompt in prompts][:MOST_PROMPTS]
         for step, prompts in values.items()
@@ -246,9 +239,9 @@ def sweep_prompts(folder: Path) -> dict[str, list[str]]:
 def prompts_of(folder: Path) -> list[str]:
     """The first validation prompts of a run, or one of the subject alone."""
     try:
-        config = json.loads((folder / "run.json").read_text("utf-8")).get("config")
+        config = read_json_object(folder / "run.json")["config"]
         found = [str(prompt) for prompt in config["validation_prompts"] if str(prompt).strip()]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+    except (KeyError, TypeError):
         found = []
     return found[:MOST_PROMPTS] or ["a photo of {subject}"]
 

@@ -6,6 +6,7 @@ The repo root is never on sys.path, because ComfyUI has its own `nodes.py`. The 
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import sys
 import types
@@ -76,6 +77,15 @@ def _no_gpu() -> str | None:
     import torch
 
     return None if torch.cuda.is_available() else "no CUDA GPU on this machine"
+
+
+def module_alone(name: str) -> types.ModuleType:
+    """A new copy of a module of nodes/ that needs no ComfyUI, which its package does."""
+    spec = importlib.util.spec_from_file_location(f"subjectbooth.nodes.{name}", ROOT / "nodes" / f"{name}.py")
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture

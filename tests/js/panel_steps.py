@@ -7,6 +7,8 @@ import io
 import json
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +16,7 @@ import skimage.data
 from PIL import Image, ImageFilter
 
 from subjectbooth.tests.comfy_server import ComfyClient
-from subjectbooth.tests.js.browser import OUT_OF_THE_WAY, READY, Page
+from subjectbooth.tests.js.browser import OUT_OF_THE_WAY, READY, Browser, Page
 
 USUAL = {**OUT_OF_THE_WAY, "Comfy.Locale": "en", "Comfy.VueNodes.Enabled": False}
 
@@ -27,6 +29,16 @@ def reload_with(comfy: ComfyClient, page: Page, **settings: Any) -> None:
     page.call("Page.navigate", url=comfy.url)
     time.sleep(0.5)
     page.wait_for(READY, 120)
+
+
+@contextmanager
+def usual_page(comfy: ComfyClient) -> Iterator[Page]:
+    """An editor of its own, whose settings are as usual before and afterwards."""
+    with Browser() as browser:
+        reload_with(comfy, page := browser.open("about:blank"))
+        yield page
+        for setting, value in USUAL.items():
+            comfy.request("POST", f"/settings/{setting}", value)
 
 
 def add(page: Page, kind: str) -> None:

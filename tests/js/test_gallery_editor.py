@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 
 from subjectbooth.tests.comfy_server import ComfyClient
-from subjectbooth.tests.js.browser import Browser, Page, find_chromium
-from subjectbooth.tests.js.panel_steps import USUAL, keep_picture, ours, reload_with
+from subjectbooth.tests.js.browser import Page, find_chromium
+from subjectbooth.tests.js.panel_steps import keep_picture, ours, usual_page
 from subjectbooth.tests.nodes.graphs import node
 from subjectbooth.tests.nodes.training_graphs import train_node
 
@@ -39,11 +39,8 @@ def runs(_comfy_client: ComfyClient) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def page(_comfy_client: ComfyClient, runs: Path) -> Iterator[Page]:
-    with Browser() as browser:
-        reload_with(_comfy_client, page := browser.open("about:blank"))
+    with usual_page(_comfy_client) as page:
         yield page
-        for setting, value in USUAL.items():
-            _comfy_client.request("POST", f"/settings/{setting}", value)
 
 
 def open_tab(page: Page) -> None:

@@ -9,9 +9,8 @@ from pathlib import Path
 import pytest
 
 from subjectbooth.tests.comfy_server import ComfyClient
-from subjectbooth.tests.js.browser import Browser, Page, find_chromium
+from subjectbooth.tests.js.browser import Page, find_chromium
 from subjectbooth.tests.js.panel_steps import (
-    USUAL,
     add,
     files,
     keep_picture,
@@ -23,6 +22,7 @@ from subjectbooth.tests.js.panel_steps import (
     tiles,
     tool,
     use_the_photo_panel,
+    usual_page,
     value,
 )
 
@@ -39,11 +39,8 @@ PANEL = {"LoadSubjectImages": "PHOTOS", "GenerateClassPriors": "CLASS_IMAGES", "
 
 @pytest.fixture(scope="module")
 def page(_comfy_client: ComfyClient) -> Iterator[Page]:
-    with Browser() as browser:
-        reload_with(_comfy_client, page := browser.open("about:blank"))
+    with usual_page(_comfy_client) as page:
         yield page
-        for setting, value in USUAL.items():
-            _comfy_client.request("POST", f"/settings/{setting}", value)
 
 
 def test_photos_are_dropped_pasted_moved_and_removed(page: Page) -> None:

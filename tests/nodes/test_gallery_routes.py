@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import io
 import json
 import urllib.error
@@ -16,6 +15,7 @@ import pytest
 from PIL import Image
 
 from subjectbooth.tests.comfy_server import ComfyClient
+from subjectbooth.tests.conftest import module_alone
 from subjectbooth.tests.nodes.graphs import node, text_to_image
 from subjectbooth.tests.nodes.training_graphs import subject_node, train_node, upload_cat
 from subjectbooth.trainer.files.lock import lock_folder
@@ -168,16 +168,7 @@ def test_a_run_without_its_base_asks_for_one(comfy: ComfyClient, tmp_path: Path)
             file.unlink()
 
 
-def _base_graph_module() -> Any:
-    """nodes/base_graph.py alone: its package needs ComfyUI."""
-    spec = importlib.util.spec_from_file_location("subjectbooth.nodes.base_graph", ROOT / "nodes" / "base_graph.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-BASE = _base_graph_module()
+BASE = module_alone("base_graph")
 PROMPT = {
     "1": node("UNETLoader", unet_name="flux\\flux1-dev.safetensors"),
     "2": node("ModelSamplingFlux", model=["1", 0], max_shift=1.15),

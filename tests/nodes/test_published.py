@@ -2,23 +2,18 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
-from subjectbooth.tests.conftest import ROOT
+from subjectbooth.tests.conftest import module_alone
 
 
 @pytest.fixture
 def published() -> ModuleType:
-    """The module by itself: its package needs ComfyUI. A new one for each test, because it remembers."""
-    spec = importlib.util.spec_from_file_location("published_alone", ROOT / "nodes" / "published.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    """A new one for each test, because it remembers."""
+    return module_alone("published")
 
 
 def test_what_is_cached_for_another_step_is_stale_once_its_file_was_replaced(

@@ -171,6 +171,15 @@ def _apply_umask(path: Path) -> None:
         path.chmod(0o666 & ~mask)
 
 
+def read_json_object(path: Path) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is no such file, or it cannot be read or is damaged."""
+    try:
+        values = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return values if isinstance(values, dict) else {}
+
+
 def canonical_json(value: Any) -> str:
     """Canonical JSON for hashing: sorted keys, no spaces, no NaN.
 

@@ -196,7 +196,14 @@ def make_plan(
     return _fitting(plan, config, kept)
 
 
-def replan(counts: Mapping[str, int], counted: TrainConfig, config: TrainConfig, pictures: int, plan: Plan) -> Plan:
+def replan(
+    counts: Mapping[str, int],
+    counted: TrainConfig,
+    config: TrainConfig,
+    pictures: int,
+    chosen: ResolvedSettings,
+    free: int | None,
+) -> Plan:
     """Plan a run from what an earlier run of the same base counted, without the model.
 
     Weights, gradients and optimizer state are proportional to the rank, activations to the area of an image.
@@ -206,22 +213,25 @@ def replan(counts: Mapping[str, int], counted: TrainConfig, config: TrainConfig,
         counted: the settings of the earlier run.
         config: the requested settings.
         pictures: images in a batch.
-        plan: ``free`` and ``chosen`` of the new run; its other fields are replaced.
+        chosen: with precision and optimizer already chosen.
+        free: bytes free; None if unknown.
     """
     rank, area = config.rank / counted.rank, (config.resolution / counted.resolution) ** 2
     footprint = None
     if "whole" in counts and "checkpointed" in counts:
         footprint = Footprint(round(counts["whole"] * area), round(counts["checkpointed"] * area))
-    scaled = replace(
-        plan,
+    scaled = Plan(
         base=counts.get("base", 0),
         adapter=round(counts.get("adapter", 0) * rank),
         optimizer=round(counts.get("optimizer", 0) * rank),
-        preservation=counts.get("preservation", 0),
-        text=counts.get("text", 0),
+        activations=None,
+        free=free,
         pictures=pictures,
+        chosen=chosen,
+        preservation=counts.get("preservation", 0),
         can_offload=bool(counts.get("can_offload")),
         footprint=footprint,
+        text=counts.get("text", 0),
     )
     return _fitting(scaled, config, None)
 

@@ -20,7 +20,7 @@ from pathlib import Path
 from ..errors import SubjectBoothError
 from ..files.lock import LOCK_NAME, is_locked, lock_folder
 from ..files.safetensors_file import read_metadata
-from ..files.storage import write_atomic
+from ..files.storage import read_json_object, write_atomic
 from .folder import lora_path, saved_steps
 from .result import read_results
 
@@ -110,7 +110,7 @@ def survey(runs: Path, class_images: Path, loras: Iterable[Path]) -> list[DiskIt
     keys = _run_keys_of_loras(loras, (runs, class_images))
     items, stores = [], set()
     for folder in _subfolders(runs):
-        record = _read_json(folder / "run.json")
+        record = read_json_object(folder / "run.json")
         key = record.get("key")
         if not (isinstance(key, str) and len(key) == 64 and folder.name.endswith(f"_{key[:12]}")):
             continue
@@ -125,7 +125,7 @@ def survey(runs: Path, class_images: Path, loras: Iterable[Path]) -> list[DiskIt
             size -= freed
         items.append(DiskItem(folder, "run", size, changed, keep_reason))
     for folder in _subfolders(class_images):
-        if not ({"prompt", "base_digest", "seed"} <= _read_json(folder / "recipe.json").keys()):
+        if not ({"prompt", "base_digest", "seed"} <= read_json_object(folder / "recipe.json").keys()):
             continue
         size, changed = _size_and_mtime(folder)
         keep_reason = "in use" if _in_use(folder, changed) else "a run needs them" if folder.name in stores else ""
@@ -175,14 +175,14 @@ def remove_item(item: DiskItem) -> int:
 def remember_lora_folders(output: Path, folders: Iterable[Path]) -> None:
     """Store the paths of ComfyUI's LoRA folders in ``output``. Disk errors are ignored: they must not fail a run."""
     record = {"folders": [str(folder.absolute()) for folder in folders if folder.is_dir()]}
-    if _read_json(output / LORA_FOLDERS) != record:
+    if read_json_object(output / LORA_FOLDERS) != record:
         with contextlib.suppress(OSError):
             write_atomic(output / LORA_FOLDERS, json.dumps(record))
 
 
 def remembered_lora_folders(output: Path) -> list[Path]:
     """The folders stored by :func:`remember_lora_folders`, including missing ones (such as on an unplugged drive)."""
-    names = _read_json(output / LORA_FOLDERS).get("folders")
+    names = read_json_object(output / LORA_FOLDERS).get("folders")
     return [Path(name) for name in names if isinstance(name, str)] if isinstance(names, list) else []
 
 
@@ -290,11 +290,3 @@ def _size_and_mtime(folder: Path) -> tuple[int, float]:
                 status = path.stat()
                 size, changed = size + status.st_size, max(changed, status.st_mtime)
     return size, changed
-
-
-def _read_json(path: Path) -> dict[str, object]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}

@@ -16,6 +16,7 @@ from typing import Any
 from ..config import TrainConfig
 from ..errors import SubjectBoothError
 from ..events import Started, StepDone
+from ..files.storage import read_json_object
 from ..machine.resolved_settings import ResolvedSettings
 from ..memory.plan import Plan, replan
 from ..preserve.class_images import ClassImages
@@ -105,8 +106,7 @@ def _from_run(run: RunSummary, config: TrainConfig, preservation: str, free: int
     plan = None
     if counts:
         chosen = ResolvedSettings.from_settings(started.get("chosen") or {})
-        blank = Plan(0, 0, 0, None, free, pictures, chosen)
-        plan = replan(counts, before, config, pictures, blank)
+        plan = replan(counts, before, config, pictures, chosen, free)
     same = record.get("preservation") == preservation and all(
         getattr(config, name) == getattr(before, name) for name in SPEED
     )
@@ -120,10 +120,10 @@ def _added(preservation: object) -> int:
 
 def _record_of(folder: Path) -> tuple[dict[str, Any], TrainConfig | None]:
     """The record of a run, and its settings; None if they are of another version."""
+    record = read_json_object(folder / "run.json")
     try:
-        record = json.loads((folder / "run.json").read_text("utf-8"))
         return record, TrainConfig.from_json(record["config"])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError, SubjectBoothError):
+    except (ValueError, KeyError, TypeError, AttributeError, SubjectBoothError):
         return {}, None
 
 

@@ -26,7 +26,8 @@ from .result import RESULT_FILE, Result, ResultFile, read_results
 
 logger = logging.getLogger("subjectbooth")
 
-_LORA = re.compile(r"lora_(\d{6,9})\.safetensors")
+LORA_FILE = re.compile(r"lora_(\d{6,9})\.safetensors")
+"""The name of the adapter of a step, see :func:`lora_path`."""
 
 
 class RunFolder:
@@ -236,7 +237,7 @@ def lora_path(folder: Path, step: int) -> Path:
 
 def saved_steps(folder: Path) -> list[int]:
     """The steps that have an adapter in a run's folder, in order."""
-    return sorted(int(found[1]) for path in folder.glob("lora_*") if (found := _LORA.fullmatch(path.name)))
+    return sorted(int(found[1]) for path in folder.glob("lora_*") if (found := LORA_FILE.fullmatch(path.name)))
 
 
 def _read_image(path: Path) -> np.ndarray:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterator
@@ -13,16 +12,16 @@ from typing import Any
 from ..errors import SubjectBoothError
 from ..files.lock import LOCK_NAME, is_locked
 from ..files.safetensors_file import read_metadata
+from ..files.storage import read_json_object
 from ..topics import Topic
 from .cleanup import DiskItem, remove_item
-from .folder import lora_path
+from .folder import LORA_FILE, lora_path
 from .metadata import base_name
 from .result import CHOSEN, LAST, ResultFile, read_results
 
 UNFINISHED = "unfinished"
 """The ``why`` of a run without a result: it was cancelled, or ended by an error, and can be resumed."""
 
-_LORA = re.compile(r"lora_(\d{6,9})\.safetensors")
 _PICTURE = re.compile(r"step_(\d{6,9})_(\d{2,})\.png")
 
 
@@ -82,7 +81,7 @@ def list_runs(root: Path) -> list[RunSummary]:
 
 def summarise(folder: Path) -> RunSummary | None:
     """Summarise a run; None if the folder is not a run's."""
-    record = _read_json(folder / "run.json")
+    record = read_json_object(folder / "run.json")
     key = record.get("key")
     if not (isinstance(key, str) and re.fullmatch("[0-9a-f]{64}", key) and folder.name.endswith(f"_{key[:12]}")):
         return None
@@ -173,7 +172,7 @@ def _walk(folder: Path) -> tuple[int, float, list[int], dict[int, list[Path]]]:
         size += status.st_size
         if entry.name != LOCK_NAME:  # which looking at the lock touches
             changed = max(changed, status.st_mtime)
-        if found := _LORA.fullmatch(entry.path[own:]):
+        if found := LORA_FILE.fullmatch(entry.path[own:]):
             saved.append(int(found[1]))
         elif entry.path.startswith(validation) and (found := _PICTURE.fullmatch(entry.path[len(validation) :])):
             pictures.setdefault(int(found[1]), []).append(Path(entry.path))
@@ -205,11 +204,3 @@ def _base_of(folder: Path, saved: list[int]) -> str:
 
 def _whole(value: Any) -> int:
     return value if isinstance(value, int) and not isinstance(value, bool) and value > 0 else 0
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        values = json.loads(path.read_text("utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return values if isinstance(values, dict) else {}

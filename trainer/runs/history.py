@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from ..events import Adjusted, Started, Validation
+from ..files.storage import read_json_object
 from ..preserve.ways import loss_labels
 from .best_step import share_curves
 from .folder import saved_steps
@@ -46,7 +47,7 @@ def read_history(folder: Path, since: int = 0, limit: int = LIMIT) -> dict[str, 
         ``result``, the record of the published file.
     """
     lines, others = _split_log(folder / "events.jsonl")
-    record = _read_json(folder / "run.json")
+    record = read_json_object(folder / "run.json")
     steps = _positive_int((record.get("config") or {}).get("steps")) if isinstance(record.get("config"), dict) else 0
     try:
         results = read_results(folder)
@@ -147,10 +148,3 @@ def _parse_json(line: bytes) -> dict[str, Any]:
     except (ValueError, RecursionError):
         return {}
     return values if isinstance(values, dict) else {}
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        return _parse_json(path.read_bytes())
-    except OSError:
-        return {}
