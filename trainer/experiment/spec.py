@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SubjectBoothError
-from ..files.storage import disk_errors
+from ..files.storage import read_chosen_file
 from . import figures
 from .names import Option, check_names, check_section, check_value
 
@@ -141,8 +141,7 @@ def read_spec(path: Path, options: Mapping[str, Option]) -> Spec:
     Raises:
         SubjectBoothError: the file cannot be read, or something in it is wrong.
     """
-    with disk_errors("the experiment cannot be read", path.parent):
-        content = path.read_bytes()
+    content = read_chosen_file(path, "the experiment")
     toml: Any = _toml()
     try:
         values = toml.loads(content.decode("utf-8-sig"))

@@ -171,6 +171,24 @@ def _apply_umask(path: Path) -> None:
         path.chmod(0o666 & ~mask)
 
 
+def read_chosen_file(path: Path, what: str) -> bytes:
+    """The content of a file that the user has named.
+
+    Args:
+        what: its name in messages, such as "the experiment".
+
+    Raises:
+        SubjectBoothError: it cannot be read.
+    """
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        reason = error.strerror or type(error).__name__
+        raise SubjectBoothError(
+            f"{what} cannot be read ({reason})", "a readable file", "check the path", str(path)
+        ) from error
+
+
 def read_json_object(path: Path) -> dict[str, Any]:
     """The JSON object in a file; empty if there is no such file, or it cannot be read or is damaged."""
     try:

@@ -13,7 +13,7 @@ import torch
 from ..base.stored.stored_base import load_base, stored_resolution
 from ..config import TrainConfig
 from ..errors import SubjectBoothError
-from ..files.storage import disk_errors, make_folder, user_path, write_atomic
+from ..files.storage import disk_errors, make_folder, read_chosen_file, user_path, write_atomic
 from ..machine.runtime import choose_precision, default_device
 from ..measure.drawer import Drawer
 from ..measure.embedding import Embedder, from_folder
@@ -180,8 +180,7 @@ def _prompts(options: argparse.Namespace, metadata: dict[str, str], others: Sequ
 
 
 def _read_prompts(path: Path) -> list[str]:
-    with disk_errors("the prompts cannot be read", path.parent):
-        content = path.read_bytes()
+    content = read_chosen_file(path, "the prompts")
     try:
         lines = [" ".join(line.split()) for line in content.decode("utf-8-sig").splitlines()]
     except UnicodeDecodeError as error:

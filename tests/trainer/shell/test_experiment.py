@@ -22,7 +22,7 @@ from subjectbooth.trainer.base.stored.stored_base import load_base
 from subjectbooth.trainer.errors import SubjectBoothError
 from subjectbooth.trainer.experiment import figures
 from subjectbooth.trainer.experiment.jobs import lay_out
-from subjectbooth.trainer.experiment.spec import make_spec
+from subjectbooth.trainer.experiment.spec import make_spec, read_spec
 from subjectbooth.trainer.measure.drawer import Drawer
 from subjectbooth.trainer.measure.embedding import from_folder
 from subjectbooth.trainer.measure.evaluation import Evaluation, evaluate
@@ -243,6 +243,13 @@ def test_what_cannot_run_is_reported_before_anything_runs(
     changes = {**changes, "settings": {**photos, **changes.get("settings", {"class_word": "dog"})}}
     with pytest.raises(SubjectBoothError, match=problem):
         lay_out(spec(**changes), defaults(), check_options)
+
+
+def test_an_experiment_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(
+        SubjectBoothError, match=r"^The experiment cannot be read .* Check the path\. Where: .*nope\.toml$"
+    ):
+        read_spec(tmp_path / "nope.toml", options())
 
 
 def test_a_steps_axis_is_one_job_only_if_longer_runs_continue_shorter_ones(folder: Path) -> None:
