@@ -80,6 +80,27 @@ def _sources(values: Iterable[Any]) -> list[str]:
     return [value[0] for value in values if is_link(value)]
 
 
+def model_files(prompt: Prompt | None, node_id: str | None) -> list[str]:
+    """Names of the files of weights from which a node's MODEL is made, of LoRAs on it as well, the nearest first.
+
+    Args:
+        prompt, node_id: see :func:`base_graph`.
+    """
+    nodes = prompt or {}
+    waiting = _sources([((nodes.get(str(node_id)) or {}).get("inputs") or {}).get("model")])
+    seen: set[str] = set()
+    found: list[str] = []
+    while waiting:
+        name = waiting.pop(0)
+        if name in seen or name not in nodes:
+            continue
+        seen.add(name)
+        values = nodes[name].get("inputs", {}).values()
+        found += [value for value in values if isinstance(value, str) and value.lower().endswith(WEIGHTS)]
+        waiting += _sources(values)
+    return found
+
+
 def base_file(graph: Mapping[str, Any]) -> str:
     """The name of the first file of weights that the nodes load; empty without one."""
     for node in graph["nodes"].values():

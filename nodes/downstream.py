@@ -18,6 +18,8 @@ from .base import base_of
 from .host import loras_dirs, pack_output_dir
 from .presets import CUSTOM, with_preset
 from .settings import SETTINGS, config_from
+from .usual import with_usual
+from .wired.families import family_of
 
 Prompt = Mapping[str, Mapping[str, Any]]
 
@@ -53,6 +55,7 @@ def check_trainers(
         settings = _settings(prompt, inputs)
         if settings is None:
             continue
+        settings = with_usual(settings, family_of(model))
         config = config_from(settings, settings.get("resolution") or subject.resolution)
         Recipe(base_of(model, clip, vae, config.train_text_encoder), subject, config).run(pack_output_dir()).check(
             class_prompt

@@ -19,6 +19,7 @@ from .base_graph import base_graph, base_label, is_link, read_base_graph
 from .host import pack_output_dir
 from .routes import RouteError, json_body, serve
 from .settings import SETTINGS, config_from
+from .usual import without_usual
 
 DEFAULT_RESOLUTION = 512
 
@@ -54,7 +55,7 @@ def _describe(prompt: Mapping[str, Any], node_id: str) -> dict[str, Any]:
     options = _linked(prompt, inputs.get("options"))
     subject = _linked(prompt, inputs.get("subject"))
     resolution = _number(inputs.get("resolution")) or _number(subject.get("resolution")) or DEFAULT_RESOLUTION
-    given = {**options, **inputs}
+    given = without_usual({**options, **inputs})
     config = config_from(
         {name: value for name, value in given.items() if name in SETTINGS and not is_link(value)}, resolution
     )

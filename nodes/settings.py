@@ -12,17 +12,22 @@ from ..trainer.config import TrainConfig
 SETTINGS = {setting.name: setting for setting in dataclasses.fields(TrainConfig)}
 
 
-def setting_input(name: str, step: float = 1, round: float | None = None, optional: bool = False) -> Any:
+def setting_input(
+    name: str, step: float = 1, round: float | None = None, optional: bool = False, zero: str = ""
+) -> Any:
     """The node input for a setting of the trainer; its type follows from the default.
 
     Args:
         step: increment of the arrow buttons.
         round: precision of floats; without it ComfyUI shows one decimal, and 1e-4 as 0.0.
-        optional: for a choice that came later, so that API prompts from before it still validate.
+        optional: for a setting that came later, so that API prompts from before it still validate.
+        zero: what 0 means, for a number that the trainer wants to be greater; replaced before it gets there.
     """
     setting = SETTINGS[name]
     help, choices = setting.metadata["help"], setting.metadata["choices"]
     low, high = setting.metadata["low"], setting.metadata["high"]
+    if zero:
+        help, low = f"{help} 0: {zero}.", 0
     if choices:
         return io.Combo.Input(name, options=list(choices), default=setting.default, tooltip=help, optional=optional)
     if isinstance(setting.default, bool):
@@ -35,9 +40,12 @@ def setting_input(name: str, step: float = 1, round: float | None = None, option
             max=int(high),
             step=int(step),
             tooltip=help,
+            optional=optional,
             control_after_generate=False,
         )
-    return io.Float.Input(name, default=setting.default, min=low, max=high, step=step, round=round, tooltip=help)
+    return io.Float.Input(
+        name, default=setting.default, min=low, max=high, step=step, round=round, tooltip=help, optional=optional
+    )
 
 
 def config_from(values: dict[str, Any], resolution: int) -> TrainConfig:

@@ -22,7 +22,7 @@ from ..trainer.runs.step_grid import write_step_grid
 from ..trainer.subject.subject import Subject
 from . import live, published
 from .base import run_of
-from .base_graph import keep_base_graph
+from .base_graph import keep_base_graph, model_files
 from .class_pictures import class_pictures_shown
 from .graph_terms import graph_messages, notes_in_graph
 from .host import (
@@ -40,11 +40,15 @@ from .presets import CUSTOM, PRESETS, TOOLTIP, described, with_preset
 from .settings import config_from, setting_input
 from .train_report import end_state, follow, not_drawn_note, result_of, summary
 from .types import CATEGORY, ClassPriorsType, DreamBoothOptionsType, SubjectLoraType, SubjectType
+from .usual import usual_line, with_usual
+from .wired.families import family_of
 from .wired_checks import ignored_patches
 
 log = logging.getLogger("subjectbooth")
 
 AFTER_STOP = ("keep", "continue")
+
+USUAL = "what is usual for the connected model"
 
 SHOWN = ("preset", "steps", "learning_rate", "rank", "preservation", "output_name", "validation_prompts")
 """Inputs in sight; the others are under the editor's "advanced inputs"."""
@@ -76,9 +80,9 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 io.Vae.Input("vae", tooltip="Encodes the photos and decodes the validation images."),
                 SubjectType.Input("subject", tooltip="Photos and captions, from Load Subject Images."),
                 setting_input("steps"),
-                setting_input("learning_rate", step=1e-6, round=1e-8),
-                setting_input("rank"),
-                setting_input("network_alpha", step=0.5, round=0.01),
+                setting_input("learning_rate", step=1e-6, round=1e-8, zero=USUAL),
+                setting_input("rank", zero=USUAL),
+                setting_input("network_alpha", step=0.5, round=0.01, zero="the same as rank"),
                 setting_input("train_batch_size"),
                 setting_input("gradient_accumulation_steps"),
                 setting_input("prior_loss_weight", step=0.05, round=0.001),
@@ -233,13 +237,16 @@ class DreamBoothLoRATrain(io.ComfyNode):
         """Train, or reuse the run, and return its result."""
         check_choice("after_stop", after_stop, AFTER_STOP)  # ComfyUI 0.3.75 does not validate V3 combos
         keeping = keeping_class(class_priors, subject.class_word, preservation)
-        chosen = with_preset({**settings, **(options or {})}, preset)
+        given = with_preset({**settings, **(options or {})}, preset)
+        family = family_of(model)
+        chosen = with_usual(given, family)
         config = config_from(chosen, resolution or subject.resolution)
         progress = Progress(cls.hidden.unique_id, config.steps)
         progress.set_text("reading the base model")
         with _training_mode():
             device = comfy.model_management.get_torch_device()
-            run = run_of(model, clip, vae, subject, config, keeping, device)
+            files = model_files(cls.hidden.prompt, cls.hidden.unique_id)
+            run = run_of(model, clip, vae, subject, config, keeping, device, files)
             resume = after_stop == "continue"
             if (force_retrain or resume) and run.folder.kept_step(config.steps) is not None:
                 live.mark_kept_results_stale()
@@ -269,6 +276,7 @@ class DreamBoothLoRATrain(io.ComfyNode):
         text = [
             headline,
             *([described(preset)] if preset != CUSTOM else []),
+            *usual_line(given, chosen, family),
             *filter(
                 None,
                 [

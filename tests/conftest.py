@@ -80,11 +80,16 @@ def _no_gpu() -> str | None:
 
 
 def module_alone(name: str) -> types.ModuleType:
-    """A new copy of a module of nodes/ that needs no ComfyUI, which its package does."""
-    spec = importlib.util.spec_from_file_location(f"subjectbooth.nodes.{name}", ROOT / "nodes" / f"{name}.py")
+    """A new copy of a module of nodes/ ("wired.families") that needs no ComfyUI, which its package does."""
+    path = ROOT / "nodes" / f"{name.replace('.', '/')}.py"
+    spec = importlib.util.spec_from_file_location(f"subjectbooth.nodes.{name}", path)
     assert spec is not None and spec.loader is not None
     module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
+    sys.modules[spec.name] = module  # where dataclasses look for it
+    try:
+        spec.loader.exec_module(module)
+    finally:
+        del sys.modules[spec.name]
     return module
 
 

@@ -141,8 +141,9 @@ def test_random_settings_of_an_evaluation(comfy: ComfyClient, nothing_outside: N
 
 
 WRONG: list[tuple[dict[str, Any], str]] = [
-    ({"steps": 0}, "ComfyUI"), ({"steps": -1}, "ComfyUI"), ({"learning_rate": 0.0}, "ComfyUI"),
-    ({"learning_rate": -1e-4}, "ComfyUI"), ({"learning_rate": float("inf")}, "ComfyUI"), ({"rank": 0}, "ComfyUI"),
+    ({"steps": 0}, "ComfyUI"), ({"steps": -1}, "ComfyUI"),
+    ({"learning_rate": 1e-12}, "learning_rate 1e-12. Required: a number"),
+    ({"learning_rate": -1e-4}, "ComfyUI"), ({"learning_rate": float("inf")}, "ComfyUI"), ({"rank": -1}, "ComfyUI"),
     ({"learning_rate": float("nan")}, "learning_rate nan. Required: a number"),
     ({"network_alpha": float("nan")}, "network_alpha nan. Required: a number"),
     ({"lr_scheduler": "magic"}, "lr_scheduler 'magic'. Required: one of constant"),

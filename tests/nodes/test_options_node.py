@@ -51,7 +51,7 @@ def test_options_reach_the_trainer_and_every_layer_loads(comfy: ComfyClient) -> 
 @pytest.mark.parametrize(
     ("train", "options", "sentence"),
     [
-        ({"rank": 0}, {}, "Value 0 smaller than min of 1"),
+        ({"rank": -1}, {}, "Value -1 smaller than min of 0"),
         ({}, {"lora_dropout": 2.0}, "bigger than max of 0.99"),
         ({"output_name": "../escape"}, {}, "leaves the LoRA folder"),
     ],

@@ -170,6 +170,24 @@ def test_a_model_that_starts_from_a_picture_is_rejected(comfy: ComfyClient) -> N
         comfy.run(graph, targets=("11",))
 
 
+def test_0_trains_as_usual_and_a_distilled_base_is_named(comfy: ComfyClient) -> None:
+    """With what to train on instead. The same run as with the numbers themselves."""
+    shown, loras = [], []
+    for settings in ({"learning_rate": 0, "rank": 0, "network_alpha": 0}, {"learning_rate": 1e-4, "rank": 32}):
+        graph = wired_graph(comfy, "Flux.2", **{"steps": 1, "network_alpha": 32.0, **settings})
+        graph["1"]["inputs"]["file"] = "flux-2-klein-4b.safetensors"
+        result = comfy.run(graph, targets=("11",))
+        shown.append(result.outputs["11"])
+        loras.append(lora_of(comfy, result))
+        started = [str(event.data["text"]) for event in result.of_type("progress_text")]
+        warned = [text for text in started if "flux-2-klein-4b.safetensors appears to be distilled" in text]
+        assert warned and "Train on Flux.2 klein base instead" in warned[0]
+    assert {tuple(tensor.shape)[0] for name, tensor in loras[0].items() if "lora_A" in name} == {32}
+    assert "as usual for Flux.2: learning_rate 0.0001, rank 32, network_alpha 32" in shown[0]["text"]
+    assert "as usual" not in str(shown[1]["text"]) and shown[1]["text"][0].startswith("reused")
+    assert shown[0]["subjectbooth"][0]["run"] == shown[1]["subjectbooth"][0]["run"]
+
+
 @pytest.mark.parametrize("kind", ["Qwen-Image"])
 def test_a_cancelled_run_goes_on_to_the_same_bits(comfy: ComfyClient, kind: str) -> None:
     """With the base studied first and validation images in between, by ComfyUI's sampler on the same module."""

@@ -178,14 +178,16 @@ class ProbeWiredBase:
                 "kind": (list(KINDS),),
                 "seed": ("INT", {"default": 0}),
                 "stored": (STORED,),
-            }
+            },
+            "optional": {"file": ("STRING", {"default": ""})},
         }
 
     RETURN_TYPES = ("MODEL", "CLIP", "VAE")
     CATEGORY = "probe"
     FUNCTION = "make"
 
-    def make(self, kind: str, seed: int, stored: str = "float32") -> tuple[Any, Any, Any]:
+    def make(self, kind: str, seed: int, stored: str = "float32", file: str = "") -> tuple[Any, Any, Any]:
+        """`file` is what a loader would have read it from."""
         found = KINDS[kind]
         if stored in ("comfy_quant", "rounded"):
             model = quantised(found, seed, as_plain=stored == "rounded")
