@@ -1,4 +1,4 @@
-"""A grid that is killed with SIGKILL at chosen moments and started again: one process loads everything and forks.
+"""A grid that is killed with SIGKILL ten times and started again: one process loads everything and forks.
 
 python grid_driver.py FOLDER EXPERIMENT BASE; prints one JSON line: for the whole grid and for the killed one, the
 files of the page and how often each step was trained.
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import random
 import signal
 import sys
 import types
@@ -39,6 +40,8 @@ MOMENTS: dict[str, tuple[Any, str, int]] = {
     "while the page is written": (page, "_sheet_file", 2),
 }
 """What is killed when it is called for the n-th time in a program, in this order."""
+RANDOM = [(os, "replace", random.Random(seed).randint(1, 3)) for seed in range(5)]
+"""Then before a random one of the next files is put in its place; something is left to do after all of these."""
 
 
 def main(folder: Path, experiment: str) -> None:
@@ -49,7 +52,8 @@ def main(folder: Path, experiment: str) -> None:
     _ = transformers.CLIPModel
     torch.set_num_threads(1)  # a fork has none of the others
     found = {}
-    for name, moments in {"whole": [], "killed": list(MOMENTS.values())}.items():
+    *chosen, last = MOMENTS.values()
+    for name, moments in {"whole": [], "killed": [*chosen, *RANDOM, last]}.items():
         output = folder / name
         codes = [run(output, experiment, moment) for moment in moments] + [run(output, experiment, None)]
         before = trained(output)

@@ -177,7 +177,7 @@ def test_a_killed_grid_has_the_same_page_and_trains_nothing_twice(folder: Path, 
     done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stderr + "".join(log.read_text() for log in tmp_path.glob("*/log"))
     found: dict[str, Any] = json.loads(done.stdout)
-    assert found["whole"]["codes"] == [0, 0] and found["killed"]["codes"] == [-9] * 5 + [0, 0]
+    assert found["whole"]["codes"] == [0, 0] and found["killed"]["codes"] == [-9] * 10 + [0, 0]
     assert found["killed"]["files"] == found["whole"]["files"]
     for grid in found.values():
         assert set(grid["trained"].values()) == {1} and len(grid["trained"]) == 6 and not grid["again"]
