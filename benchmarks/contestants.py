@@ -184,6 +184,7 @@ def all_contestants(places: Places) -> list[Contestant]:
     found = [
         Contestant("floor", "bare peft loop", floor(False), note="reads nothing back, reports nothing, one prompt"),
         Contestant("ours", "SubjectBooth, shell", ours("none")),
+        Contestant("ours-curvature", "SubjectBooth, shell, curvature", ours("curvature"), note=_CURVATURE_NOTE),
         Contestant("wired", "SubjectBooth, ComfyUI", wired(False), needs="comfyui"),
         Contestant("diffusers", "diffusers' script", script(False), needs="script", note=_SCRIPT_NOTE),
         Contestant("core", "ComfyUI's Train LoRA", core(), needs="comfyui", note=_CORE_NOTE),
@@ -206,6 +207,7 @@ def all_contestants(places: Places) -> list[Contestant]:
     return found
 
 
+_CURVATURE_NOTE = "keeps the class without class images; the base is studied before the first step"
 _CORE_NOTE = (
     "adapters on every weight of the UNet, not only attention's: LoRA on all matrices and convolutions, a trained "
     "difference on all norms and biases; alpha 1; no clipping of gradients; no class images"
