@@ -21,7 +21,13 @@ from ..errors import SubjectBoothError, require
 from ..events import Adjusted, Event, Started, StepDone
 from ..machine.compilation import why_not
 from ..machine.numerics import default_numerics, with_default_numerics
-from ..machine.out_of_memory import free_bytes, free_memory, is_out_of_memory, memory_errors
+from ..machine.out_of_memory import (
+    free_bytes,
+    free_memory,
+    is_out_of_memory,
+    memory_errors,
+    return_freed_memory,
+)
 from ..machine.resolved_settings import ResolvedSettings
 from ..memory.plan import FreeMemory, Plan
 from ..memory.step_down import step_down
@@ -153,6 +159,7 @@ class Training:
         config = self._config
         trainable = sum(parameter.numel() for parameter in state.parameters)
         chosen, plan = state.chosen.as_settings(), state.plan
+        return_freed_memory()  # of what built the model, and of its parts that are not trained
         yield Started(self.step, config.steps, chosen, trainable, state.notes, plan.sentence, plan.counts)
 
         yield from self._study(state)

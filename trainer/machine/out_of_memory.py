@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import sys
 from collections.abc import Iterator
@@ -70,8 +71,6 @@ def _free_system_memory() -> int | None:
 
 
 def _free_on_windows() -> int | None:
-    import ctypes
-
     class Status(ctypes.Structure):
         _fields_ = [("length", ctypes.c_ulong), ("load", ctypes.c_ulong)] + [
             (name, ctypes.c_ulonglong)
@@ -92,3 +91,15 @@ def free_memory(device: torch.device) -> None:
         torch.cuda.empty_cache()
     elif device.type == "mps":
         torch.mps.empty_cache()
+
+
+def return_freed_memory() -> None:
+    """Give the system back what the C library keeps of freed tensors, on Linux with glibc; elsewhere nothing.
+
+    After text encoder and VAE are gone, that is half a gigabyte with Stable Diffusion 1.5.
+    """
+    if not sys.platform.startswith("linux"):
+        return
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # musl has none
+    if trim is not None:
+        trim(0)
