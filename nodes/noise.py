@@ -33,7 +33,7 @@ def noise_schedule(model: ModelPatcher) -> tuple[torch.Tensor, str]:
             "MODEL",
         )
     sigmas = sigmas_of(model)
-    return (1.0 / (1.0 + sigmas.double() ** 2)).float().clone(), prediction
+    return (1.0 / (1.0 + sigmas.cpu().double() ** 2)).float(), prediction
 
 
 def sigmas_of(model: ModelPatcher) -> torch.Tensor:

@@ -175,8 +175,8 @@ def _sample(weight: torch.Tensor) -> torch.Tensor:
     data = weight.detach().reshape(-1).view(torch.uint8)
     if data.numel() <= 4 * SAMPLES * SAMPLE_BYTES:
         return data
-    spread = torch.linspace(0, data.numel() - SAMPLE_BYTES, SAMPLES, dtype=torch.float64, device=data.device).long()
-    return data[spread[:, None] + torch.arange(SAMPLE_BYTES, device=data.device)]
+    spread = torch.linspace(0, data.numel() - SAMPLE_BYTES, SAMPLES, dtype=torch.float64).long()
+    return data[(spread[:, None] + torch.arange(SAMPLE_BYTES)).to(data.device)]
 
 
 def _key_patches(patcher: ModelPatcher, prefix: str) -> dict[str, list[Any]]:

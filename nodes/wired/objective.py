@@ -38,7 +38,7 @@ class Objective:
     def times(self, uniform: torch.Tensor) -> torch.Tensor:
         """Sigmas float32 [b] from uniform numbers in [0, 1), float64 [b]."""
         if self.kind == DISCRETE:
-            table = self.sampling.sigmas.cpu()
+            table = self._on_host.sigmas
             return table[(uniform * len(table)).long().clamp(max=len(table) - 1)].float().clone()
         uniform = uniform.clamp(1e-6, 1 - 1e-6)
         normal = torch.special.ndtri(uniform)
@@ -52,10 +52,15 @@ class Objective:
             return self._in_range(time / (1 - time))
         if self._shift is not None:
             return time.float()
-        return self.sampling.sigma(time * getattr(self.sampling, "multiplier", 1.0)).float()  # type: ignore[no-any-return]
+        return self._on_host.sigma(time * getattr(self.sampling, "multiplier", 1.0)).float()  # type: ignore[no-any-return]
+
+    @cached_property
+    def _on_host(self) -> Any:
+        """A copy of the sampling object from which times are read without a wait for the device."""
+        return copy.deepcopy(self.sampling).cpu()
 
     def _in_range(self, sigmas: torch.Tensor) -> torch.Tensor:
-        return sigmas.clamp(float(self.sampling.sigma_min), float(self.sampling.sigma_max)).float()
+        return sigmas.clamp(float(self._on_host.sigma_min), float(self._on_host.sigma_max)).float()
 
     def noisy(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """The latents [b, c, ...] noised to the sigmas [b]."""
@@ -67,20 +72,20 @@ class Objective:
         ComfyUI makes the denoised image of a network's output: an affine function, of whatever the family predicts.
         Solved for the output in double precision, it gives the target: the noise, v, ``noise - latents`` of a flow.
         """
-        wide = [tensor.double() for tensor in (latents, noise, times)]
+        wide = [_wide(tensor) for tensor in (latents, noise, times)]
         noisy = self.noisy(*wide)
         nothing = torch.zeros_like(noisy)
         offset = self.sampling.calculate_denoised(wide[2], nothing, noisy)
         slope = self.sampling.calculate_denoised(wide[2], nothing + 1, noisy) - offset
-        return ((wide[0] - offset) / slope).float()
+        return ((wide[0] - offset) / slope).float().to(latents.device)
 
     def loss_weights(self, times: torch.Tensor, snr_gamma: float) -> torch.Tensor | None:
         """Min-SNR (arXiv 2303.09556) for eps and v; flows and EDM are weighted by their times."""
         if not snr_gamma or self.kind != DISCRETE:
             return None
-        snr = 1 / times.double().square()
+        snr = 1 / _wide(times).square()
         divisor = snr + 1 if isinstance(self.sampling, comfy.model_sampling.V_PREDICTION) else snr
-        return (snr.clamp(max=snr_gamma) / divisor).float()
+        return (snr.clamp(max=snr_gamma) / divisor).float().to(times.device)
 
     def giving_output(self) -> Any:
         """A copy of the sampling object with which ComfyUI's model returns the network's own output."""
@@ -92,6 +97,15 @@ class Objective:
 class _GivingOutput:
     def calculate_denoised(self, sigma: torch.Tensor, model_output: torch.Tensor, model_input: Any) -> torch.Tensor:
         return model_output
+
+
+_DOUBLE = ("cpu", "cuda", "meta")
+"""Kinds of devices that have double precision for sure; Apple's and some of Intel's have not."""
+
+
+def _wide(tensor: torch.Tensor) -> torch.Tensor:
+    """In double precision, on its device or else on the CPU."""
+    return (tensor if tensor.device.type in _DOUBLE else tensor.cpu()).double()
 
 
 def _along(times: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:

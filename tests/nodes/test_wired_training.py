@@ -132,7 +132,7 @@ def test_gradients_are_those_of_a_plain_copy(
     # The last block's text stream ends there, so that nothing of it reaches the picture.
     assert report["with_gradient"] >= 0.6 * report["layers"]
     assert report["copies"] == 0 and report["left"] == []
-    assert tuple(report["targets"]) == LAYERS[known_kind] and report["nested"]
+    assert tuple(report["targets"]) == LAYERS[known_kind] and report["nested"] and report["same_target"]
     assert report["middle"] == pytest.approx(MIDDLE.get(known_kind, report["middle"]))
     if not checkpointing:  # attention on a CPU keeps less than on a GPU
         assert 0.95 < report["planned"] / report["real"] < 1.5, report

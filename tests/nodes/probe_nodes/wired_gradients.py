@@ -9,6 +9,7 @@ import importlib
 import sys
 from collections.abc import Iterator
 from typing import Any
+from unittest import mock
 
 import comfy.ldm.modules.attention
 import comfy.model_management
@@ -62,6 +63,8 @@ class ProbeWiredGradients:
             latents, noise = (torch.randn(3, *denoiser.latent_size(128, 128), generator=random) for _ in "xn")
             times = denoiser.times(torch.tensor([0.2, 0.5, 0.9], dtype=torch.float64))
             noisy, target = (f(latents, noise, times) for f in (denoiser.noisy_latents, denoiser.target))
+            with mock.patch.object(pack_module("nodes.wired.objective"), "_DOUBLE", ()):  # as on Apple's devices
+                same_target = torch.equal(denoiser.target(latents, noise, times), target)
             layers = dict(network.diffusion_model.named_modules())
             planned, real = (0, 0) if checkpointing else _memory(denoiser, network, texts[0], noisy[:1], times[:1])
             # Some models note what they computed, and must not keep it.
@@ -95,6 +98,7 @@ class ProbeWiredGradients:
             "targets": [len(found) for found in targets],
             "nested": targets[0].keys() <= targets[1].keys() <= targets[2].keys(),
             "middle": float(times[1]),
+            "same_target": same_target,
             "with_gradient": sum(bool(found) for found in ours.values()),
             "copies": copies,
             "left": left,
