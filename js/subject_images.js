@@ -2,8 +2,9 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { nodeOf } from "./lib/node_path.mjs";
-import { Panel, ask, chain, make, onWidgets, setWidget, valuesOf, widen } from "./lib/panel.mjs";
+import { Panel, ask, chain, hideWidget, keepingFocus, make, onWidgets, setWidget, valuesOf, widen } from "./lib/panel.mjs";
 import { CropEditor } from "./lib/crop_editor.mjs";
+import { paintMask } from "./lib/mask_editor.mjs";
 import { editsOf, onlyOf, textOf, withEdit } from "./lib/photo_edits.mjs";
 import { labelOf, moved, namesOf, valueOf, withAdded, without } from "./lib/photos.mjs";
 import { t, told } from "./lib/words.mjs";
@@ -143,27 +144,57 @@ class PhotoPanel {
   }
 
   // Shows one whole photo with its crop in place of the grid.
-  async crop(photo) {
+  async crop(photo, focus = "crop") {
     const { photos } = await ask(api, "/photos", { ...valuesOf(this.node, WATCHED), whole: photo.key });
-    const whole = photos.find(({ key }) => key === photo.key)?.whole;
-    if (!whole) return;
-    this.cropping = new CropEditor(photo.name, whole, this.edits[photo.key]?.crop ?? null, {
-      change: (crop) => (this.edits = withEdit(this.edits, photo.key, { crop })),
+    const found = photos.find(({ key }) => key === photo.key);
+    if (!found?.whole) return;
+    const { crop = null, mask } = this.edits[photo.key] ?? {};
+    const masks = { can: this.fileOf(photo) !== null && !found.transparent, has: Boolean(mask) };
+    this.cropping = new CropEditor(photo.name, found.whole, crop, masks, {
+      change: (changed) => (this.edits = withEdit(this.edits, photo.key, { crop: changed })),
+      paint: () => void this.paint(photo),
+      unpaint: () => this.setMask(photo, ""),
       close: () => {
         this.cropping = null;
         this.show();
-        this.panel.element.querySelector(`[data-focus="tile ${CSS.escape(photo.key)}"]`)?.focus();
+        this.focus(`tile ${photo.key}`);
       },
     });
     this.show();
-    this.cropping.focus();
+    this.focus(focus);
+  }
+
+  focus(place) {
+    this.panel.element.querySelector(`[data-focus="${CSS.escape(place)}"]`)?.focus();
+  }
+
+  // The photo as ComfyUI's own nodes name it; null for the pack's samples, which are in no folder of ComfyUI.
+  fileOf(photo) {
+    const { folder, sample } = valuesOf(this.node, ["folder", "sample"]);
+    if (sample && sample !== "none") return null;
+    return folder ? `${folder}/${photo.key}` : photo.key;
+  }
+
+  async paint(photo) {
+    try {
+      const mask = await paintMask(api, app, this.node, this.edits[photo.key]?.mask || this.fileOf(photo));
+      if (mask) await this.setMask(photo, mask);
+      else this.focus("paint");
+    } catch (error) {
+      app.extensionManager.toast.add({ severity: "error", summary: t("The mask editor could not be opened"), detail: error.message });
+    }
+  }
+
+  async setMask(photo, mask) {
+    this.edits = withEdit(this.edits, photo.key, { mask });
+    await this.crop(photo, "paint");
   }
 
   show() {
     const { photos = [], count = 0, sentence, class_sentence: classSentence, problem, warnings = [] } = this.answer ?? {};
     const own = photos.length > 0 && photos.length === this.names.length;
     const grid = make("div", { className: "sb-grid" }, ...photos.map((photo, index) => this.photo(photo, index, own)));
-    const values = valuesOf(this.node, ["folder", "sample"]);
+    const values = valuesOf(this.node, ["folder", "sample", "crop"]);
     if (!values.folder && (values.sample ?? "none") === "none") grid.append(this.addTile());
     const lines = [this.cropping?.element ?? grid];
     const line = (className, ...children) => lines.push(make("div", { className }, ...children));
@@ -182,6 +213,8 @@ class PhotoPanel {
     } else if (problem) {
       line("sb-note", told(problem));
     }
+    const masked = Object.values(this.edits).some(({ mask }) => mask);
+    if (masked && values.crop !== "subject") line("sb-line sb-quiet", t("Masks take effect with masked_loss in DreamBooth Options, or with crop set to subject."));
     for (const warning of warnings) line("sb-note", told(warning));
     keepingFocus(this.panel.element, () => this.panel.show(...lines));
   }
@@ -206,11 +239,11 @@ class PhotoPanel {
     if (photo.thumbnail) tile.append(make("img", { src: photo.thumbnail, alt: photo.name, draggable: false }));
     if (messages.length) tile.append(make("span", { className: "sb-mark" }, photo.error ? "✕" : signOf(photo, this.answer.photos)));
     tile.dataset.focus = `tile ${photo.key}`;
-    if (!photo.error) {
+    if (!photo.error || this.edits[photo.key]?.mask) { // the mask may be what is wrong
       tile.classList.toggle("sb-cropped", Boolean(this.edits[photo.key]?.crop));
       tile.classList.toggle("sb-masked", Boolean(this.edits[photo.key]?.mask));
       tile.setAttribute("role", "button");
-      tile.setAttribute("aria-label", t("Crop {name}", { name: photo.name }));
+      tile.setAttribute("aria-label", t("Edit {name}: crop and mask", { name: photo.name }));
       tile.onclick = (event) => { if (event.target.tagName !== "BUTTON") void this.crop(photo); };
       tile.onkeydown = (event) => { if (event.target === tile && ["Enter", " "].includes(event.key)) void this.crop(photo); };
     }
@@ -258,29 +291,6 @@ class PhotoPanel {
     tile.onclick = () => this.picker.click();
     return tile;
   }
-}
-
-// The panel sets it. Without the panel it is a line of text.
-function hideWidget(node, name) {
-  const widget = node.widgets.find((candidate) => candidate.name === name);
-  if (!widget) return;
-  widget.hidden = true;
-  widget.computeSize = () => [0, -4]; // the classic editor leaves a gap for a hidden widget
-  widget.options.hidden = true;
-}
-
-// Draws the panel again without taking the keyboard from what is being typed.
-function keepingFocus(element, draw) {
-  const before = element.contains(document.activeElement) ? document.activeElement : null;
-  const place = before?.dataset.focus;
-  const { value, selectionStart, selectionEnd } = before ?? {};
-  draw();
-  const after = place && element.querySelector(`[data-focus="${CSS.escape(place)}"]`);
-  if (!after) return;
-  after.focus({ preventScroll: true });
-  if (before.type !== "text") return;
-  after.value = value;
-  after.setSelectionRange(selectionStart, selectionEnd);
 }
 
 // One word on the image; the tooltip has the full warnings.

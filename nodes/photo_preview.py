@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import functools
 import io
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from PIL import Image
 
 from ..trainer.errors import SubjectBoothError, check_choice
@@ -28,6 +30,8 @@ from .photo_sources import Source, edits_of, mask_of
 MOST_SHOWN = 48
 """Maximum number of photos in the panel, as each must be decoded."""
 THUMBNAIL_SIDE, WHOLE_SIDE = 192, 640
+MASK_COLOUR, MASK_SHARE = (60, 130, 255), 0.5
+"""How a painted mask is shown on its photo."""
 MOST_LETTERS = 300
 """Maximum length of a caption."""
 
@@ -79,7 +83,7 @@ def describe_photos(widgets: dict[str, Any]) -> dict[str, Any]:
     for path, key, photo in zip(paths, names_in_edits, shown, strict=False):
         entry: dict[str, Any] = {"name": path.name, "key": key, "warnings": [], "kinds": []}
         if widgets.get("whole") == key:
-            entry["whole"] = _whole(path)
+            entry |= _whole(path, edits.get(key, PhotoEdit()))
         if isinstance(photo, PhotoPreview):
             entry |= {
                 "thumbnail": photo.thumbnail,
@@ -178,18 +182,29 @@ def _preview(
 ) -> PhotoPreview:
     """Cached by modification times and size as well, so that a changed file is read again."""
     decoded = read_photo(path)
-    photo = edited(Photo(decoded.pixels, decoded.mask, "", path.name), edit, mask)
+    photo = edited(Photo(decoded.pixels, decoded.mask, "", path.name), edit, mask, decoded.orientation)
     pixels, _ = training_square(photo, resolution, crop)
     is_cut = is_mask_outside_crop(photo, (resolution, resolution), crop)
     return PhotoPreview(photo_stats(photo.pixels), data_address(Image.fromarray(pixels)), decoded.notes, is_cut)
 
 
-def _whole(path: Path) -> str:
-    """The photo before cropping, for the panel to crop it; empty if it cannot be read."""
+def _whole(path: Path, edit: PhotoEdit) -> dict[str, Any]:
+    """``whole``, the photo before cropping with its mask in blue, for the panel to crop it; empty if it cannot be read.
+
+    And ``transparent``: whether its own transparency is its mask.
+    """
     try:
-        return data_address(Image.fromarray(read_photo(path).pixels), WHOLE_SIDE)
+        decoded = read_photo(path)
     except (SubjectBoothError, OSError):
-        return ""
+        return {"whole": ""}
+    photo, mask = Photo(decoded.pixels, None, "", path.name), None
+    with contextlib.suppress(SubjectBoothError, OSError):  # the photo's own entry reports it
+        mask = edited(photo, PhotoEdit(mask=edit.mask), mask_of(edit), decoded.orientation).mask
+    pixels = decoded.pixels
+    if mask is not None:
+        share = MASK_SHARE * mask[:, :, None]
+        pixels = (pixels * (1 - share) + np.array(MASK_COLOUR) * share).astype(np.uint8)
+    return {"whole": data_address(Image.fromarray(pixels), WHOLE_SIDE), "transparent": decoded.mask is not None}
 
 
 def data_address(picture: Image.Image, side: int = THUMBNAIL_SIDE) -> str:

@@ -1,4 +1,5 @@
-// One photo with its crop: a square that is dragged, and resized by a slider or the wheel. The photo stays as it is.
+// One photo with its crop: a square that is dragged, and resized by a slider or the wheel; and the way to its mask. The photo
+// stays as it is.
 import { make } from "./panel.mjs";
 import { MIDDLE, SMALLEST, boxOf, fitted } from "./photo_edits.mjs";
 import { t } from "./words.mjs";
@@ -10,9 +11,10 @@ export class CropEditor {
    * @param name of the photo
    * @param address of the whole photo
    * @param crop [x, y, size], or null for a photo that is not cropped yet
-   * @param actions {change(crop or null), close()}
+   * @param mask {can: whether a mask can be painted on it, has: whether one was}
+   * @param actions {change(crop or null), paint(), unpaint(), close()}
    */
-  constructor(name, address, crop, actions) {
+  constructor(name, address, crop, mask, actions) {
     this._actions = actions;
     this._crop = crop;
     this._size = [1, 1];
@@ -27,10 +29,16 @@ export class CropEditor {
     this._slider.dataset.focus = "size";
     this._slider.oninput = () => this._show([...this._now.slice(0, 2), Number(this._slider.value)]);
     this._slider.onchange = () => this._commit();
-    const reset = make("button", { type: "button", className: "sb-button", onclick: () => this._reset() }, t("Reset crop"));
-    const done = make("button", { type: "button", className: "sb-button", onclick: () => actions.close() }, t("Done"));
+    const button = (text, title, act) => make("button", { type: "button", className: "sb-button", title, onclick: act }, text);
+    const reset = button(t("Reset crop"), "", () => this._reset());
+    const paint = button(t(mask.has ? "Change mask" : "Paint mask"), t("Opens ComfyUI's mask editor: paint over the subject"), () => actions.paint());
+    paint.dataset.focus = "paint";
+    const unpaint = button(t("Remove mask"), "", () => actions.unpaint());
+    const done = button(t("Done"), "", () => actions.close());
     done.dataset.focus = "done";
-    this.element = make("div", {}, this._stage, make("div", { className: "sb-crop-line" }, this._slider, reset, done));
+    const masks = [mask.can ? paint : null, mask.has ? unpaint : null];
+    this.element = make("div", {}, this._stage, make("div", { className: "sb-crop-line" }, this._slider, reset),
+      make("div", { className: "sb-crop-line" }, ...masks, make("span", { className: "sb-space" }), done));
     this._listen();
   }
 

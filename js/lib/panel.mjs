@@ -32,6 +32,7 @@ const STYLE = `
 .sb-crop-box:focus-visible { outline: 2px solid #fff; }
 .sb-crop-line { display: flex; gap: 8px; align-items: center; margin-top: 6px; }
 .sb-crop-line input { flex: 1; min-width: 40px; accent-color: #5b9dff; }
+.sb-space { flex: 1; }
 .sb-tools { position: absolute; top: 2px; right: 2px; display: flex; gap: 2px; opacity: 0; }
 .sb-tile:hover .sb-tools, .sb-tile:focus-within .sb-tools { opacity: 1; }
 .sb-tools button, .sb-button { border: 0; border-radius: 4px; cursor: pointer; color: #fff; background: #000a;
@@ -151,6 +152,29 @@ export function onWidgets(node, names, changed) {
   chain(node, "onAdded", soon);
   soon();
   return soon;
+}
+
+// Hides a widget that a panel sets. Without the panel it is a line of text.
+export function hideWidget(node, name) {
+  const widget = node.widgets.find((candidate) => candidate.name === name);
+  if (!widget) return;
+  widget.hidden = true;
+  widget.computeSize = () => [0, -4]; // the classic editor leaves a gap for a hidden widget
+  widget.options.hidden = true;
+}
+
+// Draws the panel again without taking the keyboard from what is being typed.
+export function keepingFocus(element, draw) {
+  const before = element.contains(document.activeElement) ? document.activeElement : null;
+  const place = before?.dataset.focus;
+  const { value, selectionStart, selectionEnd } = before ?? {};
+  draw();
+  const after = place && element.querySelector(`[data-focus="${CSS.escape(place)}"]`);
+  if (!after) return;
+  after.focus({ preventScroll: true });
+  if (before.type !== "text") return;
+  after.value = value;
+  after.setSelectionRange(selectionStart, selectionEnd);
 }
 
 // Runs `more` after the existing method of this name.

@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from subjectbooth.tests.comfy_server import ComfyClient
 from subjectbooth.tests.js.browser import Page, find_chromium
@@ -115,6 +116,54 @@ def test_a_photo_is_cropped_by_hand_and_captioned(page: Page) -> None:
     page.click(f"{photo}.querySelector('img')")
     page.click("[...document.querySelectorAll('.sb-crop-line button')].find(b => b.textContent === 'Reset crop')")
     page.wait_for("made.widgets.find(w => w.name === 'photo_edits').value === ''")
+    assert not ours(page)
+
+
+def test_a_mask_is_painted_in_comfyuis_own_editor(page: Page, comfy: ComfyClient) -> None:
+    """It opens from the panel, what is saved there is the photo's mask, and nothing of it stays in the graph."""
+    assert comfy.server is not None
+    add(page, "LoadSubjectImages")
+    set_widgets(page, class_word="cat", resolution=128)
+    page.evaluate(f"made.onDragDrop({{dataTransfer: {files('chelsea')}}})")
+    tiles(page, 1)
+    (name,) = value(page)
+    edits = "JSON.parse(made.widgets.find(w => w.name === 'photo_edits').value || '{}')"
+    photo = f"document.querySelector('[data-photo={json.dumps(name)}]')"
+    line = "[...document.querySelectorAll('.sb-crop-line button')].find(b => b.textContent === '{}')".format
+    dialog = "[...document.querySelectorAll('[role=dialog] button')].find(b => b.textContent.trim() === '{}')".format
+    page.click(f"{photo}.querySelector('img')")
+    page.wait_for(f"document.activeElement.classList.contains('sb-crop-box') && {line('Paint mask')}")
+    page.click(line("Paint mask"))
+    page.click(dialog("Cancel"))
+    page.wait_for(f"app.graph.nodes.length === 1 && document.activeElement === {line('Paint mask')}")
+    assert page.evaluate(edits) == {}
+    page.click(line("Paint mask"))
+    page.click(dialog("Invert"))  # nothing is painted yet, so now everything is
+    keep_picture(page, "mask_editor")
+    page.click(dialog("Save"))
+    mask = page.wait_for(f"{edits}[{json.dumps(name)}]?.mask")
+    painted = Image.open(comfy.server.input_dir / mask.removesuffix(" [input]"))
+    assert painted.size == (451, 300) and painted.getchannel("A").getextrema() == (0, 0)
+    page.wait_for(f"{line('Change mask')} && {line('Remove mask')} && app.graph.nodes.length === 1")
+    keep_picture(page, "mask_painted")
+    page.click(line("Done"))
+    page.wait_for(f"{photo}?.classList.contains('sb-masked')")
+    page.wait_for("document.querySelector('.sb-panel').textContent.includes('Masks take effect with masked_loss')")
+    page.click(f"{photo}.querySelector('img')")
+    page.click(line("Remove mask"))
+    page.wait_for(f"{line('Paint mask')} && !{line('Remove mask')} && !{edits}[{json.dumps(name)}]")
+    page.click(line("Done"))
+    # Undo leads back over the mask, and knows nothing of the node that the editor was given.
+    masks = []
+    for _ in range(6):
+        kinds = page.evaluate("app.graph.nodes.map(n => n.type)")
+        if "LoadSubjectImages" not in kinds:  # before this test
+            break
+        assert kinds == ["LoadSubjectImages"]
+        edited = "app.graph.nodes[0]?.widgets.find(w => w.name === 'photo_edits').value ?? ''"
+        masks.append(page.evaluate(f"({edited}).includes({json.dumps(mask)})"))
+        page.evaluate("app.extensionManager.command.execute('Comfy.Undo')")
+    assert masks[0] is False and True in masks and masks[-1] is False, masks
     assert not ours(page)
 
 

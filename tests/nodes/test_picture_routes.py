@@ -152,6 +152,16 @@ def test_a_crop_and_a_caption_are_shown_on_their_photo(comfy: ComfyClient) -> No
     assert (framed["width"], framed["height"], free["width"]) == (150, 150, 451)
     assert pixels_of(free["whole"]).shape == (300, 451, 3) and "whole" not in framed
     assert any("gone.png is not among the photos" in text for text in said["warnings"])
+    # A painted mask is shown in blue; a lost one does not keep the photo from being edited.
+    cut = photo.convert("RGBA")
+    cut.paste((0, 0, 0, 0), (0, 0, 200, 300))
+    for name, change in ((upload(comfy, "route_mask.png", cut), 0.5), ("lost.png", 0.0)):
+        masked = {**body, "photo_edits": json.dumps({names[1]: {"mask": name}})}
+        entry = ask(comfy, "/subjectbooth/photos", masked)[1]["photos"][1]
+        assert ("error" in entry) == (change == 0) and entry["transparent"] is False
+        blue = pixels_of(entry["whole"]).astype(float) - pixels_of(free["whole"])
+        wanted = change * (255 - pixels_of(free["whole"])[:, :190, 2].astype(float))
+        assert np.abs(blue[:, :190, 2] - wanted).mean() < 3 and np.abs(blue[:, 210:]).mean() < 3
     for wrong in ("{", '{"a": {"crop": [2, 0, 1]}}', "[1]"):
         status, said = ask(comfy, "/subjectbooth/photos", {**body, "photo_edits": wrong})
         assert status == 400 and "photo_edits" in said["error"]

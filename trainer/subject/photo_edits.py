@@ -20,13 +20,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ..errors import SubjectBoothError
 from .captions import check_text
 from .notes import join_names
 from .photo import Photo
-from .photos import check_size
+from .photos import ORIENTATION, check_size
 
 NAME = "photo_edits"
 EXAMPLE = '{"rex.jpg": {"crop": [0.5, 0.4, 0.8], "caption": "a photo of {token} {class} on grass"}}'
@@ -37,6 +37,9 @@ MAX_LETTERS = 2000
 
 MAX_NAME = 250
 """Length of the name of a mask's file."""
+
+EDITORS_NAME = "clipspace-"
+"""How the names of the files begin that ComfyUI's mask editor writes."""
 
 Square = tuple[float, float, float]
 """Centre x and y as fractions of width and height, and side as a fraction of the shorter side."""
@@ -74,19 +77,20 @@ def parse_edits(text: str) -> dict[str, PhotoEdit]:
     return {name: _parse_edit(name, value) for name, value in values.items()}
 
 
-def edited(photo: Photo, edit: PhotoEdit, mask: Path | None = None) -> Photo:
+def edited(photo: Photo, edit: PhotoEdit, mask: Path | None = None, orientation: int = 1) -> Photo:
     """The photo with its mask and caption, cropped to its square.
 
     Args:
         photo: the photo, before cropping.
         edit: what is set for it.
         mask: the file that ``edit.mask`` names.
+        orientation: EXIF orientation of the photo's file.
 
     Raises:
         SubjectBoothError: the mask cannot be read.
     """
     if mask is not None:
-        photo = replace(photo, mask=read_mask(mask, photo))
+        photo = replace(photo, mask=read_mask(mask, photo, orientation))
     if edit.caption:
         photo = replace(photo, caption=edit.caption)
     if edit.crop is None:
@@ -98,8 +102,10 @@ def edited(photo: Photo, edit: PhotoEdit, mask: Path | None = None) -> Photo:
     return replace(photo, pixels=np.ascontiguousarray(photo.pixels[box]), mask=inside, is_cropped=True)
 
 
-def read_mask(path: Path, photo: Photo) -> np.ndarray | None:
+def read_mask(path: Path, photo: Photo, orientation: int = 1) -> np.ndarray | None:
     """The painted part of a picture, float32 [h, w] of the photo's size; None if nothing is painted.
+
+    ComfyUI's mask editor shows a photo as it is stored, so what it writes has to be turned like the photo.
 
     Raises:
         SubjectBoothError: the file is missing or damaged, or not a picture of this photo.
@@ -109,6 +115,9 @@ def read_mask(path: Path, photo: Photo) -> np.ndarray | None:
         with Image.open(path, formats=("PNG", "WEBP")) as picture:
             check_size(picture.size, path.name)
             alpha = picture.convert("RGBA").getchannel("A")
+        if path.name.startswith(EDITORS_NAME):
+            alpha.getexif()[ORIENTATION] = orientation
+            alpha = ImageOps.exif_transpose(alpha)
     except SubjectBoothError:
         raise
     except Exception as error:  # decoders raise almost anything on a damaged file

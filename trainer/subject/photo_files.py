@@ -48,7 +48,8 @@ def read_photos(
         text = caption_file_of(path)
         is_read = not edit.caption and (captions == "files" or (captions == "auto" and text.is_file()))
         caption = read_caption(text) if is_read else ""
-        photos.append(edited(Photo(decoded.pixels, decoded.mask, caption, name), edit, mask))
+        photo = Photo(decoded.pixels, decoded.mask, caption, name)
+        photos.append(edited(photo, edit, mask, decoded.orientation))
     return photos, sentences(notes) + caption_notes(paths, captions)
 
 

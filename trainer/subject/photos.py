@@ -38,6 +38,9 @@ MAX_PIXELS = 120_000_000
 MAX_SHORT_SIDE = 2048
 """Pixels. Larger images are scaled down to this when read: twice the largest common training size."""
 
+ORIENTATION = 0x0112
+"""EXIF's tag for it."""
+
 _MAX_MISSING_ROWS = 16
 """Pixels: one row of JPEG blocks, which some cameras get wrong."""
 
@@ -53,11 +56,13 @@ class DecodedPhoto:
         pixels: uint8 [h, w, 3], upright, sRGB, transparency composited over white.
         mask: float32 [h, w] in 0..1 (1 = opaque), None if everything is opaque.
         notes: what was changed or left out, such as "only the first frame is used".
+        orientation: EXIF orientation of the stored image, which ``pixels`` no longer have; 1: upright.
     """
 
     pixels: np.ndarray
     mask: np.ndarray | None
     notes: tuple[Note, ...] = ()
+    orientation: int = 1
 
 
 def list_photos(folder: Path) -> list[Path]:
@@ -116,6 +121,7 @@ def read_photo(path: Path, name: str | None = None) -> DecodedPhoto:
             check_size(image.size, name)
             _note_frames(image, name, notes)
             _check_complete(image, path, name, notes)
+            orientation = image.getexif().get(ORIENTATION, 1)
             decoded = _decode(image)
     except SubjectBoothError:
         raise
@@ -131,7 +137,7 @@ def read_photo(path: Path, name: str | None = None) -> DecodedPhoto:
         )
     if mask is not None:
         notes.append(Note("white", name))
-    return DecodedPhoto(pixels, mask, tuple(notes))
+    return DecodedPhoto(pixels, mask, tuple(notes), orientation)
 
 
 def _check_file(path: Path, name: str) -> None:

@@ -127,6 +127,24 @@ def test_what_is_painted_is_the_subject(tmp_path: Path) -> None:
     assert edited(_photo(), PhotoEdit(), _painted(tmp_path / "none.png", (451, 300), (0, 0, 0, 0))).mask is None
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_a_mask_is_turned_like_the_photo_that_it_was_painted_on(tmp_path: Path, orientation: int) -> None:
+    """ComfyUI's mask editor shows a photo as it is stored, whatever its EXIF data say."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    where = (100, 50, 200, 150)
+    picture = Image.new("RGB", (451, 300))
+    picture.paste((255, 255, 255), where)
+    picture.save(tmp_path / "box.png", exif=exif)
+    painted = _painted(tmp_path / "clipspace-painted-masked-1.png", (451, 300), where)
+    (photo,), _ = read_photos([tmp_path / "box.png"], "template", masks=[painted])
+    assert photo.mask is not None and np.array_equal(photo.mask == 1, photo.pixels[:, :, 0] == 255)
+    # A mask that the user has made elsewhere is of the photo as it is seen.
+    upright = _painted(tmp_path / "mine.png", photo.mask.shape[::-1], (0, 0, 10, 20))
+    (mine,), _ = read_photos([tmp_path / "box.png"], "template", masks=[upright])
+    assert mine.mask is not None and mine.mask[:20, :10].min() == 1 and mine.mask.sum() == 200
+
+
 def test_a_mask_that_cannot_be_used_is_told(tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nnothing")
     other = _painted(tmp_path / "other.png", (300, 300), (0, 0, 9, 9))
