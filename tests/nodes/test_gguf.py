@@ -52,16 +52,12 @@ EACH = pytest.mark.parametrize(
 
 
 @EACH
-@pytest.mark.parametrize("checkpointing", [False, True])
-def test_gradients_are_those_of_the_dequantised_copy(
-    client: ComfyClient, base: dict[str, Any], checkpointing: bool
-) -> None:
+def test_gradients_are_those_of_the_dequantised_copy(client: ComfyClient, base: dict[str, Any]) -> None:
     wired = {"model": ["2", 0], "clip": ["1", 1], "vae": ["1", 2], "plain": ["3", 0]}
-    graph = {**base, "91": node("ProbeWiredGradients", **wired, checkpointing=checkpointing, nonce=0)}
+    graph = {**base, "91": node("ProbeWiredGradients", **wired, checkpointing=True, nonce=0)}
     (report,) = client.run(graph).outputs["91"]["report"]
-    print(report)
     assert report["loss"] == pytest.approx(report["plain_loss"], rel=1e-5)
-    assert report["difference"] < 1e-5 and report["with_gradient"] > 10 and report["copies"] == 0, report
+    assert report["difference"] < 1e-5 and report["with_gradient"] > 10 and report["left"] == [], report
 
 
 @EACH
@@ -87,7 +83,6 @@ def test_a_whole_graph(client: ComfyClient, base: dict[str, Any], kind: str, qua
     own["90"] = node("ProbeWired", **prediction, applied=["13", 0])
     for found in (result, client.run(own)):
         (report,) = found.outputs["90"]["report"]
-        print(report)
         assert report["difference"] < 1e-5 * max(1, report["scale"]) and report["effect"] > 100 * report["difference"]
     bytes_of = {"model": ["2", 0], "kind": kind, "quantised": quantised}
     (after,) = client.run({**base, "92": node("ProbeGgufBytes", **bytes_of, nonce=0)}).outputs["92"]["report"]

@@ -25,6 +25,7 @@ import torch
 from . import (
     cancel_probes,
     digests,
+    gguf_probes,
     live_probes,
     memory_probes,
     predictions,
@@ -230,4 +231,5 @@ NODE_CLASS_MAPPINGS = {
     **wired_probes.NODES,
     **wired_gradients.NODES,
     **step_cost.NODES,
+    **gguf_probes.NODES,
 }

@@ -58,7 +58,10 @@ class ProbeWriteGguf:
 
 
 class ProbeGgufPlain:
-    """The same model with the file's numbers, as the package itself reads them, in plain weights."""
+    """The same model with the file's numbers, as the package itself reads them, in plain weights.
+
+    In fp16 before they are used in fp32, as ComfyUI-GGUF does by default.
+    """
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -75,7 +78,9 @@ class ProbeGgufPlain:
         own = model.model.diffusion_model.state_dict()
         for tensor in gguf.GGUFReader(str(_path(kind, quantised))).tensors:
             values = np.array(gguf.quants.dequantize(tensor.data, tensor.tensor_type))
-            own[tensor.name].copy_(torch.from_numpy(values).view(own[tensor.name].shape))
+            plain = torch.from_numpy(values).view(own[tensor.name].shape)
+            is_packed = tensor.tensor_type == gguf.GGMLQuantizationType[quantised]
+            own[tensor.name].copy_(plain.half() if is_packed else plain)
         return (model,)
 
 

@@ -66,7 +66,9 @@ class ProbeWiredGradients:
             with mock.patch.object(pack_module("nodes.wired.objective"), "_DOUBLE", ()):  # as on Apple's devices
                 same_target = torch.equal(denoiser.target(latents, noise, times), target)
             layers = dict(network.diffusion_model.named_modules())
-            planned, real = (0, 0) if checkpointing else _memory(denoiser, network, texts[0], noisy[:1], times[:1])
+            planned, real = 0, 0
+            if not checkpointing:
+                planned, real = _memory(denoiser, network, texts[0], noisy[:1], times[:1])
             # Some models note what they computed, and must not keep it.
             noting = network.diffusion_model.register_forward_hook(lambda made, _, found: setattr(made, "noted", found))
             with _attention_without_backward():
