@@ -2,8 +2,8 @@
 
 Without a command, ``python -m trainer --base model.safetensors --photos folder --class-word dog`` trains.
 
-Also runs under ``accelerate launch --num_processes 1 -m trainer ...``. Ctrl+C, SIGTERM (``kill``, ``timeout``, a job
-scheduler), SIGHUP (a closed terminal) and Ctrl+Break stop the training and save its progress.
+Trains on several GPUs under ``accelerate launch --num_processes N -m trainer ...``. Ctrl+C, SIGTERM (``kill``,
+``timeout``, a job scheduler), SIGHUP (a closed terminal) and Ctrl+Break stop the training and save its progress.
 """
 
 from __future__ import annotations

@@ -15,10 +15,12 @@ from ..base.base_model import BaseModel
 from ..base.conditioning import Conditioning, concatenate
 from ..base.denoiser import frozen_bytes
 from ..config import TrainConfig
+from ..errors import SubjectBoothError
 from ..machine.attention import choose_attention
 from ..machine.compilation import CompiledBlocks, choose_compile
 from ..machine.numerics import DTYPES
 from ..machine.out_of_memory import free_bytes
+from ..machine.processes import current
 from ..machine.resolved_settings import ResolvedSettings
 from ..machine.runtime import IsolatedAccelerate, accelerate_precision, choose_precision
 from ..memory.plan import FreeMemory, Load, Plan, make_plan
@@ -125,6 +127,34 @@ class Assembly:
             self.accelerator.scaler.load_state_dict(resume.scaler)
         self._tokens: dict[str, Any] = {}
         self._final: dict[str, Conditioning] | None = None
+
+    def agree(self) -> None:
+        """Continue with the main process's weights and settings, which it may have lowered in the meantime.
+
+        Raises:
+            SubjectBoothError: the processes' devices need different settings.
+        """
+        processes = current()
+        if processes.count == 1:
+            return
+        main = processes.from_main(lambda: self.chosen)
+        can = usable_optimizer(main.optimizer, self.device)[0] == main.optimizer
+        found = processes.exchange((self.chosen.precision, main.optimizer if can else self.chosen.optimizer))
+        different = [number for number, values in enumerate(found) if values != found[0]]
+        if different:
+            raise SubjectBoothError(
+                f"process 1 would use {' and '.join(found[0])}, process {different[0] + 1} "
+                f"{' and '.join(found[different[0]])}",
+                "the same precision and optimizer in all processes",
+                "set both to what every device can use",
+                "precision",
+            )
+        self.use(replace(main, device=self.chosen.device, attention=self.chosen.attention))
+        with torch.no_grad():
+            weights: list[torch.Tensor] = [parameter.data for parameter in self.parameters]
+            if not processes.is_main:
+                torch._foreach_zero_(weights)
+            processes.add_up(weights)
 
     @property
     def trains_text(self) -> bool:
@@ -290,7 +320,7 @@ class Assembly:
 
     def _make_plan(self, kept: ResolvedSettings | None, load: Load, free_memory: FreeMemory) -> Plan:
         network, *text_encoders = self.modules.values()
-        free = free_memory(self.device)
+        free = current().free(free_memory(self.device))
         if free is not None and self.device.type == "cpu":  # the weights are there already
             free += sum(frozen_bytes(encoder) for encoder in text_encoders) + self._base.denoiser.base_bytes(network)
         base = self._base

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from ..base.conditioning import Conditioning
+from ..machine.processes import Processes
 from ..preserve.preservation import PhotoLoss
 
 
@@ -107,3 +108,17 @@ class MicroStep:
     def pictures(self) -> int:
         """Number of images in all batches."""
         return sum(term.pictures for term in self.terms)
+
+    def share(self, processes: Processes) -> MicroStep:
+        """The part of one process: adjacent images, about as many as each other's. The terms stay those of all."""
+        if processes.count == 1:
+            return self
+        first, last = processes.share(sum(len(batch.losses) for batch in self.batches))
+        found, before = [], 0
+        for batch in self.batches:
+            count = len(batch.losses)
+            start, end = max(0, first - before), min(count, last - before)
+            if start < end:
+                found.append(batch.rows(start, end))
+            before += count
+        return replace(self, batches=found)

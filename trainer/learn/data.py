@@ -150,18 +150,18 @@ def _photos_in(way: Preservation, batches: int, train_batch_size: int) -> int:
     return batches * train_batch_size - batches // way.every * way.replaces(train_batch_size)
 
 
-def photos_of(data: TrainingData, train_batch_size: int, micro_step: int, seed: int, processes: int = 1) -> list[int]:
-    """The numbers of the photos of one batch, over all processes, all of one size.
+def photos_of(data: TrainingData, train_batch_size: int, micro_step: int, seed: int) -> list[int]:
+    """The numbers of the photos of one batch, all of one size.
 
     Without buckets, these are the next ones of an endless sequence of shuffles. With buckets, they are the next ones of
     the sequence of the micro-step's bucket. So a bucket is used in proportion to its photos, and all photos are used
     equally often.
     """
-    return _numbers(_turn(data, micro_step, seed), data.preservation, train_batch_size, seed, processes)
+    return _numbers(_turn(data, micro_step, seed), data.preservation, train_batch_size, seed)
 
 
-def _numbers(turn: _Turn, way: Preservation, train_batch_size: int, seed: int, processes: int) -> list[int]:
-    first, last = (_photos_in(way, turn.batches + more, train_batch_size) * processes for more in (0, 1))
+def _numbers(turn: _Turn, way: Preservation, train_batch_size: int, seed: int) -> list[int]:
+    first, last = (_photos_in(way, turn.batches + more, train_batch_size) for more in (0, 1))
     numbers = shuffled_indices(first, last - first, len(turn.bucket), seed, turn.purpose)
     return [turn.bucket[number] for number in numbers]
 
@@ -172,8 +172,6 @@ def make_micro_step(
     denoiser: Denoiser,
     micro_step: int,
     device: torch.device,
-    process: int = 0,
-    processes: int = 1,
     resident: Resident | None = None,
 ) -> MicroStep:
     """One batch: ``train_batch_size`` photos, and the images that class preservation adds or puts in their place.
@@ -183,21 +181,20 @@ def make_micro_step(
         config: uses the batch size, loss weights and seed.
         micro_step: number of batches so far in the run.
         device: device of the batch.
-        process, processes: under ``accelerate launch`` each process takes its part of a common draw.
         resident: what is on the device already; None for nothing.
     """
     resident = resident or Resident(data.encoded, device)
     way, weight, seed = data.preservation, config.prior_loss_weight, config.seed
     turn = _turn(data, micro_step, seed)
-    numbers = _numbers(turn, way, config.train_batch_size, seed, processes)
+    numbers = _numbers(turn, way, config.train_batch_size, seed)
     before = sum(_photos_in(way, batches, config.train_batch_size) for batches in turn.all_batches)
-    draws = Draws.of_process(seed, micro_step, len(numbers) // processes, before, process, processes)
-    photos = _photos(data, resident, config, draws, numbers[draws.local], turn.pool)
+    draws = Draws(seed, micro_step, len(numbers), before)
+    photos = _photos(data, resident, config, draws, numbers, turn.pool)
     parts, added_draws = [photos] if numbers else [], draws
     if turn.batches % way.every == way.every - 1:
         count = way.pictures(config.train_batch_size)
         before = count * sum(batches // way.every for batches in turn.all_batches)
-        added_draws = Draws.of_process(seed, micro_step, count, before, process, processes)
+        added_draws = Draws(seed, micro_step, count, before)
         parts += way.parts(photos, added_draws, weight)
     terms: dict[str, Term] = {}
     for part in parts:

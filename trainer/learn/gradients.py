@@ -13,12 +13,14 @@ from ..base.denoiser import Denoiser
 from ..config import TrainConfig
 from ..machine.draws import derived_seed
 from ..machine.numerics import seeded
+from ..machine.processes import current
 from ..preserve.curvature_estimate import CurvatureEstimate
 from . import adapter
 from .assembly import Assembly
 from .batch import Batch, MicroStep, Term
 from .data import TrainingData, make_micro_step
 from .loss import batch_losses
+from .reduction import reduced
 from .resident import Resident
 from .side_by_side import SideBySide, threads_for
 from .step_losses import TOTAL, PartLosses, StepLosses
@@ -42,8 +44,8 @@ class Gradients:
         self._resident = Resident(data.encoded, state.device)
         self._ahead: dict[int, MicroStep] = {}
         threads = threads_for(min(self._micro_batch, pictures), state.chosen, config.lora_dropout)
-        # accelerate reduces gradients between processes and scales fp16 losses, both in its own backward().
-        self._plain = state.accelerator.num_processes == 1 and state.accelerator.scaler is None
+        # accelerate scales fp16 losses in its own backward().
+        self._plain = state.accelerator.scaler is None
         # Compiled blocks have one set of kernels, for whole batches.
         alone = threads == 1 or not self._plain or state.compiled is not None
         self._threads = None if alone else SideBySide(threads)
@@ -58,7 +60,17 @@ class Gradients:
         return self._state.chosen.micro_batch
 
     def compute(self, step: int) -> StepLosses:
-        """Accumulate the gradients of a step in the parameters; its losses stay on the device."""
+        """Accumulate the gradients of a step in the parameters; its losses stay on the device.
+
+        Each of several processes computes a part of every batch.
+        """
+        processes, state = current(), self._state
+        if processes.count == 1:
+            return self._compute(step)
+        return reduced(processes, state.parameters, lambda: self._compute(step), tries_again=state.compiled is not None)
+
+    def _compute(self, step: int) -> StepLosses:
+        """The part of this process."""
         config, state = self._config, self._state
         accumulate = config.gradient_accumulation_steps
         state.optimizer.zero_grad()
@@ -77,7 +89,8 @@ class Gradients:
             with state.compiled.used() if state.compiled else nullcontext():  # also for blocks that run again backwards
                 for found in self._sequentially(forwards) if threads == 1 else self._in_parallel(forwards, threads):
                     losses.add(number, found)
-        losses.penalty = self._penalty()
+        if current().is_main:  # once a step; it does not depend on the images
+            losses.penalty = self._penalty()
         return losses
 
     def draw_ahead(self, step: int) -> None:
@@ -87,11 +100,10 @@ class Gradients:
             self._ahead = {number: self._draw(number)}
 
     def _draw(self, micro_step: int) -> MicroStep:
-        state = self._state
-        process, processes = state.accelerator.process_index, state.accelerator.num_processes
-        return make_micro_step(
-            self._data, self._config, self._denoiser, micro_step, state.device, process, processes, self._resident
+        whole = make_micro_step(
+            self._data, self._config, self._denoiser, micro_step, self._state.device, self._resident
         )
+        return whole.share(current())
 
     def _sequentially(self, forwards: Sequence[Forward]) -> Iterator[PartLosses]:
         for forward in forwards:
@@ -185,7 +197,9 @@ class Gradients:
         """Dropout uses the global random state: seed it inside, and restore it."""
         if not self._config.lora_dropout:
             return nullcontext()
-        return seeded(derived_seed(self._config.seed, f"dropout {part}", micro_step), self._state.device)
+        rank = current().rank
+        whose = f"dropout {part}" if rank == 0 else f"dropout {part} of process {rank}"
+        return seeded(derived_seed(self._config.seed, whose, micro_step), self._state.device)
 
 
 def _runs(needed: Sequence[bool], keys: Sequence[Hashable]) -> list[tuple[int, int]]:

@@ -28,6 +28,7 @@ from ..machine.out_of_memory import (
     memory_errors,
     return_freed_memory,
 )
+from ..machine.processes import current
 from ..machine.resolved_settings import ResolvedSettings
 from ..memory.plan import FreeMemory, Plan
 from ..memory.step_down import step_down
@@ -162,9 +163,11 @@ class Training:
         return_freed_memory()  # of what built the model, and of its parts that are not trained
         yield Started(self.step, config.steps, chosen, trainable, state.notes, plan.sentence, plan.counts)
 
-        yield from self._study(state)
-        if self.step and config.step_is_kept(self.step):
-            yield from self._viewer.score(state, self.step)
+        if current().is_main:  # what follows only reports, or is known to the main process alone
+            yield from self._study(state)
+            if self.step and config.step_is_kept(self.step):
+                yield from self._viewer.score(state, self.step)
+        state.agree()
         clock = Clock()
         while self.step < config.steps:
             began = time.perf_counter()
@@ -182,6 +185,8 @@ class Training:
             eta = clock.eta(config.steps - self.step, config.validations_left(self.step))
             terms = {name: loss for name, loss in losses.items() if name != TOTAL}
             yield StepDone(self.step, config.steps, losses[TOTAL], terms, learning_rate, grad_norm, seconds, eta)
+            if not current().is_main:
+                continue
             if config.step_is_kept(self.step):
                 yield from self._viewer.score(state, self.step)
             if config.validation_is_due(self.step):
@@ -191,7 +196,7 @@ class Training:
 
     def _build(self) -> Assembly:
         data = self._data
-        load = self._load = largest_load(data, self._config.train_batch_size)
+        load = self._load = largest_load(data, self._config.train_batch_size).share(current().count)
         state = self._assembly = Assembly(
             self._base, self._config, self._device, self._resume, load, self._free, self._rate_factor
         )
@@ -269,7 +274,7 @@ class Training:
         try:
             return self._gradients.compute(self.step), note
         except Exception as error:
-            if state.accelerator.num_processes > 1 or not (is_out_of_memory(error) or state.compiled):
+            if not (is_out_of_memory(error) or state.compiled):
                 raise
             if not is_out_of_memory(error):
                 note = why_not(error)

@@ -27,6 +27,10 @@ class PartLosses:
     each: torch.Tensor
     labels: Sequence[str]
 
+    def to(self, device: torch.device) -> PartLosses:
+        """The same on ``device``."""
+        return PartLosses(_on(self.terms, device), self.each.to(device), self.labels)
+
 
 class StepLosses:
     """Collects the losses of one step.
@@ -46,6 +50,22 @@ class StepLosses:
     def add(self, micro_step: int, part: PartLosses) -> None:
         """Add a part of a micro-step."""
         self._parts.append((micro_step, part))
+
+    @classmethod
+    def of_all(cls, processes: Sequence[StepLosses]) -> StepLosses:
+        """The losses of a step whose parts several processes computed."""
+        whole = cls(processes[0]._accumulate)
+        for losses in processes:
+            whole._parts += losses._parts
+            whole.penalty = whole.penalty or losses.penalty
+        return whole
+
+    def to(self, device: torch.device) -> StepLosses:
+        """The same on ``device``."""
+        moved = StepLosses(self._accumulate)
+        moved._parts = [(number, part.to(device)) for number, part in self._parts]
+        moved.penalty = _on(self.penalty, device)
+        return moved
 
     @property
     def labels(self) -> list[str]:
@@ -82,6 +102,10 @@ class StepLosses:
                 sums[name] *= self._accumulate / len(found)
         _add(sums, {name: next(numbers) for name in self.penalty})
         return sums, next(numbers)
+
+
+def _on(terms: Mapping[str, torch.Tensor], device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: term.to(device) for name, term in terms.items()}
 
 
 def _add(sums: dict[str, float], values: Mapping[str, float]) -> None:

@@ -50,55 +50,40 @@ def low_discrepancy(first: int, count: int, seed: int, purpose: str) -> torch.Te
 
 @dataclass(frozen=True)
 class Draws:
-    """The random numbers of one micro-step, of which each process takes its share.
+    """The random numbers of one micro-step.
 
     Attributes:
         seed: the run's seed.
         micro_step: number of batches drawn before, over the whole run.
-        batch_size: images per batch, over all processes.
-        local: the slice of the batch that belongs to this process.
+        batch_size: images per batch.
         first: number of images drawn before, over the whole run.
     """
 
     seed: int
     micro_step: int
     batch_size: int
-    local: slice
     first: int
-
-    @classmethod
-    def of_process(
-        cls, seed: int, micro_step: int, count: int, before: int, process: int = 0, processes: int = 1
-    ) -> Draws:
-        """The draws of one process.
-
-        Args:
-            count: images per process.
-            before: images per process drawn before, over the whole run.
-        """
-        local = slice(process * count, (process + 1) * count)
-        return cls(seed, micro_step, count * processes, local, before * processes)
 
     @property
     def numbers(self) -> list[int]:
-        """The numbers of this process's images, over the whole run."""
-        return list(range(self.first, self.first + self.batch_size)[self.local])
+        """The numbers of the images, over the whole run."""
+        return list(range(self.first, self.first + self.batch_size))
 
     def shuffled(self, size: int, purpose: str) -> list[int]:
-        """This process's part of the next batch of :func:`shuffled_indices`."""
-        return shuffled_indices(self.first, self.batch_size, size, self.seed, purpose)[self.local]
+        """The next batch of :func:`shuffled_indices`."""
+        return shuffled_indices(self.first, self.batch_size, size, self.seed, purpose)
 
     def uniform(self, purpose: str) -> torch.Tensor:
-        """This process's values in 0..1, float64 [local]; see :func:`low_discrepancy`."""
-        return low_discrepancy(self.first, self.batch_size, self.seed, purpose)[self.local]
+        """Values in 0..1, float64 [batch]; see :func:`low_discrepancy`."""
+        return low_discrepancy(self.first, self.batch_size, self.seed, purpose)
 
     def bernoulli(self, probability: float, purpose: str) -> torch.Tensor:
-        """bool [local]: for each image, True with this probability."""
+        """bool [batch]: for each image, True with this probability."""
         random = generator_for(self.seed, purpose, self.micro_step)
-        return (torch.rand(self.batch_size, generator=random) < probability)[self.local]
+        return torch.rand(self.batch_size, generator=random) < probability
 
     def noise(self, sizes: list[tuple[int, ...]], offset: float) -> list[torch.Tensor]:
-        """Standard normal noise [local, *size] for each size; one draw if all sizes are equal.
+        """Standard normal noise [batch, *size] for each size; one draw if all sizes are equal.
 
         Args:
             sizes: (channels, height, width) of each part of the batch.
@@ -106,12 +91,12 @@ class Draws:
         """
         random = generator_for(self.seed, "noise", self.micro_step)
         if len(set(sizes)) == 1:
-            noise = list(torch.randn((len(sizes), self.batch_size, *sizes[0]), generator=random)[:, self.local])
+            noise = list(torch.randn((len(sizes), self.batch_size, *sizes[0]), generator=random))
         else:
-            noise = [torch.randn((self.batch_size, *size), generator=random)[self.local] for size in sizes]
+            noise = [torch.randn((self.batch_size, *size), generator=random) for size in sizes]
         if offset and sizes:
             # Drawn last, so that the other noise is the same with and without an offset.
             shape = (len(sizes), self.batch_size, sizes[0][0], 1, 1)
-            shifts = offset * torch.randn(shape, generator=random)[:, self.local]
+            shifts = offset * torch.randn(shape, generator=random)
             noise = [part + shift for part, shift in zip(noise, shifts, strict=True)]
         return noise

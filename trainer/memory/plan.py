@@ -51,6 +51,10 @@ class Load:
     text_tokens: int = 2 * 77
     is_studied: bool = False
 
+    def share(self, processes: int) -> Load:
+        """The inputs of one process's part of the step."""
+        return replace(self, pictures=-(-self.pictures // processes))
+
 
 @dataclass(frozen=True)
 class Plan:

@@ -10,6 +10,7 @@ import torch
 from ..base.base_model import BaseModel
 from ..machine.numerics import DTYPES, with_default_numerics
 from ..machine.out_of_memory import free_bytes, memory_errors
+from ..machine.processes import current
 from ..memory.drawing import Drawing, draw_all, pictures_at_once
 from ..memory.plan import FreeMemory
 from .priors import ClassPriors, PriorRecipe, PriorStore, class_priors, make_missing, split_excluded
@@ -32,7 +33,8 @@ def generate(
 ) -> Iterator[int | ClassPriors]:
     """Generate the class images that are missing on disk.
 
-    On a GPU the batch size is what fits in memory; it is lowered if memory still runs out.
+    On a GPU the batch size is what fits in memory; it is lowered if memory still runs out. Several processes share the
+    images out; the main one saves them.
 
     Args:
         check: called before the first image is generated, if any is missing; raises errors that training would raise.
@@ -77,8 +79,9 @@ def _generate(
         seed,
         grouping=0,
     )
-    store = PriorStore(root, recipe, base.denoiser.latent_factor)
-    pictures, _ = store.load()
+    processes = current()
+    store = PriorStore(root, recipe, base.denoiser.latent_factor, writes=processes.is_main)
+    pictures, _ = processes.from_main(store.load)
     if any(number not in pictures for number in range(count)):
         check()
         with memory_errors(
@@ -93,7 +96,13 @@ def _generate(
             size = denoiser.latent_size(resolution, resolution)
 
             missing = sum(number not in pictures for number in range(count))
-            at_once = pictures_at_once(denoiser, network, conditioning, size, dtype, missing, device, free(device))
+            known = processes.free(free(device))
+            at_once = pictures_at_once(denoiser, network, conditioning, size, dtype, missing, device, known)
+
+            def draw_share(numbers: tuple[int, ...]) -> torch.Tensor:
+                first, last = processes.share(len(numbers))
+                own = draw(numbers[first:last]) if last > first else torch.empty(0, *size)
+                return torch.cat(processes.exchange(own))
 
             def draw(numbers: tuple[int, ...]) -> torch.Tensor:
                 def together(first: int, last: int) -> Generator[int, None, torch.Tensor]:
@@ -106,7 +115,7 @@ def _generate(
                 return drawing.latents
 
             # Not in the recipe: the batch size affects an image only by rounding, as the GPU does.
-            for _ in make_missing(store, pictures, count, at_once, draw):
+            for _ in make_missing(store, pictures, count, at_once * processes.count, draw_share):
                 yield sum(number in pictures for number in range(count))
     used, _ = split_excluded(pictures, count, ())
     yield class_priors(pictures, used, store, base.family)

@@ -96,11 +96,12 @@ class PriorStore:
         root: the folder of all recipes' folders.
         recipe: how the images are generated.
         latent_factor: image pixels per latent pixel of the base, along a side.
+        writes: whether :meth:`save` writes; not if another process of a training does.
     """
 
-    def __init__(self, root: Path, recipe: PriorRecipe, latent_factor: int = 8) -> None:
+    def __init__(self, root: Path, recipe: PriorRecipe, latent_factor: int = 8, writes: bool = True) -> None:
         words = re.sub(r"[^\w-]+", "_", recipe.prompt).strip("_")[:40]
-        self.recipe, self._latent_factor = recipe, latent_factor
+        self.recipe, self._latent_factor, self._writes = recipe, latent_factor, writes
         self.path = root / f"{words}_{recipe.key[:16]}"
 
     def load(self) -> tuple[dict[int, torch.Tensor], list[str]]:
@@ -147,6 +148,8 @@ class PriorStore:
                 "a base model that gives finite values",
                 "try these sampling settings without training; half precision is the usual cause",
             )
+        if not self._writes:
+            return
         path = self.path / f"{indices[0]:05d}-{indices[-1]:05d}.safetensors"
         about = self.path / "recipe.json"
         with disk_errors("class images cannot be saved", self.path):

@@ -18,7 +18,7 @@ from ..subject.subject import Subject
 from .encodings import EncodingCache
 from .evaluator import Evaluator
 from .run import Run
-from .writer import FolderWriter, MakeWriter
+from .writer import MakeWriter
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ class Recipe:
         free: FreeMemory | None = None,
         *,
         encodings: EncodingCache | None = None,
-        make_writer: MakeWriter = FolderWriter,
+        make_writer: MakeWriter | None = None,
         evaluator: Evaluator | None = None,
     ) -> Run:
         """Create a run of this recipe; for the arguments, see :class:`trainer.runs.run.Run`.

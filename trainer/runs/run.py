@@ -20,6 +20,7 @@ from ..files.safetensors_file import Serialized
 from ..learn.checkpoint import Checkpoint
 from ..learn.loop import Training
 from ..learn.probe import PHOTO_LOSS
+from ..machine.processes import current
 from ..memory.plan import FreeMemory, Plan
 from ..preserve.none import NoPreservation
 from ..preserve.preservation import Preservation
@@ -33,7 +34,7 @@ from .metadata import base_name, lora_metadata
 from .outcome import Outcome
 from .preparation import check_early, encode, prepare
 from .result import CHOSEN, LAST, STOPPED, Result
-from .writer import FolderWriter, MakeWriter
+from .writer import FolderWriter, MakeWriter, SilentWriter
 
 logger = logging.getLogger("subjectbooth")
 
@@ -50,7 +51,7 @@ class Run:
         device: the training device; None lets accelerate choose.
         free: returns the free bytes of a device, for the memory plan; None asks torch and the system.
         encodings: a cache shared with other runs of the same base; None disables caching.
-        make_writer: creates the writer of the run's folder.
+        make_writer: creates the writer of the run's folder; None for one that writes in the main process only.
         evaluator: computes scores from events; they are logged and yielded after the event.
 
     Attributes:
@@ -74,7 +75,7 @@ class Run:
         free: FreeMemory | None = None,
         *,
         encodings: EncodingCache | None = None,
-        make_writer: MakeWriter = FolderWriter,
+        make_writer: MakeWriter | None = None,
         evaluator: Evaluator | None = None,
     ) -> None:
         self._base, self._subject, self._preservation = base, subject, preservation or NoPreservation()
@@ -83,7 +84,7 @@ class Run:
         self._prepared = prepare(base, subject, self._preservation, config, device, self._encodings)
         self._config, self.warnings = self._prepared.config, self._prepared.warnings
         self.folder = RunFolder(root, self._prepared.key, subject.trigger)
-        self.writer = make_writer(self.folder)
+        self.writer = (make_writer or (FolderWriter if current().is_main else SilentWriter))(self.folder)
         self._outcome = Outcome(self.folder, self.writer, self._config)
         self.result: Result | None = None
         self._stop = threading.Event()
@@ -178,8 +179,9 @@ class Run:
         if use_step:
             yield from self._use_step(use_step, force_retrain)
             return
+        self._check_processes()
         self._outcome.record_choice(0)
-        done = None if force_retrain else self._outcome.find_finished(resume_stopped)
+        done = current().from_main(lambda: None if force_retrain else self._outcome.find_finished(resume_stopped))
         if done is not None:
             result, lora = done
             for note in self.folder.notes:
@@ -206,7 +208,7 @@ class Run:
                 "set use_step to 0, or force_retrain to false",
                 "use_step",
             )
-        lora = chosen_lora(self.folder, step, self._config.steps)
+        lora = current().from_main(lambda: chosen_lora(self.folder, step, self._config.steps))
         self._outcome.record_choice(step)
         for note in self.folder.notes:
             yield Adjusted(step, note, {})
@@ -223,11 +225,10 @@ class Run:
                 **self._preservation.record,
             }
         )
-        # SilentWriter removes nothing, so the old checkpoint may still exist.
-        resume = None if force_retrain else self.folder.load_checkpoint(steps, self.writer.set_checkpoint_aside)
+        resume, is_kept = current().from_main(lambda: self._found(force_retrain))
         for note in self.folder.notes:
             yield Adjusted(resume.step if resume else 0, note, resume.chosen if resume else {})
-        if resume and not resume_stopped and resume.step == self.folder.kept_step(steps):
+        if is_kept and not resume_stopped:
             self._stop.set()  # the kept adapter is missing or damaged: restore it from the checkpoint
         self.writer.truncate_events(resume.step if resume else 0, resume.losses if resume else ())
         studied = self.folder.load_studied() if resume and self._preservation.study_images else None
@@ -235,7 +236,9 @@ class Run:
         with training:
             yield from self._train_and_save(training, started)
             step, chosen = training.step, training.chosen
-        result = self._outcome.of_finished() if step == steps else Result(step, steps, STOPPED)
+        result = current().from_main(
+            lambda: self._outcome.of_finished() if step == steps else Result(step, steps, STOPPED)
+        )
         self.writer.write_result(result)
         finished = self._finish(result, self.folder.lora_path(result.step), trained=True)
         if finished.warning:
@@ -243,6 +246,25 @@ class Run:
             self.writer.log(warning)
             yield warning
         yield finished
+
+    def _found(self, force_retrain: bool) -> tuple[Checkpoint | None, bool]:
+        """The checkpoint to resume from, and whether it is that of a run that was stopped and kept."""
+        if force_retrain:  # a writer that writes nothing has not removed the old one
+            return None, False
+        steps = self._config.steps
+        found = self.folder.load_checkpoint(steps, self.writer.set_checkpoint_aside)
+        return found, found is not None and found.step == self.folder.kept_step(steps)
+
+    def _check_processes(self) -> None:
+        found = current().exchange(self.folder.key)
+        different = [number for number, key in enumerate(found) if key != found[0]]
+        if different:
+            raise SubjectBoothError(
+                f"process {different[0] + 1} has other photos, class images, settings or another base than process 1",
+                "the same on all machines",
+                "copy them to the same paths",
+                "accelerate launch",
+            )
 
     def _training(
         self,
@@ -301,7 +323,7 @@ class Run:
                     if adapter_step != training.step:
                         self._save_lora(training, started)
                     if saved_step != training.step:
-                        self.writer.save_checkpoint(training.snapshot())
+                        self._save_checkpoint(training)
                     saved_step = training.step
                     return
                 if not isinstance(event, StepDone):
@@ -315,14 +337,14 @@ class Run:
                     or self._config.validation_is_due(event.step)
                     or time.monotonic() - saved_at >= self._config.checkpoint_seconds
                 ):
-                    self.writer.save_checkpoint(training.snapshot())
+                    self._save_checkpoint(training)
                     saved_step, saved_at = training.step, time.monotonic()
                     yield CheckpointSaved(training.step, self.folder.checkpoint_path)
             # If all steps were already done but the adapter is missing or damaged, restore it from the checkpoint.
             if self.folder.finished_lora(self._config.steps) is None:
                 self._save_lora(training, started)
         finally:
-            if training.is_built and training.step:
+            if training.is_built and training.step and current().is_main:
                 self._save_last(training, started, has_checkpoint=training.step == saved_step)
 
     def _save_last(self, training: Training, started: float, has_checkpoint: bool) -> None:
@@ -333,14 +355,20 @@ class Run:
                 return
             self._save_lora(training, started)
             if not has_checkpoint:
-                self.writer.save_checkpoint(training.snapshot())
+                self._save_checkpoint(training)
         except Exception as error:
             logger.error("the steps since the last checkpoint are lost: %s", error)
             return
         if self.folder.lora_path(training.step).is_file():
             logger.info("kept %d of %d steps in %s", training.step, self._config.steps, self.folder.path)
 
+    def _save_checkpoint(self, training: Training) -> None:
+        if current().is_main:
+            self.writer.save_checkpoint(training.snapshot())
+
     def _save_lora(self, training: Training, started: float) -> None:
+        if not current().is_main:
+            return
         tensors = Serialized.of(training.lora())
         metadata = lora_metadata(
             tensors.body_hash(),

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 
 from ..errors import SubjectBoothError
+from ..machine.processes import launched
 from . import clean, evaluate, experiment, inspect_lora, plan, speed, train
 from .terms import error_in_shell
 
@@ -30,6 +31,9 @@ def run(arguments: Sequence[str]) -> int:
         return 0 if arguments else 2
     if first.startswith("-"):  # the options of a training
         return train.main(arguments)
+    if launched() > 1 and first in COMMANDS and first != "train":
+        print(error_in_shell(_alone(first)), file=sys.stderr)
+        return 2
     if first not in COMMANDS:
         print(error_in_shell(_unknown(first)), file=sys.stderr)
         return 2
@@ -49,6 +53,15 @@ def overview() -> str:
             "",
             "python -m trainer <command> --help lists the options of a command.",
         ]
+    )
+
+
+def _alone(name: str) -> SubjectBoothError:
+    return SubjectBoothError(
+        f"{name} was started in {launched()} processes",
+        "one process for every command but train",
+        f"run python -m trainer {name} ... without accelerate launch",
+        "accelerate launch",
     )
 
 

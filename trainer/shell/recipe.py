@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,6 +16,7 @@ from ..base.stored.stored_base import load_base, stored_resolution
 from ..config import TrainConfig
 from ..errors import SubjectBoothError
 from ..files.storage import user_path
+from ..machine.processes import current
 from ..machine.runtime import choose_precision, default_device
 from ..preserve.generate import generate
 from ..preserve.preservation import Preservation
@@ -77,17 +77,24 @@ def read_config(options: argparse.Namespace) -> TrainConfig:
             "use 100 to 200 for good class preservation, or 0 for none",
             "num_class_images",
         )
-    processes = int(os.environ.get("WORLD_SIZE", "1"))
-    if processes > 1:
-        # Batches can be split between processes, but which process writes the run's files is not decided yet.
-        raise SubjectBoothError(
-            f"accelerate launch started {processes} processes",
-            "one process",
-            "use accelerate launch --num_processes 1",
-            "accelerate launch",
-        )
     checked_name(options.output_name)
-    return config
+    return _with_batch_of_all(config)
+
+
+def _with_batch_of_all(config: TrainConfig) -> TrainConfig:
+    """Each process adds its own batch. The run is that of one process with all of them."""
+    count = current().count
+    if count == 1:
+        return config
+    try:
+        return dataclasses.replace(config, train_batch_size=config.train_batch_size * count)
+    except SubjectBoothError as error:
+        raise SubjectBoothError(
+            f"train_batch_size {config.train_batch_size} in each of {count} processes",
+            f"together {error.needed}",
+            "lower train_batch_size or start fewer processes",
+            "train_batch_size",
+        ) from None
 
 
 def read_subject(options: argparse.Namespace, resolution: int) -> Subject:
@@ -157,12 +164,13 @@ def _class_images(recipe: Recipe, options: argparse.Namespace, device: torch.dev
     class_prompt = recipe.subject.class_prompt
 
     def check() -> None:
-        check_folder(options.output_dir, options.output_name)
+        if current().is_main:
+            check_folder(options.output_dir, options.output_name)
         recipe.run(options.output_dir / "runs", device).check(class_prompt)
 
     target = device or default_device()
     precision, _ = choose_precision(recipe.config, target)
-    with tqdm(total=options.num_class_images, unit="class image") as bar:
+    with tqdm(total=options.num_class_images, unit="class image", disable=not current().is_main) as bar:
         for made in generate(
             recipe.base,
             class_prompt,

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import sys
-from collections.abc import Sequence
-from contextlib import closing
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager, redirect_stderr, redirect_stdout
+from pathlib import Path
 
 import torch
 
 from ..events import Adjusted, Finished, Started, StepDone, Studying, Validation
+from ..machine.processes import ProcessEnded, current, joined, launched_rank
 from ..runs.publish import check_folder, publish
 from ..runs.recipe import Recipe
 from ..runs.result import BEST, CHOSEN
@@ -21,21 +25,45 @@ from .recipe import read_recipe, with_planned_preservation, with_preservation
 from .terms import note_in_shell
 from .trackers import Tracker
 
+STOPPED = "stopped; progress is saved, run the same command again to resume"
+
 
 def main(arguments: Sequence[str]) -> int:
     """Train; returns the exit code. Errors go to stderr without a traceback; on a signal, progress is saved."""
     options = parser().parse_args(arguments)
-    return exit_code_of(lambda: _train(options), "stopped; progress is saved, run the same command again to resume")
+    return exit_code_of(lambda: _with_others(options), STOPPED, _is_told_here)
 
 
-def _train(options: argparse.Namespace) -> None:
-    device = torch.device("cpu") if options.cpu else None
+def _with_others(options: argparse.Namespace) -> None:
+    with joined(options.cpu) as processes, _output_of_main():
+        _train(options, processes.device or (torch.device("cpu") if options.cpu else None))
+
+
+def _is_told_here(error: BaseException) -> bool:
+    """The main process knows of errors of the others, unless it was killed."""
+    return launched_rank() == 0 or (isinstance(error, ProcessEnded) and error.was_killed)
+
+
+@contextmanager
+def _output_of_main() -> Iterator[None]:
+    """Of several processes, only the main one prints."""
+    if current().is_main:
+        yield
+        return
+    logging.getLogger().setLevel(logging.ERROR)
+    with Path(os.devnull).open("w", encoding="utf-8") as nowhere, redirect_stdout(nowhere), redirect_stderr(nowhere):
+        yield
+
+
+def _train(options: argparse.Namespace, device: torch.device | None) -> None:
     recipe = read_recipe(options, device)
     if options.plan:
         print(_plan(with_planned_preservation(recipe, options), options, device))
         return
     run = with_preservation(recipe, options, device).run(options.output_dir / "runs", device)
     finished = _follow(run, recipe, options)
+    if not current().is_main:
+        return
     published = publish(finished.path, options.output_dir, options.output_name)
     if published.note:
         print(f"note: {published.note}", file=sys.stderr)
@@ -67,18 +95,20 @@ def _follow(run: Run, recipe: Recipe, options: argparse.Namespace) -> Finished:
 
     finished: Finished | None = None
     use_step = 0 if options.use_step == LATEST else options.use_step
+    report_to = options.report_to if current().is_main else "none"
     if options.use_step == LATEST:
         run.stop_and_keep()
     # Closing the bar ends its line before anything else is printed, including errors.
     with (
         tqdm(total=recipe.config.steps, unit="step", dynamic_ncols=True) as bar,
-        closing(Tracker(options.report_to, run.folder, recipe.config, bar.write)) as tracker,
+        closing(Tracker(report_to, run.folder, recipe.config, bar.write)) as tracker,
         closing(run.events(options.force_retrain, options.after_stop == "continue", use_step)) as events,
     ):
         for event in events:
             tracker.follow(event)
             if isinstance(event, Started):
-                check_folder(options.output_dir, options.output_name)  # not earlier: reusing a finished run only reads
+                if current().is_main:  # not earlier: reusing a finished run only reads
+                    check_folder(options.output_dir, options.output_name)
                 bar.update(event.step - bar.n)
                 chosen = [f"{name} {value}" for name, value in event.chosen.items()]
                 bar.write(", ".join([*chosen, *map(note_in_shell, event.notes)]))

@@ -33,6 +33,7 @@ from subjectbooth.trainer.learn.ema import AdapterAverage
 from subjectbooth.trainer.learn.loss import weighted_losses
 from subjectbooth.trainer.learn.optimizers import make_optimizer
 from subjectbooth.trainer.machine.draws import low_discrepancy, shuffled_indices
+from subjectbooth.trainer.machine.processes import Processes
 from subjectbooth.trainer.machine.runtime import rounding
 from subjectbooth.trainer.preserve.class_images import ClassImages
 from subjectbooth.trainer.preserve.priors import ClassPriors
@@ -221,9 +222,18 @@ def test_timesteps_are_spread_evenly_over_any_stretch_and_each_is_as_likely() ->
     assert float(firsts.float().std()) == pytest.approx(1000 / 12**0.5, rel=0.03)
 
 
+class OneOf(Processes):
+    def __init__(self, rank: int, count: int) -> None:
+        self.rank, self.count = rank, count
+
+
 def test_processes_share_one_draw() -> None:
     whole = make_batch(_data(), _config(train_batch_size=4), DENOISER, 5, CPU)
-    parts = [make_batch(_data(), _config(train_batch_size=2), DENOISER, 5, CPU, process, 2) for process in range(2)]
+    step = make_micro_step(_data(), _config(train_batch_size=4), DENOISER, 5, CPU)
+    shares = [step.share(OneOf(process, 3)) for process in range(3)]
+    assert [share.pictures for share in shares] == [step.pictures] * 3  # over which a term is averaged
+    parts = [batch for share in shares for batch in share.batches]
+    assert max(len(part.labels) for part in parts) - min(len(part.labels) for part in parts) <= 1
     assert torch.equal(whole.noise, torch.cat([part.noise for part in parts]))
     assert torch.equal(whole.latents, torch.cat([part.latents for part in parts]))
     assert torch.equal(whole.times, torch.cat([part.times for part in parts]))

@@ -21,6 +21,7 @@ from subjectbooth.trainer.files.safetensors_file import read_metadata
 from subjectbooth.trainer.learn.batch import Batch
 from subjectbooth.trainer.learn.data import TrainingData, largest_load, make_micro_step
 from subjectbooth.trainer.learn.loop import Training
+from subjectbooth.trainer.machine.processes import Processes
 from subjectbooth.trainer.preserve.dco import DirectConsistency
 from subjectbooth.trainer.preserve.preservation import Preservation
 from subjectbooth.trainer.preserve.priors import ClassPriors
@@ -52,6 +53,11 @@ def _priors(base: BaseModel) -> ClassPriors:
     size = base.denoiser.latent_size(64, 64)
     latents = torch.randn(3, *size, generator=torch.Generator().manual_seed(5))
     return ClassPriors(latents, "a photo of a dog", ("1", "2", "3"), "priors", "store")
+
+
+class OneOf(Processes):
+    def __init__(self, rank: int, count: int) -> None:
+        self.rank, self.count = rank, count
 
 
 def _way(name: str, base: BaseModel) -> Preservation:
@@ -150,14 +156,14 @@ def test_the_memory_plan_counts_the_largest_micro_step(name: str, batch_size: in
 
 @ALL
 def test_processes_share_the_images_of_a_step(name: str) -> None:
+    """Each image is one process's, in the order of the whole batch."""
     base = toy_base()
-    data, config = _data(_way(name, base), base), replace(CONFIG, train_batch_size=2)
+    data, config = _data(_way(name, base), base), replace(CONFIG, train_batch_size=3)
     for number in range(4):
-        shares = [make_micro_step(data, config, base.denoiser, number, CPU, process, 2) for process in (0, 1)]
-        images = [image for share in shares for batch in share.batches for image in batch.latents + batch.noise]
-        assert len({image.sum().item() for image in images}) == len(images) > 1
-        again = make_micro_step(data, config, base.denoiser, number, CPU, 1, 2)
-        assert all(map(torch.equal, *([b.noise for b in one.batches] for one in (again, shares[1]))))
+        whole = make_micro_step(data, config, base.denoiser, number, CPU)
+        shares = [whole.share(OneOf(process, 2)) for process in (0, 1)]
+        images = [torch.cat([b.noise.flatten(1) for b in step.batches]) for step in (whole, *shares)]
+        assert torch.equal(images[0], torch.cat(images[1:])) and abs(len(images[1]) - len(images[2])) <= 1
 
 
 def test_the_key_tells_ways_and_strengths_apart() -> None:

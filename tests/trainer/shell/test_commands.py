@@ -33,7 +33,7 @@ def test_every_command_has_help_under_its_name(name: str, capsys: pytest.Capture
 )
 def test_every_spelling_of_a_training(given: list[str], plans: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = []
-    monkeypatch.setattr(train, "_train", seen.append)
+    monkeypatch.setattr(train, "_train", lambda options, device: seen.append(options))
     assert shell.main([*given, "--base", "b", "--photos", "p", "--class-word", "dog", "--steps", "7"]) == 0
     assert [(options.steps, options.class_word, options.plan) for options in seen] == [(7, "dog", plans)]
 
