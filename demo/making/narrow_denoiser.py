@@ -66,7 +66,7 @@ class NarrowUNet(DiffusersUNet):
     def predict(
         self, network: Any, noisy_latents: torch.Tensor, times: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        """The noise, float32 like ``noisy_latents``."""
+        """The noise or v, float32 like ``noisy_latents``."""
         return network(noisy_latents, times, encoded_text(conditioning).hidden_states)
 
     def sample(self, network: Any, *others: Any) -> Generator[int, None, torch.Tensor]:
@@ -111,15 +111,22 @@ class NarrowCodec:
             return self._nets.decoder(latents).clamp(0, 1)
 
 
-def narrow_base(nets: Narrow, digest: str = "the narrow model") -> BaseModel:
+def narrow_base(
+    nets: Narrow,
+    digest: str = "the narrow model",
+    levels: torch.Tensor | None = None,
+    prediction_type: str = "epsilon",
+) -> BaseModel:
     """The nets as a base model.
 
     Args:
         digest: of the weights. Without one, use a separate folder for the runs of each base.
+        levels: ``alphas_cumprod`` of the noise schedule, float32 [1000]; None for the demo base's.
+        prediction_type: what the UNet predicts, ``epsilon`` or ``v_prediction``.
     """
     from .words import token_ids, word_ids
 
-    scheduler = make_noise_scheduler(alphas_cumprod(), "epsilon")
+    scheduler = make_noise_scheduler(alphas_cumprod() if levels is None else levels, prediction_type)
     denoiser = NarrowUNet(LdmLayout(SD1, {}, {}, {}, "the narrow model"), scheduler, dict, nets.unet)
 
     def encode(captions: list[str]) -> torch.Tensor:

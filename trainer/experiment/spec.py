@@ -40,9 +40,9 @@ from ..files.storage import read_chosen_file
 from . import figures
 from .names import Option, check_names, check_section, check_value
 
-DEMO_BASES = ("demo", "narrow")
-"""Values of ``base`` that name no file: the demo base as a checkpoint, and the narrow model, which is several times
-faster."""
+DEMO_BASES = ("demo", "narrow", "narrow-v", "narrow-v-zero-snr")
+"""Values of ``base`` that name no file: the demo base as a checkpoint; the narrow model, which is several times faster;
+and that model with its prediction converted to v, also with zero terminal SNR."""
 
 SEED = Option("seeds", int, many=True)
 TEXTS = {name: Option(name, str) for name in ("title", "question", "answer", "base")}

@@ -19,6 +19,9 @@ DEMO = "demo"
 NARROW = "narrow"
 """The name of the narrow model, which computes what the demo base does, several times faster."""
 
+COPY = f"{NARROW}-"
+"""In front of the name of a copy of the narrow model that predicts v (demo/making/narrow_v.py)."""
+
 _HERE = "trainer.shell.demo_parts"
 
 
@@ -58,15 +61,25 @@ def demo_checkpoint(folder: Path) -> Path:
     return path
 
 
-def narrow_base() -> BaseModel:
-    """The narrow model. Its text encoder cannot be trained, and no other program reads its LoRAs.
+def narrow_base(name: str = NARROW) -> BaseModel:
+    """The narrow model, or a copy of it that predicts v. The text encoder cannot be trained, and no other program reads
+    the LoRAs.
+
+    Args:
+        name: :data:`NARROW`, or :data:`COPY` and the name of a copy.
 
     Raises:
         SubjectBoothError: this is not a clone of the repository.
     """
-    narrow, denoiser = _import("making.narrow", "narrow model"), _import("making.narrow_denoiser", "narrow model")
-    digest = sha256_of("the narrow model", _import("base", "narrow model").WEIGHTS)
-    base: BaseModel = denoiser.narrow_base(narrow.load_narrow(), digest)
+    denoiser = _import("making.narrow_denoiser", "narrow model")
+    parts = ["the narrow model", _import("base", "narrow model").WEIGHTS]
+    base: BaseModel
+    if name == NARROW:
+        base = denoiser.narrow_base(_import("making.narrow", "narrow model").load_narrow(), sha256_of(*parts))
+    else:
+        copies, copy = _import("making.narrow_v", "narrow model"), name.removeprefix(COPY)
+        digest = sha256_of(*parts, copy)
+        base = denoiser.narrow_base(copies.load_copy(copy), digest, copies.levels_of(copy), "v_prediction")
     return base
 
 

@@ -17,9 +17,12 @@ from ..files.storage import canonical_json
 from ..machine.runtime import default_device
 from ..runs.recipe import Recipe
 from ..subject.subject import Subject
-from .demo_parts import DEMO, NARROW, demo_checkpoint, narrow_base
+from .demo_parts import DEMO, demo_checkpoint, narrow_base
 from .recipe import read_config, read_subject, with_preservation
 from .terms import note_in_shell
+
+NARROW_BASES = tuple(name for name in DEMO_BASES if name != DEMO)
+"""The narrow model and its copies."""
 
 DEMO_SIDE = 64
 """Pixels: the size of the demo base's images."""
@@ -70,8 +73,8 @@ class Recipes:
         return self._bases[key]
 
     def _load(self, options: argparse.Namespace) -> BaseModel:
-        if str(options.base) == NARROW:
-            return narrow_base()
+        if str(options.base) in NARROW_BASES:
+            return narrow_base(str(options.base))
         path = demo_checkpoint(self._output / "base") if str(options.base) == DEMO else options.base
         return load_base(path, options.clip_skip, options.prediction_type, self._device or default_device())
 

@@ -34,6 +34,7 @@ from subjectbooth.trainer.subject.photo_files import read_photos
 from subjectbooth.trainer.subject.photos import list_photos
 
 CPU = torch.device("cpu")
+ROOT = Path(__file__).resolve().parents[3]
 
 EXPERIMENT = """
 question = "Does the rank matter?"
@@ -269,3 +270,12 @@ def test_settings_on_the_demo_base_only(folder: Path) -> None:
         (job,) = lay_out(made, defaults(), check_options)[1]
         ranks[base] = job.options["learning_rate"]
     assert list(ranks.values()) == [2e-3, 1e-4]
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "experiments").glob("*.toml")), ids=lambda path: path.stem)
+def test_the_experiments_of_the_repository_can_run(path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(ROOT)
+    made = read_spec(path, options())
+    points, jobs = lay_out(made, defaults(), check_options)  # names, values and files are checked
+    assert {point.seed for point in points} == set(made.seeds)
+    assert {job.options["resolution"] for job in jobs} <= {64, 96}  # [on_demo] is used
