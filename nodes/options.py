@@ -50,6 +50,8 @@ class DreamBoothOptions(io.ComfyNode):
                 setting_input("pictures_per_forward"),
                 setting_input("keep", optional=True),
                 setting_input("compile", optional=True),
+                setting_input("timestep_sampling", optional=True),
+                setting_input("timestep_shift", step=0.1, round=0.001, optional=True),
             ],
             outputs=[DreamBoothOptionsType.Output(display_name="options", tooltip="For DreamBooth LoRA Training.")],
         )

@@ -31,6 +31,8 @@ LABELS = {
     "text_encoder_share": "clip_share",
     "enable_bucket": "buckets",
     "pictures_per_forward": "micro_batch",
+    "timestep_sampling": "times",
+    "timestep_shift": "time_shift",
     "prompt_template": "template",
     "strength_model": "strength",
     "strength_clip": "clip_strength",

@@ -63,6 +63,9 @@ class Flow:
     def use_attention(self, network: nn.Module, attention: str) -> tuple[str, str]:
         return attention, ""
 
+    def with_times(self, sampling: str, shift: float) -> Flow:
+        raise AssertionError("uniform times are what it has")
+
     def times(self, uniform: torch.Tensor) -> torch.Tensor:
         return uniform.float()
 

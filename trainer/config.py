@@ -232,6 +232,19 @@ class TrainConfig:
         choices=(AUTO, "on", "off"),
         in_key=False,
     )
+    timestep_sampling: str = _setting(
+        AUTO,
+        "Noise levels to train at. auto: those that are usual for the model, uniform for Stable Diffusion and "
+        "logit_normal for most others. logit_normal: mostly in the middle (arXiv 2403.03206). uniform: all alike.",
+        choices=(AUTO, "uniform", "logit_normal"),
+    )
+    timestep_shift: float = _setting(
+        0.0,
+        "Shifts the noise levels to train at: a shift greater than 1 towards more noise (arXiv 2403.03206, "
+        "equation 23). 0: what is usual for the model, or that of a ModelSampling node.",
+        low=0.0,
+        high=100.0,
+    )
 
     def __post_init__(self) -> None:
         for setting in dataclasses.fields(self):
@@ -321,6 +334,10 @@ class TrainConfig:
             chosen["text_encoder_share_without_dropout"] = True  # older versions kept dropout on once it was frozen
         if not self.enable_bucket:
             del chosen["enable_bucket"]  # keeps the keys of runs from before buckets existed
+        if self.timestep_sampling == AUTO:
+            del chosen["timestep_sampling"]  # as runs from before these settings
+        if not self.timestep_shift:
+            del chosen["timestep_shift"]
         if self.ema_decay:
             chosen["ema_warm_up"] = True  # older versions, without the warm-up, saved other weights
         if self.lr_scheduler == "constant" and not (self.train_text_encoder and self.text_encoder_share < 1.0):

@@ -7,6 +7,7 @@ images those of ComfyUI's sampler.
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -19,6 +20,8 @@ from torch import nn
 
 from ...trainer.base.conditioning import Conditioning
 from ...trainer.base.sd.layout import LdmLayout
+from ...trainer.base.times import LOGIT_NORMAL
+from ...trainer.config import AUTO
 from ...trainer.errors import SubjectBoothError
 from ..bridge import has_frames, to_cpu_float32
 from ..host import release_models
@@ -27,7 +30,7 @@ from .conditioning import Conds, WiredConditioning, WiredPrompt, together
 from .counting import countable
 from .families import WiredFamily
 from .network import WiredNetwork, is_among, trained_blocks
-from .objective import FLOW, Objective
+from .objective import EDM, FLOW, Objective
 
 MOST_CONDS = 64
 """Prompts whose inputs to the model are kept, as some families compute them."""
@@ -58,9 +61,11 @@ class WiredDenoiser:
         self.latent_channels = int(model.model.latent_format.latent_channels)
         self.latent_factor = latent_factor
         self._frames = has_frames(model)
+        self._sampling = model.get_model_object("model_sampling")
         # A ModelSampling node before the trainer says which shift is wanted.
         shift = None if "model_sampling" in model.object_patches else family.shift
-        self._objective = Objective(model.get_model_object("model_sampling"), family.logit_normal, shift)
+        self._times = family.logit_normal and Objective(self._sampling).kind == FLOW, shift
+        self._objective = Objective(self._sampling, *self._times)
         self._conds: dict[Any, Conds] = {}
 
     @property
@@ -150,6 +155,21 @@ class WiredDenoiser:
         assert isinstance(network, WiredNetwork)
         network.take_off()
         self._conds.clear()
+
+    def with_times(self, sampling: str, shift: float) -> WiredDenoiser:
+        """See :meth:`trainer.base.denoiser.Denoiser.with_times`."""
+        if self._objective.kind == EDM:
+            raise SubjectBoothError(
+                f"timestep_sampling {sampling} and timestep_shift {shift:g} with {self._family.name}",
+                "auto and 0, as this model has noise levels of its own kind (EDM)",
+                "set timestep_sampling to auto, and timestep_shift to 0",
+                "timestep_sampling",
+            )
+        logit_normal = self._times[0] if sampling == AUTO else sampling == LOGIT_NORMAL
+        found = copy.copy(self)
+        found._times = logit_normal, shift or self._times[1]
+        found._objective, found._conds = Objective(self._sampling, *found._times), {}
+        return found
 
     def times(self, uniform: torch.Tensor) -> torch.Tensor:
         """Sigmas, float32."""

@@ -9,6 +9,8 @@ from typing import Any
 import comfy.model_sampling
 import torch
 
+from ...trainer.base.times import EDGE, spread
+
 FLOW, EDM, DISCRETE = "flow", "edm", "discrete"
 
 EDM_MEAN, EDM_DEVIATION = -1.2, 1.2
@@ -20,9 +22,9 @@ class Objective:
 
     Args:
         sampling: the model's ``model_sampling``: of a flow (velocity), of a table of noise levels (eps or v), or EDM.
-        logit_normal: whether a flow's times are logit-normal (arXiv 2403.03206, section 3.1) or uniform, both before
-            the shift.
-        shift: of a flow's times (the same paper, equation 23); None for the model's own.
+        logit_normal: whether times are logit-normal or uniform, both before the shift, see
+            :func:`trainer.base.times.spread`; EDM has its own.
+        shift: of the times; None for the model's own.
     """
 
     def __init__(self, sampling: Any, logit_normal: bool = True, shift: float | None = None) -> None:
@@ -39,14 +41,12 @@ class Objective:
         """Sigmas float32 [b] from uniform numbers in [0, 1), float64 [b]."""
         if self.kind == DISCRETE:
             table = self._on_host.sigmas
-            return table[(uniform * len(table)).long().clamp(max=len(table) - 1)].float().clone()
-        uniform = uniform.clamp(1e-6, 1 - 1e-6)
-        normal = torch.special.ndtri(uniform)
+            index = spread(uniform, self._logit_normal, self._shift) * len(table)
+            return table[index.long().clamp(max=len(table) - 1)].float().clone()
+        uniform = uniform.clamp(EDGE, 1 - EDGE)
         if self.kind == EDM:
-            return self._in_range((EDM_MEAN + EDM_DEVIATION * normal).exp())
-        time = torch.sigmoid(normal) if self._logit_normal else uniform
-        if self._shift is not None:
-            time = self._shift * time / (1 + (self._shift - 1) * time)
+            return self._in_range((EDM_MEAN + EDM_DEVIATION * torch.special.ndtri(uniform)).exp())
+        time = spread(uniform, self._logit_normal, self._shift)
         if isinstance(self.sampling, comfy.model_sampling.COSMOS_RFLOW):
             # A flow whose latents are not scaled, as those of EDM, so that sigma is the ratio of noise to latents.
             return self._in_range(time / (1 - time))

@@ -33,6 +33,8 @@ def test_options_reach_the_trainer_and_every_layer_loads(comfy: ComfyClient) -> 
             ema_decay=0.9,
             flip=True,
             optimizer="adamw8bit",
+            timestep_sampling="logit_normal",
+            timestep_shift=3.0,
         )
     )
     text = result.outputs["11"]["text"][0]
@@ -43,6 +45,8 @@ def test_options_reach_the_trainer_and_every_layer_loads(comfy: ComfyClient) -> 
     content = path.read_bytes()
     metadata = json.loads(content[8 : 8 + int.from_bytes(content[:8], "little")])["__metadata__"]
     assert metadata["ss_min_snr_gamma"] == "5"
+    assert metadata["subjectbooth.timestep_sampling"] == "logit_normal"
+    assert metadata["subjectbooth.timestep_shift"] == "3"
     assert float(metadata["ss_network_alpha"]) == 4.0  # 2 * sqrt(4)
     said = [str(event.data.get("text")) for event in result.of_type("progress_text")]
     assert any("this run uses adamw" in text for text in said)

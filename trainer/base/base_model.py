@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from ..config import AUTO, TrainConfig
 from .conditioning import LatentCodec, PromptEncoder
 from .denoiser import Denoiser
 from .trainable_text import TrainableText
@@ -35,3 +36,14 @@ class BaseModel:
     prompt_of: Callable[[str], str] = str
     sampling_digest: str = ""
     note: str = ""
+
+    def with_times_of(self, config: TrainConfig) -> BaseModel:
+        """The same base, trained at the times that the settings ask for.
+
+        Raises:
+            SubjectBoothError: its noise process has no such choice.
+        """
+        sampling, shift = config.timestep_sampling, config.timestep_shift
+        if sampling == AUTO and not shift:
+            return self
+        return replace(self, denoiser=self.denoiser.with_times(sampling, shift))

@@ -89,6 +89,17 @@ class Denoiser(Protocol):
 
     # Noise
 
+    def with_times(self, sampling: str, shift: float) -> Denoiser:
+        """The same network, trained at other times.
+
+        Args:
+            sampling, shift: ``timestep_sampling`` and ``timestep_shift`` of :class:`trainer.config.TrainConfig`.
+
+        Raises:
+            SubjectBoothError: the noise process has no such choice.
+        """
+        ...
+
     def times(self, uniform: torch.Tensor) -> torch.Tensor:
         """Map uniform random numbers to training times.
 

@@ -12,7 +12,7 @@ import json
 from collections.abc import Mapping
 
 from ..base.base_model import BaseModel
-from ..config import TrainConfig
+from ..config import AUTO, TrainConfig
 from ..learn.adapter import file_alpha
 from ..machine.resolved_settings import ResolvedSettings
 from ..subject.subject import Subject
@@ -114,12 +114,23 @@ def lora_metadata(
         "subjectbooth.instance_prompt": subject.instance_prompt,
         "subjectbooth.class_prompt": subject.class_prompt,
         "subjectbooth.step": str(step),
+        **_times(config),
         **{
             f"subjectbooth.{name}": value
             for name, value in chosen.as_settings().items()
             if name in ("precision", "gradient_checkpointing", "pictures_per_forward")
         },
     }
+
+
+def _times(config: TrainConfig) -> dict[str, str]:
+    """The requested noise levels; nothing for the usual ones."""
+    found = {}
+    if config.timestep_sampling != AUTO:
+        found["subjectbooth.timestep_sampling"] = config.timestep_sampling
+    if config.timestep_shift:
+        found["subjectbooth.timestep_shift"] = f"{config.timestep_shift:g}"
+    return found
 
 
 def with_output_name(metadata: dict[str, str], output_name: str) -> dict[str, str]:

@@ -78,6 +78,7 @@ class Run:
         make_writer: MakeWriter | None = None,
         evaluator: Evaluator | None = None,
     ) -> None:
+        base = base.with_times_of(config)
         self._base, self._subject, self._preservation = base, subject, preservation or NoPreservation()
         self._device, self._free, self._evaluator = device, free, evaluator
         self._encodings = encodings or EncodingCache(limit=0)

@@ -287,4 +287,31 @@ class ProbeWired:
         return seen[0].squeeze(2).clone() if frames else seen[0].clone()
 
 
-NODES = {"ProbeWiredBase": ProbeWiredBase, "ProbeWired": ProbeWired}
+class ProbeTimes:
+    """Where the trainer's times lie for a tenth, half and 0.8413 of them, with these settings: ComfyUI's sigmas, and
+    timesteps of the other path for Stable Diffusion."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        wired = {"model": ("MODEL",), "clip": ("CLIP",), "vae": ("VAE",)}
+        return {"required": {**wired, "sampling": ("STRING",), "shift": ("FLOAT",)}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    def probe(self, model: Any, clip: Any, vae: Any, sampling: str, shift: float) -> dict[str, Any]:
+        config = pack_module("trainer.config").TrainConfig(timestep_sampling=sampling, timestep_shift=shift)
+        wired, own = pack_module("nodes.wired.base"), model.get_model_object("model_sampling")
+        uniform = torch.tensor([0.1, 0.5, 0.8413447461], dtype=torch.float64)
+        with torch.inference_mode(False):
+            sigmas = wired.wired_base(model, clip, vae).with_times_of(config).denoiser.times(uniform)
+            report = {"sigmas": sigmas.tolist(), "timesteps": own.timestep(sigmas).tolist(), "copied": []}
+            if wired.is_stable_diffusion(model):
+                copied = pack_module("nodes.bridge").base_from_graph(model, clip, vae)
+                report["copied"] = copied.with_times_of(config).denoiser.times(uniform).tolist()
+        return {"ui": {"report": [report]}}
+
+
+NODES = {"ProbeWiredBase": ProbeWiredBase, "ProbeWired": ProbeWired, "ProbeTimes": ProbeTimes}

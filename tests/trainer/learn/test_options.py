@@ -84,6 +84,39 @@ def make_batch(*arguments: Any) -> Batch:
     return batch
 
 
+@pytest.mark.parametrize(
+    ("settings", "timesteps"),
+    [
+        ({}, [100, 500, 841]),
+        ({"timestep_sampling": "uniform"}, [100, 500, 841]),
+        # The standard normal's quantiles of 0.1, 0.5 and 0.8413 are -1.2816, 0 and 1; 1 / (1 + exp(-x)) of them.
+        ({"timestep_sampling": "logit_normal"}, [217, 500, 731]),
+        # 3 t / (1 + 2 t)
+        ({"timestep_shift": 3.0}, [250, 750, 940]),
+        ({"timestep_sampling": "logit_normal", "timestep_shift": 3.0}, [454, 750, 890]),
+    ],
+)
+def test_times_are_where_they_are_asked_for(settings: dict[str, Any], timesteps: list[int]) -> None:
+    base = small_base().with_times_of(_config(**settings))
+    uniform = torch.tensor([0.1, 0.5, 0.8413447461], dtype=torch.float64)
+    assert base.denoiser.times(uniform).tolist() == timesteps
+
+
+def test_a_run_trains_at_the_times_that_are_asked_for(tmp_path: Path) -> None:
+    """As a run of its own; what nobody asked for is in no key, as before."""
+    found = {}
+    for settings in ({}, {"timestep_sampling": "logit_normal"}, {"timestep_shift": 3.0}):
+        run = Run(small_base(), small_subject(), None, _config(steps=1, **settings), tmp_path, CPU)
+        losses = [event.loss for event in run.events() if isinstance(event, StepDone)]
+        assert run.result is not None
+        with safetensors.safe_open(run.folder.lora_path(1), "pt") as file:
+            kept = {name: value for name, value in file.metadata().items() if "timestep" in name}
+        assert kept == {f"subjectbooth.{name}": str(value).removesuffix(".0") for name, value in settings.items()}
+        found[run.folder.key] = losses[0]
+    assert len(found) == len(set(found.values())) == 3
+    assert not {"timestep_sampling", "timestep_shift"} & _config().key_fields().keys()
+
+
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
 def test_min_snr(prediction_type: str) -> None:
     scheduler = make_noise_scheduler(alphas_cumprod(), prediction_type)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -13,6 +13,7 @@ from torch import nn
 from ...machine.attention import use_attention
 from ..conditioning import Conditioning
 from ..denoiser import frozen_bytes
+from ..times import LOGIT_NORMAL, spread
 from .counting import checkpointed_blocks, countable
 from .families import native_resolution
 from .layout import LORA_PREFIX, LdmLayout
@@ -33,11 +34,14 @@ class DiffusersUNet:
         layout: layout of the weights.
         noise_scheduler: the model's noise schedule and prediction type.
         weights: returns the weights, in the LDM layout.
+        is_logit_normal, shift: of the timesteps in training, see :func:`trainer.base.times.spread`.
     """
 
     layout: LdmLayout
     noise_scheduler: DDPMScheduler = field(repr=False)
     weights: Callable[[], Mapping[str, torch.Tensor]] = field(repr=False)
+    is_logit_normal: bool = field(default=False, kw_only=True)
+    shift: float | None = field(default=None, kw_only=True)
 
     latent_channels = 4
     guidance_scale = 7.0
@@ -99,10 +103,14 @@ class DiffusersUNet:
         """See :func:`trainer.machine.attention.use_attention`."""
         return use_attention(network, attention)
 
+    def with_times(self, sampling: str, shift: float) -> DiffusersUNet:
+        """Uniform unless logit-normal is asked for."""
+        return replace(self, is_logit_normal=sampling == LOGIT_NORMAL, shift=shift or None)
+
     def times(self, uniform: torch.Tensor) -> torch.Tensor:
         """Timesteps, int64."""
         length = len(self.noise_scheduler.alphas_cumprod)
-        return (uniform * length).long().clamp(max=length - 1)
+        return (spread(uniform, self.is_logit_normal, self.shift) * length).long().clamp(max=length - 1)
 
     def noisy_latents(self, latents: torch.Tensor, noise: torch.Tensor, times: torch.Tensor) -> torch.Tensor:
         """``sqrt(a) x + sqrt(1 - a) noise``, with ``a`` = ``alphas_cumprod``."""
