@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 
 from ..errors import SubjectBoothError
 from ..machine.processes import launched
-from . import clean, evaluate, experiment, inspect_lora, plan, speed, train
+from . import batch, clean, evaluate, experiment, inspect_lora, plan, speed, train
 from .terms import error_in_shell
 
 COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[Callable[[Sequence[str]], int], str]] = {
     "evaluate": (evaluate.main, "measures what a LoRA does to its base"),
     "speed": (speed.main, "measures training steps with each setting that affects their speed"),
     "experiment": (experiment.main, "trains and measures a grid of runs, and writes a page about it"),
+    "batch": (batch.main, "trains a LoRA for each of many subjects, on one GPU or a Ray cluster"),
     "clean": (clean.main, "lists old runs and class images, and removes them with --yes"),
 }
 """What is called with the other arguments and returns the exit code, and what it does, for ``--help``."""

@@ -11,6 +11,7 @@ import torch
 
 from ..experiment.executor import Executor, Outcome, in_order
 from ..experiment.jobs import Job, lay_out
+from ..experiment.on_ray import executor_of
 from ..experiment.page import PAGE, TIMES, make_page, write_page
 from ..experiment.spec import Spec, read_spec
 from ..files.storage import disk_errors, make_folder, user_path, write_atomic
@@ -44,6 +45,12 @@ def parser() -> argparse.ArgumentParser:
         choices=TRACKERS,
         help="Also log every run, and the page's table and pictures, to TensorBoard or Weights & Biases.",
     )
+    parsed.add_argument(
+        "--ray",
+        action="store_true",
+        help="Train one run on each GPU of the Ray cluster that RAY_ADDRESS names, or of this machine. All machines "
+        "need the output folder.",
+    )
     parsed.add_argument("--list", action="store_true", help="List the runs, with their keys, without training.")
     parsed.add_argument("--cpu", action="store_true", help="Use the CPU even if there is a GPU.")
     return parsed
@@ -72,8 +79,10 @@ def _run(given: argparse.Namespace, executor: Executor) -> int:
     folder = given.output_dir / spec.name
     with disk_errors("the page of the experiment cannot be written", folder):
         make_folder(folder)  # now rather than after hours of training
-    worker = Worker(given.output_dir, spec.measuring, torch.device("cpu") if given.cpu else None, given.report_to)
-    outcomes = _carry_out(jobs, worker, executor)
+    worker = Worker(
+        given.output_dir.resolve(), spec.measuring, torch.device("cpu") if given.cpu else None, given.report_to
+    )
+    outcomes = _carry_out(jobs, worker, executor, given)
     page = make_page(spec, points, jobs, outcomes, worker.records)
     write_page(page, folder)
     axes = [axis.name for axis in spec.axes]
@@ -83,7 +92,9 @@ def _run(given: argparse.Namespace, executor: Executor) -> int:
     return _summary(spec, jobs, outcomes, folder)
 
 
-def _carry_out(jobs: Sequence[Job], worker: Worker, executor: Executor) -> dict[str, Outcome]:
+def _carry_out(
+    jobs: Sequence[Job], worker: Worker, executor: Executor, given: argparse.Namespace
+) -> dict[str, Outcome]:
     from tqdm import tqdm
 
     outcomes: dict[str, Outcome] = {}
@@ -95,6 +106,9 @@ def _carry_out(jobs: Sequence[Job], worker: Worker, executor: Executor) -> dict[
     with tqdm(total=len(jobs), desc="runs", bar_format=form, dynamic_ncols=True) as bar:
         worker.warn = bar.write
         worker.report = lambda text: bar.set_postfix_str(", ".join(filter(None, [text, progress.remaining])))
+        if given.ray:
+            report = worker.report
+            executor = executor_of(True, bar.write, given.cpu, lambda key, text: report(text))
         for outcome in executor(jobs, worker):
             outcomes[outcome.job] = outcome
             if outcome.problem:

@@ -65,6 +65,10 @@ class Recipes:
             subject.check_masks(config.resolution, buckets=config.enable_bucket)
         return with_preservation(Recipe(self._base(options), subject, config), options, self._device)
 
+    def forget_photos(self) -> None:
+        """Photos of earlier recipes are read again; of thousands of subjects, they would fill the memory."""
+        self._subjects.clear()
+
     def _base(self, options: argparse.Namespace) -> BaseModel:
         key = f"{options.base} {options.clip_skip} {options.prediction_type}"
         if key not in self._bases:

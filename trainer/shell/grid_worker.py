@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 import time
 from collections.abc import Callable
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -45,6 +47,7 @@ class Worker:
     def __init__(
         self, output_dir: Path, measuring: Measuring, device: torch.device | None = None, report_to: str = "none"
     ) -> None:
+        self._given = output_dir, measuring, device, report_to
         self._output, self._measuring = output_dir, measuring
         self._device, self._report_to = device, report_to
         self.records = Records(output_dir / "measured")
@@ -54,6 +57,9 @@ class Worker:
         self._measurer = Measurer(self.records, measuring, device or default_device())
         self._encodings = EncodingCache()
         self._recipes = Recipes(output_dir, device)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _worker, self._given
 
     @property
     def runs(self) -> Path:
@@ -122,3 +128,9 @@ class Worker:
         if saved is not None and saved.step == steps:
             with run.writer.lock():
                 folder.lora_path(steps).unlink(missing_ok=True)
+
+
+@functools.lru_cache(1)
+def _worker(output_dir: Path, measuring: Measuring, device: torch.device | None, report_to: str) -> Worker:
+    """That of a process, which keeps its base from one task to the next."""
+    return Worker(output_dir, measuring, device, report_to)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -30,6 +31,7 @@ from subjectbooth.trainer.measure.prompts import prompt_set
 from subjectbooth.trainer.runs.folder import RunFolder
 from subjectbooth.trainer.runs.lora_reader import read_lora
 from subjectbooth.trainer.shell.grid_options import check_options, defaults, options
+from subjectbooth.trainer.shell.grid_worker import Worker
 from subjectbooth.trainer.subject.photo_files import read_photos
 from subjectbooth.trainer.subject.photos import list_photos
 
@@ -279,3 +281,12 @@ def test_the_experiments_of_the_repository_can_run(path: Path, tmp_path: Path, m
     points, jobs = lay_out(made, defaults(), check_options)  # names, values and files are checked
     assert {point.seed for point in points} == set(made.seeds)
     assert {job.options["resolution"] for job in jobs} <= {64, 96}  # [on_demo] is used
+
+
+def test_a_worker_of_a_cluster_is_made_from_what_it_was_given(folder: Path, tmp_path: Path) -> None:
+    """Once in a process, so that it keeps its base."""
+    spec = read_spec(folder / "grid.toml", options())
+    sent = pickle.dumps(Worker(tmp_path, spec.measuring, CPU, "tensorboard"))
+    found, again = (pickle.loads(sent) for _ in range(2))  # noqa: S301 - our own
+    assert found is again and found.runs == tmp_path / "runs"
+    assert (found._measuring, found._device, found._report_to) == (spec.measuring, CPU, "tensorboard")
