@@ -100,7 +100,9 @@ class WiredDenoiser:
         patcher = self._model.clone()
         if patcher.model.diffusion_model.dtype != dtype or patcher.model.manual_cast_dtype is not None:
             patcher.set_model_compute_dtype(dtype)
-        return WiredNetwork(patcher, self._objective, self._order)
+        network = WiredNetwork(patcher, self._objective, self._order)
+        network.is_tried = self._family.is_tried
+        return network
 
     def outline(self) -> WiredNetwork:
         """Not on the meta device, as it holds no weights either."""

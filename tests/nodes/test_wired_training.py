@@ -194,6 +194,22 @@ def test_both_paths_of_stable_diffusion_train_at_the_same_times(
     assert report["copied"] == report["timesteps"] == timesteps
 
 
+@pytest.mark.parametrize(
+    ("kind", "said"),
+    [
+        ("no backward", "A layer of the model has no gradient on cpu: You must implement"),
+        ("not reached", "Only 3 of 9 layers with a LoRA get a gradient"),
+        ("not finite", "Gradients are not finite in the first step"),
+    ],
+)
+def test_a_family_that_cannot_be_trained_is_told_so_at_its_first_step(comfy: ComfyClient, kind: str, said: str) -> None:
+    """Though nobody has tried it before; nothing is left on the model."""
+    graph = wired_graph(comfy, kind, output_name="untrainable", seed=990 + len(kind))
+    with pytest.raises(NodeFailed, match=said) as failed:
+        comfy.run(graph, targets=("11",))
+    assert "Train on another model" in failed.value.node_message
+
+
 def test_a_model_that_starts_from_a_picture_is_rejected(comfy: ComfyClient) -> None:
     """Though it says nothing of that in the names of what it takes."""
     graph = wired_graph(comfy, "Wan 2.1 I2V")
@@ -244,14 +260,14 @@ def test_a_cancelled_run_goes_on_to_the_same_bits(comfy: ComfyClient, kind: str)
 def test_many_runs_leave_memory_level(comfy: ComfyClient) -> None:
     """No parameter stays behind, and no layer of the connected model runs through the trainer."""
     seen = []
-    for seed in range(5):
+    for seed in range(10):
         graph = wired_graph(comfy, "Z-Image", steps=1, seed=77)
         graph["11"]["inputs"]["seed"] = 900 + seed
         graph["92"] = node("ProbeState", nonce=seed)
         del graph["90"], graph["12"]
         seen.append(comfy.run(graph, targets=("11",)) and comfy.run({"92": node("ProbeState", nonce=9000 + seed)}))
     counts = [result.outputs["92"]["report"][0]["parameters"] for result in seen]
-    assert counts[2:] == [counts[2]] * 3, counts
+    assert counts[2:] == [counts[2]] * 8, counts
 
 
 def test_stable_diffusion_is_the_same_through_diffusers(comfy: ComfyClient) -> None:

@@ -291,6 +291,38 @@ def _small_adapter(model: Any) -> None:
     whole.llm_adapter.requires_grad_(False)
 
 
+class _NoBackward(torch.autograd.Function):
+    """As a kernel that was written for sampling."""
+
+    @staticmethod
+    def forward(ctx: Any, x: torch.Tensor) -> torch.Tensor:
+        return x.clone()
+
+
+def _through(step: Callable[[torch.Tensor], torch.Tensor]) -> Callable[[Any], None]:
+    """Lets the picture's latents go through a step behind the last block."""
+
+    def change(model: Any) -> None:
+        last = model.diffusion_model.final_layer
+        own = type(last)
+        last.__class__ = type(
+            own.__name__, (own,), {"forward": lambda self, x, *more: own.forward(self, step(x), *more)}
+        )
+
+    return change
+
+
+def _cut_off(model: Any) -> None:
+    """The last block gets copies of what the others have made."""
+    last = model.diffusion_model.joint_blocks[-1]
+    own = type(last)
+
+    def forward(self: Any, context: torch.Tensor, x: torch.Tensor, **more: Any) -> Any:
+        return own.forward(self, context.detach(), x.detach(), **more)
+
+    last.__class__ = type(own.__name__, (own,), {"forward": forward})
+
+
 @dataclasses.dataclass(frozen=True)
 class Kind:
     """A family.
@@ -350,8 +382,13 @@ ALL_KINDS = {
     "JoyImage": Kind("JoyImage", "JoyImage", _joy, frames=True),
     "Wan 2.1 I2V": Kind("WAN21_I2V", "WAN21", _wan_from_image, frames=True),
     "of tomorrow": Kind("SD3", "SD3", _sd3, prompt=_pooled, named="Tomorrow1"),
+    "no backward": Kind("SD3", "SD3", _sd3, prompt=_pooled, named="Tomorrow2", shrink=_through(_NoBackward.apply)),
+    "not reached": Kind("SD3", "SD3", _sd3, prompt=_pooled, named="Tomorrow3", shrink=_cut_off),
+    "not finite": Kind(
+        "SD3", "SD3", _sd3, prompt=_pooled, named="Tomorrow4", shrink=_through(lambda x: x + (x - x.detach()).sqrt())
+    ),
 }
-"""Every family, one that is rejected, and one that no table knows."""
+"""Every family, one that is rejected, and those that no table knows: one that trains, and three that cannot."""
 
 KINDS = {
     name: kind

@@ -201,7 +201,8 @@ class ProbeWiredBase:
 class ProbeWired:
     """What the trainer predicts with a LoRA beside what ComfyUI predicts with the same file applied.
 
-    `model`, `clip` and `vae` are the trainer's base; `applied` is what ComfyUI is asked.
+    `model`, `clip` and `vae` are the trainer's base; `applied` is what ComfyUI is asked, and `model` with the file
+    loaded as ComfyUI's own LoRA loaders do it.
     """
 
     @classmethod
@@ -234,14 +235,20 @@ class ProbeWired:
             size = base.denoiser.latent_size(128, 128)
             latents, noise = (torch.randn(1, *size, generator=random) for _ in "xn")
             options = modules["families"].family_of(model).training_options
+            file = comfy.utils.load_torch_file(str(subject_lora.path), safe_load=True)
+            by_comfy, _ = comfy.sd.load_lora_for_models(model, None, file, 1.0, 0.0)  # as its LoRA loaders do
             report: dict[str, float] = {"effect": 0.0, "difference": 0.0, "scale": 0.0}
             for time in (0.2, 0.5, 0.9):
                 sigma = base.denoiser.times(torch.tensor([time], dtype=torch.float64))
                 noisy = base.denoiser.noisy_latents(latents, noise, sigma)
                 ours = self._trained(base, subject_lora, noisy, sigma, text)
-                theirs, plain = (self._sampled(one, noisy, sigma, text.prompts[0], options) for one in (applied, model))
+                theirs, loaded, plain = (
+                    self._sampled(one, noisy, sigma, text.prompts[0], options) for one in (applied, by_comfy, model)
+                )
                 report = {
-                    "difference": max(report["difference"], float((ours - theirs).abs().max())),
+                    "difference": max(
+                        report["difference"], *(float((ours - one).abs().max()) for one in (theirs, loaded))
+                    ),
                     "effect": max(report["effect"], float((theirs - plain).abs().max())),
                     "scale": max(report["scale"], float(theirs.abs().max())),
                 }
