@@ -32,7 +32,7 @@ def main() -> int:
     with server, ComfyClient(server.url, server, listen=False) as client:
         definitions = client.object_info()
     words = node_words(definitions)
-    text = json.dumps(words, ensure_ascii=False, indent=2)
+    text = json.dumps(words, ensure_ascii=False, indent=1)
     (LOCALES / "en" / "nodeDefs.json").write_text(text + "\n", encoding="utf-8")
     lacking = 0
     for path in sorted(LOCALES.glob("*/nodeDefs.json")):
