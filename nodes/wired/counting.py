@@ -31,7 +31,8 @@ def countable(network: WiredNetwork, is_checkpointed: bool) -> Iterator[nn.Modul
     patcher, sampling = network.patcher, network.giving_output
     on_meta = _on_meta(sampling())
     before = network.is_checkpointed, network.is_checked
-    empty = _empty_copy(patcher.model)
+    # What the trainer has asked for takes effect only when the model is loaded.
+    empty = _empty_copy(patcher.model, patcher.get_model_object("manual_cast_dtype") or patcher.model.get_dtype())
     network.take_off()
     try:
         network.patcher, network.giving_output = SimpleNamespace(model=empty), lambda: on_meta
@@ -47,9 +48,8 @@ def countable(network: WiredNetwork, is_checkpointed: bool) -> Iterator[nn.Modul
         _repoint(network)
 
 
-def _empty_copy(model: Any) -> Any:
-    """ComfyUI's model with the same layers on the meta device, in the dtype that it computes in."""
-    dtype = model.manual_cast_dtype or model.get_dtype()
+def _empty_copy(model: Any, dtype: torch.dtype) -> Any:
+    """ComfyUI's model with the same layers on the meta device, in the dtype that it will compute in."""
     settings = {**model.model_config.unet_config, "dtype": dtype}
     empty = type(model.diffusion_model)(**settings, device=META, operations=comfy.ops.disable_weight_init)
     found = copy.copy(model)

@@ -54,6 +54,9 @@ _IN_FLOAT = (
     ATEN.sum.dim_IntList,
 )
 
+_READS = (ATEN._local_scalar_dense.default, ATEN.item.default, ATEN.is_nonzero.default)
+"""A number for the host; the last two in inference mode."""
+
 _casts: dict[int, tuple[torch.Tensor, torch.Tensor]] = {}
 """autocast's copies of the weights, which it keeps until it ends: by id, the weight and its copy."""
 _libraries: list[torch.library.Library] = []
@@ -147,12 +150,18 @@ class Card(TorchDispatchMode):
         if not (any(isinstance(tensor, FakeTensor) for tensor in given) or self._makes_fake(kwargs, given)):
             with unset_fake_temporarily():
                 return function(*args, **kwargs)
-        if function is ATEN._local_scalar_dense.default:
+        if function in _READS:
             self.host_reads(given[0])
-            return 0.0 if given[0].is_floating_point() else given[0].dtype == torch.bool
+            return self._number(function, given[0])
         if not all(isinstance(tensor, FakeTensor) for tensor in given):
             args, kwargs = tree_map_only(torch.Tensor, self._faked, (args, kwargs))
         return self.run(function, args, kwargs, given)
+
+    @staticmethod
+    def _number(function: Any, tensor: torch.Tensor) -> float | bool:
+        if function is ATEN.is_nonzero.default:
+            return tensor.dtype == torch.bool
+        return 0.0 if tensor.is_floating_point() else tensor.dtype == torch.bool
 
     def _makes_fake(self, kwargs: dict[str, Any], given: list[torch.Tensor]) -> bool:
         device = kwargs.get("device")
