@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from PIL import Image
 
 from subjectbooth.tests.comfy_server import ComfyClient, NodeFailed, RunResult
 from subjectbooth.tests.nodes.graphs import Graph, node
 from subjectbooth.tests.nodes.test_cancel import run_and_cancel
 from subjectbooth.tests.nodes.test_harness import pixels
-from subjectbooth.tests.nodes.training_graphs import apply_node, subject_node, train_node, upload_cat
+from subjectbooth.tests.nodes.training_graphs import apply_node, cat_photos, subject_node, train_node, upload_cat
 
 KINDS = ("SD 3.5", "Flux.1", "Flux.2", "Z-Image", "Qwen-Image", "Chroma")
 LAYERS = {
@@ -80,11 +83,15 @@ def test_a_step_costs_no_more_than_it_did(comfy: ComfyClient) -> None:
     assert all(more[name] <= STEP_COST[name] for name in more), more
 
 
-def losses_of(comfy: ComfyClient, result: RunResult) -> list[float]:
+def steps_of(comfy: ComfyClient, result: RunResult) -> list[dict[str, Any]]:
     run = result.outputs["11"]["subjectbooth"][0]["run"]
     log = comfy.server.output_dir / "subjectbooth" / run / "events.jsonl"
     lines = [json.loads(line) for line in log.read_text("utf-8").splitlines()]
-    return [line["loss"] for line in lines if line["event"] == "StepDone"]
+    return [line for line in lines if line["event"] == "StepDone"]
+
+
+def losses_of(comfy: ComfyClient, result: RunResult) -> list[float]:
+    return [step["loss"] for step in steps_of(comfy, result)]
 
 
 def pictures_of(comfy: ComfyClient, result: RunResult) -> list[np.ndarray]:
@@ -92,9 +99,24 @@ def pictures_of(comfy: ComfyClient, result: RunResult) -> list[np.ndarray]:
     return [pixels(comfy, picture) for picture in result.outputs["11"]["images"]]
 
 
+def lora_path(comfy: ComfyClient, result: RunResult) -> Path:
+    return comfy.server.models_dir / "loras" / result.outputs["11"]["subjectbooth"][0]["lora"]
+
+
 def lora_of(comfy: ComfyClient, result: RunResult) -> dict[str, torch.Tensor]:
-    name = result.outputs["11"]["subjectbooth"][0]["lora"]
-    return safetensors.torch.load_file(comfy.server.models_dir / "loras" / name)
+    return safetensors.torch.load_file(lora_path(comfy, result))
+
+
+def masked_photos() -> list[bytes]:
+    """A wide and a square photo, whose left third is transparent."""
+    files = []
+    for photo, size in zip(cat_photos(), ((256, 128), (128, 128)), strict=False):
+        image = Image.open(io.BytesIO(photo)).convert("RGBA").resize(size)
+        image.putalpha(Image.fromarray(np.where(np.indices(size[::-1])[1] < size[0] // 3, 0, 255).astype(np.uint8)))
+        buffer = io.BytesIO()
+        image.save(buffer, "PNG")
+        files.append(buffer.getvalue())
+    return files
 
 
 @pytest.mark.parametrize("kind", [*KINDS, *MORE_KINDS, UNKNOWN])
@@ -150,6 +172,24 @@ def test_half_precision_learns_what_float32_learns(comfy: ComfyClient, known_kin
         assert all(bool(torch.isfinite(tensor).all()) for tensor in lora_of(comfy, result).values())
     assert found[1] != found[0]
     assert found[1] == pytest.approx(found[0], rel=0.03)
+
+
+def test_a_model_with_continuous_noise_levels_trains(comfy: ComfyClient) -> None:
+    """EDM, which no family here has by itself: log-normal sigmas (arXiv 2206.00364, table 1), and what the LoRA does in
+    ComfyUI is what the trainer saw."""
+    graph = wired_graph(comfy, "SD 3.5", output_name="edm")
+    given = {"sampling": "edm", "sigma_max": 80.0, "sigma_min": 0.002}
+    graph["2"] = node("ModelSamplingContinuousEDM", model=["1", 0], **given)
+    for number in ("11", "12", "90"):
+        graph[number]["inputs"]["model"] = ["2", 0]
+    wired = {"model": ["2", 0], "clip": ["1", 1], "vae": ["1", 2]}
+    graph["91"] = node("ProbeTimes", **wired, sampling="auto", shift=0.0)
+    result = comfy.run(graph)
+    # exp(-1.2 + 1.2 x) of the standard normal's quantiles x, -1.2816, 0 and 1.
+    assert result.outputs["91"]["report"][0]["sigmas"] == pytest.approx((0.064706, 0.301194, 1.0), rel=1e-4)
+    assert all(np.isfinite(losses_of(comfy, result)))
+    (report,) = result.outputs["90"]["report"]
+    assert report["difference"] < 1e-5 * max(1, report["scale"]) and report["effect"] > 100 * report["difference"]
 
 
 @pytest.mark.parametrize(
@@ -312,3 +352,38 @@ def test_a_packed_base_trains_and_is_found_again(comfy: ComfyClient) -> None:
         runs.append((shown["subjectbooth"][0]["run"], shown["text"][0].split(":")[0]))
     assert runs[0][0] == runs[2][0] != runs[1][0]
     assert [said for _, said in runs] == ["trained", "trained", "reused (trained before)"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "way", "term"),
+    [
+        ("Z-Image", "class_images", "prior_loss"),
+        ("Flux.1", "teacher", "teacher_loss"),
+        ("SD 3.5", "curvature", "curvature_loss"),
+    ],
+)
+def test_everything_that_stable_diffusion_has_works_with_it(comfy: ComfyClient, kind: str, way: str, term: str) -> None:
+    """Class images from the model itself, buckets, masks, accumulation and a running average, in one run; what the
+    LoRA does in ComfyUI is still what the trainer saw."""
+    photos = [comfy.upload_image(photo, f"masked_{number}.png") for number, photo in enumerate(masked_photos())]
+    graph = wired_graph(comfy, kind, preservation=way, train_batch_size=2, output_name=f"everything {kind}")
+    given = {"masked_loss": True, "enable_bucket": True, "ema_decay": 0.5}
+    graph["9"] = node("DreamBoothOptions", **{**comfy.defaults("DreamBoothOptions"), **given})
+    graph["10"] = subject_node(photos, resolution=128)
+    priors = {"model": ["1", 0], "clip": ["1", 1], "vae": ["1", 2], "subject": ["10", 0]}
+    graph["20"] = node(
+        "GenerateClassPriors", **{**comfy.defaults("GenerateClassPriors"), **priors, "count": 2, "steps": 2}
+    )
+    more = {"options": ["9", 0], "class_priors": ["20", 0], "gradient_accumulation_steps": 2}
+    graph["11"]["inputs"] |= more
+    result = comfy.run(graph)
+    lora = lora_of(comfy, result)
+    assert all(bool(torch.isfinite(tensor).all()) for tensor in lora.values())
+    assert all(
+        {name for name in step if name.endswith("_loss")} == {"instance_loss", term} for step in steps_of(comfy, result)
+    )
+    with safetensors.safe_open(lora_path(comfy, result), "pt") as file:
+        assert len(json.loads(file.metadata()["ss_bucket_info"])["buckets"]) == 2
+    (report,) = result.outputs["90"]["report"]
+    assert report["untouched"]
+    assert report["difference"] < 1e-5 * max(1, report["scale"]) and report["effect"] > 100 * report["difference"]
