@@ -40,23 +40,35 @@ LABELS = {
 """Labels of inputs whose names Nodes 2.0 would cut off; it gives a label about 12 letters."""
 
 ALIASES = {
-    "LoadSubjectImages": ["dreambooth photos", "training images", "photos", "dataset", "face", "fine-tune", "subject"],
-    "GenerateClassPriors": ["dreambooth class images", "regularization images", "prior preservation", "training"],
-    "DreamBoothLoRATrain": ["dreambooth training", "train lora", "fine-tune", "finetune", "face", "photos", "trainer"],
+    "LoadSubjectImages": ["photos", "face", "training", "training images", "dreambooth photos", "dataset", "fine-tune"],
+    "GenerateClassPriors": ["dreambooth class images", "regularization images", "prior preservation"],
+    "DreamBoothLoRATrain": [
+        "training",
+        "fine-tune",
+        "finetune",
+        "dreambooth",
+        "train lora",
+        "trainer",
+        "face",
+        "photos",
+    ],
     "ApplySubjectLoRA": [
         "dreambooth lora",
         "use a trained lora",
         "load lora",
-        "face",
-        "fine-tune",
-        "training",
-        "photos",
+        "trained face",
+        "fine-tuned lora",
+        "after training",
+        "photos of the subject",
     ],
     "DreamBoothOptions": ["advanced training settings", "optimizer"],
     "EvaluateSubjectLoRA": ["test a lora", "compare", "overfitting", "drift"],
     "LoadDemoBase": ["small model", "example model"],
 }
-"""What people type into the editor's search for a node."""
+"""What people type into the editor's search for a node.
+
+Front end 1.32 compares only names, and only their first 30 letters.
+"""
 
 
 def presented(
@@ -67,8 +79,11 @@ def presented(
     Args:
         details: what the panels need to know about an input, by its name.
     """
+    aliases = ALIASES[schema.node_id]
     if hasattr(schema, "search_aliases"):  # an unknown field would keep an older ComfyUI from loading the pack
-        schema.search_aliases = ALIASES[schema.node_id]
+        schema.search_aliases = aliases
+    elif schema.inputs:  # js/search.js gives them to a front end that is newer than its ComfyUI
+        schema.inputs[0].extra_dict = {**(schema.inputs[0].extra_dict or {}), "search_aliases": aliases}
     for given in schema.inputs or []:
         if given.id in LABELS:
             given.display_name = LABELS[given.id]

@@ -283,6 +283,32 @@ def test_a_preset_fills_the_node_and_an_edit_ends_it(page: Page) -> None:
     assert not ours(page)
 
 
+def test_the_search_finds_the_nodes_by_what_people_type(page: Page, comfy: ComfyClient) -> None:
+    """In the search box itself. A front end that knows aliases gets them, whatever ComfyUI it is on; 1.32 only has the
+    names."""
+    aliases = page.evaluate("LiteGraph.registered_node_types.LoadSubjectImages.nodeData.search_aliases ?? null")
+    assert aliases and {"face", "training", "fine-tune"} <= set(aliases)
+    page.evaluate("app.graph.clear(); 0")
+    page.evaluate("app.extensionManager.command.execute('Workspace.SearchBox.Toggle')")
+    box = "[...document.querySelectorAll('[role=dialog] input, .comfy-vue-node-search-container input')]"
+    page.wait_for(f"(e => e && (e.focus(), 1))({box}.find(e => e.offsetWidth))")
+    found = "[...document.querySelectorAll('[role=option], [data-testid*=result]')].map(e => e.innerText.trim())"
+    photos, trainer, apply = "Load Subject Images", "DreamBooth LoRA Training", "Apply Subject LoRA"
+    knows_aliases = not page.evaluate("!!document.querySelector('.comfy-vue-node-search-container')")
+    words = [("training", trainer, []), ("dreambooth", trainer, [photos, apply, "Generate Class Priors"])]
+    if knows_aliases:
+        words += [("face", photos, []), ("photos", photos, []), ("fine-tune", trainer, [])]
+    for typed, wanted, others in words:
+        page.evaluate("document.activeElement.select()")
+        page.call("Input.insertText", text=typed)
+        page.wait_for(f"{json.dumps([wanted, *others])}.every(name => {found}.some(e => e.startsWith(name)))", 20)
+        keep_picture(page, f"search_{typed}")
+    for kind in ("keyDown", "keyUp"):
+        page.call("Input.dispatchKeyEvent", type=kind, key="Escape", code="Escape", windowsVirtualKeyCode=27)
+    page.wait_for("!document.querySelector('.comfy-vue-node-search-container input, [role=dialog] input')?.offsetWidth")
+    assert not ours(page)
+
+
 def close_dialog(page: Page) -> None:
     """It lies over everything that a test might click next."""
     closer = "document.querySelector('.p-dialog-close-button')"
