@@ -241,7 +241,7 @@ class TrainConfig:
     timestep_shift: float = _setting(
         0.0,
         "Shifts the noise levels to train at: a shift greater than 1 towards more noise (arXiv 2403.03206, "
-        "equation 23). 0: what is usual for the model, or that of a ModelSampling node.",
+        "equation 23). 0: the model's own, or what is usual for it.",
         low=0.0,
         high=100.0,
     )

@@ -31,7 +31,7 @@ export class CropEditor {
     this._slider.onchange = () => this._commit();
     const button = (text, title, act) => make("button", { type: "button", className: "sb-button", title, onclick: act }, text);
     const reset = button(t("Reset crop"), "", () => this._reset());
-    const paint = button(t(mask.has ? "Change mask" : "Paint mask"), t("Opens ComfyUI's mask editor: paint over the subject"), () => actions.paint());
+    const paint = button(mask.has ? t("Change mask") : t("Paint mask"), t("Opens ComfyUI's mask editor: paint over the subject"), () => actions.paint());
     paint.dataset.focus = "paint";
     const unpaint = button(t("Remove mask"), "", () => actions.unpaint());
     const done = button(t("Done"), "", () => actions.close());
