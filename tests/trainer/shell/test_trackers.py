@@ -6,6 +6,7 @@ import dataclasses
 import json
 import struct
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -115,7 +116,7 @@ def test_wandb_offline_has_settings_curves_and_pictures(tmp_path: Path, monkeypa
     run, events, said = follow(tmp_path, "wandb")
     assert not said
     (log,) = (run.folder.path / "wandb").glob("offline-run-*/run-*.wandb")
-    config, history = _read_wandb(log)
+    config, history = _read_wandb(_finished(log))
     assert log.stem == f"run-{run.folder.key[:16]}"
     assert config["rank"] == 4
     assert config["chosen"]["precision"] == "fp32"
@@ -128,6 +129,21 @@ def test_wandb_offline_has_settings_curves_and_pictures(tmp_path: Path, monkeypa
     assert config["host"] == "-"
     for private in (tmp_path, Path(__file__).parents[2], sys.prefix):
         assert str(private).encode() not in log.read_bytes()
+
+
+def _finished(log: Path) -> Path:
+    """Once W&B's service, a process of its own, has written its last record, which it may do after a run's end."""
+    from wandb.proto import wandb_internal_pb2
+
+    latest = time.monotonic() + 60
+    while time.monotonic() < latest:
+        for content in _records(log.read_bytes()):
+            record = wandb_internal_pb2.Record()
+            record.ParseFromString(content)
+            if record.HasField("exit"):
+                return log
+        time.sleep(0.1)
+    raise AssertionError(f"{log.name}, {log.stat().st_size} bytes, has no end")
 
 
 def _read_wandb(log: Path) -> tuple[dict[str, Any], list[dict[str, Any]]]:
@@ -159,6 +175,8 @@ def _records(log: bytes) -> Iterator[bytes]:
             at += block - at % block
             continue
         length, kind = struct.unpack_from("<HB", log, at + 4)
+        if at + 7 + length > len(log):  # still being written
+            return
         record = (record if kind in (3, 4) else b"") + log[at + 7 : at + 7 + length]
         at += 7 + length
         if kind in (1, 4):
