@@ -116,18 +116,19 @@ def base_label(graph: Mapping[str, Any]) -> str:
     return base_file(graph) or ", ".join(sorted(kinds))
 
 
-def keep_base_graph(folder: Path, prompt: Prompt | None, node_id: str | None, cfg: float) -> None:
+def keep_base_graph(folder: Path, prompt: Prompt | None, node_id: str | None, cfg: float, family: str) -> None:
     """Write :data:`FILE` to a run's folder, unless it has the same content.
 
     Args:
         folder: the run's folder.
         prompt, node_id: see :func:`base_graph`.
         cfg: the guidance scale that is usual for the base.
+        family: the name of the base's family, see :func:`nodes.wired.families.family_of`.
     """
     graph = base_graph(prompt, node_id)
     if graph is None:
         return
-    kept = {**graph, "cfg": cfg}
+    kept = {**graph, "cfg": cfg, "family": family}
     if read_base_graph(folder) != kept:
         try:
             write_atomic(folder / FILE, json.dumps(kept, indent=1, ensure_ascii=False))

@@ -7,19 +7,23 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import comfy.model_management
 from aiohttp import web
 
+from ..trainer.files.kept_reads import KeptReads
 from ..trainer.preserve.ways import DEFAULT_WAY, check_way
-from ..trainer.runs.estimate import Estimate, estimate
-from ..trainer.runs.gallery import list_runs
+from ..trainer.runs.estimate import Estimate, estimate, latest_runs
+from .base_graph import FILE as BASE_FILE
 from .base_graph import base_graph, base_label, is_link, read_base_graph
 from .host import pack_output_dir
+from .presets import CUSTOM, with_preset
 from .routes import RouteError, json_body, serve
 from .settings import SETTINGS, config_from
-from .usual import without_usual
+from .usual import with_usual, without_usual
+from .wired.families import family_named
 
 DEFAULT_RESOLUTION = 512
 
@@ -52,27 +56,43 @@ def _describe(prompt: Mapping[str, Any], node_id: str) -> dict[str, Any]:
         SubjectBoothError: the node would reject the settings.
     """
     inputs = prompt[node_id]["inputs"]
-    options = _linked(prompt, inputs.get("options"))
     subject = _linked(prompt, inputs.get("subject"))
     resolution = _number(inputs.get("resolution")) or _number(subject.get("resolution")) or DEFAULT_RESOLUTION
-    given = without_usual({**options, **inputs})
-    config = config_from(
-        {name: value for name, value in given.items() if name in SETTINGS and not is_link(value)}, resolution
-    )
+    base = base_graph(prompt, node_id)
+    wanted = None if base is None else base_label(base)
+    runs = [] if wanted is None else [run for run in latest_runs(pack_output_dir()) if _base_of(run)[0] == wanted]
+    families = [family for _, family in map(_base_of, runs) if family]
+    config = config_from(_settings(prompt, inputs, families[0] if families else ""), resolution)
     way = inputs.get("preservation", DEFAULT_WAY)
     way = DEFAULT_WAY if is_link(way) else way
     check_way(way)
-    base = base_graph(prompt, node_id)
-    if base is None:
-        return {"known": False}
-    wanted = base_label(base)
-    runs = [
-        run
-        for run in list_runs(pack_output_dir())
-        if (graph := read_base_graph(run.folder)) is not None and base_label(graph) == wanted
-    ]
     found = estimate(runs, config, way, _free())
     return {"known": False} if found is None else _as_json(found)
+
+
+def _settings(prompt: Mapping[str, Any], inputs: Mapping[str, Any], family: str) -> dict[str, Any]:
+    """The settings that the trainer would use, without those that other nodes compute.
+
+    Args:
+        family: the name of the base's family; empty if it is not known.
+    """
+    preset = inputs.get("preset", CUSTOM)
+    given = with_preset({**inputs, **_linked(prompt, inputs.get("options"))}, CUSTOM if is_link(preset) else preset)
+    own = {name: value for name, value in given.items() if name in SETTINGS and not is_link(value)}
+    return with_usual({"rank": 0, **own}, family_named(family)) if family else without_usual(own)
+
+
+def _read_base(path: Path) -> tuple[str | None, str]:
+    """What identifies the base of a run, and the name of its family; None and empty if they are not known."""
+    graph = read_base_graph(path.parent)
+    return (None, "") if graph is None else (base_label(graph), str(graph.get("family", "")))
+
+
+_bases = KeptReads(_read_base)
+
+
+def _base_of(run: Path) -> tuple[str | None, str]:
+    return _bases(run / BASE_FILE)
 
 
 def _as_json(found: Estimate) -> dict[str, Any]:
@@ -93,8 +113,8 @@ def _as_json(found: Estimate) -> dict[str, Any]:
         "known": True,
         "seconds": found.seconds,
         "step": found.step,
-        "trigger": found.run.trigger,
-        "run": found.run.folder.name,
+        "trigger": found.trigger,
+        "run": found.folder.name,
         "scaled": found.is_scaled,
         **memory,
     }

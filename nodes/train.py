@@ -263,7 +263,8 @@ class DreamBoothLoRATrain(io.ComfyNode):
                 )
                 shown = {**result_of(result, lora, matched), **pictures}
                 run.writer.record_published(shown)
-                keep_base_graph(run.folder.path, cls.hidden.prompt, cls.hidden.unique_id, run.guidance_scale)
+                own = cls.hidden.prompt, cls.hidden.unique_id
+                keep_base_graph(run.folder.path, *own, run.guidance_scale, family.name)
                 feed.end(end_state(run), shown)
         headline = summary(finished, run, lora, matched)
         validations, not_drawn = run.validations(run.trained_steps)

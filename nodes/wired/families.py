@@ -153,3 +153,9 @@ def family_of(model: ModelPatcher) -> WiredFamily:
     """The family of a connected model; for one that is not in the table, ComfyUI's name for it and the defaults."""
     name = type(model.model.model_config).__name__
     return FAMILIES.get(name) or WiredFamily(name, name.lower(), is_tried=False)
+
+
+def family_named(name: str) -> WiredFamily:
+    """The family that :func:`family_of` gave a name."""
+    known = {family.name: family for family in FAMILIES.values()}
+    return known.get(name) or WiredFamily(name, name.lower(), is_tried=False)

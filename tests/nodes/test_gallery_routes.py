@@ -83,6 +83,18 @@ def test_a_run_from_the_list_to_its_end(comfy: ComfyClient) -> None:
     assert scaled["scaled"] and scaled["step"] == pytest.approx(2 * said["step"])
     other = {**graph, "1": node("CheckpointLoaderSimple", ckpt_name="other.safetensors")}
     assert ask(comfy, "POST", "/estimate", {"prompt": other, "node": "11"})[1] == {"known": False}
+    # A rank of 0 is what is usual for the family, which the run has noted; a preset replaces the node's values.
+    noted = json.loads((folder / "base.json").read_text("utf-8"))
+    assert noted["family"] == "SD 1.x"
+
+    def needed(**values: Any) -> int:
+        changed = {**graph, "11": {**graph["11"], "inputs": {**graph["11"]["inputs"], **values}}}
+        return int(ask(comfy, "POST", "/estimate", {"prompt": changed, "node": "11"})[1]["needed"])
+
+    assert needed(rank=0, network_alpha=0) == needed(rank=16) < needed(rank=32) == needed(preset="face")
+    (folder / "base.json").write_text(json.dumps({**noted, "family": "Z-Image"}), "utf-8")
+    assert needed(rank=0, network_alpha=0) == needed(rank=32)
+    (folder / "base.json").write_text(json.dumps(noted), "utf-8")
     for wrong in ({}, {"prompt": [], "node": "11"}, {"prompt": graph, "node": 11}, {"prompt": graph, "node": "99"},
                   {"prompt": {"11": {"class_type": "x"}}, "node": "11"}):  # fmt: skip
         assert ask(comfy, "POST", "/estimate", wrong)[0] == 400

@@ -1,6 +1,7 @@
 """How long a run will take and whether it will fit, before it starts: from the last run of the same base.
 
-Nothing is loaded. Times are those of this machine, scaled to the new settings; memory is what that run counted, see
+Nothing is loaded, and what was read of a run is kept while its files stay the same: the editor asks after every change.
+Times are those of this machine, scaled to the new settings; memory is what that run counted, see
 :func:`trainer.memory.plan.replan`.
 """
 
@@ -16,12 +17,13 @@ from typing import Any
 from ..config import TrainConfig
 from ..errors import SubjectBoothError
 from ..events import Started, StepDone
+from ..files.kept_reads import KeptReads
 from ..files.storage import read_json_object
 from ..machine.resolved_settings import ResolvedSettings
 from ..memory.plan import Plan, replan
 from ..preserve.class_images import ClassImages
-from .gallery import RunSummary
 
+LOG, RECORD = "events.jsonl", "run.json"
 END = 32 * 1024
 """Bytes read from either end of a log: the start with its plan, and a hundred of the last steps."""
 RECENT = 20
@@ -54,22 +56,43 @@ class Estimate:
         seconds: in total, validation images included.
         step: seconds per step.
         plan: the memory plan; None if the earlier run did not count.
-        run: the earlier run.
+        folder: of the earlier run.
+        trigger: its trained words.
         is_scaled: whether that run had other settings that affect its speed.
     """
 
     seconds: float
     step: float
     plan: Plan | None
-    run: RunSummary
+    folder: Path
+    trigger: str
     is_scaled: bool
 
 
-def estimate(runs: Iterable[RunSummary], config: TrainConfig, preservation: str, free: int | None) -> Estimate | None:
+def latest_runs(root: Path) -> list[Path]:
+    """The folders of all runs that have a log, the latest change of it first.
+
+    Args:
+        root: the folder that contains all runs.
+    """
+    found = []
+    try:
+        folders = [Path(entry.path) for entry in os.scandir(root) if entry.is_dir(follow_symlinks=False)]
+    except OSError:  # nothing was trained yet
+        return []
+    for folder in folders:
+        try:
+            found.append((-(folder / LOG).stat().st_mtime, folder))
+        except OSError:
+            continue
+    return [folder for _, folder in sorted(found)]
+
+
+def estimate(runs: Iterable[Path], config: TrainConfig, preservation: str, free: int | None) -> Estimate | None:
     """Estimate a run.
 
     Args:
-        runs: those of the same base on this machine, the latest first.
+        runs: the folders of those of the same base on this machine, the latest first.
         config: the requested settings.
         preservation: the requested way to keep the class.
         free: bytes that training could use; None if unknown.
@@ -78,17 +101,17 @@ def estimate(runs: Iterable[RunSummary], config: TrainConfig, preservation: str,
         None if no run of this base has got far enough.
     """
     best: Estimate | None = None
-    for run in list(runs)[:MOST_TRIED]:
-        found = _from_run(run, config, preservation, free)
+    for folder in list(runs)[:MOST_TRIED]:
+        found = _from_run(folder, config, preservation, free)
         if found is not None and not found.is_scaled:
             return found
         best = best or found
     return best
 
 
-def _from_run(run: RunSummary, config: TrainConfig, preservation: str, free: int | None) -> Estimate | None:
-    record, before = _record_of(run.folder)
-    started, seconds = _read_log(run.folder / "events.jsonl")
+def _from_run(folder: Path, config: TrainConfig, preservation: str, free: int | None) -> Estimate | None:
+    record, before = _records(folder / RECORD)
+    started, seconds = _logs(folder / LOG)
     if before is None or not seconds:
         return None
     counts = {name: value for name, value in (started.get("memory") or {}).items() if isinstance(value, int)}
@@ -110,7 +133,7 @@ def _from_run(run: RunSummary, config: TrainConfig, preservation: str, free: int
     same = record.get("preservation") == preservation and all(
         getattr(config, name) == getattr(before, name) for name in SPEED
     )
-    return Estimate(config.steps * step + drawing, step, plan, run, not same)
+    return Estimate(config.steps * step + drawing, step, plan, folder, str(record.get("trigger", "")), not same)
 
 
 def _added(preservation: object) -> int:
@@ -118,9 +141,9 @@ def _added(preservation: object) -> int:
     return 2 if preservation == ClassImages.name else 1
 
 
-def _record_of(folder: Path) -> tuple[dict[str, Any], TrainConfig | None]:
+def _read_record(path: Path) -> tuple[dict[str, Any], TrainConfig | None]:
     """The record of a run, and its settings; None if they are of another version."""
-    record = read_json_object(folder / "run.json")
+    record = read_json_object(path)
     try:
         return record, TrainConfig.from_json(record["config"])
     except (ValueError, KeyError, TypeError, AttributeError, SubjectBoothError):
@@ -150,3 +173,7 @@ def _read_log(log: Path) -> tuple[dict[str, Any], list[float]]:
         elif event == StepDone.__name__ and isinstance(values.get("seconds"), (int, float)) and values["step"] > 1:
             seconds.append(float(values["seconds"]))  # the first step includes the warm-up
     return started, seconds[-RECENT:]
+
+
+_records = KeptReads(_read_record)
+_logs = KeptReads(_read_log)

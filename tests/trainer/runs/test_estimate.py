@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -10,9 +11,8 @@ from typing import Any
 import pytest
 
 from subjectbooth.trainer.config import TrainConfig
-from subjectbooth.trainer.runs.estimate import Estimate, estimate
+from subjectbooth.trainer.runs.estimate import Estimate, estimate, latest_runs
 from subjectbooth.trainer.runs.folder import RunFolder
-from subjectbooth.trainer.runs.gallery import list_runs
 from subjectbooth.trainer.runs.writer import FolderWriter
 
 BEFORE = TrainConfig(steps=400, resolution=512, rank=16)
@@ -36,7 +36,7 @@ def _run(root: Path, number: int, config: TrainConfig = BEFORE, seconds: float =
 
 
 def _estimate(root: Path, config: TrainConfig, way: str = "none", free: int | None = 10**10) -> Estimate:
-    found = estimate(list_runs(root), config, way, free)
+    found = estimate(latest_runs(root), config, way, free)
     assert found is not None and found.plan is not None
     return found
 
@@ -81,12 +81,28 @@ def test_the_latest_with_the_same_settings_counts(tmp_path: Path) -> None:
     assert _estimate(tmp_path, replace(BEFORE, resolution=768)).step == pytest.approx(7.0 * 9)
 
 
+def test_a_run_is_read_once_until_it_changes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The editor asks after every change of the graph."""
+    first, second = (_run(tmp_path, number, replace(BEFORE, rank=number)) for number in (1, 2))
+    opened: list[str] = []
+    real = io.open
+    monkeypatch.setattr(io, "open", lambda path, *rest: (opened.append(Path(path).parent.name), real(path, *rest))[1])
+    before = _estimate(tmp_path, BEFORE)
+    assert sorted(opened) == sorted(2 * [first.path.name, second.path.name]), "the record and the log of each"
+    opened.clear()
+    assert _estimate(tmp_path, BEFORE) == before and opened == []
+    with first.log_path.open("a", encoding="utf-8") as log:
+        log.writelines("\n" + json.dumps({"event": "StepDone", "step": step, "seconds": 4.0}) for step in range(2, 22))
+    opened.clear()
+    assert _estimate(tmp_path, BEFORE).step == 4.0 and opened == [first.path.name]
+
+
 def test_without_a_usable_run_there_is_none(tmp_path: Path) -> None:
     assert estimate([], BEFORE, "none", None) is None
     broken = _run(tmp_path, 1)
     broken.log_path.write_bytes(b"\x00{" * 1000)
     foreign = _run(tmp_path, 2, record={"config": {"epochs": 3}})
-    assert estimate(list_runs(tmp_path), BEFORE, "none", None) is None and foreign.path.is_dir()
+    assert estimate(latest_runs(tmp_path), BEFORE, "none", None) is None and foreign.path.is_dir()
     uncounted = _run(tmp_path, 3, memory={})
-    found = estimate(list_runs(tmp_path), BEFORE, "none", 1)
-    assert found is not None and found.plan is None and found.run.folder == uncounted.path
+    found = estimate(latest_runs(tmp_path), BEFORE, "none", 1)
+    assert found is not None and found.plan is None and found.folder == uncounted.path
