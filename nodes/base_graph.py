@@ -96,18 +96,20 @@ def model_files(prompt: Prompt | None, node_id: str | None) -> list[str]:
             continue
         seen.add(name)
         values = nodes[name].get("inputs", {}).values()
-        found += [value for value in values if isinstance(value, str) and value.lower().endswith(WEIGHTS)]
+        found += _files(values)
         waiting += _sources(values)
     return found
 
 
+def _files(values: Iterable[Any]) -> list[str]:
+    """Those values that are names of files of weights."""
+    return [value for value in values if isinstance(value, str) and value.lower().endswith(WEIGHTS)]
+
+
 def base_file(graph: Mapping[str, Any]) -> str:
     """The name of the first file of weights that the nodes load; empty without one."""
-    for node in graph["nodes"].values():
-        for value in node["inputs"].values():
-            if isinstance(value, str) and value.lower().endswith(WEIGHTS):
-                return value.replace("\\", "/").rsplit("/", 1)[-1]
-    return ""
+    names = (name for node in graph["nodes"].values() for name in _files(node["inputs"].values()))
+    return next(names, "").replace("\\", "/").rsplit("/", 1)[-1]
 
 
 def base_label(graph: Mapping[str, Any]) -> str:

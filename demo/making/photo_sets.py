@@ -11,10 +11,10 @@ from pathlib import Path
 
 from PIL import Image
 
+from .build import WORK
 from .compose import Pose
 from .subjects import SUBJECTS, TRAIN_BACKGROUNDS, TRAIN_POSES, fluent_drawing, picture
 
-WORK = Path(__file__).resolve().parent.parent / ".work"
 FOLDER = Path(__file__).resolve().parents[2] / "experiments" / "photos"
 SIDE = 64
 """Pixels: the size of the demo base's pictures."""

@@ -61,11 +61,10 @@ class WiredDenoiser:
         self.latent_channels = int(model.model.latent_format.latent_channels)
         self.latent_factor = latent_factor
         self._frames = has_frames(model)
-        self._sampling = model.get_model_object("model_sampling")
+        sampling = model.get_model_object("model_sampling")
         # A ModelSampling node before the trainer says which shift is wanted.
         shift = None if "model_sampling" in model.object_patches else family.shift
-        self._times = family.logit_normal and Objective(self._sampling).kind == FLOW, shift
-        self._objective = Objective(self._sampling, *self._times)
+        self._objective = Objective(sampling, family.logit_normal and Objective(sampling).kind == FLOW, shift)
         self._conds: dict[Any, Conds] = {}
 
     @property
@@ -160,17 +159,17 @@ class WiredDenoiser:
 
     def with_times(self, sampling: str, shift: float) -> WiredDenoiser:
         """See :meth:`trainer.base.denoiser.Denoiser.with_times`."""
-        if self._objective.kind == EDM:
+        before = self._objective
+        if before.kind == EDM:
             raise SubjectBoothError(
                 f"timestep_sampling {sampling} and timestep_shift {shift:g} with {self._family.name}",
                 "auto and 0, as this model has noise levels of its own kind (EDM)",
                 "set timestep_sampling to auto, and timestep_shift to 0",
                 "timestep_sampling",
             )
-        logit_normal = self._times[0] if sampling == AUTO else sampling == LOGIT_NORMAL
+        logit_normal = before.logit_normal if sampling == AUTO else sampling == LOGIT_NORMAL
         found = copy.copy(self)
-        found._times = logit_normal, shift or self._times[1]
-        found._objective, found._conds = Objective(self._sampling, *found._times), {}
+        found._objective, found._conds = Objective(before.sampling, logit_normal, shift or before.shift), {}
         return found
 
     def times(self, uniform: torch.Tensor) -> torch.Tensor:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import re
+import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -76,6 +77,7 @@ class WiredNetwork(nn.Module):
         for path in sorted(layers, key=order) if order else layers:
             self.adapted[path.replace(".", _SEPARATOR)] = stand_in_for(layers[path])
         self._undo: contextlib.ExitStack | None = None
+        self._making_ready = threading.Lock()  # threads that compute images side by side all come here first
         self.is_checked = False
         self.is_tried = True
 
@@ -102,8 +104,9 @@ class WiredNetwork(nn.Module):
             conds: for b images, see :func:`nodes.wired.conditioning.together`.
         """
         self.put_on()
-        if torch.is_grad_enabled() and not self.is_checked:
-            self._check(noisy, times, conds)
+        with self._making_ready:
+            if torch.is_grad_enabled() and not self.is_checked:
+                self._check(noisy, times, conds)
         return self._call(noisy, times, conds)
 
     def _check(self, noisy: torch.Tensor, times: torch.Tensor, conds: Conds) -> None:
@@ -156,6 +159,10 @@ class WiredNetwork(nn.Module):
     def put_on(self) -> None:
         """Load the model, which ComfyUI may have unloaded to decode images, and put the LoRA on its layers; nothing if
         that is so already."""
+        with self._making_ready:
+            self._put_on()
+
+    def _put_on(self) -> None:
         is_counted = not isinstance(self.patcher, ModelPatcher)
         if not is_counted and not any(loaded is self.patcher for loaded in comfy.model_management.loaded_models()):
             with torch.inference_mode():

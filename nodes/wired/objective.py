@@ -28,7 +28,7 @@ class Objective:
     """
 
     def __init__(self, sampling: Any, logit_normal: bool = True, shift: float | None = None) -> None:
-        self.sampling, self._logit_normal, self._shift = sampling, logit_normal, shift
+        self.sampling, self.logit_normal, self.shift = sampling, logit_normal, shift
 
     @cached_property
     def kind(self) -> str:
@@ -41,16 +41,16 @@ class Objective:
         """Sigmas float32 [b] from uniform numbers in [0, 1), float64 [b]."""
         if self.kind == DISCRETE:
             table = self._on_host.sigmas
-            index = spread(uniform, self._logit_normal, self._shift) * len(table)
+            index = spread(uniform, self.logit_normal, self.shift) * len(table)
             return table[index.long().clamp(max=len(table) - 1)].float().clone()
         uniform = uniform.clamp(EDGE, 1 - EDGE)
         if self.kind == EDM:
             return self._in_range((EDM_MEAN + EDM_DEVIATION * torch.special.ndtri(uniform)).exp())
-        time = spread(uniform, self._logit_normal, self._shift)
+        time = spread(uniform, self.logit_normal, self.shift)
         if isinstance(self.sampling, comfy.model_sampling.COSMOS_RFLOW):
             # A flow whose latents are not scaled, as those of EDM, so that sigma is the ratio of noise to latents.
             return self._in_range(time / (1 - time))
-        if self._shift is not None:
+        if self.shift is not None:
             return time.float()
         return self._on_host.sigma(time * getattr(self.sampling, "multiplier", 1.0)).float()  # type: ignore[no-any-return]
 

@@ -167,6 +167,12 @@ def test_an_attention_function_and_several_gpus_are_named_and_not_used(read: dic
     assert found["effect"] > 0.1
 
 
+def test_threads_that_put_a_lora_on_at_once_leave_the_model_as_it_was(read: dict[str, Any]) -> None:
+    found = read["side by side"]
+    assert found["on"] > 0
+    assert (found["left"], found["attention"]) == (0, True)
+
+
 def test_out_of_memory_is_told_from_other_errors(read: dict[str, Any]) -> None:
     found = read["out of memory"]
     assert "Lower batch_size" in found["torch"]

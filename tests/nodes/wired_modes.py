@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+import threading
 import types
 from collections import Counter
 from collections.abc import Callable
@@ -62,6 +63,8 @@ if MODE == "dynamic":
 import comfy.sd  # noqa: E402
 
 from subjectbooth.nodes import bridge, graph_terms, noise, sampling, weights, wired_checks  # noqa: E402
+from subjectbooth.nodes.wired.network import WiredNetwork  # noqa: E402
+from subjectbooth.nodes.wired.objective import Objective  # noqa: E402
 from subjectbooth.trainer.errors import SubjectBoothError  # noqa: E402
 from subjectbooth.trainer.files.storage import sha256_of  # noqa: E402
 from subjectbooth.trainer.topics import Topic  # noqa: E402
@@ -162,6 +165,7 @@ def loaded_and_read() -> dict[str, Any]:
     found["schedules"] = schedules(model)
     found["ignored"] = ignored(model)
     found["out of memory"] = out_of_memory(model)
+    found["side by side"] = put_on_side_by_side(model)
     return found
 
 
@@ -292,6 +296,33 @@ def out_of_memory(model: Any) -> dict[str, str]:
         found[name] = said_by(lambda: latents_of(model))
     comfy.sample.sample, comfy.model_management.unload_all_models = kept
     return found
+
+
+def put_on_side_by_side(model: Any) -> dict[str, Any]:
+    """What is left of a network's changes to the model after two threads put it on at once."""
+    layers = list(model.model.diffusion_model.modules())
+    attention = comfy.ldm.modules.attention.optimized_attention
+    network = WiredNetwork(model, Objective(model.get_model_object("model_sampling")))
+    together, interval = threading.Barrier(2), sys.getswitchinterval()
+
+    def put_on() -> None:
+        together.wait()
+        network.put_on()
+
+    threads = [threading.Thread(target=put_on) for _ in range(2)]
+    sys.setswitchinterval(1e-5)
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    sys.setswitchinterval(interval)
+    while_on = sum("forward" in vars(layer) for layer in layers)
+    network.take_off()
+    return {
+        "on": while_on,
+        "left": sum("forward" in vars(layer) for layer in layers),
+        "attention": comfy.ldm.modules.attention.optimized_attention is attention,
+    }
 
 
 def without_dynamic_vram() -> dict[str, Any]:
