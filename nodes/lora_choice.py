@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import logging
 import math
+import uuid
+import weakref
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +21,7 @@ from ..trainer.errors import SubjectBoothError
 from ..trainer.files.storage import sha256_of
 from ..trainer.runs.lora_reader import peft_config_path
 from .lora_effect import has_no_effect, tensors_of
-from .lora_file import Match, SubjectLora, embeddings_of, load_lora_file, match_keys
+from .lora_file import Match, SubjectLora, embeddings_of, load_lora_file, match_keys, state_of
 
 log = logging.getLogger("subjectbooth")
 
@@ -66,9 +69,14 @@ def lora_fingerprint(lora_name: str | None) -> str:
         return ""
     try:
         path = lora_path(str(lora_name))
-        return sha256_of(path, *filter(None, [peft_config_path(path)]))
+        return _digest_of(path, state_of(path))
     except (SubjectBoothError, OSError) as error:
         return str(error)
+
+
+@lru_cache(maxsize=64)
+def _digest_of(path: Path, state: tuple[object, ...]) -> str:
+    return sha256_of(path, *filter(None, [peft_config_path(path)]))
 
 
 def chosen_lora(lora_name: str, subject_lora: SubjectLora | None, node_id: str) -> SubjectLora:
@@ -91,7 +99,7 @@ def apply_lora(
     """
     if strength_model == 0 and strength_clip == 0:
         return model, clip, ["not applied: the strength is 0"]
-    match = match_keys(lora.tensors, model, clip)
+    match = _match_of(lora, model, clip)
     if not match.patches:
         raise SubjectBoothError(
             f"none of the LoRA's {len(match.unused)} layers fit this model",
@@ -102,8 +110,28 @@ def apply_lora(
     notes = _notes(lora, match)
     for note in notes:
         log.warning("%s: %s", lora.path.name, note)
-    model, clip = comfy.sd.load_lora_for_models(model, clip, lora.tensors, strength_model, strength_clip)
-    return model, clip, notes if match.unused else [f"applied: all {len(match.applied)} layers", *notes]
+    applied, applied_clip = comfy.sd.load_lora_for_models(model, clip, lora.tensors, strength_model, strength_clip)
+    _identify(applied, model, lora, strength_model)
+    _identify(applied_clip.patcher, clip.patcher, lora, strength_clip)
+    return applied, applied_clip, notes if match.unused else [f"applied: all {len(match.applied)} layers", *notes]
+
+
+def _identify(applied: ModelPatcher, source: ModelPatcher, lora: SubjectLora, strength: float) -> None:
+    """Give equal patches the same identity, by which ComfyUI knows that loaded weights have them already: otherwise,
+    whenever a prompt on the node is edited, all of them would be restored and patched again."""
+    applied.patches_uuid = uuid.uuid5(source.patches_uuid, f"{lora.digest} {strength}")
+
+
+_last_match: tuple[str, weakref.ref[Any], weakref.ref[Any], Match] | None = None
+
+
+def _match_of(lora: SubjectLora, model: ModelPatcher, clip: CLIP) -> Match:
+    """That of :func:`match_keys`; the last one is kept."""
+    global _last_match
+    digest, network, text = lora.digest, model.model, clip.cond_stage_model
+    if _last_match is None or (_last_match[0], _last_match[1](), _last_match[2]()) != (digest, network, text):
+        _last_match = digest, weakref.ref(network), weakref.ref(text), match_keys(lora.tensors, model, clip)
+    return _last_match[3]
 
 
 def refuse_applied(model: ModelPatcher, clip: CLIP, lora: SubjectLora) -> None:

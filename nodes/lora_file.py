@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,7 @@ from comfy.sd import CLIP
 
 from ..trainer.errors import SubjectBoothError
 from ..trainer.files.storage import sha256_of
-from ..trainer.runs.lora_reader import read_lora, trigger_words
+from ..trainer.runs.lora_reader import peft_config_path, read_lora, trigger_words
 from .lora_effect import fits, tensors_of
 
 EMBEDDING = "bundle_emb."
@@ -55,13 +55,30 @@ class SubjectLora:
 
 
 def load_lora_file(path: Path) -> SubjectLora:
-    """Read a LoRA file, ours or third-party.
+    """Read a LoRA file, ours or third-party; the last one is kept, as a node runs again when only its prompt changes.
 
     Raises:
         SubjectBoothError: the file is damaged or not a LoRA.
     """
-    tensors, metadata = read_lora(path)
-    return SubjectLora(path, tensors, metadata)
+    try:
+        return _read(path, state_of(path))
+    except OSError:
+        return _read.__wrapped__(path, ())  # which says what is wrong with it
+
+
+@lru_cache(maxsize=1)
+def _read(path: Path, state: tuple[object, ...]) -> SubjectLora:
+    return SubjectLora(path, *read_lora(path))
+
+
+def state_of(path: Path) -> tuple[object, ...]:
+    """What is different if a LoRA file, or the settings of PEFT next to it, were written again.
+
+    Raises:
+        OSError: there is no such file.
+    """
+    files = [path, *filter(None, [peft_config_path(path)])]
+    return tuple((file.stat().st_ino, file.stat().st_size, file.stat().st_mtime_ns) for file in files)
 
 
 def layers_of(tensors: dict[str, torch.Tensor]) -> list[str]:

@@ -167,6 +167,16 @@ def test_an_attention_function_and_several_gpus_are_named_and_not_used(read: dic
     assert found["effect"] > 0.1
 
 
+def test_a_lora_that_is_applied_again_is_not_patched_in_again(read: dict[str, Any]) -> None:
+    """Its node runs again whenever the prompt on it is edited."""
+    found = read["applied again"]
+    assert found["read once"]
+    assert found["latents again"] == found["latents first"] != found["latents stronger"]
+    if read["patcher"] == "ModelPatcher":  # dynamic VRAM has its own function, and patches weights while they are used
+        assert found["stronger"] == found["first"] > 0
+        assert found["again"] == 0
+
+
 def test_threads_that_put_a_lora_on_at_once_leave_the_model_as_it_was(read: dict[str, Any]) -> None:
     found = read["side by side"]
     assert found["on"] > 0

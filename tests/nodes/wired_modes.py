@@ -62,7 +62,7 @@ if MODE == "dynamic":
 
 import comfy.sd  # noqa: E402
 
-from subjectbooth.nodes import bridge, graph_terms, noise, sampling, weights, wired_checks  # noqa: E402
+from subjectbooth.nodes import bridge, graph_terms, lora_choice, lora_file, noise, sampling, weights, wired_checks  # noqa: E402
 from subjectbooth.nodes.wired.network import WiredNetwork  # noqa: E402
 from subjectbooth.nodes.wired.objective import Objective  # noqa: E402
 from subjectbooth.trainer.errors import SubjectBoothError  # noqa: E402
@@ -165,6 +165,7 @@ def loaded_and_read() -> dict[str, Any]:
     found["schedules"] = schedules(model)
     found["ignored"] = ignored(model)
     found["out of memory"] = out_of_memory(model)
+    found["applied again"] = applied_again(model, clip)
     found["side by side"] = put_on_side_by_side(model)
     return found
 
@@ -323,6 +324,28 @@ def put_on_side_by_side(model: Any) -> dict[str, Any]:
         "left": sum("forward" in vars(layer) for layer in layers),
         "attention": comfy.ldm.modules.attention.optimized_attention is attention,
     }
+
+
+def applied_again(model: Any, clip: Any) -> dict[str, Any]:
+    """Weights that ComfyUI patches when a LoRA is applied and loaded; again the same; and at another strength."""
+    lora = lora_file.load_lora_file(Path(LORA))
+    kept, calls, found = comfy.lora.calculate_weight, [], {}
+
+    def counted(*arguments: Any, **keywords: Any) -> Any:
+        calls.append(1)
+        return kept(*arguments, **keywords)
+
+    comfy.lora.calculate_weight = counted
+    outcomes = []
+    for name, strength in {"first": 1.0, "again": 1.0, "stronger": 1.5}.items():
+        outcomes.append(lora_choice.apply_lora(model, clip, lora_file.load_lora_file(Path(LORA)), strength, strength))
+        calls.clear()
+        comfy.model_management.load_models_gpu([outcomes[-1][0], outcomes[-1][1].patcher], force_patch_weights=False)
+        found[f"latents {name}"] = float(latents_of(outcomes[-1][0]).double().sum())
+        found[name] = len(calls)
+    comfy.lora.calculate_weight = kept
+    found["read once"] = lora_file.load_lora_file(Path(LORA)) is lora
+    return found
 
 
 def without_dynamic_vram() -> dict[str, Any]:
