@@ -3,7 +3,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { Panel, ask, copyButton, make, onWidgets, valuesOf } from "./lib/panel.mjs";
-import { t } from "./lib/words.mjs";
+import { t, told } from "./lib/words.mjs";
 
 const KIND = "ApplySubjectLoRA";
 const KINDS = [KIND, "EvaluateSubjectLoRA"]; // with a list of LoRAs
@@ -30,7 +30,7 @@ class LoraPanel {
     try {
       shown = describe(await ask(api, `/lora?name=${encodeURIComponent(name)}`));
     } catch (error) {
-      shown = make("div", { className: "sb-problem" }, error.message);
+      shown = make("div", { className: "sb-problem" }, told(error.message));
     }
     if (number === this.asked) this.panel.show(shown);
   }
@@ -41,7 +41,7 @@ function describe(lora) {
     lora.step ? t("{n} steps", { n: lora.step }) : "",
     lora.rank ? t("rank {n}", { n: lora.rank }) : "",
     lora.base,
-    `${lora.megabytes} MB`,
+    `${lora.megabytes} ${t("MB")}`,
   ];
   const words = lora.trigger
     ? make("div", {}, make("span", { className: "sb-words" }, lora.trigger), " ", copyButton(lora.trigger, t("copy")))

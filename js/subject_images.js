@@ -199,7 +199,7 @@ class PhotoPanel {
     const lines = [this.cropping?.element ?? grid];
     const line = (className, ...children) => lines.push(make("div", { className }, ...children));
     if (count > photos.length) line("sb-line sb-quiet", t("and {n} more", { n: count - photos.length }));
-    if (this.failure) line("sb-problem", this.failure);
+    if (this.failure) line("sb-problem", told(this.failure));
     const captioned = photos.filter((photo) => photo.caption);
     for (const photo of captioned.slice(0, MOST_CAPTIONS)) {
       line("sb-line", `${photo.name}: `, make("span", { className: "sb-words" }, photo.caption));
@@ -231,7 +231,7 @@ class PhotoPanel {
   }
 
   tile(photo, index, own) {
-    const messages = photo.error ? [photo.error] : photo.warnings.map(told);
+    const messages = photo.error ? [told(photo.error)] : photo.warnings.map(told);
     const tile = make("div", { className: "sb-tile", tabIndex: 0, title: [photo.name, photo.caption, ...messages].filter(Boolean).join("\n") });
     tile.dataset.photo = photo.name;
     if (photo.error) tile.classList.add("sb-bad");

@@ -3,15 +3,16 @@ import { upstreamOf } from "./gallery_graph.mjs";
 import { readableBytes, readableSeconds } from "./numbers.mjs";
 import { ask } from "./panel.mjs";
 import { pathOf } from "./node_path.mjs";
+import { t } from "./words.mjs";
 
 /** Milliseconds without a change before the server is asked. */
 const PAUSE = 700;
 
 /** Minutes as people say them: "2 min", "1 h 5 min", "40 s". */
 export function roughTime(seconds) {
-  if (seconds < 90) return `${Math.max(1, Math.round(seconds))} s`;
+  if (seconds < 90) return `${Math.max(1, Math.round(seconds))} ${t("s")}`;
   const minutes = Math.round(seconds / 60);
-  return minutes < 90 ? `${minutes} min` : `${Math.floor(minutes / 60)} h ${minutes % 60} min`;
+  return minutes < 90 ? `${minutes} ${t("min")}` : `${Math.floor(minutes / 60)} ${t("h")} ${minutes % 60} ${t("min")}`;
 }
 
 /** The text of an estimate by the server, and whether it is a warning. */

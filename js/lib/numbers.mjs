@@ -1,4 +1,5 @@
 // Pure functions of the training panel, without DOM or ComfyUI. tests/js/test_panel_units.py tests them.
+import { t } from "./words.mjs";
 
 /** Moving average over `radius` points to both sides; near the ends the window shrinks symmetrically. */
 export function smooth(points, radius) {
@@ -124,7 +125,7 @@ export function readableSeconds(seconds) {
 /** "812 KB", "3.2 MB", "11.4 GB", in powers of 1024 as file managers and ComfyUI count. */
 export function readableBytes(bytes) {
   if (!Number.isFinite(bytes)) return "–";
-  const units = ["B", "KB", "MB", "GB", "TB"];
+  const units = [t("B"), t("KB"), t("MB"), t("GB"), t("TB")];
   let [value, unit] = [bytes, 0];
   while (value >= 1024 && unit < units.length - 1) [value, unit] = [value / 1024, unit + 1];
   return `${unit === 0 || value >= 100 ? value.toFixed(0) : value.toFixed(1)} ${units[unit]}`;

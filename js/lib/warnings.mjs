@@ -1,4 +1,6 @@
-// Russian for the server's warnings about photos and words. <parts> are what differs from case to case.
+// Russian for the server's messages about photos, words and LoRAs. <parts> are what differs from case to case.
+import { PROBLEMS } from "./problems.mjs";
+
 const RUSSIAN = {
   "Only <n> photos: with fewer than <least>, the background and the pose are learned with the subject. 3 to 5 photos from different angles work best.":
     "Мало фото (<n>): если их меньше <least>, вместе с объектом выучиваются фон и поза. Лучше всего от 3 до 5 фото с разных сторон.",
@@ -56,11 +58,11 @@ function patternOf(sentence) {
   return { names, expression: new RegExp(`^${source}$`, "s") };
 }
 
-const patterns = Object.entries(RUSSIAN).map(([english, russian]) => ({ ...patternOf(english), russian }));
+const patterns = Object.entries({ ...RUSSIAN, ...PROBLEMS }).map(([english, russian]) => ({ ...patternOf(english), russian }));
 
 const listed = (names) => names.replace(/ and (\d+) more$/, " и ещё $1").replace(/ and /g, " и ");
 
-/** A warning in the editor's language; as it is if there is no translation. */
+/** A message in the editor's language; as it is if there is no translation. */
 export function warningIn(locale, text) {
   if (!String(locale ?? "").toLowerCase().startsWith("ru")) return text;
   for (const { names, expression, russian } of patterns) {

@@ -44,6 +44,14 @@ export const RUSSIAN = {
   "{n} class images from an earlier run": "картинок класса с прошлого раза: {n}",
   "{n} excluded": "исключено: {n}",
   "{n} steps": "шагов: {n}",
+  "B": "Б",
+  "KB": "КБ",
+  "MB": "МБ",
+  "GB": "ГБ",
+  "TB": "ТБ",
+  "s": "с",
+  "min": "мин",
+  "h": "ч",
 };
 
 let table = {};
@@ -55,7 +63,7 @@ export function speak(locale) {
   table = String(locale ?? "").toLowerCase().startsWith("ru") ? RUSSIAN : {};
 }
 
-/** A warning of the server in the editor's language. */
+/** A message of the server in the editor's language. */
 export function told(text) {
   return warningIn(language, text);
 }

@@ -195,6 +195,16 @@ class Page:
             if got.get("pointerdown") and not got["moved"]:
                 raise RuntimeError(f"Clicks are swallowed, though it stands still: {element}")
 
+    @contextmanager
+    def covered(self) -> Iterator[None]:
+        """Another tab is open in front of this one."""
+        other = self._browser.open("about:blank")
+        try:
+            yield
+        finally:
+            other.call("Page.close")
+            self.call("Page.bringToFront")
+
     def screenshot(self, path: Path, clip: dict[str, float] | None = None) -> Path:
         """Save what the tab shows; `clip`: x, y, width, height in CSS pixels. PNG or JPEG by the file's name."""
         params: dict[str, Any] = {"format": "png"}

@@ -13,6 +13,7 @@ import { RunNotices, askOnce, canAsk } from "../../js/lib/notify.mjs";
 import { TrainState } from "../../js/lib/train_state.mjs";
 import { TrainView } from "../../js/lib/train_view.mjs";
 import { wordsOf } from "../../js/lib/train_words.mjs";
+import { speak } from "../../js/lib/words.mjs";
 
 function same(found, expected, what = "") {
   const [one, two] = [JSON.stringify(found), JSON.stringify(expected)];
@@ -54,6 +55,12 @@ const tests = {
     same(slower.endsWith("part of the model stays in system memory, which is slower"), true);
     same(estimateText({ known: false }, words), [words.estimateUnknown, false]);
     same([5, 89, 90, 5400, 3600 * 30].map(roughTime), ["5 s", "89 s", "2 min", "1 h 30 min", "30 h 0 min"]);
+    speak("ru");
+    const russian = estimateText({ ...found, needed: 6 * 2 ** 30, free: 8 * 2 ** 30, fits: true }, wordsOf("ru"));
+    const hours = roughTime(6000);
+    speak("en");
+    same([russian[0], hours],
+      ["Около 13 мин: 0.420 с/шаг, как у «ohwx dog» · около 6.0 ГБ, свободно 8.0 ГБ", "1 ч 40 мин"]);
     const prompt = { 1: { inputs: {} }, 2: { inputs: { model: ["1", 0], text: "a" } }, 3: { inputs: { x: ["2", 0] } } };
     same(Object.keys(upstreamOf(prompt, "2")), ["1", "2"]);
   },

@@ -52,6 +52,21 @@ OVERLAPPING = """(() => {
   return boxes.flatMap((a, i) => boxes.slice(i + 1)
     .filter(b => a[1] < b[3] && b[1] < a[3] && a[2] < b[4] && b[2] < a[4]).map(b => [name(a[0]), name(b[0])]));
 })()"""
+COVERED = """(() => {
+  const { ds, canvas } = app.canvas, place = canvas.getBoundingClientRect();
+  const boxes = [...document.querySelectorAll('.dom-widget')].filter(e => e.offsetWidth)
+    .map(e => e.getBoundingClientRect());
+  const labels = app.graph.nodes.filter(n => !n.flags.collapsed).flatMap(n => [true, false].flatMap(isInput =>
+    ((isInput ? n.inputs : n.outputs) ?? []).map((slot, i) => {
+      const [x, y] = n.getConnectionPos(isInput, i);
+      return slot.widget ? null : [`${n.title}: ${slot.name}`, x + (isInput ? 20 : -20), y];
+    }).filter(Boolean)));
+  return labels.filter(([, x, y]) => {
+    const left = place.x + (x + ds.offset[0]) * ds.scale, top = place.y + (y + ds.offset[1]) * ds.scale;
+    return boxes.some(b => b.left < left && left < b.right && b.top < top && top < b.bottom);
+  }).map(([name]) => name);
+})()"""
+"""Names of inputs and outputs that lie under an element of the page: it belongs to another place."""
 ALL_NODES = "(function all(g) { return g.nodes.flatMap(n => n.subgraph ? all(n.subgraph) : [n]); })(app.graph)"
 
 
@@ -121,6 +136,7 @@ def test_example_opens_as_saved(page: Page, comfy: ComfyClient, path: Path) -> N
     assert without_meta(to_api(workflow, comfy.object_info())) == without_meta(editors)
     page.wait_for(f"app.canvas.ds.scale >= {READABLE}", 10)
     assert page.evaluate(OVERLAPPING) == []
+    assert page.evaluate(COVERED) == []
     keep_picture(page, path.stem)
 
 

@@ -283,6 +283,27 @@ def test_a_preset_fills_the_node_and_an_edit_ends_it(page: Page) -> None:
     assert not ours(page)
 
 
+def test_the_browser_notifies_of_a_training_that_ends_in_a_hidden_tab(page: Page, comfy: ComfyClient) -> None:
+    """With Chromium's own notifications, which say that they were shown."""
+    page.call("Browser.grantPermissions", permissions=["notifications"], origin=comfy.url)
+    page.evaluate(
+        "window.notices = []; window.Notification = class extends Notification { constructor(...given) {"
+        " super(...given); this.addEventListener('show', () => notices.push([this.title, this.body, this.tag])); } };"
+        " window.send = (run, state, series) => app.api.dispatchEvent(new CustomEvent('subjectbooth.train', {detail: {"
+        "  node: '1', run: `${run}_0123456789ab`, state, step: 4, steps: 4, series, result: {trigger: run}}})); 0"
+    )
+    trained = json.dumps({"loss": [[1, 0.5]]})
+    page.evaluate(f"send('seen', 'training', {trained}); send('seen', 'finished', {{}})")
+    with page.covered():
+        page.wait_for("document.hidden")
+        page.evaluate(f"send('ohwx dog', 'training', {trained}); send('ohwx dog', 'finished', {{}})")
+        page.evaluate("send('reused', 'finished', {})")
+        shown = page.wait_for("notices.length && notices", 10)
+    assert shown == [["ohwx dog: Finished", "step 4 / 4", "ohwx dog_0123456789ab"]]
+    page.wait_for("!document.hidden")
+    assert not ours(page)
+
+
 def test_the_search_finds_the_nodes_by_what_people_type(page: Page, comfy: ComfyClient) -> None:
     """In the search box itself. A front end that knows aliases gets them, whatever ComfyUI it is on; 1.32 only has the
     names."""
@@ -413,6 +434,14 @@ def test_help_pages_open_with_their_picture(page: Page, comfy: ComfyClient, lang
         page.wait_for(f"[...document.querySelectorAll('.node-help-content img')].some(i => {picture})")
     keep_picture(page, f"help_{language}")
     add(page, "LoadSubjectImages")
+    for values, russian in (
+        ({"folder": "pets", "sample": "cat"}, "Фото взяты из нескольких мест (2)"),
+        ({"folder": "", "sample": "none", "images": "gone.png"}, "Файла 'gone.png' нет в папке input"),
+        ({"images": ""}, "+ фото"),
+    ):
+        if language == "ru":
+            set_widgets(page, **values)
+            page.wait_for(f"document.querySelector('.sb-panel')?.textContent.includes({json.dumps(russian)})", 10)
     page.wait_for("document.querySelector('.sb-add')")
     assert ("фото" in panel(page, "e.textContent")) is (language == "ru")
     gallery = "app.extensionManager.command.execute('Workspace.ToggleSidebarTab.subjectbooth-gallery')"
@@ -421,7 +450,19 @@ def test_help_pages_open_with_their_picture(page: Page, comfy: ComfyClient, lang
     page.wait_for(f"document.querySelector('.subjectbooth-gallery h2')?.textContent === {json.dumps(heading)}")
     keep_picture(page, f"gallery_{language}")
     page.evaluate(gallery)
-    assert not ours(page)
+    template = json.loads((ROOT / "example_workflows" / "use_a_trained_lora.json").read_text("utf-8"))
+    chosen = next(node for node in template["nodes"] if node["type"] == "ApplySubjectLoRA")["widgets_values"]
+    chosen[0] = "gone.safetensors"
+    page.evaluate(f"app.loadGraphData({json.dumps(template)}).then(() => 1)")
+    page.evaluate("app.extensionManager.command.execute('Comfy.Canvas.FitView')")
+    note = "Рисует с LoRA, обученной раньше" if language == "ru" else "Draws with a LoRA that was trained before"
+    page.wait_for(f"[...document.querySelectorAll('.dom-widget')].some(e => e.innerText.includes({json.dumps(note)}))")
+    missing = "Файл lora 'gone.safetensors' не найден" if language == "ru" else "'gone.safetensors' was not found"
+    page.wait_for(f"document.querySelector('.sb-problem')?.textContent.includes({json.dumps(missing)})")
+    slots = page.evaluate("app.graph.nodes.find(n => n.subgraph).inputs.map(i => i.localized_name ?? i.name)")
+    assert slots == (["модель", "clip", "vae", "промпт"] if language == "ru" else ["model", "clip", "vae", "prompt"])
+    keep_picture(page, f"template_{language}")
+    assert not [m for m in ours(page) if "/lora?name=" not in m.url], "the template's LoRA is not there"
 
 
 def open_help(page: Page) -> None:
@@ -444,4 +485,6 @@ def test_the_panels_work_in_the_other_renderer(page: Page, comfy: ComfyClient) -
         add(page, kind)
         page.wait_for("document.querySelector('[data-node-id]')")
         assert page.evaluate(CUT_OFF) == [], kind
+        if kind == "DreamBoothLoRATrain":
+            assert 0.0001 in page.evaluate("[...document.querySelectorAll('[data-node-id] input')].map(e => +e.value)")
     assert not ours(page)

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from subjectbooth.tests.comfy_server import ComfyClient
+from subjectbooth.tests.conftest import module_alone
 
 ROOT = Path(__file__).resolve().parents[2]
 # Lists of files or of ComfyUI's own names.
@@ -98,3 +99,27 @@ def test_a_help_page_has_a_picture_that_is_served(comfy: ComfyClient, node_id: s
 
 def test_help_pages_are_those_of_the_nodes(comfy: ComfyClient) -> None:
     assert NODE_IDS == sorted(k for k, v in comfy.object_info().items() if v["category"] == "SubjectBooth")
+
+
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_no_two_inputs_of_a_node_have_the_same_label(language: str) -> None:
+    for kind, words in read(language, "nodeDefs.json").items():
+        labels = [entry["name"] for entry in words.get("inputs", {}).values()]
+        assert sorted(labels) == sorted(set(labels)), kind
+
+
+@pytest.mark.parametrize("language", ["en", "ru"])
+def test_the_trainers_help_shows_each_preset_with_its_values_and_source(language: str) -> None:
+    presets = module_alone("presets").PRESETS
+    page = (ROOT / "js" / "docs" / "DreamBoothLoRATrain" / f"{language}.md").read_text("utf-8")
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in page.splitlines() if line[:1] == "|"][2:]
+    shown = {
+        name: {"steps": int(steps), "learning_rate": float(rate), "rank": int(rank), "network_alpha": float(rank)}
+        for name, steps, rate, rank, source in rows
+        if source
+    }
+    assert {name: {**values, "prior_loss_weight": 1.0} for name, values in shown.items()} == presets
+    tooltip = read(language, "nodeDefs.json")["DreamBoothLoRATrain"]["inputs"]["preset"]["tooltip"]
+    for name, values in presets.items():
+        numbers = [f"{values[key]:g}" for key in ("steps", "learning_rate", "rank")]
+        assert re.search(rf"{name}: {numbers[0]} \w+, {re.escape(numbers[1])}, \w+ {numbers[2]}\b", tooltip), name
