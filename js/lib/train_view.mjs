@@ -8,7 +8,7 @@ import { UseLine } from "./use_line.mjs";
 
 /** Heights in CSS pixels that the panel needs in the node. */
 const HEIGHTS = {
-  idle: 54, estimate: 36, status: 46, chart: 158, scores: 106, strip: 200, class: 150, use: 24, button: 30, actions: 30, result: 52, padding: 12,
+  idle: 54, estimate: 36, warning: 70, status: 46, chart: 158, scores: 106, strip: 200, class: 150, use: 24, button: 30, actions: 30, result: 52, padding: 12,
 };
 
 function make(kind, className = "", text = "") {
@@ -39,9 +39,10 @@ export class TrainView {
 
   /** Required height of the panel in CSS pixels. */
   get height() {
-    const estimate = this._estimate.hidden ? 0 : HEIGHTS.estimate;
-    if (!this._run) return HEIGHTS.idle + estimate;
-    const parts = ["status", "padding", ...(estimate ? ["estimate"] : [])];
+    const line = this._estimate.classList.contains("sbt-warning") ? "warning" : "estimate";
+    const parts = this._estimate.hidden ? [] : [line];
+    if (!this._run) return HEIGHTS.idle + (parts.length ? HEIGHTS[line] : 0);
+    parts.push("status", "padding");
     if (!this._losses.chart.hidden) parts.push("chart");
     if (!this._scores.chart.hidden) parts.push("scores");
     if (!this._strip.hidden) parts.push("strip");
@@ -346,8 +347,8 @@ export class TrainView {
     if (!result) return;
     this._fileName.textContent = `models/loras/${result.lora}`;
     this._fileName.title = this._fileName.textContent;
-    this._fileFacts.textContent =
-      `${readableBytes(result.size)} · ${this._words.matched} ${result.matched}/${result.layers}`;
+    this._fileFacts.textContent = `${this._words.matched} ${result.matched}/${result.layers}`;
+    this._fileFacts.title = readableBytes(result.size);
     this._trigger.textContent = result.trigger;
   }
 
