@@ -38,8 +38,11 @@ class Fold {
       living.delete(node.subjectBoothFold);
       onRemoved?.apply(this, given);
     };
+    // A new node; a saved one gets its own size later. Nodes 2.0 makes room for what it shows by itself.
+    for (const widget of widgets) hide(widget, true);
+    const height = node.computeSize()[1];
     this.apply();
-    node.setSize([node.size[0], node.computeSize()[1]]); // a new node; a saved one gets its own size later
+    node.setSize([node.size[0], height]);
   }
 
   // Above the panel, whichever of the two extensions came first.

@@ -2,7 +2,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { nodeOf } from "./lib/node_path.mjs";
-import { Panel, ask, chain, hideWidget, keepingFocus, make, onWidgets, setWidget, valuesOf, widen } from "./lib/panel.mjs";
+import { Panel, TEXT, ask, chain, hideWidget, keepingFocus, make, onWidgets, setWidget, valuesOf, widen } from "./lib/panel.mjs";
 import { CropEditor } from "./lib/crop_editor.mjs";
 import { paintMask } from "./lib/mask_editor.mjs";
 import { editsOf, onlyOf, textOf, withEdit } from "./lib/photo_edits.mjs";
@@ -13,7 +13,6 @@ import { t, told } from "./lib/words.mjs";
 const MOST_CAPTIONS = 8;
 const EDITS = "photo_edits";
 const WATCHED = ["images", "folder", "sample", "class_word", "token", "prompt_template", "captions", "resolution", "crop", EDITS];
-const TEXT = "$$node-text-preview"; // the editor's own widget
 const ACCEPTED = "image/png,image/jpeg,image/webp,image/avif,image/gif,image/bmp,image/tiff";
 
 class PhotoPanel {

@@ -1,5 +1,8 @@
 // Panels inside nodes: a DOM element that both renderers show and that is never saved.
 
+/** The name of the editor's own widget for the text of a node. */
+export const TEXT = "$$node-text-preview";
+
 const STYLE = `
 .sb-panel { box-sizing: border-box; width: 100%; height: 100%; overflow: auto; padding: 6px; border-radius: 6px;
   font: 12px/1.35 Inter, Arial, sans-serif; color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222);

@@ -1,4 +1,5 @@
 // Pure functions behind the panels: the list of photos and the list of excluded class images.
+import { t } from "./words.mjs";
 
 // The names in the value of the "images" widget: none, one, or a list.
 export function namesOf(value) {
@@ -30,7 +31,7 @@ export function moved(names, from, to) {
 // The front end requests labels for the value (1.32.9: joined to a string, 1.58.1: as a list) and for each option.
 export function labelOf(value, asked) {
   if (!Array.isArray(value) || String(asked) !== String(value)) return asked ?? "";
-  return value.length === 1 ? value[0] : `${value.length} photos: ${value.join(", ")}`;
+  return value.length === 1 ? value[0] : `${value.length} ${t("photos")}: ${value.join(", ")}`;
 }
 
 // Hex digits of a content hash written to the "exclude" widget; the node requires at least 8.

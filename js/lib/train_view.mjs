@@ -8,7 +8,7 @@ import { UseLine } from "./use_line.mjs";
 
 /** Heights in CSS pixels that the panel needs in the node. */
 const HEIGHTS = {
-  idle: 54, estimate: 36, warning: 70, status: 46, chart: 158, scores: 106, strip: 200, class: 150, use: 24, button: 30, actions: 30, result: 52, padding: 12,
+  idle: 54, estimate: 36, warning: 86, status: 46, chart: 158, scores: 106, strip: 200, class: 150, use: 24, button: 30, actions: 30, result: 52, wrapped: 20, padding: 12,
 };
 
 function make(kind, className = "", text = "") {
@@ -50,6 +50,7 @@ export class TrainView {
     if (!this._use.element.hidden) parts.push("use", ...Array(this._use.buttons).fill("button"));
     if (!this._actionsLine.hidden) parts.push("actions");
     if (!this._result.hidden) parts.push("result");
+    for (const line of this.element.querySelectorAll(".sbt-wrap")) if (line.offsetHeight > HEIGHTS.wrapped) parts.push("wrapped");
     return parts.reduce((sum, part) => sum + HEIGHTS[part], 0);
   }
 
@@ -103,8 +104,8 @@ export class TrainView {
     this._state = make("span", "sbt-grow");
     this._state.setAttribute("role", "status");
     this._numbers = make("span", "sbt-faint sbt-numbers");
-    this._count = make("span", "sbt-grow sbt-numbers");
-    const [first, second] = [make("div", "sbt-line"), make("div", "sbt-line")];
+    this._count = make("span", "sbt-count sbt-numbers");
+    const [first, second] = [make("div", "sbt-line"), make("div", "sbt-line sbt-wrap")];
     this._setting = make("span", "sbt-faint");
     first.append(this._state, this._setting);
     second.append(this._count, this._numbers);
@@ -150,7 +151,7 @@ export class TrainView {
     this._actionsLine.append(this._stop, this._resume, this._notify);
 
     this._result = make("div");
-    this._file = make("div", "sbt-line");
+    this._file = make("div", "sbt-line sbt-wrap");
     this._fileName = make("span", "sbt-grow sbt-file");
     this._fileFacts = make("span", "sbt-faint sbt-numbers");
     this._file.append(this._fileName, this._fileFacts);

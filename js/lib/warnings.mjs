@@ -1,5 +1,6 @@
 // Russian for the server's messages about photos, words and LoRAs. <parts> are what differs from case to case.
 import { PROBLEMS } from "./problems.mjs";
+import { REPORTS } from "./reports.mjs";
 
 const RUSSIAN = {
   "Only <n> photos: with fewer than <least>, the background and the pose are learned with the subject. 3 to 5 photos from different angles work best.":
@@ -58,7 +59,7 @@ function patternOf(sentence) {
   return { names, expression: new RegExp(`^${source}$`, "s") };
 }
 
-const patterns = Object.entries({ ...RUSSIAN, ...PROBLEMS }).map(([english, russian]) => ({ ...patternOf(english), russian }));
+const patterns = Object.entries({ ...RUSSIAN, ...PROBLEMS, ...REPORTS }).map(([english, russian]) => ({ ...patternOf(english), russian }));
 
 const listed = (names) => names.replace(/ and (\d+) more$/, " и ещё $1").replace(/ and /g, " и ");
 

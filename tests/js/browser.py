@@ -198,12 +198,13 @@ class Page:
     @contextmanager
     def covered(self) -> Iterator[None]:
         """Another tab is open in front of this one."""
-        other = self._browser.open("about:blank")
+        other = self._browser.open("about:blank#covers")
+        other.wait_for("location.hash === '#covers' && document.readyState === 'complete'")
         try:
             yield
         finally:
-            other.call("Page.close")
             self.call("Page.bringToFront")
+            other.call("Page.close")
 
     def screenshot(self, path: Path, clip: dict[str, float] | None = None) -> Path:
         """Save what the tab shows; `clip`: x, y, width, height in CSS pixels. PNG or JPEG by the file's name."""

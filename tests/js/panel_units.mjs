@@ -13,6 +13,7 @@ import { RunNotices, askOnce, canAsk } from "../../js/lib/notify.mjs";
 import { TrainState } from "../../js/lib/train_state.mjs";
 import { TrainView } from "../../js/lib/train_view.mjs";
 import { wordsOf } from "../../js/lib/train_words.mjs";
+import { warningIn } from "../../js/lib/warnings.mjs";
 import { speak } from "../../js/lib/words.mjs";
 
 function same(found, expected, what = "") {
@@ -340,24 +341,67 @@ const tests = {
     same(button("Back to the run's own choice").hidden, false);
     view.remove();
   },
-  async "what is estimated can be read whole, in both languages"() {
+  "what nodes report is Russian in Russian, without losing a number"() {
+    const reports = [
+      "reading the base model", "writing 466 MB, once, to models/checkpoints/subjectbooth",
+      "studying what the model knows  12/64", "training on cuda:0 in bf16; 5.1 GB",
+      "step 26/60  loss 0.0648 (subject 0.0581, class 0.0067)  2.40 s/step  ETA 2:29", "step 3/60  loss 0.0648  2.40 s/step  ETA 2:29",
+      "step 20/60  drawing 3/8", "the class after training: picture 1 of 4, step 5/20",
+      "trained: my_dog.safetensors, 4.6 MB, step 290, matched 99/99, use “ohwx dog” in prompts",
+      "reused (trained before): my_dog.safetensors, 4.6 MB, step 150 of 290 (best: .71), matched 99/99, use “ohwx dog” in prompts",
+      "trained: a.safetensors, 4.6 MB, step 12 of 290 (stopped and kept), matched 9/9, use “ohwx dog” in prompts",
+      "class drift 0.05 (0: unchanged, 1: another random picture)", "as usual for Z-Image: learning_rate 0.0001, rank 32",
+      "no validation images of step 5, 10 for these prompts and settings; force_retrain creates them",
+      '4 class images ready (0 new), "a photo of a dog"', "applied: all 99 layers", "not applied: the strength is 0",
+    ];
+    for (const text of reports) {
+      const russian = warningIn("ru", text);
+      same([/[а-яё]/.test(russian), /[<>]|undefined| of \d|\b(step|images|drawing|matched)\b/.test(russian)], [true, false], russian);
+      same(warningIn("en", text), text);
+    }
+    same(warningIn("ru", reports[4]), "шаг 26/60, потери 0.0648, 2.40 с/шаг, осталось 2:29");
+    same(warningIn("ru", reports[10]),
+      "обучено: a.safetensors, 4.6 МБ, шаг 12 из 290 (остановлено и сохранено), совпало 9/9, в промптах пишите «ohwx dog»");
+  },
+  async "nothing on the panel is cut off, in both languages and in the narrower renderer"() {
     const style = Object.assign(document.createElement("link"), { rel: "stylesheet", href: "/js/lib/train_panel.css" });
     await new Promise((resolve) => { style.onload = resolve; document.head.append(style); });
     const found = { known: true, seconds: 754, step: 0.42, trigger: "ohwx toy car", scaled: true };
     const large = { ...found, needed: 9.5 * 2 ** 30, free: 2 ** 33, fits: false };
+    const more = { series: { loss: [[1, 0.5], [2, 0.4]] }, steps: 2000, eta: 7000, memory: { used: 2 ** 34 } };
+    const result = { run: "r", step: 1000, steps: 2000, why: "stopped", lora: "my_subject.safetensors", size: 2 ** 22,
+      matched: 99, layers: 99, trigger: "ohwx toy car" };
     for (const locale of ["en", "ru"]) {
+      speak(locale);
       const words = wordsOf(locale);
       const view = new TrainView(words, { viewAddress: () => "", sharpness: () => 1 });
       document.body.append(view.element);
-      view.element.style.width = "308px"; // of the templates' node
+      view.element.style.width = "290px"; // of the templates' node in Nodes 2.0
+      const check = (what) => {
+        view.element.style.height = `${view.height}px`;
+        const { right } = view.element.getBoundingClientRect();
+        const shown = [...view.element.querySelectorAll("*")].filter((e) => e.offsetWidth && e.tagName !== "CANVAS");
+        same(shown.filter((e) => !e.children.length && e.scrollWidth > e.clientWidth + 1 && getComputedStyle(e).display !== "inline"
+          || e.getBoundingClientRect().right > right).map((e) => e.textContent), [], `${locale}, ${what}`);
+        same([view.element.scrollHeight <= view.element.clientHeight], [true], `${locale}, ${what}, height`);
+      };
       for (const told of [found, large, { ...large, offloads: true }, { known: false }]) {
         view.showEstimate(...estimateText(told, words));
-        view.element.style.height = `${view.height}px`;
         const line = view.element.querySelector(".sbt-estimate");
-        same([line.scrollHeight <= line.clientHeight, view.element.scrollHeight <= view.height], [true, true], line.textContent);
+        same(line.scrollHeight <= line.clientHeight, true, line.textContent);
+        check("estimate");
       }
+      const state = new TrainState("r");
+      state.take(message(1000, more));
+      view.show(state);
+      check("in training");
+      state.take(message(1000, { ...more, state: "kept" }));
+      state.done(result);
+      view.show(state);
+      check("kept");
       view.remove();
     }
+    speak("en");
     style.remove();
   },
   async "scores have a chart of their own, which is there only with scores"() {

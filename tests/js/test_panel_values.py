@@ -85,6 +85,12 @@ def test_every_word_of_the_panels_is_there_in_russian() -> None:
     assert run("words.mjs", "(m.speak('fr'), m.t('and {n} more', {n: 3}))") == "and 3 more"
 
 
+def test_the_reports_that_are_translated_are_those_of_the_nodes() -> None:
+    sources = "".join(path.read_text("utf-8") for path in (JS.parent / "nodes").glob("*.py"))
+    words = {word for text in run("reports.mjs", "Object.keys(m.REPORTS)") for word in re.split(r"<\w+>|[^\w ]", text)}
+    assert len(words) > 20 and [word for word in words if word.strip() not in sources] == []
+
+
 def test_the_about_badge_has_the_packs_version() -> None:
     project = (JS.parent / "pyproject.toml").read_text("utf-8")
     script = (JS / "about.js").read_text("utf-8")
