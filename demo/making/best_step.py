@@ -33,6 +33,7 @@ from .measure_dreambooth import (
 from .narrow import Narrow, load_narrow
 from .narrow_dreambooth import class_images_of, prompts_of, training_of
 from .subjects import SUBJECTS
+from .t_lora import MaskedNetwork
 
 if TYPE_CHECKING:
     from trainer.preserve.preservation import Preservation
@@ -46,6 +47,8 @@ JUDGED = tuple(KEPT_EVERY * part for part in (1, 2, 3, 5, 7, 10, 14, 20))
 FOLDER = WORK / "best_step"
 RUNS = ("curvature", "class_images", "none")
 """How the class is kept."""
+T_LORA = "none, T-LoRA"
+"""Another run, if asked for; see :mod:`demo.making.t_lora`."""
 
 
 def run_file(name: str, run: str) -> Path:
@@ -73,7 +76,7 @@ def _training(nets: Narrow, name: str, run: str, seed: int = 0) -> Any:
     else:
         way = Curvature(SUBJECTS[name].class_word) if run == "curvature" else NoPreservation()
     data = {"probe": probe, "held_out": held_out}
-    return training_of(nets, name, seed, way, data, steps=TOO_LONG, validation_interval=KEPT_EVERY)
+    return training_of(nets, name, seed, way, data, run == T_LORA, steps=TOO_LONG, validation_interval=KEPT_EVERY)
 
 
 def adapters(nets: Narrow, name: str, run: str) -> Iterator[tuple[int, dict[str, torch.Tensor], Any]]:
@@ -101,7 +104,7 @@ def scores_of(nets: Narrow, name: str, run: str) -> dict[int, dict[str, float]]:
     from trainer.learn.probe import HELD_OUT_LOSS, Probe
 
     kept = torch.load(run_file(name, run), weights_only=True)["steps"]
-    with _training(nets, name, "none") as training:
+    with _training(nets, name, T_LORA if run == T_LORA else "none") as training:
         training.plan()  # builds the network
         data, state, denoiser = training._data, training._assembly, training._base.denoiser
         unseen = training._base.codec.encode(photos(name, "heldout"))
@@ -167,6 +170,9 @@ def train_and_judge(nets: Narrow, judge: LoadedJudge, name: str, run: str) -> Fi
     for step, weights, network in adapters(nets, name, run):
         kept[step] = {"adapter": weights}
         if step in JUDGED:
+            if run == T_LORA:
+                kept[step]["figures_without_masks"] = oracle.figures(replace(nets, unet=network))
+                network = MaskedNetwork(network)
             kept[step]["figures"] = oracle.figures(replace(nets, unet=network))
         if step in (STEPS, TOO_LONG):
             shown = {what: round(value, 2) for what, value in kept[step]["figures"].items()}

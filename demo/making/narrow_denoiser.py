@@ -20,6 +20,7 @@ from trainer.base.sd.schedule import make_noise_scheduler
 
 from .narrow import Narrow
 from .schedule import alphas_cumprod
+from .t_lora import masked
 from .unet import UNet
 
 
@@ -82,6 +83,18 @@ class NarrowUNet(DiffusersUNet):
         return nullcontext(network)
 
 
+@dataclass(frozen=True)
+class MaskedNarrowUNet(NarrowUNet):
+    """Trains a T-LoRA."""
+
+    def predict(
+        self, network: Any, noisy_latents: torch.Tensor, times: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """With the ranks of the times only."""
+        with masked(network, times):
+            return super().predict(network, noisy_latents, times, conditioning)
+
+
 class NarrowPrompts:
     """The narrow text encoder. Words outside its vocabulary are left out; the wide one has zeros for them."""
 
@@ -116,6 +129,7 @@ def narrow_base(
     digest: str = "the narrow model",
     levels: torch.Tensor | None = None,
     prediction_type: str = "epsilon",
+    t_lora: bool = False,
 ) -> BaseModel:
     """The nets as a base model.
 
@@ -123,11 +137,13 @@ def narrow_base(
         digest: of the weights. Without one, use a separate folder for the runs of each base.
         levels: ``alphas_cumprod`` of the noise schedule, float32 [1000]; None for the demo base's.
         prediction_type: what the UNet predicts, ``epsilon`` or ``v_prediction``.
+        t_lora: whether the LoRA is trained as a T-LoRA.
     """
     from .words import token_ids, word_ids
 
     scheduler = make_noise_scheduler(alphas_cumprod() if levels is None else levels, prediction_type)
-    denoiser = NarrowUNet(LdmLayout(SD1, {}, {}, {}, "the narrow model"), scheduler, dict, nets.unet)
+    kind = MaskedNarrowUNet if t_lora else NarrowUNet
+    denoiser = kind(LdmLayout(SD1, {}, {}, {}, "the narrow model"), scheduler, dict, nets.unet)
 
     def encode(captions: list[str]) -> torch.Tensor:
         known = [" ".join(word for word in text.split() if word in word_ids()) for text in captions]

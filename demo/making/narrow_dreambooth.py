@@ -73,13 +73,20 @@ def class_images_of(nets: Narrow, name: str, seed: int, count: int = CLASS_IMAGE
 
 
 def training_of(
-    nets: Narrow, name: str, seed: int, way: Any, data: dict[str, Any] | None = None, **changes: Any
+    nets: Narrow,
+    name: str,
+    seed: int,
+    way: Any,
+    data: dict[str, Any] | None = None,
+    t_lora: bool = False,
+    **changes: Any,
 ) -> Any:
     """The training of a subject with the demo's settings.
 
     Args:
         way: how the class is kept.
         data: further fields of :class:`trainer.learn.data.TrainingData`.
+        t_lora: see :mod:`demo.making.t_lora`.
         changes: settings of :class:`trainer.config.TrainConfig` that differ from the demo's.
     """
     from trainer.config import TrainConfig
@@ -94,7 +101,7 @@ def training_of(
     }  # fmt: skip
     for setting in ("learning_rate", "rank", "network_alpha", "train_batch_size", "prior_loss_weight"):
         settings[setting] = SETTINGS[setting]
-    base, more = narrow_base(nets), data or {}
+    base, more = narrow_base(nets, t_lora=t_lora), data or {}
     _, special = prompts_of(name)
     latents = base.codec.encode(photos(name, "train"))
     probed = more["probe"].all if "probe" in more else ()

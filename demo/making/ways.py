@@ -27,6 +27,7 @@ from .narrow import Narrow, load_narrow
 from .narrow_dreambooth import SEEDS, class_images_of, training_of
 from .narrow_measures import measures_of
 from .subjects import SUBJECTS
+from .t_lora import MaskedNetwork
 
 logger = logging.getLogger("subjectbooth")
 
@@ -62,6 +63,8 @@ def ways() -> dict[str, tuple[Make, dict[str, Any]]]:
         "weight_l2": (lambda word, priors: WeightL2(), {}),
         "weight_l2, as in the paper": (lambda word, priors: WeightL2(50.0), {}),
         "dco": (lambda word, priors: DirectConsistency(), {}),
+        "none, T-LoRA": (lambda word, priors: NoPreservation(), {"t_lora": True}),
+        "curvature, T-LoRA": (lambda word, priors: Curvature(word), {"t_lora": True}),
         "curvature": (lambda word, priors: Curvature(word), {}),
         "curvature, weight 128": (lambda word, priors: Curvature(word, weight=128.0), {}),
         "curvature, 32 images": (lambda word, priors: Curvature(word, images=32), {}),
@@ -103,13 +106,23 @@ def run(chosen: list[str], names: list[str], seeds: list[int], folder: Path = FO
                 if path.exists() or not _begin(begun):
                     continue
                 trained, seconds = train(nets, name, seed, *known[way])
-                row = {"way": way, "subject": name, "seed": seed, **{f"{k}_seconds": v for k, v in seconds.items()}}
-                row |= measures_of(nets, trained, judge, name, DRIFT_SEEDS)
-                with atomic_path(path) as part:
-                    part.write_text(json.dumps(row))
+                for drawn, with_lora in drawings(way, trained).items():
+                    row = {"way": drawn, "subject": name, "seed": seed}
+                    row |= {f"{k}_seconds": v for k, v in seconds.items()}
+                    row |= measures_of(nets, with_lora, judge, name, DRIFT_SEEDS)
+                    with atomic_path(folder / f"{drawn}; {name}; {seed}.json") as part:
+                        part.write_text(json.dumps(row))
+                    shown = {key: round(value, 2) for key, value in row.items() if isinstance(value, float)}
+                    logger.info("%s, %s, seed %d: %s", drawn, name, seed, shown)
                 begun.unlink(missing_ok=True)
-                shown = {key: round(value, 2) for key, value in row.items() if isinstance(value, float)}
-                logger.info("%s, %s, seed %d: %s", way, name, seed, shown)
+
+
+def drawings(way: str, trained: Narrow) -> dict[str, Narrow]:
+    """What is measured of a run, by name: a T-LoRA is drawn without its masks too, as other programs would."""
+    if not way.endswith("T-LoRA"):
+        return {way: trained}
+    # The name that says that a run is finished comes last.
+    return {f"{way}, drawn without masks": trained, way: replace(trained, unet=MaskedNetwork(trained.unet))}  # type: ignore[arg-type]
 
 
 def _begin(path: Path) -> bool:
