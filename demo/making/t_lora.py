@@ -2,8 +2,8 @@
 
 Very noisy pictures say little of the subject, and a LoRA that learns them by heart learns their backgrounds. So at time
 ``t`` of ``T`` only the first ``r(t) = r_min + floor((r - r_min) * (T - t) / T)`` ranks count, in training and when
-pictures are drawn. Here without the paper's orthogonal initialisation. The file format of a LoRA has no such masks:
-other programs draw with all ranks at all times.
+pictures are drawn. This is what the paper calls Vanilla T-LoRA, without its orthogonal initialisation. LoRA files have
+no such masks: ComfyUI and A1111 draw with all ranks at all times.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .schedule import STEPS
 _adapter: Any = import_module(f"{__name__.removesuffix('demo.making.t_lora')}trainer.learn.adapter")
 
 SMALLEST_RANK = 4
-"""The paper's ``r_min``, half the rank that the demo trains."""
+"""The paper's ``r_min``: half the rank, which is 8 in the demo, as its authors train SDXL."""
 
 
 def ranks_in_use(times: torch.Tensor, rank: int, smallest: int = SMALLEST_RANK) -> torch.Tensor:

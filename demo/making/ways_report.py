@@ -1,7 +1,8 @@
 """The table and the picture of ``docs/preservation.md``, from the runs of :mod:`demo.making.ways`.
 
 ``python -m demo.making.ways_report`` prints the table and writes ``docs/preservation.svg``. Each figure is the mean
-over subjects and seeds; behind it stands the standard deviation over subjects of their means.
+over subjects and seeds; behind it stand the standard deviation over subjects of their means and, in brackets, that over
+the seeds of one subject.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from statistics import mean, pstdev
+from statistics import mean, pstdev, variance
 from typing import Any
 
 import torch
@@ -46,13 +47,26 @@ def rows_by_way(folder: Path = FOLDER) -> dict[str, list[Row]]:
     return dict(found)
 
 
-def figure(rows: Iterable[Row], name: str) -> tuple[float, float]:
-    """The mean over all runs, and the spread over subjects."""
+def figure(rows: Iterable[Row], name: str) -> tuple[float, float, float | None]:
+    """The mean over all runs, the spread over subjects, and that over the seeds of one subject if there are several."""
     by_subject: dict[str, list[float]] = defaultdict(list)
     for row in rows:
         by_subject[row["subject"]].append(row[name])
     means = [mean(values) for values in by_subject.values()]
-    return mean(means), pstdev(means)
+    within = [variance(values) for values in by_subject.values() if len(values) > 1]
+    return mean(means), pstdev(means), mean(within) ** 0.5 if within else None
+
+
+def cell(rows: Iterable[Row], name: str) -> str:
+    """A figure in the table."""
+    middle, over_subjects, over_seeds = figure(rows, name)
+    return f"{middle:.2f} ± {over_subjects:.2f}" + ("" if over_seeds is None else f" ({over_seeds:.2f})")
+
+
+def counted(rows: Sequence[Row]) -> str:
+    """How many subjects and seeds were run."""
+    runs = sorted(sum(row["subject"] == name for row in rows) for name in {row["subject"] for row in rows})
+    return f"{len(runs)} x {runs[0]}" + (f" to {runs[-1]}" if runs[-1] > runs[0] else "")
 
 
 def seconds(rows: Iterable[Row]) -> tuple[float, float]:
@@ -65,12 +79,12 @@ def seconds(rows: Iterable[Row]) -> tuple[float, float]:
 def table(found: Mapping[str, Sequence[Row]]) -> str:
     """Markdown, with the time relative to that of ``none``."""
     plain_steps, plain_total = seconds(found["none"])
-    head = ["way", *COLUMNS.values(), "time of a step", "of the run", "runs"]
+    head = ["way", "subjects x seeds", *COLUMNS.values(), "time of a step", "of the run"]
     lines = [f"| {' | '.join(head)} |", f"|{'---|' * len(head)}"]
     for way, rows in found.items():
         steps, total = seconds(rows)
-        cells = ["{:.2f} ± {:.2f}".format(*figure(rows, name)) for name in COLUMNS]
-        cells += [f"{steps / plain_steps:.2f}", f"{total / plain_total:.2f}", str(len(rows))]
+        cells = [counted(rows), *(cell(rows, name) for name in COLUMNS)]
+        cells += [f"{steps / plain_steps:.2f}", f"{total / plain_total:.2f}"]
         lines.append(f"| {way} | {' | '.join(cells)} |")
     return "\n".join(lines)
 
