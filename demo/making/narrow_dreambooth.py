@@ -3,7 +3,9 @@
 A single run says little: another seed changes a gain by a few hundredths. The wide model repeats every channel, so its
 LoRA is equivalent to a LoRA on the narrow model whose lora_down is the sum over the copies. Its initial values have the
 same variance, and with adapted learning rates (:func:`rate_factor`) Adam takes the same steps. The differences: the
-random initialisation, the wide model's additional time features, and no gradient clipping.
+random initialisation, the wide model's additional time features, no gradient clipping, and that the rows of a lora_up
+need not stay copies: after 290 steps through the nodes, what a layer adds to them differed by 6 % (median of the
+layers of one run, in the norm; 66 % in the worst).
 """
 
 from __future__ import annotations

@@ -8,8 +8,9 @@ no such masks: ComfyUI and A1111 draw with all ranks at all times.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from importlib import import_module
 from typing import Any
@@ -69,6 +70,22 @@ def _masked_sum(
         first, second = (part[_adapter.ADAPTER_NAME] for part in (layer.lora_A, layer.lora_B))
         change = second._conv_forward(first._conv_forward(x, down, None) * mask[:, :, None, None], up, None)
     return result + scale * change
+
+
+def mean_over_masks(change: Callable[[Sequence[Any]], torch.Tensor], layers: Sequence[Any]) -> torch.Tensor:
+    """The mean over time of a function of a LoRA's layers, each time with the ranks in use then.
+
+    Args:
+        change: of :class:`trainer.preserve.adapter_layer.AdapterLayer`.
+    """
+    rank = len(layers[0].down)
+    used = ranks_in_use(torch.arange(STEPS), rank).bincount(minlength=rank + 1)
+    found = [
+        count / STEPS * change([replace(layer, down=layer.down[:ranks], up=layer.up[:, :ranks]) for layer in layers])
+        for ranks, count in enumerate(used.tolist())
+        if count > 1  # all ranks are in use at time 0 only
+    ]
+    return torch.stack(found).sum()
 
 
 class MaskedNetwork:

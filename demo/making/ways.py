@@ -27,7 +27,7 @@ from .narrow import Narrow, load_narrow
 from .narrow_dreambooth import SEEDS, class_images_of, training_of
 from .narrow_measures import measures_of
 from .subjects import SUBJECTS
-from .t_lora import MaskedNetwork
+from .t_lora import MaskedNetwork, mean_over_masks
 
 logger = logging.getLogger("subjectbooth")
 
@@ -48,6 +48,17 @@ def ways() -> dict[str, tuple[Make, dict[str, Any]]]:
     from trainer.preserve.teacher import Teacher
     from trainer.preserve.weight_l2 import WeightL2
 
+    class MaskedCurvature(Curvature):
+        """Penalises what the ranks in use change, on average over time, and not what all of them change together."""
+
+        def penalty(self, layers: Any, weight: float, estimate: Any) -> dict[str, torch.Tensor]:
+            (name,) = self.losses
+            return {
+                name: mean_over_masks(
+                    lambda some: super(MaskedCurvature, self).penalty(some, weight, estimate)[name], layers
+                )
+            }
+
     classes = {"class_images": CLASS_IMAGES}
     attention = {"lora_targets": "attention"}
     return {
@@ -65,6 +76,7 @@ def ways() -> dict[str, tuple[Make, dict[str, Any]]]:
         "dco": (lambda word, priors: DirectConsistency(), {}),
         "none, T-LoRA": (lambda word, priors: NoPreservation(), {"t_lora": True}),
         "curvature, T-LoRA": (lambda word, priors: Curvature(word), {"t_lora": True}),
+        "curvature of masked ranks, T-LoRA": (lambda word, priors: MaskedCurvature(word), {"t_lora": True}),
         "curvature": (lambda word, priors: Curvature(word), {}),
         "curvature, weight 128": (lambda word, priors: Curvature(word, weight=128.0), {}),
         "curvature, 32 images": (lambda word, priors: Curvature(word, images=32), {}),

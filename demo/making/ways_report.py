@@ -34,6 +34,9 @@ COLUMNS = {
 WIDTH, HEIGHT, MARGIN = 640, 380, 52
 LOWEST_GAIN, HIGHEST_GAIN = 0.75, 1.0
 LONGEST_DRIFT = 1.4
+NOT_SHOWN = ("curvature, with class images",)
+"""Lies on another point. Ways that learn too little to compare, and trials on three subjects, are left out as well."""
+LABELS = {"curvature, weight 128": "curvature, prior_loss_weight 0.5"}
 
 Row = Mapping[str, Any]
 
@@ -122,12 +125,12 @@ def plot(found: Mapping[str, Sequence[Row]]) -> str:
         parts.append(f'<text x="{x:.0f}" y="{HEIGHT - MARGIN + 16}" text-anchor="middle" fill="#555">{text}</text>')
     for way, rows in found.items():
         x, y = place(rows)
-        if figure(rows, "gain_in_new_scenes")[0] < LOWEST_GAIN or way == "curvature, with class images":
-            continue  # learns too little to compare, or lies on another point
+        if figure(rows, "gain_in_new_scenes")[0] < LOWEST_GAIN or way in NOT_SHOWN or "T-LoRA" in way:
+            continue
         colour = "#d97706" if way == "curvature" else "#2563eb"
         parts.append(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="5" fill="{colour}"/>')
         side, move = ("end", -9) if x > WIDTH * 0.7 else ("start", 9)
-        parts.append(f'<text x="{x + move:.1f}" y="{y + 4:.1f}" text-anchor="{side}">{way}</text>')
+        parts.append(f'<text x="{x + move:.1f}" y="{y + 4:.1f}" text-anchor="{side}">{LABELS.get(way, way)}</text>')
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Sequence
 
 import torch
 from torch import nn
 
-from subjectbooth.demo.making.t_lora import MaskedNetwork, masked, ranks_in_use
+from subjectbooth.demo.making.t_lora import MaskedNetwork, masked, mean_over_masks, ranks_in_use
 from subjectbooth.trainer.config import TrainConfig
-from subjectbooth.trainer.learn.adapter import inject, lora_layers
+from subjectbooth.trainer.learn.adapter import inject, layers_of, lora_layers
+from subjectbooth.trainer.preserve.adapter_layer import AdapterLayer
 
 RANK = 8
 TIMES = torch.tensor([0, 1, 250, 251, 999])
@@ -65,3 +67,19 @@ def test_a_masked_batch_is_predicted_with_the_ranks_of_its_times() -> None:
         down, up = (weight.grad for weight in layer.own_weights())
         assert down[4:].eq(0).all() and down[:4].ne(0).any()
         assert up[:, 4:].eq(0).all() and up[:, :4].ne(0).any()
+
+
+def test_a_penalty_is_the_mean_over_times_of_that_of_the_ranks_in_use() -> None:
+    net = Net().requires_grad_(False)
+    inject(net, TrainConfig(rank=RANK, network_alpha=4.0), dict(net.named_children()))
+    for layer in lora_layers(net):
+        layer.own_weights()[0].data.fill_(1.0)
+        layer.own_weights()[1].data.fill_(1.0)
+    layers = list(layers_of(net))
+
+    def change(some: Sequence[AdapterLayer]) -> torch.Tensor:
+        return sum(((layer.up.flatten(1) @ layer.down.flatten(1))[0, 0] for layer in some), torch.zeros(()))
+
+    expected = ranks_in_use(torch.arange(1000), RANK).float().mean() * len(layers)  # 4, 5, 6 and 7 ranks
+    torch.testing.assert_close(mean_over_masks(change, layers), expected, atol=0.05, rtol=0.0)
+    assert expected < 6 * len(layers) < change(layers)
