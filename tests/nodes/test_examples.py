@@ -107,6 +107,9 @@ def lora_of(comfy: ComfyClient, name: str) -> Path:
 @pytest.mark.parametrize("name", ["train_and_sample", "train_only", "compare_steps"])
 def test_example_runs(comfy: ComfyClient, name: str) -> None:
     prompt = prompt_of(comfy, name)
+    if name != "train_and_sample":  # one of them studies the base first, which takes longer than all the rest
+        (train,) = (node["inputs"] for node in prompt.values() if node["class_type"] == "DreamBoothLoRATrain")
+        train["preservation"] = "none"
     result = comfy.run(prompt)
     shown = {prompt[node_id]["class_type"]: output for node_id, output in result.outputs.items()}
     assert lora_of(comfy, name).is_file()
