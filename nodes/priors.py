@@ -42,10 +42,10 @@ EVENT = "subjectbooth.class_images"
 MOST_SHOWN = 200
 """Maximum number of images in one message to the panel."""
 
-DEFAULT_COUNT = 24
-"""At 20 steps these cost 0.8 PFLOP on SD 1.5, as much as 450 training steps, so that generating them takes no longer
-than the run they are for. The 200 images at 50 steps of most guides cost eight times as much as a whole run of 1,200
-steps. More can be added at any time; existing ones are reused."""
+DEFAULT_COUNT = 8
+"""Enough to see whether the class stays as it was, and curvature keeps it without more. For ``class_images``, 24 at 20
+steps cost 0.8 PFLOP on SD 1.5, as much as 450 training steps; the 200 at 50 steps of most guides cost eight times as
+much as a whole run of 1,200 steps. More can be added at any time; existing ones are reused."""
 
 SHOWN = ("class_prompt", "count", "steps", "cfg")
 """Inputs in sight; the others are under the editor's "advanced inputs"."""
@@ -68,8 +68,9 @@ class GenerateClassPriors(io.ComfyNode):
             node_id="GenerateClassPriors",
             display_name="Generate Class Priors (DreamBooth)",
             category=CATEGORY,
-            description="Generates ordinary images of the class that stop the model forgetting the class. Finished "
-            "images are kept: a cancelled run resumes where it stopped, and the same images are never generated twice.",
+            description="Generates ordinary images of the class: to compare before and after training, and to keep the "
+            "class with preservation class_images. Finished images are kept: a cancelled run resumes where it stopped, "
+            "and the same images are never generated twice.",
             is_output_node=True,
             inputs=[
                 io.Model.Input("model", tooltip="The model to train on: use the one connected to the trainer."),
@@ -87,8 +88,9 @@ class GenerateClassPriors(io.ComfyNode):
                     default=DEFAULT_COUNT,
                     min=1,
                     max=10_000,
-                    tooltip=f"Number of images. {DEFAULT_COUNT} take about as long as 450 training steps; 100 to 200 "
-                    "preserve the class better. You can raise it at any time: finished images are reused.",
+                    tooltip=f"Number of images. {DEFAULT_COUNT} are enough to compare. With preservation class_images, "
+                    "use more: 24 take about as long as 450 training steps, and 100 to 200 preserve the class better. "
+                    "You can raise it at any time: finished images are reused.",
                 ),
                 *sampler_inputs(
                     "image",
