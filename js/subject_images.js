@@ -2,7 +2,7 @@
 import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { nodeOf } from "./lib/node_path.mjs";
-import { Panel, TEXT, ask, chain, hideWidget, keepingFocus, make, onWidgets, setWidget, valuesOf, widen } from "./lib/panel.mjs";
+import { Panel, ask, chain, dropText, hideWidget, keepingFocus, make, onWidgets, setWidget, valuesOf, widen } from "./lib/panel.mjs";
 import { CropEditor } from "./lib/crop_editor.mjs";
 import { paintMask } from "./lib/mask_editor.mjs";
 import { editsOf, onlyOf, textOf, withEdit } from "./lib/photo_edits.mjs";
@@ -57,14 +57,7 @@ class PhotoPanel {
 
   // The editor's own copy of the status and the warnings, which the panel shows already.
   dropText() {
-    if (!this.answer) return;
-    const { widgets } = this.node;
-    const at = widgets.findIndex(({ name }) => name === TEXT);
-    if (at < 0) return;
-    widgets[at].onRemove?.();
-    widgets.splice(at, 1);
-    this.panel.fit();
-    this.node.graph?.setDirtyCanvas(true, true);
+    if (this.answer && dropText(this.node)) this.panel.fit();
   }
 
   get names() {

@@ -166,6 +166,16 @@ export function hideWidget(node, name) {
   widget.options.hidden = true;
 }
 
+// Removes the editor's own text of a node, whose panel says the same. Returns whether there was one.
+export function dropText(node) {
+  const at = node.widgets?.findIndex(({ name }) => name === TEXT) ?? -1;
+  if (at < 0) return false;
+  node.widgets[at].onRemove?.();
+  node.widgets.splice(at, 1);
+  node.graph?.setDirtyCanvas?.(true, true);
+  return true;
+}
+
 // Draws the panel again without taking the keyboard from what is being typed.
 export function keepingFocus(element, draw) {
   const before = element.contains(document.activeElement) ? document.activeElement : null;

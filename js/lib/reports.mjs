@@ -30,3 +30,15 @@ export const REPORTS = {
   "applied: all <n> layers": "применено слоёв: <n>, все",
   "not applied: the strength is 0": "не применено: сила равна 0",
 };
+
+/** What is on the panel of a node as well, by its type. */
+const ON_PANEL = {
+  GenerateClassPriors: [/^\d+ class images ready \(/],
+  DreamBoothLoRATrain: [/^(trained|reused \(trained before\)): .+, matched \d+\/\d+, use /, /^class drift \d/],
+};
+
+/** Whether a node's panel shows all lines of its text. */
+export function isOnPanel(kind, text) {
+  const known = ON_PANEL[kind] ?? [];
+  return text.split("\n").every((line) => known.some((pattern) => pattern.test(line)));
+}

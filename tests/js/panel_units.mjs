@@ -13,6 +13,7 @@ import { RunNotices, askOnce, canAsk } from "../../js/lib/notify.mjs";
 import { TrainState } from "../../js/lib/train_state.mjs";
 import { TrainView } from "../../js/lib/train_view.mjs";
 import { wordsOf } from "../../js/lib/train_words.mjs";
+import { isOnPanel } from "../../js/lib/reports.mjs";
 import { warningIn } from "../../js/lib/warnings.mjs";
 import { speak } from "../../js/lib/words.mjs";
 
@@ -359,6 +360,11 @@ const tests = {
       same([/[а-яё]/.test(russian), /[<>]|undefined| of \d|\b(step|images|drawing|matched)\b/.test(russian)], [true, false], russian);
       same(warningIn("en", text), text);
     }
+    const [, , , , , , , , trained, , , drift, , , ready] = reports;
+    same([isOnPanel("DreamBoothLoRATrain", `${trained}\n${drift}`), isOnPanel("GenerateClassPriors", ready)], [true, true]);
+    same(isOnPanel("DreamBoothLoRATrain", `${trained}\nNothing else says this.`), false);
+    same(isOnPanel("DreamBoothLoRATrain", trained.replace("trained", "trained, but nothing was learned")), false);
+    same([isOnPanel("DreamBoothLoRATrain", reports[4]), isOnPanel("ApplySubjectLoRA", ready)], [false, false]);
     same(warningIn("ru", reports[4]), "шаг 26/60, потери 0.0648, 2.40 с/шаг, осталось 2:29");
     same(warningIn("ru", reports[10]),
       "обучено: a.safetensors, 4.6 МБ, шаг 12 из 290 (остановлено и сохранено), совпало 9/9, в промптах пишите «ohwx dog»");

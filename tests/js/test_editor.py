@@ -170,7 +170,7 @@ def test_run_button_trains_and_shows_pictures(page: Page, comfy: ComfyClient) ->
         " app.api.addEventListener('progress_text', e => { window.seen.text.push(e.detail.text); })"
     )
     page.click("document.querySelector('[data-testid=\"queue-button\"]')")
-    ended = page.wait_for(f"app.nodeOutputs['{save}']?.images || app.lastExecutionError", 240)
+    ended = page.wait_for(f"app.nodeOutputs['{save}']?.images || app.lastExecutionError", 480)
     assert isinstance(ended, list), ended
     assert len(ended) == workflow_value(workflow, "EmptyLatentImage", 2)
     assert len(page.evaluate(f"app.nodeOutputs['{trainer}'].images")) == 2, "a picture at each of two validations"
@@ -184,6 +184,8 @@ def test_run_button_trains_and_shows_pictures(page: Page, comfy: ComfyClient) ->
     assert {value for value, _ in steps} >= {1, 2, 3, 4}, steps
     said = [text for text in seen["text"] if text.startswith("trained: ui_test")]
     assert said and "step 4, matched" in said[0], seen["text"]
+    texts = "app.graph.nodes.filter(n => n.widgets?.some(w => w.name === '$$node-text-preview')).map(n => n.type)"
+    page.wait_for(f"{texts}.every(type => !['DreamBoothLoRATrain', 'GenerateClassPriors'].includes(type))", 10)
     panel = page.evaluate("(e => [e.dataset.state, e.dataset.step])(document.querySelector('.subjectbooth-train'))")
     assert panel == ["finished", "4"]
     page.wait_for(

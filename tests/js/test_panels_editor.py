@@ -204,6 +204,7 @@ def test_class_images_come_and_a_click_leaves_one_out(page: Page, comfy: ComfyCl
     hashes = page.wait_for(f"(t => t.length === 3 && t.map(e => e.dataset.hash))({buttons})")
     assert sorted(hashes) == sorted(h[:32] for h in page.evaluate("window.output.hashes"))
     assert "3 of 3 class images ready (3 new)" in panel(page, "e.textContent")
+    page.wait_for("!made.widgets.some(w => w.name === '$$node-text-preview')", 10)  # the panel says the same
     keep_picture(page, "class_images")
     page.click(f"{buttons}[1]")
     assert page.evaluate("made.widgets.find(w => w.name === 'exclude').value") == hashes[1][:12]
