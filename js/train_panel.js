@@ -84,7 +84,7 @@ class TrainPanel {
     const answer = await api.fetchApi(`/subjectbooth/runs/${encodeURIComponent(run)}/events`);
     if (!answer.ok) {
       // A run has no log before its first step; a deleted run is forgotten.
-      if (this.run?.run === run && !this.run.atWork) {
+      if (this.run?.run === run && !this.run.atWork && !this.run.error) {
         this.run = null;
         this.show();
       }

@@ -5,6 +5,7 @@ Nothing here affects a run, except :meth:`trainer.runs.run.Run.stop_and_keep` at
 
 from __future__ import annotations
 
+import re
 import threading
 import time
 from collections import Counter
@@ -30,6 +31,7 @@ from ..trainer.events import (
 )
 from ..trainer.runs.best_step import share_curves
 from ..trainer.runs.history import curve_points
+from ..trainer.runs.result import CHOSEN
 from ..trainer.runs.run import Run
 from .host import Cancelled, memory_in_use, versioned_entry
 
@@ -40,7 +42,13 @@ INTERVAL = 0.3
 MOST_POINTS = 40
 """Maximum points of a curve per message, however fast the steps are; the run's log has all of them."""
 
+SHORT = 120
+"""Maximum length of an error on the panel; ComfyUI itself shows all of it."""
+
+MOST_ENDED = 100
+
 _active: dict[str, Feed] = {}
+_ended: dict[str, dict[str, Any]] = {}
 _lock = threading.Lock()
 _stale: Counter[str] = Counter()
 
@@ -55,6 +63,15 @@ def all_active() -> list[Feed]:
     """The feeds of all runs in training."""
     with _lock:
         return list(_active.values())
+
+
+def ended(run: str) -> dict[str, Any] | None:
+    """How the last training of a run ended in this process, if it was cancelled or failed: state, step and error.
+
+    The run's log does not tell the two apart.
+    """
+    with _lock:
+        return _ended.get(run)
 
 
 def generation(after_stop: str) -> str:
@@ -78,15 +95,16 @@ class Feed:
         run: the run; :meth:`stop_and_keep` stops it.
         steps: the planned steps.
         device: the device whose memory is shown.
+        done: the step from which the run will resume.
     """
 
-    def __init__(self, place: dict[str, str], run: Run, steps: int, device: torch.device) -> None:
+    def __init__(self, place: dict[str, str], run: Run, steps: int, device: torch.device, done: int = 0) -> None:
         self._run, self._device = run, device
         self._state: dict[str, Any] = {
             **place,
             "run": run.folder.path.name,
             "state": "preparing",
-            "step": 0,
+            "step": done,
             "steps": steps,
         }
         self._pending: dict[str, Any] = {}
@@ -114,7 +132,7 @@ class Feed:
             self._state["step"] = self._run.trained_steps
         elif not isinstance(event, Scores):  # those of the base come with step 0, also when a run resumes
             self._state["step"] = event.step
-        stopping = self._state["state"] == "stopping"
+        state = "stopping" if self._state["state"] == "stopping" else "training"
         urgent = True
         if isinstance(event, StepDone):
             self._state |= {"seconds": event.seconds, "eta": event.eta_seconds}
@@ -128,10 +146,10 @@ class Feed:
         elif isinstance(event, Scores):
             self._pending["scores"] = share_curves(self._run.folder.scores(event.step))
             urgent = False
-        elif isinstance(event, Studying):
-            urgent = False
-        elif isinstance(event, ValidationStep):
-            self._state["drawn"] = [event.done, event.total]
+        elif isinstance(event, Studying | ValidationStep):
+            self._state["part"] = [event.done, event.total]
+            if state == "training":
+                state = "studying" if isinstance(event, Studying) else "drawing"
             urgent = False
         elif isinstance(event, Validation):
             pictures = self._run.folder.validation_paths(event.step, len(event.prompts))
@@ -144,11 +162,13 @@ class Feed:
             urgent = False
         elif isinstance(event, Finished):
             # The LoRA is not yet published and checked: the node calls end() when that is done.
+            state = "saving" if event.trained else "reusing"
+            if self._run.result is not None and self._run.result.why == CHOSEN:
+                state, self._state["used"] = "using", event.step
             self._pending.setdefault("saved", []).append(event.step)
             if event.trained and self._run.result is not None and self._run.result.is_stopped:
                 _stale["continue"] += 1
-        if not stopping:
-            self._state["state"] = "drawing" if isinstance(event, ValidationStep) else "training"
+        self._state["state"] = state
         # Images are sent immediately, but a finished run that is reused reports all of its images at once.
         now = time.monotonic()
         urgent = urgent and now - self._sent_urgent >= INTERVAL
@@ -158,10 +178,21 @@ class Feed:
             self.send()
 
     def end(self, state: str, result: dict[str, Any] | None = None) -> None:
-        """Send the last message. ``state``: "finished", "kept", "cancelled" or "failed"."""
+        """Send the last message. ``state``: "finished", "kept", or "cancelled" if the run is unfinished."""
         self._state["state"] = state
         if result is not None:
             self._pending["result"] = result
+        self.send()
+
+    def fail(self, error: BaseException) -> None:
+        """Send the last message of a training that was cancelled or failed, with the step that it resumes from."""
+        self._state["step"] = self._run.folder.resumable_step(self._state["steps"])
+        self._state["state"] = "cancelled" if isinstance(error, Cancelled) else "failed"
+        self._state["error"] = "" if isinstance(error, Cancelled) else first_sentence(error)
+        with _lock:
+            _ended[self.name] = {name: self._state[name] for name in ("state", "step", "error")}
+            while len(_ended) > MOST_ENDED:
+                del _ended[next(iter(_ended))]
         self.send()
 
     def send(self) -> None:
@@ -176,21 +207,28 @@ class Feed:
 
 
 @contextmanager
-def feed(place: dict[str, str], run: Run, steps: int, device: torch.device) -> Iterator[Feed]:
+def feed(place: dict[str, str], run: Run, steps: int, device: torch.device, done: int = 0) -> Iterator[Feed]:
     """A feed that the routes can find by the run's name while the block runs."""
-    opened = Feed(place, run, steps, device)
+    opened = Feed(place, run, steps, device, done)
     with _lock:
         _active[opened.name] = opened
+        _ended.pop(opened.name, None)
     try:
         opened.send()
         yield opened
     except BaseException as error:
-        opened.end("cancelled" if isinstance(error, Cancelled) else "failed")
+        opened.fail(error)
         raise
     finally:
         with _lock:
             if _active.get(opened.name) is opened:
                 del _active[opened.name]
+
+
+def first_sentence(error: BaseException) -> str:
+    """What is wrong, without what follows: one line of at most :data:`SHORT` characters."""
+    text = re.split(r"(?<=[.!?])\s", " ".join(str(error).split()), maxsplit=1)[0] or type(error).__name__
+    return text if len(text) <= SHORT else f"{text[: SHORT - 1].rstrip()}…"
 
 
 def _thinned(points: list[list[float]]) -> list[list[float]]:

@@ -250,7 +250,8 @@ class DreamBoothLoRATrain(io.ComfyNode):
             resume = after_stop == "continue"
             if (force_retrain or resume) and run.folder.kept_step(config.steps) is not None:
                 live.mark_kept_results_stale()
-            with live.feed(place_of(cls.hidden), run, config.steps, device) as feed:
+            done = 0 if force_retrain else run.folder.resumable_step(config.steps)
+            with live.feed(place_of(cls.hidden), run, config.steps, device, done) as feed:
                 finished, plan = follow(run.events(force_retrain, resume, use_step), progress, feed, output_name)
                 file = publish(finished.path, loras_dirs()[0], output_name)
                 published.remember(output_name, file.path, use_step)

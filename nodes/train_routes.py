@@ -10,7 +10,7 @@ from aiohttp import web
 
 from ..trainer.runs.history import read_history
 from .host import pack_output_dir, versioned_entry
-from .live import active, all_active
+from .live import active, all_active, ended
 from .routes import RouteError, named_path, query_int, serve
 
 
@@ -27,12 +27,12 @@ async def _active(_request: web.Request) -> dict[str, Any]:
 
 
 async def _events(request: web.Request) -> dict[str, Any]:
-    """A run's history since a step, and its current state if it is in training."""
+    """A run's history since a step, its current state if it is in training, and how its last training ended."""
     folder, since = run_folder(request), query_int(request, "since")
     # Read before the log, so that no step is missed in between; the panel ignores duplicate points.
-    feed = active(folder.name)
+    feed, end = active(folder.name), ended(folder.name)
     history = await asyncio.to_thread(_history, folder, since)
-    return {"run": folder.name, **history, "active": feed.state() if feed else None}
+    return {"run": folder.name, **history, "active": feed.state() if feed else None, "ended": end}
 
 
 def _history(folder: Path, since: int) -> dict[str, Any]:
@@ -66,7 +66,7 @@ def run_folder(request: web.Request) -> Path:
     folder = named_path(root, name)
     # Links to other runs are rejected too: a run is identified by the name of its own folder.
     is_run = folder.parent == root.resolve() and folder.name == name and _is_file(folder, "run.json")
-    if not is_run and active(name) is None:
+    if not is_run and active(name) is None and ended(name) is None:
         raise RouteError(404, "run not found")
     for file in ("events.jsonl", "kept.json", "result.json", "validation"):
         named_path(folder, file)

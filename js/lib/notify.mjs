@@ -1,4 +1,6 @@
 // The browser's own notification when a training ends while the tab is hidden. Asked for once, by a button.
+import { stateText } from "./train_words.mjs";
+
 const ASKED = "SubjectBooth.notify.asked";
 /** Ends worth a message; who cancels a run is there. */
 const ENDS = ["finished", "kept", "failed"];
@@ -28,7 +30,8 @@ export class RunNotices {
   }
 
   /** Take a message of a run. A run that is reused has no steps in its messages, and needs no notification. */
-  take({ run, state, series, step, steps, result }) {
+  take(message) {
+    const { run, state, series, step, steps, result } = message;
     if (!ENDS.includes(state)) {
       if (Object.keys(series ?? {}).length) this._trained.add(run);
       return;
@@ -37,7 +40,7 @@ export class RunNotices {
     const page = this._page;
     if (!page.document.hidden || page.Notification?.permission !== "granted") return;
     const words = result?.trigger || run.replace(/_[0-9a-f]{12}$/, "").replaceAll("_", " ");
-    const notice = new page.Notification(`${words}: ${this._words[state]}`, {
+    const notice = new page.Notification(`${words}: ${stateText(this._words, message)}`, {
       body: `${this._words.step} ${step} / ${steps}`,
       tag: run, // one for all tabs
     });

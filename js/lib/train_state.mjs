@@ -4,7 +4,10 @@ import { Series } from "./numbers.mjs";
 const MOST_VALIDATIONS = 400;
 const MOST_SAVED = 1000;
 const MOST_NOTES = 20;
-const AT_WORK = ["preparing", "training", "drawing", "stopping"];
+/** In training, where a stop keeps what is learned. */
+const IN_TRAINING = ["preparing", "studying", "training", "drawing", "stopping"];
+/** After it, or in its place, while the LoRA is published and checked. */
+const AFTER = ["saving", "reusing", "using"];
 
 /** Thin the entries to at most `most`: repeatedly keep every second one, and always the last. */
 function thinned(entries, most) {
@@ -31,7 +34,11 @@ export class TrainState {
     this.seconds = null;
     this.eta = null;
     this.memory = null;
-    this.drawn = null;
+    this.error = "";
+    /** [done, total] of the images that are studied or sampled */
+    this.part = null;
+    /** the step that is used without training */
+    this.used = null;
     this.chosen = {};
     this.notes = [];
     this.series = new Map();
@@ -42,9 +49,14 @@ export class TrainState {
     this._recent = [];
   }
 
-  /** Whether the run is in training. */
+  /** Whether the node is at work on the run. */
   get atWork() {
-    return AT_WORK.includes(this.state);
+    return this.canStop || AFTER.includes(this.state);
+  }
+
+  /** Whether it is in training, and can be stopped and kept. */
+  get canStop() {
+    return IN_TRAINING.includes(this.state);
   }
 
   /** Whether it was stopped and kept, and can be resumed. */
@@ -79,8 +91,9 @@ export class TrainState {
       this._now(history.active);
     } else {
       const done = history.steps > 0 && history.step >= history.steps;
-      const state = history.kept ? "kept" : done ? "finished" : history.step ? "cancelled" : "";
-      this._now({ ...history, state, eta: null, drawn: null });
+      // Why a run is not finished is known only to the server that ran it.
+      const state = history.kept ? "kept" : done ? "finished" : history.step ? "interrupted" : "";
+      this._now({ ...history, state, ...history.ended });
     }
     if (Number.isFinite(history.seconds)) this.seconds = history.seconds;
   }
@@ -91,10 +104,10 @@ export class TrainState {
     if ([undefined, "last", "stopped"].includes(why)) {
       // A reused result of fewer steps may be in a folder that was trained further since: drop the later steps.
       this._cut(step);
-      this._now({ step, steps, state: step < steps ? "kept" : "finished", eta: null });
+      this._now({ step, steps, state: step < steps ? "kept" : "finished" });
     } else {
       // The step was chosen from all: the run stays as it is.
-      this._now({ steps, state: this.atWork ? "finished" : this.state, eta: null });
+      this._now({ steps, state: this.atWork ? "finished" : this.state });
     }
     this.result = result;
   }
@@ -103,9 +116,11 @@ export class TrainState {
     if (message.state !== undefined) this.state = message.state;
     if (Number.isFinite(message.step)) this.step = message.step;
     if (Number.isFinite(message.steps) && message.steps > 0) this.steps = message.steps;
-    if ("eta" in message) this.eta = message.eta;
+    this.eta = message.eta ?? null;
+    this.error = message.error ?? "";
     if (message.memory) this.memory = message.memory;
-    this.drawn = this.state === "drawing" ? message.drawn ?? this.drawn : null;
+    this.part = ["studying", "drawing"].includes(this.state) ? message.part ?? this.part : null;
+    this.used = message.used ?? null;
     if (!Number.isFinite(message.seconds)) return;
     this._recent = [...this._recent, message.seconds].slice(-20);
     this.seconds = this._recent.reduce((sum, value) => sum + value, 0) / this._recent.length;

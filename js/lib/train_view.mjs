@@ -1,14 +1,15 @@
 // The training panel's elements. Renders a TrainState and calls back; knows neither the server nor the node.
 import { ClassStrip } from "./class_strip.mjs";
 import { colourOf, drawChart, shownSeries, stepAt } from "./loss_chart.mjs";
-import { readableBytes, readableSeconds, readableTime } from "./numbers.mjs";
+import { readableBytes } from "./numbers.mjs";
 import { askOnce, canAsk } from "./notify.mjs";
 import { makePicture } from "./picture.mjs";
+import { StatusLines } from "./status_lines.mjs";
 import { UseLine } from "./use_line.mjs";
 
 /** Heights in CSS pixels that the panel needs in the node. */
 const HEIGHTS = {
-  idle: 54, estimate: 36, warning: 86, status: 46, chart: 158, scores: 106, strip: 200, class: 150, use: 24, button: 30, actions: 30, result: 52, wrapped: 20, padding: 12,
+  idle: 54, estimate: 36, warning: 86, status: 46, error: 52, chart: 158, scores: 106, strip: 200, class: 150, use: 24, button: 30, actions: 30, result: 52, wrapped: 20, padding: 12,
 };
 
 function make(kind, className = "", text = "") {
@@ -43,6 +44,7 @@ export class TrainView {
     const parts = this._estimate.hidden ? [] : [line];
     if (!this._run) return HEIGHTS.idle + (parts.length ? HEIGHTS[line] : 0);
     parts.push("status", "padding");
+    if (this._status.hasError) parts.push("error");
     if (!this._losses.chart.hidden) parts.push("chart");
     if (!this._scores.chart.hidden) parts.push("scores");
     if (!this._strip.hidden) parts.push("strip");
@@ -63,7 +65,7 @@ export class TrainView {
     this._run = run;
     this._idle.hidden = Boolean(run);
     const charts = [this._losses, this._scores].flatMap(({ legend, chart }) => [legend, chart]);
-    for (const part of [this._status, this._bar, this._actionsLine, this._result, ...charts, this._strip,
+    for (const part of [this._status.element, this._actionsLine, this._result, ...charts, this._strip,
       this._use.element, this._class.element]) {
       part.hidden = !run;
     }
@@ -71,7 +73,7 @@ export class TrainView {
     this.element.dataset.state = run?.state ?? "idle";
     this.element.dataset.step = String(run?.step ?? 0);
     if (!run) return;
-    this._showStatus(run);
+    this._status.show(run);
     this._showCurves(run);
     this._showPictures(run);
     this._use.show(run, this._strip.hidden ? null : this._shown());
@@ -100,19 +102,7 @@ export class TrainView {
     this._idle = make("div", "sbt-idle sbt-faint", words.idle);
     this._estimate = make("div", "sbt-estimate sbt-faint");
     this._estimateText = "";
-    this._status = make("div");
-    this._state = make("span", "sbt-grow");
-    this._state.setAttribute("role", "status");
-    this._numbers = make("span", "sbt-faint sbt-numbers");
-    this._count = make("span", "sbt-count sbt-numbers");
-    const [first, second] = [make("div", "sbt-line"), make("div", "sbt-line sbt-wrap")];
-    this._setting = make("span", "sbt-faint");
-    first.append(this._state, this._setting);
-    second.append(this._count, this._numbers);
-    this._status.append(first, second);
-    this._bar = make("div", "sbt-bar");
-    this._done = make("div");
-    this._bar.append(this._done);
+    this._status = new StatusLines(words);
 
     this._losses = this._makeChart(words.chart, (run) => run.series, (value) => value.toFixed(4));
     this._scores = this._makeChart(words.scores, (run) => run.scores, (value) => `${Math.round(100 * value)} %`);
@@ -162,7 +152,7 @@ export class TrainView {
     this._result.append(this._file, trigger);
 
     // Buttons above the parts that come and go, so that they do not move.
-    this.element.append(this._idle, this._estimate, this._status, this._bar, this._actionsLine, this._result,
+    this.element.append(this._idle, this._estimate, this._status.element, this._actionsLine, this._result,
       this._losses.legend, this._losses.chart, this._scores.legend, this._scores.chart, this._strip,
       this._use.element, this._class.element);
   }
@@ -194,24 +184,6 @@ export class TrainView {
     button.title = help;
     button.addEventListener("click", action);
     return button;
-  }
-
-  _showStatus(run) {
-    const words = this._words;
-    const drawn = run.drawn ? ` ${run.drawn[0]}/${run.drawn[1]}` : "";
-    const state = run.state === "cancelled" && run.chosenByUser ? "unfinished" : run.state;
-    this._state.textContent = (words[state] ?? state) + drawn;
-    this._state.title = run.notes.join("\n");
-    const { precision, device } = run.chosen;
-    this._setting.textContent = [precision, device].filter(Boolean).join(" · ");
-    this._setting.title = Object.entries(run.chosen).map(([name, value]) => `${name}: ${value}`).join("\n");
-    this._count.textContent = `${words.step} ${run.step}${run.steps ? ` / ${run.steps}` : ""}`;
-    const numbers = [];
-    if (Number.isFinite(run.seconds)) numbers.push(`${readableSeconds(run.seconds)} ${words.perStep}`);
-    if (run.atWork && Number.isFinite(run.eta)) numbers.push(`${readableTime(run.eta)} ${words.left}`);
-    if (run.memory && run.atWork) numbers.push(readableBytes(run.memory.used));
-    this._numbers.textContent = numbers.join(" · ");
-    this._done.style.width = `${run.steps ? Math.min(100, (100 * run.step) / run.steps) : 0}%`;
   }
 
   _showCurves(run) {
@@ -335,7 +307,7 @@ export class TrainView {
   }
 
   _showActions(run) {
-    this._stop.hidden = !run.atWork;
+    this._stop.hidden = !run.canStop;
     this._stop.disabled = run.state === "stopping";
     this._resume.hidden = !run.kept;
     this._notify.hidden = !run.atWork || !canAsk();

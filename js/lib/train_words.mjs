@@ -3,12 +3,19 @@ const ENGLISH = {
   idle: "The loss curve and validation images appear here during training.",
   preparing: "Preparing photos and model …",
   training: "Training",
+  studying: "Studying the model",
   drawing: "Sampling validation images",
   stopping: "Stopping after this step …",
+  saving: "Trained; saving and checking the file …",
+  reusing: "Trained before; reading the result …",
+  using: "Using step {step}, without training …",
   finished: "Finished",
   kept: "Stopped and kept",
-  cancelled: "Cancelled; queue again to resume",
-  failed: "Failed; the steps so far are saved",
+  cancelled: "Cancelled",
+  cancelledSaved: "Cancelled; queue again to resume",
+  failed: "Failed",
+  failedSaved: "Failed; the steps so far are saved",
+  interrupted: "Interrupted; queue again to resume",
   unfinished: "Not finished; one of its steps is in use",
   step: "step",
   perStep: "s/step",
@@ -68,12 +75,19 @@ const RUSSIAN = {
   idle: "Здесь во время обучения появятся кривая потерь и проверочные картинки.",
   preparing: "Читаю фото и модель …",
   training: "Обучение",
+  studying: "Изучаю модель",
   drawing: "Рисую проверочные картинки",
   stopping: "Останавливаюсь после этого шага …",
+  saving: "Обучено; сохраняю и проверяю файл …",
+  reusing: "Уже обучено; читаю результат …",
+  using: "Беру шаг {step}, без обучения …",
   finished: "Обучено",
   kept: "Остановлено и сохранено",
-  cancelled: "Прервано; запустите ещё раз, чтобы продолжить",
-  failed: "Ошибка; сделанные шаги сохранены",
+  cancelled: "Отменено",
+  cancelledSaved: "Отменено; новый запуск продолжит",
+  failed: "Ошибка",
+  failedSaved: "Ошибка; сделанные шаги сохранены",
+  interrupted: "Прервано; новый запуск продолжит",
   unfinished: "Не закончено; взят один из шагов",
   step: "шаг",
   perStep: "с/шаг",
@@ -128,6 +142,16 @@ const RUSSIAN = {
   driftHelp: "0: без изменений, 1: как другая случайная картинка",
   stopFailed: "Не удалось остановить",
 };
+
+/**
+ * What a run is doing, or how it ended.
+ * @param words from wordsOf
+ * @param run {state, step, used}, a message or a TrainState; step is the one that it resumes from after an error
+ */
+export function stateText(words, { state, step, used }) {
+  const text = (step > 0 && words[`${state}Saved`]) || words[state] || state;
+  return text.replace("{step}", used ?? step);
+}
 
 /** The texts for a locale ("ru", "en", "zh-TW"); English if there are none. */
 export function wordsOf(locale) {

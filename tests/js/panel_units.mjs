@@ -10,6 +10,7 @@ import {
 } from "../../js/lib/numbers.mjs";
 import { merged, moved } from "../../js/lib/photos.mjs";
 import { RunNotices, askOnce, canAsk } from "../../js/lib/notify.mjs";
+import { StatusLines } from "../../js/lib/status_lines.mjs";
 import { TrainState } from "../../js/lib/train_state.mjs";
 import { TrainView } from "../../js/lib/train_view.mjs";
 import { wordsOf } from "../../js/lib/train_words.mjs";
@@ -87,6 +88,7 @@ const tests = {
     const end = at("finished", { result: { trigger: "ohwx dog" } });
     same(told("granted", true, [trained, end, end]), [["ohwx dog: Finished", "step 4 / 4", name]]);
     same(told("granted", true, [trained, at("failed")])[0][0], "ohwx dog: Failed; the steps so far are saved");
+    same(told("granted", true, [trained, at("failed", { step: 0 })])[0][0], "ohwx dog: Failed");
     same(told("granted", true, [at("training"), end]), [], "reused");
     same(told("granted", true, [trained, at("cancelled")]), []);
     same(told("granted", false, [trained, end]), [], "seen");
@@ -405,6 +407,18 @@ const tests = {
       state.done(result);
       view.show(state);
       check("kept");
+      for (const phase of ["studying", "drawing", "saving", "reusing", "using", "cancelled"]) {
+        state.take(message(1000, { ...more, state: phase, part: [13, 64], used: 1500, chosen: { precision: "bf16", device: "cuda:0" } }));
+        view.show(state);
+        check(phase);
+      }
+      for (const error of ["CUDA out of memory.", `${"Tensors created in inference mode cannot be saved ".repeat(3).slice(0, 119)}…`]) {
+        state.take(message(1000, { ...more, state: "failed", error }));
+        view.show(state);
+        check("failed");
+        const line = view.element.querySelector(".sbt-error");
+        same(line.scrollHeight <= line.clientHeight, true, `${locale}, ${error}`);
+      }
       view.remove();
     }
     speak("en");
@@ -482,16 +496,64 @@ const tests = {
       state.fill({ ...log, kept: null, result: null, ...more });
       return state.state;
     };
-    same(filled({}), "cancelled");
+    same(filled({}), "interrupted");
     same(filled({ kept: 4, result: { step: 4 } }), "kept");
     same(filled({ step: 10, result: { step: 10 } }), "finished");
     same(filled({ step: 0 }), "");
     const state = new TrainState("r");
     state.take(message(4));
     state.fill({ ...log, kept: null, result: null });
-    same(state.state, "cancelled", "a run that nobody trains any more is not at work, whatever was heard last");
+    same(state.state, "interrupted", "a run that nobody trains any more is not at work, whatever was heard last");
     state.done({ run: "r", step: 4, steps: 10, lora: "x" });
     same([state.kept, state.result.lora], [true, "x"]);
+  },
+  "a training that failed says so, also once its log is read, and names saved steps only if there are any"() {
+    const log = { step: 4, steps: 10, series: {}, validations: [], saved: [], notes: [], chosen: {}, active: null, kept: null };
+    const end = { state: "failed", step: 4, error: "CUDA out of memory." };
+    for (const [locale, failed, saved] of [["en", "Failed", "Failed; the steps so far are saved"], ["ru", "Ошибка", "Ошибка; сделанные шаги сохранены"]]) {
+      const words = wordsOf(locale);
+      const lines = new StatusLines(words);
+      const [status, error] = [lines.element.querySelector("[role=status]"), lines.element.querySelector(".sbt-error")];
+      const shown = (run) => (lines.show(run), [status.textContent, error.hidden ? "" : error.textContent]);
+      const state = new TrainState("r");
+      state.take(message(4));
+      same(shown(state), [words.training, ""]);
+      state.take(message(4, end));
+      same([...shown(state), state.atWork], [saved, "CUDA out of memory.", false]);
+      state.fill({ ...log, ended: end }); // asked for before the end, answered after it
+      same(shown(state), [saved, "CUDA out of memory."]);
+      state.take(message(0, { ...end, step: 0 }));
+      same(shown(state), [failed, "CUDA out of memory."]);
+      state.take(message(0, { state: "cancelled" }));
+      same(shown(state), [words.cancelled, ""]);
+      state.take(message(4, { state: "cancelled" }));
+      same(shown(state), [words.cancelledSaved, ""]);
+      state.take(message(4, { state: "preparing", eta: undefined }));
+      same([shown(state)[0], state.step, state.eta], [words.preparing, 4, null], "queued again");
+      same(Object.values(words).includes(undefined), false);
+    }
+    same(Object.keys(wordsOf("ru")), Object.keys(wordsOf("en")));
+  },
+  "each phase has its own words and bar, and a stop only while there is something to stop"() {
+    const view = new TrainView(wordsOf("en"), { viewAddress: () => "", sharpness: () => 1 });
+    const [status, bar] = [view.element.querySelector("[role=status]"), view.element.querySelector(".sbt-bar > div")];
+    const stop = [...view.element.querySelectorAll("button")].find(({ textContent }) => textContent === "Stop and keep");
+    const state = new TrainState("r");
+    const told = (name, step, more = {}) => {
+      state.take(message(step, { steps: 200, state: name, ...more }));
+      view.show(state);
+      return [status.textContent, bar.style.width, !stop.closest("[hidden]")];
+    };
+    same(told("preparing", 50), ["Preparing photos and model …", "25%", true]);
+    same(told("studying", 0, { part: [16, 64] }), ["Studying the model 16 / 64", "25%", true]);
+    same(told("training", 100), ["Training", "50%", true]);
+    same(told("drawing", 100, { part: [3, 8] }), ["Sampling validation images 3 / 8", "50%", true]);
+    same(told("saving", 200), ["Trained; saving and checking the file …", "100%", false]);
+    same(told("reusing", 200), ["Trained before; reading the result …", "100%", false]);
+    same(told("using", 200, { used: 150 }), ["Using step 150, without training …", "100%", false]);
+    same(view.element.querySelector(".sbt-numbers:not(.sbt-count)").textContent.includes("left"), false);
+    same(told("finished", 200), ["Finished", "100%", false]);
+    view.remove();
   },
   "a result found again shows its own steps, not those that its folder got later"() {
     const state = new TrainState("r");

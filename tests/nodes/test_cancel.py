@@ -52,15 +52,18 @@ def test_a_training_stops_within_one_step(comfy: ComfyClient, kind: str, at: int
     count, events = run_and_cancel(comfy, graph, kind, at)
     assert count == at
     messages = [event.data for event in events if event.type == "subjectbooth.train"]
-    assert messages[-1]["state"] == "cancelled"
     step = at if kind == "StepDone" else SHOWN_AT
+    assert (messages[-1]["state"], messages[-1]["step"]) == ("cancelled", step)
     folder = comfy.server.output_dir / "subjectbooth" / messages[-1]["run"]
     assert checkpoint.load(folder / "checkpoint.safetensors").step == step
     assert (folder / f"lora_{step:06d}.safetensors").is_file()
     if kind == "StepDone":
         assert _bar(events) == list(range(at)), "a step is a fiftieth of a percent, and the bar moves all the same"
         graph["11"]["inputs"]["steps"] = step + 2
-        assert _bar(comfy.run(graph).events) == [step, step + 1, step + 2], "the run goes on where it was cancelled"
+        again = comfy.run(graph).events
+        shown = [event.data for event in again if event.type == "subjectbooth.train"]
+        assert (shown[0]["state"], shown[0]["step"]) == ("preparing", step)
+        assert _bar(again) == [step, step + 1, step + 2], "the run goes on where it was cancelled"
 
 
 def test_reading_photos_stops_at_the_next_one(comfy: ComfyClient) -> None:

@@ -144,6 +144,7 @@ def test_a_chosen_step_is_the_result_without_training(comfy: ComfyClient) -> Non
     assert grid.width > 192 and grid.height > 2 * 192, "two steps, one prompt"
 
     chosen = comfy.run(graph(2))
+    assert [message["state"] for message in _messages(chosen.events)] == ["preparing", "using", "finished"]
     shown = chosen.outputs["11"]["subjectbooth"][0]
     assert _trained_steps(chosen) == [] and "Started" not in json.dumps(_messages(chosen.events))
     assert (shown["step"], shown["steps"], shown["why"], shown["lora"]) == (2, 3, "chosen", "chosen.safetensors")
@@ -162,8 +163,15 @@ def test_a_chosen_step_is_the_result_without_training(comfy: ComfyClient) -> Non
     assert _messages(chosen.events)[-1]["state"] == "finished" and _messages(chosen.events)[-1]["step"] == 3
     assert "11" in comfy.run(graph(2)).cached
 
+    since = len(comfy.events)
     with pytest.raises(NodeFailed) as failure:
         comfy.run(graph(1))
+    told = comfy.wait_event(
+        lambda event: event.type == "subjectbooth.train" and event.data["state"] == "failed", since=since, timeout=60
+    ).data
+    assert (told["step"], told["error"]) == (3, "use_step 1, but this run has not kept the LoRA of that step.")
+    ended = {name: told[name] for name in ("state", "step", "error")}
+    assert comfy.request("GET", f"/subjectbooth/runs/{folder.name}/events")["ended"] == ended
     assert is_refused_as(failure.value, "has not kept the LoRA of that step. "), failure.value
     assert is_refused_as(failure.value, "Use 2, the nearest, or 0 for the run's own result"), failure.value
     with pytest.raises(NodeFailed) as failure:
@@ -258,6 +266,25 @@ def test_a_full_message_costs_less_than_a_millisecond(comfy: ComfyClient) -> Non
             "percentile"
         )
         assert times["median_ms"] < 1
+
+
+def test_a_feed_tells_its_phases_and_how_it_ended(comfy: ComfyClient) -> None:
+    report = comfy.run({"1": node("ProbePhases", nonce=1)}).outputs["1"]["report"][0]
+    states = {name: told["states"] for name, told in report.items()}
+    part = [1, 8]
+    assert states["trained"] == [
+        ["preparing", 2], ["studying", 2, [3, 64]], ["training", 3, [3, 64]], ["drawing", 3, part],
+        ["saving", 10_000, part], ["finished", 10_000, part],
+    ]  # fmt: skip
+    assert states["reused"] == [["preparing", 2], ["reusing", 10_000], ["finished", 10_000]]
+    assert states["chosen"] == [["preparing", 2], ["using", 10_000, 6], ["finished", 10_000, 6]]
+    assert states["failed"][-1] == ["failed", 4, [3, 64], "Inference tensors cannot be saved."]
+    assert states["cancelled"][-1] == ["cancelled", 4, part, ""]
+    assert report["failed"]["ended"] == {"state": "failed", "step": 4, "error": "Inference tensors cannot be saved."}
+    assert report["again"]["ended"]["error"] == "x" * 119 + "…"
+    assert report["nameless"]["ended"]["error"] == "ValueError"
+    assert report["cancelled"]["ended"] == {"state": "cancelled", "step": 4, "error": ""}
+    assert report["trained"]["ended"] is None and report["cancelled_then_trained"]["ended"] is None
 
 
 def _raw(client: ComfyClient, method: str, path: str) -> tuple[int, Any]:

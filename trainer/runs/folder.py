@@ -6,6 +6,7 @@ go through :mod:`trainer.runs.writer`.
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Callable
@@ -114,6 +115,19 @@ class RunFolder:
             if (found.step if found else 0) < int(path.stem[11:]) <= steps:
                 found = self._read_checkpoint(path) or found
         return found
+
+    def resumable_step(self, steps: int) -> int:
+        """The step from which a run of ``steps`` steps would resume; 0 if from the start.
+
+        Cheap: reads only the headers of the checkpoints, so a damaged one counts too.
+        """
+        asides = [path.stem[11:] for path in self.path.glob("checkpoint_*.safetensors")]
+        found = [int(step) for step in asides if step.isdigit()]
+        try:
+            found.append(int(json.loads(read_metadata(self.checkpoint_path)["state"])["step"]))
+        except (OSError, SubjectBoothError, ValueError, TypeError, KeyError):  # missing or damaged
+            pass
+        return max((step for step in found if step <= steps), default=0)
 
     def _read_checkpoint(self, path: Path) -> Checkpoint | None:
         # An unreadable checkpoint (opened by another program, drive unplugged) may be valid and must not be replaced.

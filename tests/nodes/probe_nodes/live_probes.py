@@ -117,4 +117,62 @@ class ProbeMessage:
         return {"ui": {"report": [{"sending": _milliseconds(sending), "encoding": _milliseconds(encoding)}]}}
 
 
-NODES = {"ProbeFeed": ProbeFeed, "ProbeMessage": ProbeMessage}
+class ProbePhases:
+    """The states of a feed: what it says after each event of a training, and how that ends with an error."""
+
+    @classmethod
+    def INPUT_TYPES(cls) -> dict[str, Any]:
+        return {"required": {"nonce": ("INT", {"default": 0, "max": 2**31})}}
+
+    RETURN_TYPES = ()
+    OUTPUT_NODE = True
+    CATEGORY = "probe"
+    FUNCTION = "probe"
+
+    def probe(self, nonce: int) -> dict[str, Any]:
+        import torch
+
+        live, events, host = pack_module("nodes.live"), pack_module("trainer.events"), pack_module("nodes.host")
+        report: dict[str, Any] = {}
+
+        def training(name: str, told: list[Any], why: str, error: BaseException | None) -> None:
+            run = _run(f"phases_{nonce}_{name}")
+            run.folder.resumable_step, run.result = lambda steps: 4, SimpleNamespace(why=why, is_stopped=False)
+            shown = []
+            try:
+                with live.feed({"node": "5:7", "workflow": ""}, run, 9, torch.device("cpu"), 2) as feed:
+                    shown.append(feed.state())
+                    for event in told:
+                        feed.publish(event)
+                        shown.append(feed.state())
+                    if error is not None:
+                        raise error
+                    feed.end("finished")
+            except BaseException as raised:
+                if raised is not error:
+                    raise
+            keep = ("state", "step", "part", "used", "error")
+            states = [[state[name] for name in keep if name in state] for state in [*shown, feed.state()]]
+            report[name] = {"states": states, "ended": live.ended(run.folder.path.name)}
+
+        finished = events.Finished(9, Path("x"), True)
+        trained = [
+            events.Studying(2, 3, 64),
+            events.StepDone(3, 9, 0.3, {}, 1e-4, 0.5, 0.01, 1.0),
+            events.ValidationStep(3, 1, 8),
+            finished,
+        ]
+        training("trained", trained, "last", None)
+        training("reused", [events.Finished(9, Path("x"), False)], "last", None)
+        training("chosen", [events.Finished(6, Path("x"), False)], "chosen", None)
+        failure = RuntimeError("Inference tensors cannot be saved. Please make\na clone.")
+        training("failed", trained[:2], "last", failure)
+        training("again", trained[:2], "last", RuntimeError("x" * 500))
+        training("nameless", [], "last", ValueError())
+        training("cancelled", trained[:3], "last", host.Cancelled())
+        training("cancelled_then_trained", [], "last", host.Cancelled())
+        training("cancelled_then_trained", [finished], "last", None)
+        return {"ui": {"report": [report]}}
+
+
+NODES = {"ProbeFeed": ProbeFeed, "ProbeMessage": ProbeMessage, "ProbePhases": ProbePhases}

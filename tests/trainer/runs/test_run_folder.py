@@ -38,9 +38,12 @@ def _checkpoint(step: int) -> Checkpoint:
 
 def test_a_shorter_run_leaves_a_longer_ones_checkpoint(tmp_path: Path) -> None:
     folder = _folder(tmp_path)
+    assert folder.resumable_step(12) == 0
     FolderWriter(folder).save_checkpoint(_checkpoint(8))
+    assert [folder.resumable_step(steps) for steps in (5, 8, 12)] == [0, 8, 8]
     assert folder.load_checkpoint(5, FolderWriter(folder).set_checkpoint_aside) is None
     FolderWriter(folder).save_checkpoint(_checkpoint(5))
+    assert [folder.resumable_step(steps) for steps in (4, 5, 7, 8, 12)] == [0, 5, 5, 8, 8]
     assert folder.load_checkpoint(5, FolderWriter(folder).set_checkpoint_aside).step == 5
     assert folder.load_checkpoint(7).step == 5
     longest = folder.load_checkpoint(12)
@@ -51,7 +54,7 @@ def test_a_shorter_run_leaves_a_longer_ones_checkpoint(tmp_path: Path) -> None:
     FolderWriter(folder).truncate_events(8, longest.losses)
     assert folder.losses(12) == [0.5 / number for number in range(1, 9)]
     FolderWriter(folder).discard_progress()
-    assert folder.load_checkpoint(12) is None
+    assert folder.load_checkpoint(12) is None and folder.resumable_step(12) == 0
 
 
 def test_a_damaged_checkpoint_put_aside_is_passed_over(tmp_path: Path) -> None:
