@@ -22,6 +22,7 @@ from ..files.storage import read_json_object
 from ..machine.resolved_settings import ResolvedSettings
 from ..memory.plan import Plan, replan
 from ..preserve.class_images import ClassImages
+from ..preserve.curvature import Curvature
 
 LOG, RECORD = "events.jsonl", "run.json"
 END = 32 * 1024
@@ -46,6 +47,10 @@ SPEED = (
 """Settings that affect the time of a step: a run in which they are the same needs no scaling."""
 FORWARD = 1 / 3
 """Share of a forward pass in a training step; the backward pass takes twice as long."""
+STUDIED = 96
+"""Images that ``curvature`` learns from before the first step: 64, and 32 to calibrate."""
+SCORED, SCORED_FIRST = 14, 8
+"""Forward passes of one image for the scores of a step, and for the base's."""
 
 
 @dataclass(frozen=True)
@@ -53,7 +58,7 @@ class Estimate:
     """What a run is expected to take.
 
     Attributes:
-        seconds: in total, validation images included.
+        seconds: in total, with validation images, scores and the study of the base.
         step: seconds per step.
         plan: the memory plan; None if the earlier run did not count.
         folder: of the earlier run.
@@ -125,7 +130,11 @@ def _from_run(folder: Path, config: TrainConfig, preservation: str, free: int | 
     )
     drawn = config.validations_left(0) * len(config.validation_prompts) * config.validation_steps
     # With guidance, each sampling step is two forward passes: for the prompt and for the negative prompt.
-    drawing = drawn * 2 * FORWARD * step / (pictures * config.gradient_accumulation_steps)
+    scored = 0
+    if config.validation_interval:  # with prompts or without
+        scored = SCORED_FIRST + SCORED * -(-config.steps // config.validation_interval)
+    studied = STUDIED if preservation == Curvature.name else 0
+    beside = (FORWARD * (2 * drawn + scored) + studied) * step / (pictures * config.gradient_accumulation_steps)
     plan = None
     if counts:
         chosen = ResolvedSettings.from_settings(started.get("chosen") or {})
@@ -133,7 +142,7 @@ def _from_run(folder: Path, config: TrainConfig, preservation: str, free: int | 
     same = record.get("preservation") == preservation and all(
         getattr(config, name) == getattr(before, name) for name in SPEED
     )
-    return Estimate(config.steps * step + drawing, step, plan, folder, str(record.get("trigger", "")), not same)
+    return Estimate(config.steps * step + beside, step, plan, folder, str(record.get("trigger", "")), not same)
 
 
 def _added(preservation: object) -> int:

@@ -43,12 +43,15 @@ def _estimate(root: Path, config: TrainConfig, way: str = "none", free: int | No
 
 def test_the_same_settings_take_what_they_took(tmp_path: Path) -> None:
     _run(tmp_path, 1)
-    found = _estimate(tmp_path, replace(BEFORE, steps=1000))
+    found = _estimate(tmp_path, replace(BEFORE, steps=1000, validation_interval=0))
     assert (found.step, found.seconds, found.is_scaled) == (0.5, 500.0, False)
     assert found.plan is not None and found.plan.fits and found.plan.needed == 6_060_000_000
     drawn = replace(BEFORE, steps=1000, validation_prompts=("a", "b"), validation_interval=500, validation_steps=30)
-    # 2 x 2 images of 30 steps, each two forward passes of a third of a step.
-    assert _estimate(tmp_path, drawn).seconds == pytest.approx(500 + 4 * 30 * 2 * 0.5 / 3)
+    # 2 x 2 images of 30 steps, each two forward passes of a third of a step; and scores of the base and of two steps.
+    drawing = (4 * 30 * 2 + 8 + 2 * 14) * 0.5 / 3
+    assert _estimate(tmp_path, drawn).seconds == pytest.approx(500 + drawing)
+    studied = _estimate(tmp_path, drawn, "curvature")  # 64 images, and 32 to calibrate, before the first step
+    assert studied.seconds == pytest.approx(500 + drawing + 96 * 0.5)
 
 
 def test_others_are_scaled(tmp_path: Path) -> None:
