@@ -45,7 +45,7 @@ SHOWN_IN = {
     "ApplySubjectLoRA": "use_a_trained_lora",
 }
 MAX_BYTES, MAX_NODE_BYTES = 58_000, 50_000
-MAX_WIDTH = 1080
+MAX_WIDTH = 960
 """Pixels; the registry's package has little room left."""
 TIME_LIMIT = 3 * 3600.0
 
