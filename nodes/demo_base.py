@@ -28,6 +28,10 @@ def demo_base_folder() -> Path:
     for folder in map(Path, folder_paths.get_folder_paths("checkpoints")):
         if folder.is_dir() and os.access(folder, os.W_OK):
             return folder / "subjectbooth"
+    models = Path(folder_paths.models_dir)
+    new = models if models.is_dir() else models.parent  # of a base directory in which nothing is yet
+    if new.is_dir() and os.access(new, os.W_OK):
+        return models / "checkpoints" / "subjectbooth"
     return user_folder()
 
 
@@ -89,9 +93,13 @@ class LoadDemoBase(io.ComfyNode):
     def execute(cls) -> io.NodeOutput:
         """Make sure that the file exists and is intact, and load it like any checkpoint."""
         folders = (demo_base_folder(), user_folder())
-        if not any((folder / NAME).is_file() for folder in folders):
-            Progress(cls.hidden.unique_id, 1).set_text(f"writing 466 MB, once, to {_shown(folders[0])}")
+        is_new = not any((folder / NAME).is_file() for folder in folders)
+        progress = Progress(cls.hidden.unique_id, 1)
+        if is_new:
+            progress.set_text(f"writing 466 MB, once, to {_shown(folders[0])}")
         path = _written_demo_base()
+        if is_new:
+            progress.set_text(f"466 MB written to {_shown(path.parent)}")
         model, clip, vae = comfy.sd.load_checkpoint_guess_config(
             str(path), embedding_directory=folder_paths.get_folder_paths("embeddings")
         )[:3]

@@ -15,6 +15,7 @@ const ENDS = Object.entries(VERBS).flatMap(([verb, russian]) => Object.entries(S
 export const REPORTS = {
   "reading the base model": "читаю модель",
   "writing <size> MB, once, to <path>": "записываю <size> МБ, один раз, в <path>",
+  "<size> MB written to <path>": "<size> МБ записано в <path>",
   "studying what the model knows  <done>": "изучаю, что модель уже знает: <done>",
   "training on <device> in <precision>; <notes>": "обучаю на <device> в <precision>; <notes>",
   "step <step>  loss <loss> (<terms>)  <seconds> s/step  ETA <time>": "шаг <step>, потери <loss>, <seconds> с/шаг, осталось <time>",

@@ -355,7 +355,7 @@ const tests = {
       "trained: a.safetensors, 4.6 MB, step 12 of 290 (stopped and kept), matched 9/9, use “ohwx dog” in prompts",
       "class drift 0.05 (0: unchanged, 1: another random picture)", "as usual for Z-Image: learning_rate 0.0001, rank 32",
       "no validation images of step 5, 10 for these prompts and settings; force_retrain creates them",
-      '4 class images ready (0 new), "a photo of a dog"', "applied: all 99 layers", "not applied: the strength is 0",
+      '4 class images ready (0 new), "a photo of a dog"', "466 MB written to models/checkpoints/subjectbooth", "applied: all 99 layers", "not applied: the strength is 0",
     ];
     for (const text of reports) {
       const russian = warningIn("ru", text);

@@ -55,21 +55,23 @@ def _save(model: list[object], clip: list[object], vae: list[object]) -> dict[st
 
 
 def test_the_size_of_the_file_is_announced_where_it_is_written(comfy: ComfyClient) -> None:
-    """The whole file is moved aside for a moment, and is what takes the new one's place again."""
+    """All checkpoints are moved aside for a moment, as in a base directory in which nothing is yet."""
     assert comfy.server is not None
-    folder = comfy.server.models_dir / "checkpoints" / "subjectbooth"
-    if not folder.exists():
-        comfy.run({"1": node("LoadDemoBase"), **_save(["1", 0], ["1", 1], ["1", 2])})
-    aside = folder.rename(folder.with_name("aside"))
+    checkpoints = comfy.server.models_dir / "checkpoints"
+    folder = checkpoints / "subjectbooth"
+    aside = checkpoints.rename(checkpoints.with_name("aside"))
     try:
         comfy.free()
         result = comfy.run({"1": node("LoadDemoBase"), **_save(["1", 0], ["1", 1], ["1", 2])})
         texts = [event.data["text"] for event in result.of_type("progress_text")]
-        assert any(text.startswith("writing 466 MB, once, to models/checkpoints/subjectbooth") for text in texts), texts
+        assert texts[:2] == [
+            "writing 466 MB, once, to models/checkpoints/subjectbooth",
+            "466 MB written to models/checkpoints/subjectbooth",
+        ]
         assert round((folder / base.NAME).stat().st_size / 1e6) == 466
     finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        aside.rename(folder)
+        shutil.rmtree(checkpoints, ignore_errors=True)
+        aside.rename(checkpoints)
 
 
 def test_a_folder_that_cannot_be_written_is_told_in_a_sentence(comfy: ComfyClient) -> None:
