@@ -5,6 +5,7 @@ import { app } from "../../scripts/app.js";
 import { Estimates } from "./lib/estimate.mjs";
 import { keyOf, nodeOf, noteLoaded } from "./lib/node_path.mjs";
 import { recall, remember } from "./lib/remembered.mjs";
+import { ownId } from "./lib/template_ids.mjs";
 import { TrainState } from "./lib/train_state.mjs";
 import { TrainView } from "./lib/train_view.mjs";
 import { wordsOf } from "./lib/train_words.mjs";
@@ -234,6 +235,7 @@ app.registerExtension({
   },
 
   beforeConfigureGraph(data) {
+    ownId(data);
     loaded = data?.id;
   },
 

@@ -33,6 +33,9 @@ PICTURES_BESIDE = (
     " + (app.graph.nodes.find(n => n.type === 'DreamBoothLoRATrain').imgs?.length ?? 0)"
 )
 ROOT = "(app.rootGraph ?? app.graph)"
+TEMPLATE_ID = json.loads(
+    (Path(__file__).parents[2] / "example_workflows" / "train_only.json").read_text(encoding="utf-8")
+)["id"]
 BLUE = (59, 142, 234)  # the subject's curve
 
 
@@ -288,7 +291,14 @@ def last_log(comfy: ComfyClient) -> str:
 
 
 def test_a_reload_in_the_middle_and_after(page: Page, comfy: ComfyClient) -> None:
+    """In a template that is open twice: only the copy that was run shows the run."""
     load(page, graph(steps=5000, learning_rate=0.0034, output_name="ui_reload"), "reload")
+    template = json.dumps({**page.evaluate("app.graph.serialize()"), "id": TEMPLATE_ID})
+    open_template = f"app.loadGraphData({template}, true, true, 'a template', {{openSource: 'template'}})"
+    page.evaluate(open_template)
+    look_at_panel(page)
+    own = page.evaluate(f"{ROOT}.id")
+    assert own != TEMPLATE_ID
     page.click(RUN)
     until(page, "training", step=5)
     reload(page)
@@ -302,9 +312,16 @@ def test_a_reload_in_the_middle_and_after(page: Page, comfy: ComfyClient) -> Non
     # Asking every few seconds would also get it there: the messages themselves must find the node.
     page.evaluate("import('/extensions/SubjectBooth/lib/node_path.mjs').then(m => { window.nodeOf = m.nodeOf; })")
     assert page.evaluate(f"nodeOf({ROOT}, {json.dumps(active)})?.type") == "DreamBoothLoRATrain"
+    page.evaluate(open_template)
+    page.wait_for(f"{ROOT}.id !== {json.dumps(own)}")
+    look_at_panel(page)
+    assert state(page) == "idle", "another copy of the template"
+    page.evaluate("app.extensionManager.command.execute('Workspace.PreviousOpenedWorkflow')")
+    page.wait_for(f"{ROOT}.id === {json.dumps(own)}")
+    until(page, "training", step=before + 3)
     press(page, "Stop and keep")
     until(page, "kept")
-    assert active["steps"] == 5000
+    assert active["steps"] == 5000 and active["workflow"] == own
     reload(page)
     until(page, "kept", step=before)
     text = page.evaluate(f"{PANEL}.innerText")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import uuid
 from pathlib import Path
 from typing import Any
@@ -47,6 +48,11 @@ def test_every_example_has_an_id_of_its_own() -> None:
     ids = [uuid.UUID(json.loads(path.read_text(encoding="utf-8"))["id"]) for path in EXAMPLES]
     assert len(set(ids)) == len(EXAMPLES)
     assert uuid.UUID(int=0) not in ids
+    # The editor's side gives each opened copy another one.
+    known = re.findall(r'"([0-9a-f-]{36})", // (\w+)', (ROOT / "js" / "lib" / "template_ids.mjs").read_text("utf-8"))
+    assert {name: uuid.UUID(found) for found, name in known} == {
+        path.stem: found for path, found in zip(EXAMPLES, ids, strict=True)
+    }
 
 
 def as_saved(comfy: ComfyClient, name: str) -> dict[str, Any]:
