@@ -58,6 +58,8 @@ def _describe(run: RunSummary) -> dict[str, Any]:
         "changed": run.changed,
         "resolution": run.resolution,
         "rank": run.rank,
+        "learning_rate": run.learning_rate,
+        "preservation": run.preservation,
         "saved": len(run.saved),
         "pictures": run.pictures,
         "thumbnail": versioned_entry(run.thumbnail)["v"] if run.thumbnail else "",

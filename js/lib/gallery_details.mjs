@@ -1,5 +1,6 @@
 // One run in the gallery: its pictures by step, and what can be done with a step.
 import { readableBytes } from "./numbers.mjs";
+import { nameOf } from "./gallery_list.mjs";
 import { copyButton, make } from "./panel.mjs";
 import { makePicture } from "./picture.mjs";
 
@@ -38,7 +39,7 @@ export class GalleryDetails {
     this._list = make("dl");
     this.element = make("div", {},
       make("div", { className: "sbg-line" }, this._back),
-      make("h2", { className: "sbg-words" }, words),
+      make("h2", { className: "sbg-words" }, nameOf(run)),
       this._pictures,
       make("div", { className: "sbg-line" }, this._slider, this._at),
       make("div", { className: "sbg-actions" }, this._use, this._sweep, this._send, this._copy, folder, this._delete),
@@ -132,7 +133,8 @@ export class GalleryDetails {
     const rows = [
       ["pictures", t("stepOf", run)],
       ["base", [run.file, run.base].filter(Boolean).join(" · ")],
-      ["settings", t("settingsOf", run)],
+      ["words", run.trigger],
+      ["settings", settingsOf(run, t)],
       ["size", readableBytes(run.size)],
       ["date", this._actions.date(run.changed)],
       ["file", run.lora ? `models/loras/${run.lora}` : ""],
@@ -159,4 +161,9 @@ export class GalleryDetails {
     this._question.replaceChildren(box);
     no.focus();
   }
+}
+
+function settingsOf(run, t) {
+  return [t("settingsOf", run), run.learning_rate && t("rateOf", { rate: run.learning_rate }),
+    run.preservation && t("preservationOf", run)].filter(Boolean).join(", ");
 }

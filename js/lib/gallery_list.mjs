@@ -60,16 +60,17 @@ export class GalleryList {
 
   _entry(run) {
     const t = this._t;
-    const words = run.trigger || run.run;
+    const name = nameOf(run);
+    const words = run.trigger === name ? "" : run.trigger;
     const button = make("button", { type: "button", className: "sbg-run", onclick: () => this._actions.open(run) });
     button.dataset.run = run.run;
-    button.setAttribute("aria-label", t("open", { words }));
-    const facts = [run.file || run.base, readableBytes(run.size), this._actions.date(run.changed)];
+    button.setAttribute("aria-label", t("open", { words: name }));
+    const facts = [words, run.file || run.base, readableBytes(run.size), this._actions.date(run.changed)];
     const mark = run.active ? "training" : markOf(run);
     button.append(
       picture(run, this._actions.thumbnail(run), t),
       make("div", { className: "sbg-grow" },
-        make("div", { className: "sbg-words" }, words),
+        make("div", { className: "sbg-words" }, name),
         make("div", { className: "sbg-small" }, stepOf(run, t), " ",
           mark ? make("span", { className: "sbg-mark" }, t(mark)) : null),
         make("div", { className: "sbg-small sbg-faint" }, facts.filter(Boolean).join(" · "))),
@@ -77,6 +78,9 @@ export class GalleryList {
     return button;
   }
 }
+
+/** What a run is called: its file in models/loras; before it has one, its words. */
+export const nameOf = (run) => run.lora.replace(/\.safetensors$/, "") || run.trigger || run.run;
 
 const searchable = (run) => `${run.trigger} ${run.file} ${run.base} ${run.lora}`.toLowerCase();
 

@@ -87,6 +87,7 @@ def test_the_gallery_from_empty_to_deleted(page: Page, comfy: ComfyClient, runs:
     says(page, "ohwx cat")
     entry = f"{GALLERY}.querySelector('[data-run]')"
     said = page.evaluate(f"{entry}.innerText")
+    assert said.startswith("seen\n") and "ohwx cat" in said
     assert "step 4" in said and "tiny15.safetensors" in said and "MB" in said
     page.wait_for(f"{entry}.querySelector('img').naturalWidth === 64")
     keep_picture(page, "gallery_list")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Iterator
@@ -39,7 +40,8 @@ class RunSummary:
         size: bytes of the folder, all of which deleting the run frees.
         started: Unix time of the first start.
         changed: Unix time of the last change.
-        resolution, rank: settings of the run; 0 if unknown.
+        resolution, rank, learning_rate: settings of the run; 0 if unknown.
+        preservation: its class preservation, see :data:`trainer.preserve.ways.WAYS`; empty if unknown.
         saved: the steps that have an adapter, in order.
         pictures: number of validation images.
         thumbnail: the first validation image of ``step``, or of the latest step before it; None if there is none.
@@ -57,6 +59,8 @@ class RunSummary:
     changed: float
     resolution: int
     rank: int
+    learning_rate: float
+    preservation: str
     saved: tuple[int, ...]
     pictures: int
     thumbnail: Path | None
@@ -91,7 +95,6 @@ def summarise(folder: Path) -> RunSummary | None:
     steps = _whole(config.get("steps"))
     step, why, published = _step_in_use(folder, steps, saved)
     before = [number for number in sorted(pictures) if number <= step] if step else sorted(pictures)
-    started = record.get("started")
     return RunSummary(
         folder=folder,
         trigger=str(record.get("trigger", "")),
@@ -100,10 +103,12 @@ def summarise(folder: Path) -> RunSummary | None:
         why=why,
         base=str(record.get("base") or _base_of(folder, saved)),
         size=size,
-        started=float(started) if isinstance(started, (int, float)) else 0.0,
+        started=_number(record.get("started")),
         changed=changed,
         resolution=_whole(config.get("resolution")),
         rank=_whole(config.get("rank")),
+        learning_rate=_number(config.get("learning_rate")),
+        preservation=str(record.get("preservation") or ""),
         saved=tuple(saved),
         pictures=sum(map(len, pictures.values())),
         thumbnail=pictures[before[-1]][0] if before else None,
@@ -200,6 +205,10 @@ def _base_of(folder: Path, saved: list[int]) -> str:
         return base_name(read_metadata(lora_path(folder, saved[-1]))) if saved else ""
     except (SubjectBoothError, OSError):
         return ""
+
+
+def _number(value: Any) -> float:
+    return float(value) if isinstance(value, (int, float)) and math.isfinite(value) else 0.0
 
 
 def _whole(value: Any) -> int:

@@ -22,7 +22,13 @@ from subjectbooth.trainer.runs.gallery import delete_run, list_runs, summarise
 from subjectbooth.trainer.runs.result import BEST, CHOSEN, STOPPED, Result
 from subjectbooth.trainer.runs.writer import FolderWriter
 
-CONFIG = {"steps": 300, "resolution": 512, "rank": 16, "validation_prompts": ["a photo of {subject}"]}
+CONFIG = {
+    "steps": 300,
+    "resolution": 512,
+    "rank": 16,
+    "learning_rate": 1e-4,
+    "validation_prompts": ["a photo of {subject}"],
+}
 
 
 def _run(root: Path, number: int, changed: int, steps: tuple[int, ...] = (100, 200, 300), **more: Any) -> RunFolder:
@@ -41,7 +47,7 @@ def _run(root: Path, number: int, changed: int, steps: tuple[int, ...] = (100, 2
 
 
 def test_what_a_run_says_of_itself(tmp_path: Path) -> None:
-    done = _run(tmp_path, 1, 1000)
+    done = _run(tmp_path, 1, 1000, preservation="curvature")
     FolderWriter(done).write_result(Result(200, 300, BEST))
     FolderWriter(done).record_published({"lora": "rex.safetensors"})
     os.utime(done.path / "result.json", (3000, 3000))
@@ -54,6 +60,7 @@ def test_what_a_run_says_of_itself(tmp_path: Path) -> None:
     assert [run.folder for run in (first, second, third)] == [done.path, stopped.path, cancelled.path]
     assert (first.step, first.steps, first.why, first.saved) == (200, 300, BEST, (100, 200, 300))
     assert (first.trigger, first.base, first.resolution, first.rank) == ("ohwx собака", "sd_v1", 512, 16)
+    assert [(run.learning_rate, run.preservation) for run in (first, third)] == [(1e-4, "curvature"), (1e-4, "")]
     assert first.published == {"lora": "rex.safetensors"} and first.changed == 3000 and first.pictures == 3
     assert first.thumbnail == done.path / "validation" / "step_000200_00.png"
     assert first.size == sum(path.stat().st_size for path in files_below(done.path))
