@@ -4,7 +4,7 @@ import { api } from "../../scripts/api.js";
 import { app } from "../../scripts/app.js";
 import { nodeOf } from "./lib/node_path.mjs";
 import { TEXT, dropText } from "./lib/panel.mjs";
-import { isOnPanel } from "./lib/reports.mjs";
+import { isOnPanel, isRepeated } from "./lib/reports.mjs";
 import { told } from "./lib/words.mjs";
 
 function improve(node) {
@@ -20,6 +20,14 @@ function improve(node) {
   const text = widget.value.split("\n").map(told).join("\n");
   if (text !== widget.value) widget.value = text;
 }
+
+// Before the editor makes its widget: making one at each step, to take it off again, would flicker.
+api.addEventListener("progress_text", (event) => {
+  const node = nodeOf(app.rootGraph ?? app.graph, { node: event.detail?.nodeId });
+  if (!isRepeated(node?.comfyClass, event.detail?.text)) return;
+  event.stopImmediatePropagation();
+  dropText(node);
+}, { capture: true });
 
 // Once the editor has made or filled its widget.
 api.addEventListener("progress_text", ({ detail }) => {

@@ -38,6 +38,14 @@ const ON_PANEL = {
   DreamBoothLoRATrain: [/^(trained|reused \(trained before\)): .+, matched \d+\/\d+, use /, /^class drift \d/],
 };
 
+/** What the trainer's panel shows all the time: steps, their losses and time, the settings in use and the memory plan. */
+const WHILE_TRAINING = [/^training on \S+ in /, /^studying what the model knows {2}\d/, /^step \d+\/\d+ {2}(loss|drawing) /];
+
+/** Whether the editor need not show this text of a node at all. */
+export function isRepeated(kind, text) {
+  return kind === "DreamBoothLoRATrain" && WHILE_TRAINING.some((pattern) => pattern.test(text ?? ""));
+}
+
 /** Whether a node's panel shows all lines of its text. */
 export function isOnPanel(kind, text) {
   const known = ON_PANEL[kind] ?? [];

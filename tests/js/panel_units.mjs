@@ -2,6 +2,8 @@
 //   node -e 'import("./tests/js/panel_units.mjs").then(({ run }) => console.log(run()))'
 import { estimateText, roughTime } from "../../js/lib/estimate.mjs";
 import { baseOf, upstreamOf } from "../../js/lib/gallery_graph.mjs";
+import { GalleryDetails } from "../../js/lib/gallery_details.mjs";
+import { GalleryList } from "../../js/lib/gallery_list.mjs";
 import { TABLES, galleryWords } from "../../js/lib/gallery_words.mjs";
 import { keyOf, nodeAt, nodeOf, noteLoaded, pathOf } from "../../js/lib/node_path.mjs";
 import { colourOf, shownSeries, stepAt } from "../../js/lib/loss_chart.mjs";
@@ -11,10 +13,11 @@ import {
 import { merged, moved } from "../../js/lib/photos.mjs";
 import { RunNotices, askOnce, canAsk } from "../../js/lib/notify.mjs";
 import { StatusLines } from "../../js/lib/status_lines.mjs";
+import { ownId } from "../../js/lib/template_ids.mjs";
 import { TrainState } from "../../js/lib/train_state.mjs";
 import { TrainView } from "../../js/lib/train_view.mjs";
 import { wordsOf } from "../../js/lib/train_words.mjs";
-import { isOnPanel } from "../../js/lib/reports.mjs";
+import { isOnPanel, isRepeated } from "../../js/lib/reports.mjs";
 import { warningIn } from "../../js/lib/warnings.mjs";
 import { speak } from "../../js/lib/words.mjs";
 
@@ -102,6 +105,23 @@ const tests = {
       if (!/[а-яё]/i.test(TABLES.ru[name])) throw new Error(`${name} is not translated`);
     }
     same(galleryWords("en")("stepOf", { step: 2, steps: 4 }), "step 2 of 4");
+  },
+  "a run is listed under its file, and says what it was trained with"() {
+    if (typeof document === "undefined") return; // run by node
+    const one = { run: "ohwx_dog_0123456789ab", trigger: "ohwx dog", lora: "pets/rex.safetensors", step: 8, steps: 20, why: "stopped",
+      base: "sd_v1", file: "x.safetensors", size: 2 ** 22, changed: 5, resolution: 512, rank: 16, learning_rate: 0.0001, preservation: "curvature" };
+    const bare = { ...one, run: "ohwx_dog_000000000000", lora: "", learning_rate: 0, preservation: "" };
+    const t = galleryWords("en");
+    const actions = { thumbnail: () => "", date: () => "today", viewAddress: () => "" };
+    const list = new GalleryList(t, actions);
+    list.show([one, bare, { ...bare, trigger: "" }], 1);
+    same([...list.element.querySelectorAll(".sbg-words")].map(({ textContent }) => textContent),
+      ["pets/rex", "ohwx dog", "ohwx_dog_000000000000"]);
+    same([...list.element.querySelectorAll(".sbg-faint.sbg-small")].map(({ textContent }) => textContent),
+      ["ohwx dog · x.safetensors · 4.0 MB · today", "x.safetensors · 4.0 MB · today", "x.safetensors · 4.0 MB · today"]);
+    const facts = (run) => [...new GalleryDetails(run, t, actions, false).element.querySelectorAll("dd")].map(({ textContent }) => textContent);
+    same(facts(one).includes("512 px, rank 16, learning rate 0.0001, preservation curvature"), true, facts(one));
+    same(facts(bare).includes("512 px, rank 16"), true, facts(bare));
   },
   "the base is what the trainer's three inputs hang on, or a loader's"() {
     const loader = { class_type: "CheckpointLoaderSimple", inputs: { ckpt_name: "a.safetensors" } };
@@ -216,6 +236,20 @@ const tests = {
     const found = (id, workflow) => nodeOf({ ...root, id }, { node: "5", workflow }) === node;
     same([found("a-b", "a-b"), found("a-b", "c-d"), found("a-b", ""), found("a-b", undefined)], [true, false, true, true]);
     same([found(undefined, "c-d"), found("00000000-0000-0000-0000-000000000000", "c-d")], [true, true]);
+  },
+  "a template is given an id of its own whenever it is opened, and no other workflow"() {
+    const shipped = "45c38f60-2070-5d4f-a4c4-90b80a5fb946";
+    const ids = [1, 2].map(() => {
+      const workflow = { id: shipped, nodes: [] };
+      ownId(workflow);
+      return workflow.id;
+    });
+    same(ids.map((id) => /^[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}$/.test(id)), [true, true]);
+    same(ids[0] === ids[1], false);
+    const own = { id: ids[0] };
+    ownId(own);
+    same(own.id, ids[0]);
+    for (const workflow of [{}, { id: undefined }, null, undefined]) ownId(workflow);
   },
   "a workflow that was given its id by the editor still hears of what it queued without one"() {
     const kept = new Map();
@@ -367,6 +401,8 @@ const tests = {
     same(isOnPanel("DreamBoothLoRATrain", `${trained}\nNothing else says this.`), false);
     same(isOnPanel("DreamBoothLoRATrain", trained.replace("trained", "trained, but nothing was learned")), false);
     same([isOnPanel("DreamBoothLoRATrain", reports[4]), isOnPanel("ApplySubjectLoRA", ready)], [false, false]);
+    same(reports.filter((text) => isRepeated("DreamBoothLoRATrain", text)), reports.slice(2, 7));
+    same(isRepeated("GenerateClassPriors", reports[4]), false);
     same(warningIn("ru", reports[4]), "шаг 26/60, потери 0.0648, 2.40 с/шаг, осталось 2:29");
     same(warningIn("ru", reports[10]),
       "обучено: a.safetensors, 4.6 МБ, шаг 12 из 290 (остановлено и сохранено), совпало 9/9, в промптах пишите «ohwx dog»");

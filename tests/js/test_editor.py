@@ -167,7 +167,10 @@ def test_run_button_trains_and_shows_pictures(page: Page, comfy: ComfyClient) ->
         "window.seen = {progress: [], text: []};"
         " app.api.addEventListener('progress',"
         " ({detail: d}) => window.seen.progress.push([d.node, d.value, d.max]));"
-        " app.api.addEventListener('progress_text', e => { window.seen.text.push(e.detail.text); })"
+        " app.api.addEventListener('progress_text', e => { window.seen.text.push(e.detail.text); });"
+        " window.seen.shown = []; setInterval(() => { for (const n of app.graph.nodes) if (n.type === "
+        "'DreamBoothLoRATrain') for (const w of n.widgets) if (w.name === '$$node-text-preview' &&"
+        " !window.seen.shown.includes(w.value)) window.seen.shown.push(w.value); }, 100)"
     )
     page.click("document.querySelector('[data-testid=\"queue-button\"]')")
     ended = page.wait_for(f"app.nodeOutputs['{save}']?.images || app.lastExecutionError", 480)
@@ -186,6 +189,8 @@ def test_run_button_trains_and_shows_pictures(page: Page, comfy: ComfyClient) ->
     assert said and "step 4, matched" in said[0], seen["text"]
     texts = "app.graph.nodes.filter(n => n.widgets?.some(w => w.name === '$$node-text-preview')).map(n => n.type)"
     page.wait_for(f"{texts}.every(type => !['DreamBoothLoRATrain', 'GenerateClassPriors'].includes(type))", 10)
+    shown = page.evaluate("window.seen.shown")
+    assert not [text for text in shown if re.match(r"step |training on ", text)], "the panel shows that"
     panel = page.evaluate("(e => [e.dataset.state, e.dataset.step])(document.querySelector('.subjectbooth-train'))")
     assert panel == ["finished", "4"]
     page.wait_for(
