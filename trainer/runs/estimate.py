@@ -129,11 +129,11 @@ def _from_run(folder: Path, config: TrainConfig, preservation: str, free: int | 
         1, round(counts.get("pictures", before.train_batch_size * _added(record.get("preservation"))) * batch)
     )
     drawn = config.validations_left(0) * len(config.validation_prompts) * config.validation_steps
-    # With guidance, each sampling step is two forward passes: for the prompt and for the negative prompt.
     scored = 0
     if config.validation_interval:  # with prompts or without
         scored = SCORED_FIRST + SCORED * -(-config.steps // config.validation_interval)
     studied = STUDIED if preservation == Curvature.name else 0
+    # With guidance, each sampling step is two forward passes: for the prompt and for the negative prompt.
     beside = (FORWARD * (2 * drawn + scored) + studied) * step / (pictures * config.gradient_accumulation_steps)
     plan = None
     if counts:

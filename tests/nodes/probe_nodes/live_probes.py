@@ -80,8 +80,8 @@ class ProbeFeed:
         return {"ui": {"report": [report]}}
 
 
-class ProbeMessage:
-    """What one whole message costs the training that sends it, and the server that makes JSON of it."""
+class _Probe:
+    """A node that runs anew with each number."""
 
     @classmethod
     def INPUT_TYPES(cls) -> dict[str, Any]:
@@ -91,6 +91,10 @@ class ProbeMessage:
     OUTPUT_NODE = True
     CATEGORY = "probe"
     FUNCTION = "probe"
+
+
+class ProbeMessage(_Probe):
+    """What one whole message costs the training that sends it, and the server that makes JSON of it."""
 
     def probe(self, nonce: int) -> dict[str, Any]:
         import torch
@@ -117,17 +121,8 @@ class ProbeMessage:
         return {"ui": {"report": [{"sending": _milliseconds(sending), "encoding": _milliseconds(encoding)}]}}
 
 
-class ProbePhases:
+class ProbePhases(_Probe):
     """The states of a feed: what it says after each event of a training, and how that ends with an error."""
-
-    @classmethod
-    def INPUT_TYPES(cls) -> dict[str, Any]:
-        return {"required": {"nonce": ("INT", {"default": 0, "max": 2**31})}}
-
-    RETURN_TYPES = ()
-    OUTPUT_NODE = True
-    CATEGORY = "probe"
-    FUNCTION = "probe"
 
     def probe(self, nonce: int) -> dict[str, Any]:
         import torch
